@@ -1,0 +1,22 @@
+"""Parameter-server training for Keras 3 on stock TensorFlow."""
+
+from tfps.cluster import Cluster
+from tfps.local import LocalCluster
+from tfps.strategy import ParameterServerStrategy
+from tfps.consistency import Async
+from tfps.data import Context
+from tfps.trainer import Trainer
+from tfps.server import serve
+from tfps.errors import (
+    ChiefLost,
+    ClusterConfigError,
+    ConfigError,
+    DataError,
+    Error,
+    PortInUse,
+    StartupTimeout,
+    TaskLost,
+    WorkerError,
+)
+
+__version__ = "0.1.0"

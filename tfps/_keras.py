@@ -1,0 +1,152 @@
+"""The private names of Keras that tfps uses, as of Keras 3.15.
+
+Nothing else in the package imports from `keras.src` or touches an underscore of
+Keras.
+"""
+
+import contextlib
+
+import keras
+import tensorflow as tf
+from keras.src.optimizers.base_optimizer import BaseOptimizer
+from keras.src.random.seed_generator import global_seed_generator
+from keras.src.trainers.data_adapters import array_slicing, data_adapter_utils
+from keras.src.trainers.epoch_iterator import EpochIterator
+from keras.src.trainers.trainer import Trainer as BaseTrainer
+from keras.src.utils.python_utils import pythonify_logs
+
+__all__ = [
+    "BaseOptimizer",
+    "EpochIterator",
+    "add_metrics",
+    "build",
+    "call",
+    "check_compiled",
+    "check_train_step",
+    "clip_gradients",
+    "compute_loss",
+    "decays",
+    "detach_from_strategy",
+    "flatten_metrics",
+    "initial_epoch",
+    "learning_rate_of",
+    "metrics_result",
+    "path",
+    "pythonify_logs",
+    "seed_states",
+    "set_iterations",
+    "should_evaluate",
+    "split_validation",
+    "unpack_batch",
+]
+
+split_validation = array_slicing.train_validation_split
+unpack_batch = data_adapter_utils.unpack_x_y_sample_weight
+
+
+def detach_from_strategy(model: keras.Model) -> None:
+    """Makes a model that was built under a strategy's scope an ordinary one.
+
+    Keras remembers the scope and would run the model's own `predict` or
+    `evaluate` through the strategy.
+    """
+    model._distribute_strategy = None
+    optimizer = model.optimizer
+    while optimizer is not None:
+        optimizer._distribution_strategy = tf.distribute.get_strategy()
+        optimizer = getattr(optimizer, "inner_optimizer", None)
+
+
+def build(model: keras.Model, batch_spec) -> None:
+    """Creates the variables of model, loss and metrics for batches of this spec.
+
+    The optimizer is left unbuilt: its state belongs on the servers.
+    """
+    optimizer, model.optimizer = model.optimizer, None
+    try:
+        model._symbolic_build(data_batch=batch_spec)
+    finally:
+        model.optimizer = optimizer
+
+
+def check_compiled(model: keras.Model, method: str) -> None:
+    model._assert_compile_called(method)
+
+
+def check_train_step(model: keras.Model) -> bool:
+    """Whether the model uses Keras's own `train_step` and `test_step`."""
+    base = keras.Model
+    return type(model).train_step is base.train_step and type(model).test_step is base.test_step
+
+
+def call(model: keras.Model, x, training: bool):
+    return model(x, training=training) if model._call_has_training_arg else model(x)
+
+
+def compute_loss(model: keras.Model, x, y, y_pred, sample_weight, training: bool):
+    return model._compute_loss(x, y, y_pred, sample_weight, training=training)
+
+
+def add_metrics(model: keras.Model, loss, x, y, y_pred, sample_weight) -> None:
+    """Updates the loss tracker and the compiled metrics with one batch."""
+    if model._loss_tracker is not None:
+        first = next(t for t in tf.nest.flatten(x) if t is not None)
+        model._loss_tracker.update_state(loss, sample_weight=tf.shape(first)[0])
+    model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+
+
+def metrics_result(model: keras.Model) -> dict:
+    return pythonify_logs(model.get_metrics_result())
+
+
+def flatten_metrics(model: keras.Model, logs: dict):
+    return model._flatten_metrics_in_order(logs)
+
+
+def should_evaluate(model: keras.Model, epoch: int, validation_freq) -> bool:
+    return BaseTrainer._should_eval(model, epoch, validation_freq)
+
+
+def initial_epoch(model: keras.Model, initial: int) -> int:
+    """The epoch to begin with; BackupAndRestore sets another one on the model."""
+    return getattr(model, "_initial_epoch", None) or initial
+
+
+def seed_states(model: keras.Model) -> list[keras.Variable]:
+    """The states of all random generators that a call of the model may draw from."""
+    weights = {id(v) for v in model.weights}
+    states = [v for v in model.non_trainable_variables if id(v) not in weights]
+    return [*states, global_seed_generator().state]
+
+
+def clip_gradients(optimizer: keras.optimizers.Optimizer, gradients: list) -> list:
+    """Clips by value, by norm or by global norm, as the optimizer is configured."""
+    return optimizer._clip_gradients(gradients)
+
+
+def decays(optimizer: keras.optimizers.Optimizer, variable: keras.Variable) -> bool:
+    """Whether the optimizer's weight decay applies to the variable."""
+    return bool(optimizer.weight_decay) and optimizer._use_weight_decay(variable.value)
+
+
+def set_iterations(optimizer: keras.optimizers.Optimizer, applied: int) -> None:
+    """Makes the optimizer's `iterations` say how many updates were applied."""
+    getattr(optimizer, "inner_optimizer", optimizer)._iterations.assign(applied)
+
+
+def learning_rate_of(optimizer: keras.optimizers.Optimizer):
+    """What the optimizer was given: a variable, a schedule or a callable."""
+    return optimizer._learning_rate
+
+
+@contextlib.contextmanager
+def path(name: str):
+    """Variables created inside get the path `name`, slashes included.
+
+    Yields the last component, to be given as the variable's name.
+    """
+    *scopes, last = name.split("/")
+    with contextlib.ExitStack() as stack:
+        for scope in scopes:
+            stack.enter_context(keras.name_scope(scope))
+        yield last

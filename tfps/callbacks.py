@@ -1,0 +1,47 @@
+"""What the trainer needs to know about Keras callbacks."""
+
+import keras
+
+_BATCH_HOOKS = ("on_batch_begin", "on_batch_end", "on_train_batch_begin", "on_train_batch_end")
+
+# Their batch hooks look at the logs and the optimizer only.
+_LOGS_ONLY = (
+    keras.callbacks.History,
+    keras.callbacks.ProgbarLogger,
+    keras.callbacks.TensorBoard,
+    keras.callbacks.TerminateOnNaN,
+    keras.callbacks.CSVLogger,
+    keras.callbacks.EarlyStopping,
+    keras.callbacks.LearningRateScheduler,
+    keras.callbacks.ReduceLROnPlateau,
+)
+_SAVING = (keras.callbacks.ModelCheckpoint, keras.callbacks.BackupAndRestore)
+
+
+def reads_weights_in_batches(callback: keras.callbacks.Callback) -> bool:
+    """Whether a callback may look at the weights after a batch.
+
+    For such a callback the trainer fetches the weights from the servers after
+    every batch, which is right but costs a pull. A callback of your own that
+    has batch hooks and does not look at weights says so with a class attribute
+    `reads_weights = False`.
+    """
+    declared = getattr(callback, "reads_weights", None)
+    if declared is not None:
+        return declared
+    if type(callback) in _LOGS_ONLY:
+        return False
+    if type(callback) in _SAVING:
+        return callback.save_freq != "epoch"
+    base = keras.callbacks.Callback
+    return any(
+        getattr(type(callback), hook) is not getattr(base, hook)
+        or _set_on_instance(callback, hook)
+        for hook in _BATCH_HOOKS
+    )
+
+
+def _set_on_instance(callback: keras.callbacks.Callback, hook: str) -> bool:
+    # LambdaCallback assigns its hooks; those not given it leaves to the base class
+    # or sets to None.
+    return callback.__dict__.get(hook) is not None

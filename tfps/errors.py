@@ -1,0 +1,64 @@
+"""The exceptions of tfps.
+
+```
+Error
+├── ConfigError(ValueError)   what was asked for cannot be: TF_CONFIG, arguments, optimizer, data
+│   ├── ClusterConfigError      the description of the cluster
+│   └── DataError               the input of fit, evaluate or predict
+├── StartupTimeout(TimeoutError)  a task did not answer in time
+├── PortInUse(OSError)        this task's own port is taken
+├── WorkerError               the model's code failed on a worker
+├── TaskLost                  a worker or parameter server went away while it was needed
+└── ChiefLost                 a server saw its chief die
+```
+
+Every message gives the value, the constraint and the remedy in one line.
+Errors of TensorFlow's runtime are mapped into this tree where they enter
+(`coordinator.py`), and stay reachable as `__cause__`.
+"""
+
+
+class Error(Exception):
+    """Base class of every error that tfps raises on purpose."""
+
+
+class ConfigError(Error, ValueError):
+    """A request that cannot be carried out as it stands."""
+
+
+class ClusterConfigError(ConfigError):
+    """A cluster description (TF_CONFIG or arguments) that is wrong."""
+
+
+class DataError(ConfigError):
+    """Input that cannot be trained or evaluated on."""
+
+
+class StartupTimeout(Error, TimeoutError):
+    """A task did not answer within the time given for start-up."""
+
+
+class PortInUse(Error, OSError):
+    """The port on which this task should listen is taken."""
+
+
+class WorkerError(Error):
+    """The step failed on a worker: the message of TensorFlow, and where.
+
+    Attributes:
+      worker: int, the index of the worker.
+      address: str, its `host:port`.
+    """
+
+    def __init__(self, worker: int, address: str, message: str):
+        super().__init__(f"worker {worker} ({address}) failed: {message}")
+        self.worker = worker
+        self.address = address
+
+
+class TaskLost(Error):
+    """A worker or parameter server became unreachable during a step."""
+
+
+class ChiefLost(Error):
+    """The chief died without saying goodbye; raised in the servers."""

@@ -1,0 +1,135 @@
+"""Buckets: what travels and is updated together.
+
+A step that handled every variable by itself would pay a message and a handful
+of tiny ops for each. So shards of one ps, dtype and treatment lie side by side
+in one flat server variable, a bucket: a pull reads it, a push adds to it, and
+an elementwise optimizer updates it in a few ops, however many model variables
+are inside. Buckets are bounded in size so that a large model does not become
+one giant message.
+"""
+
+import dataclasses
+from collections.abc import Hashable, Sequence
+
+import tensorflow as tf
+
+from tfps.placement import Shard, VariableSpec
+
+BUCKET_BYTES = 4 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Bucket:
+    """Shards stored as one server variable.
+
+    Attributes:
+      ps: index of the parameter server.
+      dtype: element type.
+      kind: what the shards have in common; see `build`.
+      shards: in the order in which they lie in the bucket.
+      shape: of the server variable: (size,), or the model variable's own shape
+        where the bucket holds exactly one whole variable.
+    """
+
+    ps: int
+    dtype: str
+    kind: Hashable
+    shards: tuple[Shard, ...]
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        return sum(shard.size for shard in self.shards)
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * tf.as_dtype(self.dtype).size
+
+
+def build(
+    specs: Sequence[VariableSpec],
+    shards: Sequence[Shard],
+    kinds: Sequence[Hashable],
+    alone: Sequence[bool],
+    bucket_bytes: int = BUCKET_BYTES,
+) -> list[Bucket]:
+    """Groups the shards into buckets.
+
+    Args:
+      specs: the variables.
+      shards: of `place`; the order is kept within a bucket.
+      kinds: per variable, its treatment; only equal kinds share a bucket.
+      alone: per variable, whether it needs a bucket of its own with its own
+        shape (its update is not elementwise).
+      bucket_bytes: a bucket is closed before it grows above this; a larger
+        shard has one to itself.
+
+    Returns:
+      Buckets by ps, then in the order of their first shard.
+    """
+    closed: list[Bucket] = []
+    open_: dict[Hashable, list[Shard]] = {}
+
+    def close(key):
+        members = open_.pop(key)
+        first = members[0]
+        spec = specs[first.variable]
+        whole = len(members) == 1 and first.size == spec.size
+        shape = spec.shape if whole else (sum(s.size for s in members),)
+        closed.append(
+            Bucket(first.ps, spec.dtype, kinds[first.variable], tuple(members), shape)
+        )
+
+    for shard in shards:
+        spec = specs[shard.variable]
+        key = (shard.ps, spec.dtype, kinds[shard.variable])
+        if alone[shard.variable]:
+            key = (*key, shard)
+        held = sum(s.size for s in open_.get(key, ()))
+        if held and (held + shard.size) * spec.itemsize > bucket_bytes:
+            close(key)
+        open_.setdefault(key, []).append(shard)
+    for key in list(open_):
+        close(key)
+    order = {shard: i for i, shard in enumerate(shards)}
+    return sorted(closed, key=lambda b: (b.ps, order[b.shards[0]]))
+
+
+def pack(buckets: Sequence[Bucket], tensors: dict[int, tf.Tensor]) -> list[tf.Tensor]:
+    """Lays variables out as buckets.
+
+    Args:
+      buckets: which to fill.
+      tensors: variable index -> whole tensor, for every variable in them.
+
+    Returns:
+      One tensor a bucket, of the bucket's shape.
+    """
+    flat = {i: tf.reshape(t, [-1]) for i, t in tensors.items()}
+
+    def fill(bucket):
+        # Slicing the whole is an identity, which Grappler and XLA remove.
+        parts = [flat[s.variable][s.begin : s.end] for s in bucket.shards]
+        return tf.reshape(parts[0] if len(parts) == 1 else tf.concat(parts, 0), bucket.shape)
+
+    return [fill(bucket) for bucket in buckets]
+
+
+def unpack(
+    buckets: Sequence[Bucket], values: Sequence[tf.Tensor], specs: Sequence[VariableSpec]
+) -> dict[int, tf.Tensor]:
+    """The inverse of `pack`: variable index -> whole tensor of the variable's shape."""
+    parts: dict[int, list[tuple[int, tf.Tensor]]] = {}
+    for bucket, value in zip(buckets, values, strict=True):
+        flat = tf.reshape(value, [-1])
+        offset = 0
+        for shard in bucket.shards:
+            piece = flat[offset : offset + shard.size]
+            parts.setdefault(shard.variable, []).append((shard.begin, piece))
+            offset += shard.size
+    whole = {}
+    for i, pieces in parts.items():
+        ordered = [piece for _, piece in sorted(pieces, key=lambda p: p[0])]
+        value = ordered[0] if len(ordered) == 1 else tf.concat(ordered, 0)
+        whole[i] = tf.reshape(value, specs[i].shape)
+    return whole

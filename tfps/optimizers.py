@@ -1,0 +1,240 @@
+"""A Keras optimizer as a pure function of tensors, run by a parameter server.
+
+On the TensorFlow backend, Keras optimizers write into `tf.Variable`s and go
+through `tf.distribute`, which makes one `apply` many unlocked writes bound to
+the variables it was built with. The general algorithms of Keras underneath are
+free of both, so a subclass that restores them turns any optimizer into
+`(values, state, gradients) -> (values, state)`: it can be compiled, applied
+under a lock, and pointed at other variables without tracing again.
+"""
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from tfps import _keras
+from tfps._keras import BaseOptimizer
+
+# One element's update reads no other element, so buckets and shards change nothing.
+_ELEMENTWISE = frozenset(
+    {
+        keras.optimizers.SGD,
+        keras.optimizers.RMSprop,
+        keras.optimizers.Adam,
+        keras.optimizers.AdamW,
+        keras.optimizers.Adagrad,
+        keras.optimizers.Adadelta,
+        keras.optimizers.Adamax,
+        keras.optimizers.Nadam,
+        keras.optimizers.Ftrl,
+        keras.optimizers.Lion,
+    }
+)
+
+
+def inner(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    """The optimizer that updates weights: without the loss scaling around it."""
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        return optimizer.inner_optimizer
+    return optimizer
+
+
+def is_elementwise(optimizer: keras.optimizers.Optimizer) -> bool:
+    """Whether updating a slice of a variable equals slicing the updated variable."""
+    return type(inner(optimizer)) in _ELEMENTWISE
+
+
+def settable_rate(optimizer: keras.optimizers.Optimizer) -> float:
+    """The learning rate to send with a step; 0.0 where the servers follow a schedule."""
+    rate = _keras.learning_rate_of(inner(optimizer))
+    if isinstance(rate, keras.Variable):
+        return float(rate.numpy())
+    if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
+        return 0.0
+    return float(rate())
+
+
+def static_loss_scale(optimizer: keras.optimizers.Optimizer) -> float:
+    """The constant factor by which the optimizer scales the loss; 1.0 without one."""
+    return inner(optimizer).loss_scale_factor or 1.0
+
+
+def prepare(optimizer: keras.optimizers.Optimizer, gradients: list, scale: tf.Tensor):
+    """Unscales and clips gradients on the worker, which sees those of the whole model.
+
+    Args:
+      optimizer: the one that the model was compiled with.
+      gradients: tensors, or None where there is none.
+      scale: float32 scalar by which the loss was multiplied.
+
+    Returns:
+      (gradients, finite): finite is a bool scalar, always true unless the
+      optimizer scales the loss dynamically.
+    """
+    finite = tf.constant(True)
+    dynamic = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    if dynamic or static_loss_scale(optimizer) != 1.0:
+        gradients = [None if g is None else g / tf.cast(scale, g.dtype) for g in gradients]
+    if dynamic:
+        checks = [tf.reduce_all(tf.math.is_finite(g)) for g in gradients if g is not None]
+        finite = tf.reduce_all(tf.stack(checks))
+    return _keras.clip_gradients(inner(optimizer), gradients), finite
+
+
+class _Stateless:
+    """Restores Keras's general algorithms over those of its TensorFlow backend."""
+
+    add_variable_from_reference = BaseOptimizer.add_variable_from_reference
+    stateless_apply = BaseOptimizer.stateless_apply
+    assign = BaseOptimizer.assign
+    assign_add = BaseOptimizer.assign_add
+    assign_sub = BaseOptimizer.assign_sub
+    _var_key = BaseOptimizer._var_key
+    _apply_weight_decay = BaseOptimizer._apply_weight_decay
+    _backend_update_step = BaseOptimizer._backend_update_step
+    _overwrite_model_variables_with_average_value = (
+        BaseOptimizer._overwrite_model_variables_with_average_value
+    )
+
+    def _use_weight_decay(self, variable):
+        return self.decayed[id(variable)]
+
+    def _backend_apply_gradients(self, gradients, variables):
+        # As in Keras, but with selections in place of conditional writes, which
+        # have no meaning in a pure function.
+        if self.gradient_accumulation_steps:
+            self._accumulate(gradients, variables)
+        else:
+            self._apply_weight_decay(variables)
+            self._backend_update_step(gradients, variables, self.learning_rate)
+        if not self.use_ema:
+            return
+        self._update_model_variables_moving_average(self._trainable_variables)
+        if self.ema_overwrite_frequency:
+            overwrite = (self.iterations + 1) % self.ema_overwrite_frequency == 0
+            averages = self._model_variables_moving_average
+            for v, average in zip(self._trainable_variables, averages, strict=True):
+                v.assign(ops.where(overwrite, average, v))
+
+    def _accumulate(self, gradients, variables):
+        n = self.gradient_accumulation_steps
+        update = (self._iterations + 1) % n == 0
+        sums = [self._accumulated_gradients[self._get_variable_index(v)] for v in variables]
+        totals = [s + g for s, g in zip(sums, gradients, strict=True)]
+        touched = [*variables, *self.variables]
+        before = [ops.convert_to_tensor(v) for v in touched]
+        self._apply_weight_decay(variables)
+        self._backend_update_step([t / n for t in totals], variables, self.learning_rate)
+        for v, old in zip(touched, before, strict=True):
+            v.assign(ops.where(update, v, old))
+        for s, total in zip(sums, totals, strict=True):
+            s.assign(ops.where(update, ops.zeros_like(total), total))
+
+
+class ServerOptimizer:
+    """The optimizer of one parameter server, built on that server's buckets.
+
+    Attributes:
+      state: the Keras variables of the optimizer (iterations and slots), in the
+        order in which `apply` takes and returns their values. They live on the
+        device on which the constructor ran.
+    """
+
+    def __init__(self, optimizer: keras.optimizers.Optimizer, variables: list, decayed: list[bool]):
+        """Clones the optimizer and builds its state.
+
+        Gradients arrive unscaled and clipped: both need the gradients of the
+        whole model, which only the worker sees.
+
+        Args:
+          optimizer: the one that the model was compiled with.
+          variables: `keras.Variable`s, one a bucket.
+          decayed: per variable, whether weight decay applies to it.
+        """
+        self._clone = _stateless_clone(inner(optimizer))
+        self._clone.decayed = {id(v): d for v, d in zip(variables, decayed, strict=True)}
+        self._clone.build(variables)
+        rate = _keras.learning_rate_of(self._clone)
+        # A settable rate is an argument of every step, so that a callback's
+        # change is in force at once; a schedule is computed from `iterations` here.
+        self._rate = rate if isinstance(rate, keras.Variable) else None
+        self.state = [v for v in self._clone.variables if v is not self._rate]
+
+    @property
+    def iterations(self) -> keras.Variable:
+        """int32 scalar: updates applied on this server."""
+        return self._clone._iterations
+
+    @property
+    def averages(self) -> list[keras.Variable] | None:
+        """The moving averages of the variables, where the optimizer keeps them."""
+        return self._clone._model_variables_moving_average if self._clone.use_ema else None
+
+    def apply(self, values, state, gradients, learning_rate):
+        """One update, as a pure function.
+
+        Args:
+          values: tensors, the buckets.
+          state: tensors, in the order of `self.state`.
+          gradients: tensors of the shapes of `values`.
+          learning_rate: float32 scalar; ignored where the optimizer follows a
+            schedule.
+
+        Returns:
+          (new values, new state).
+        """
+        given = {id(v): t for v, t in zip(self.state, state, strict=True)}
+        if self._rate is not None:
+            given[id(self._rate)] = learning_rate
+        ordered = [given[id(v)] for v in self._clone.variables]
+        values, updated = self._clone.stateless_apply(ordered, gradients, values)
+        updated = {id(v): t for v, t in zip(self._clone.variables, updated, strict=True)}
+        return values, [updated[id(v)] for v in self.state]
+
+
+def _stateless_clone(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    cls = type(optimizer)
+    clone_class = type(f"Stateless{cls.__name__}", (_Stateless, cls), {})
+    config = optimizer.get_config()
+    for name in ("clipnorm", "clipvalue", "global_clipnorm", "loss_scale_factor"):
+        if name in config:
+            config[name] = None
+    rate = _keras.learning_rate_of(optimizer)
+    schedule = isinstance(rate, keras.optimizers.schedules.LearningRateSchedule)
+    # A schedule goes in as the object, so that a custom one needs no registration.
+    config["learning_rate"] = rate if schedule else 0.0
+    return clone_class.from_config(config)
+
+
+class LossScale:
+    """The dynamic loss scale of mixed float16 training, shared by all workers.
+
+    Keras lets the optimizer keep it, find overflows and skip the update. Here
+    each server sees only its part of the gradients, so the worker looks for
+    overflows and says so with its push; the scale itself lives on the first ps.
+
+    Attributes:
+      variables: [float32 scalar scale, int32 scalar count of good steps].
+    """
+
+    def __init__(self, optimizer: keras.optimizers.LossScaleOptimizer):
+        scale = optimizer.dynamic_scale if optimizer.built else optimizer.initial_scale
+        self._growth_steps = optimizer.dynamic_growth_steps
+        self.variables = [
+            tf.Variable(float(scale), dtype=tf.float32, trainable=False, name="loss_scale"),
+            tf.Variable(0, dtype=tf.int32, trainable=False, name="good_steps"),
+        ]
+
+    def update(self, scale, good_steps, used, finite):
+        """The next (scale, good_steps) after a push.
+
+        Args:
+          scale, good_steps: the present values.
+          used: the scale with which the worker computed.
+          finite: bool, whether its gradients were all finite.
+        """
+        grow = tf.equal(good_steps + 1, self._growth_steps)
+        good = (tf.where(grow, scale * 2, scale), tf.where(grow, 0, good_steps + 1))
+        # Of several workers that overflowed at one scale, the first halves it.
+        bad = (tf.where(tf.equal(scale, used), scale / 2, scale), tf.zeros_like(good_steps))
+        return tf.where(finite, good[0], bad[0]), tf.where(finite, good[1], bad[1])
