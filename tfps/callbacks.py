@@ -33,15 +33,15 @@ def reads_weights_in_batches(callback: keras.callbacks.Callback) -> bool:
         return False
     if type(callback) in _SAVING:
         return callback.save_freq != "epoch"
+    return has_batch_hooks(callback)
+
+
+def has_batch_hooks(callback: keras.callbacks.Callback) -> bool:
+    """Whether the callback does anything at the training batch hooks."""
     base = keras.callbacks.Callback
     return any(
         getattr(type(callback), hook) is not getattr(base, hook)
-        or _set_on_instance(callback, hook)
+        # LambdaCallback assigns its hooks to the instance.
+        or callback.__dict__.get(hook) is not None
         for hook in _BATCH_HOOKS
     )
-
-
-def _set_on_instance(callback: keras.callbacks.Callback, hook: str) -> bool:
-    # LambdaCallback assigns its hooks; those not given it leaves to the base class
-    # or sets to None.
-    return callback.__dict__.get(hook) is not None

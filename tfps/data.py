@@ -66,6 +66,7 @@ class ChiefFeed:
       batch_spec: nested `tf.TypeSpec`s of a batch; None where a part is missing.
       source_spec: the form of `Work.source`.
       num_batches: batches in an epoch, or None if unknown.
+      group: batches in a `Work` at most.
     """
 
     def __init__(self, *, steps_per_epoch=None, steps_per_execution: int = 1, **data):
@@ -84,8 +85,8 @@ class ChiefFeed:
         self.batch_spec = _without_optionals(self._dataset.element_spec)
         flat = tf.nest.flatten(self.batch_spec)
         stackable = all(s is None or isinstance(s, tf.TensorSpec) for s in flat)
-        self._group = steps_per_execution if stackable else 1
-        self.source_spec = _stacked(self.batch_spec) if self._group > 1 else self.batch_spec
+        self.group = steps_per_execution if stackable else 1
+        self.source_spec = _stacked(self.batch_spec) if self.group > 1 else self.batch_spec
         self._iterator = None
 
     def begin_epoch(self) -> None:
@@ -100,7 +101,7 @@ class ChiefFeed:
         """The next batches for the worker, alike in shape, or None at the end of the epoch."""
         del worker
         batches = []
-        while len(batches) < min(self._group, self._left):
+        while len(batches) < min(self.group, self._left):
             batch = self._ahead if self._ahead is not None else self._next()
             self._ahead = None
             if batch is None:
@@ -113,7 +114,7 @@ class ChiefFeed:
             return None
         self._left -= len(batches)
         self._taken += len(batches)
-        if self._group == 1:
+        if self.group == 1:
             return Work(batches[0], 1)
         return Work(Stack(keras.tree.map_structure(_stack, *batches)), len(batches))
 
@@ -127,9 +128,10 @@ class ChiefFeed:
         # With steps_per_epoch, the pass goes on from the last epoch and may
         # have ended just there.
         for _ in range(2):
-            batch = next(self._iterator, None)
-            if batch is not None:
-                return _without_optionals(batch)
+            # Python's next() would go through two executors of TensorFlow's.
+            element = self._iterator.get_next_as_optional()
+            if element.has_value():
+                return _without_optionals(element.get_value())
             if self._steps is None or self._taken:
                 break
             self._iterator = iter(self._dataset)
@@ -160,7 +162,7 @@ class WorkerFeed:
           DataError: it returned something that is not a `tf.data.Dataset`.
         """
         self._steps = steps_per_epoch
-        self._group = steps_per_execution
+        self.group = steps_per_execution
         self._datasets = []
         for w in range(num_workers):
             with _input_device(w):
@@ -195,7 +197,7 @@ class WorkerFeed:
             if self._steps is None or self._fruitless[worker] > 1:
                 return None
             self._restart(worker)
-        count = int(min(self._group, self._left))
+        count = int(min(self.group, self._left))
         self._left -= count
         return Work(self._iterators[worker], count)
 

@@ -82,11 +82,10 @@ class MetricTotals:
         self._totals = [np.asarray(v.numpy(), np.float64) for v in program.metrics]
         self.examples = 0
 
-    def add(self, report: Report) -> dict:
-        """Adds a report and returns the logs so far."""
+    def add(self, report: Report) -> None:
+        """Adds what a report says."""
         self.examples += report.examples
         self._totals = [t + c for t, c in zip(self._totals, report.metrics, strict=True)]
-        return self.logs()
 
     def logs(self) -> dict:
         """Metric name -> float, as `keras.Model.get_metrics_result`."""

@@ -6,6 +6,7 @@ form of input; the same concrete function then runs on every worker.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,7 +31,13 @@ class TrainStep:
     """
 
     def __init__(
-        self, program: Program, store: ParameterStore, optimizer, source, jit_compile: bool
+        self,
+        program: Program,
+        store: ParameterStore,
+        optimizer,
+        source,
+        single: bool,
+        jit_compile: bool,
     ):
         """Traces the step.
 
@@ -40,11 +47,13 @@ class TrainStep:
           optimizer: the one that the model was compiled with.
           source: the form of the input: an iterator, the specs of one batch, or
             a `Stack` of specs.
+          single: every call is for one step.
           jit_compile: compile the forward and backward pass with XLA.
         """
         self._program = program
         self._store = store
         self._optimizer = optimizer
+        self._single = single
         self.initial = program.initial_metrics()
         self._compute = tf.function(self._gradients, jit_compile=jit_compile, autograph=False)
         int32, int64, float32 = (tf.TensorSpec([], d) for d in (tf.int32, tf.int64, tf.float32))
@@ -95,7 +104,7 @@ class TrainStep:
             number = first + tf.cast(i, tf.int64)
             return self._step(handles, batch, metrics, number, learning_rate)
 
-        return _report(*_repeat(step, source, count, self.initial))
+        return _report(*_repeat(step, source, count, self.initial, self._single))
 
 
 class EvaluateStep:
@@ -105,10 +114,13 @@ class EvaluateStep:
       initial: the metric variables' values at the start of each call.
     """
 
-    def __init__(self, program: Program, store: ParameterStore, source, jit_compile: bool):
+    def __init__(
+        self, program: Program, store: ParameterStore, source, single: bool, jit_compile: bool
+    ):
         """Traces the step; see `TrainStep`."""
         self._program = program
         self._store = store
+        self._single = single
         self.initial = program.initial_metrics()
         self._compute = tf.function(self._metrics, jit_compile=jit_compile, autograph=False)
         self._run = tf.function(self._steps, autograph=False).get_concrete_function(
@@ -128,7 +140,7 @@ class EvaluateStep:
         def step(i, batch, metrics):
             return self._compute(values, batch, metrics)
 
-        return _report(*_repeat(step, source, count, self.initial))
+        return _report(*_repeat(step, source, count, self.initial, self._single))
 
 
 class PredictStep:
@@ -181,8 +193,12 @@ class Report(NamedTuple):
     metrics: list[np.ndarray]
 
     @classmethod
-    def decode(cls, vector: np.ndarray, initial: list[tf.Tensor]) -> "Report":
-        """Reads the float64 vector that a step returns."""
+    def of(cls, run: Callable[[], tf.Tensor], initial: list[tf.Tensor]) -> "Report":
+        """Calls a step and reads the float64 vector that it returns."""
+        try:
+            vector = run().numpy()
+        except tf.errors.OutOfRangeError:  # A single step found its iterator at the end.
+            return cls(0, 0, [np.zeros(start.shape) for start in initial])
         metrics, offset = [], 2
         for start in initial:
             size = math.prod(start.shape)
@@ -192,8 +208,15 @@ class Report(NamedTuple):
         return cls(int(vector[0]), int(vector[1]), metrics)
 
 
-def _repeat(step, source, count, metrics):
+def _repeat(step, source, count, metrics, single):
     """Runs `step(i, batch, metrics) -> (metrics, examples)` over a source.
+
+    Args:
+      step: traced once.
+      source: an iterator, one batch, or a `Stack`.
+      count: int32 scalar, steps to do at most.
+      metrics: initial values.
+      single: the count is always 1: no loop is needed.
 
     Returns:
       (steps done, examples seen, metrics).
@@ -209,8 +232,9 @@ def _repeat(step, source, count, metrics):
         return tf.while_loop(
             lambda i, *_: i < count, body, [tf.constant(0), zero, metrics], parallel_iterations=1
         )
-    if not _is_iterator(source):
-        metrics, seen = step(tf.constant(0), source, metrics)
+    if not _is_iterator(source) or single:
+        batch = source.get_next() if _is_iterator(source) else source
+        metrics, seen = step(tf.constant(0), batch, metrics)
         return tf.constant(1), seen, metrics
 
     def more(i, examples, metrics, element):

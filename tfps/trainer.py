@@ -122,7 +122,12 @@ class Trainer:
             "fit",
             feed,
             lambda: TrainStep(
-                self._program, self._store, model.optimizer, feed.source_spec, model.jit_compile
+                self._program,
+                self._store,
+                model.optimizer,
+                feed.source_spec,
+                feed.group == 1,
+                model.jit_compile,
             ),
         )
         validate = None
@@ -162,7 +167,8 @@ class Trainer:
 
     def _epoch(self, epoch, feed, run, callbacks) -> dict:
         model, store = self.model, self._store
-        every_batch = any(map(callbacks_lib.reads_weights_in_batches, callbacks.callbacks))
+        watched = any(map(callbacks_lib.has_batch_hooks, callbacks.callbacks))
+        reads_weights = any(map(callbacks_lib.reads_weights_in_batches, callbacks.callbacks))
         totals = MetricTotals(self._program)
         handles = store.handles()
         applied = store.iterations()
@@ -170,18 +176,21 @@ class Trainer:
         def prepare(worker, work):
             number, self._number = self._number, self._number + work.count
             rate = optimizers.settable_rate(model.optimizer)
-            return lambda: Report.decode(
-                run(handles, work.source, work.count, number, rate).numpy(), run.initial
+            return lambda: Report.of(
+                lambda: run(handles, work.source, work.count, number, rate), run.initial
             )
 
         def end(last, first, report):
             nonlocal applied
             applied += report.steps
+            totals.add(report)
+            if not watched:
+                return
             _keras.set_iterations(model.optimizer, applied)
-            if every_batch:
+            if reads_weights:
                 store.fetch()
-            callbacks.on_train_batch_end(last, totals.add(report))
-            if every_batch:
+            callbacks.on_train_batch_end(last, totals.logs())
+            if reads_weights:
                 store.load_if_changed()
 
         callbacks.on_epoch_begin(epoch)
@@ -287,19 +296,26 @@ class Trainer:
         run = self._cached(
             "evaluate",
             feed,
-            lambda: EvaluateStep(self._program, self._store, feed.source_spec, model.jit_compile),
+            lambda: EvaluateStep(
+                self._program,
+                self._store,
+                feed.source_spec,
+                feed.group == 1,
+                model.jit_compile,
+            ),
         )
         callbacks = self._callback_list(callbacks, verbose, feed)
         values = self._pull()
         totals = MetricTotals(self._program)
 
         def prepare(worker, work):
-            return lambda: Report.decode(
-                run(values[worker], work.source, work.count).numpy(), run.initial
+            return lambda: Report.of(
+                lambda: run(values[worker], work.source, work.count), run.initial
             )
 
         def end(last, first, report):
-            callbacks.on_test_batch_end(last, totals.add(report))
+            totals.add(report)
+            callbacks.on_test_batch_end(last, totals.logs())
 
         model.stop_evaluating = False
         callbacks.on_test_begin()
