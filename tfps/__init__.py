@@ -19,4 +19,23 @@ from tfps.errors import (
     WorkerError,
 )
 
+__all__ = [
+    "Async",
+    "ChiefLost",
+    "Cluster",
+    "ClusterConfigError",
+    "ConfigError",
+    "Context",
+    "DataError",
+    "Error",
+    "LocalCluster",
+    "ParameterServerStrategy",
+    "PortInUse",
+    "StartupTimeout",
+    "TaskLost",
+    "Trainer",
+    "WorkerError",
+    "serve",
+]
+
 __version__ = "0.1.0"

@@ -77,6 +77,8 @@ class ChiefFeed:
           steps_per_execution: batches in a call at most.
           **data: x, y, sample_weight, batch_size, shuffle, class_weight.
         """
+        if isinstance(data["x"], tf.data.Dataset):
+            data["shuffle"] = False  # Keras would warn that a dataset shuffles itself.
         epochs = _keras.EpochIterator(steps_per_epoch=steps_per_epoch, **data)
         self._adapter = epochs.data_adapter
         self._dataset = self._adapter.get_tf_dataset()

@@ -76,9 +76,7 @@ def build(
         spec = specs[first.variable]
         whole = len(members) == 1 and first.size == spec.size
         shape = spec.shape if whole else (sum(s.size for s in members),)
-        closed.append(
-            Bucket(first.ps, spec.dtype, kinds[first.variable], tuple(members), shape)
-        )
+        closed.append(Bucket(first.ps, spec.dtype, kinds[first.variable], tuple(members), shape))
 
     for shard in shards:
         spec = specs[shard.variable]

@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+import threading
 import time
 
 from tfps import errors, farewell, net, server
@@ -55,9 +57,18 @@ class LocalCluster(Cluster):
         environ = dict(os.environ, TF_CONFIG=json.dumps(config), TFPS_PARENT=str(os.getpid()))
         # The child must find the same packages, wherever this program got them from.
         environ["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
-        return subprocess.Popen(
-            [sys.executable, "-m", "tfps.server"], env=environ, stdin=subprocess.DEVNULL
+        environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tfps.server"],
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
         )
+        threading.Thread(
+            target=_forward, args=(process.stderr, f"[{job} {index}] "), daemon=True
+        ).start()
+        return process
 
     def close(self, message: str = farewell.DONE, timeout: float = 20.0) -> None:
         """Ends the server processes; embedded servers end with this process.
@@ -84,3 +95,15 @@ class LocalCluster(Cluster):
 
     def __exit__(self, kind, value, traceback) -> None:
         self.close(farewell.DONE if kind is None else f"{kind.__name__}: {value}")
+
+
+# What TensorFlow's C++ side says while it loads, whatever the log level.
+_NOTE = re.compile(r"[IWE]\d{4} \d\d:|WARNING: All log messages before absl")
+
+
+def _forward(lines, prefix: str) -> None:
+    """Copies a server's standard error to ours, line by line, marked with its name."""
+    for line in lines:
+        if not _NOTE.match(line):
+            sys.stderr.write(prefix + line)
+            sys.stderr.flush()

@@ -74,9 +74,7 @@ def place(
       Shards in the order of the variables and, within one, of its rows.
     """
     pieces = [
-        (i, begin, end)
-        for i, spec in enumerate(specs)
-        for begin, end in _split(spec, partitioner)
+        (i, begin, end) for i, spec in enumerate(specs) for begin, end in _split(spec, partitioner)
     ]
     nbytes = [(end - begin) * specs[i].itemsize for i, begin, end in pieces]
     load = [0] * num_ps

@@ -100,13 +100,10 @@ class Program:
                 _keras.add_metrics(self.model, loss, x, y, y_pred, sample_weight)
             scaled = loss * tf.cast(loss_scale, loss.dtype)
         gradients = [
-            None if g is None else tf.convert_to_tensor(g)
-            for g in tape.gradient(scaled, trainable)
+            None if g is None else tf.convert_to_tensor(g) for g in tape.gradient(scaled, trainable)
         ]
-        updates = [
-            None if new is old else new
-            for new, old in zip((scope.get_current_value(v) for v in self.state), state, strict=True)
-        ]
+        after = [scope.get_current_value(v) for v in self.state]
+        updates = [None if new is old else new for new, old in zip(after, state, strict=True)]
         return gradients, updates, self._values(scope), _length(x)
 
     def evaluate(self, trainable, state, metrics, batch):

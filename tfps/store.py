@@ -263,9 +263,7 @@ class ParameterStore:
                 return update()
             return tf.cond(finite, update, lambda: (values, state))
 
-        values, state = apply(
-            values, state, [arrived[i] for i in mine], learning_rate, finite
-        )
+        values, state = apply(values, state, [arrived[i] for i in mine], learning_rate, finite)
         return _write([*value_handles, *handles["state"][p]], [*values, *state])
 
     # The chief's copy.

@@ -1,0 +1,37 @@
+# Every target does its own set-up: a virtual environment in .venv with pinned
+# packages, made once and used again.
+
+PYTHON ?= python3
+VENV := .venv
+PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.base  ## Train a language model on an embedded cluster, in a few minutes.
+	$(VENV)/bin/python -m models.gpt --epochs=4 --steps_per_epoch=450
+
+test: $(VENV)/.test  ## Run all tests.
+	$(VENV)/bin/python -m pytest
+
+lint: $(VENV)/.test  ## Check style and structure.
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/python -m pytest -q tests/test_structure.py
+
+clean:  ## Remove the virtual environment and what runs left behind.
+	rm -rf $(VENV) runs build *.egg-info
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else \
+	"tfps needs Python 3.11 or later (Keras 3.15 does); this is " + sys.version.split()[0] \
+	+ ". Name another one with: make PYTHON=/path/to/python3")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.base: setup.py constraints.txt | $(VENV)/bin/python
+	@echo "installing TensorFlow and Keras into $(VENV) (about 2.5 GB, once)"
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.test: setup.py constraints.txt $(VENV)/.base
+	$(PIP) -e '.[test]'
+	@touch $@

@@ -1,0 +1,223 @@
+"""Trains a GPT on text files, or samples from a trained one.
+
+Without TF_CONFIG this starts a cluster on this machine. With TF_CONFIG it is
+the task that the variable names: the chief trains, workers and ps serve.
+
+  python -m models.gpt --data='src/**/*.py' --save=code.keras
+  python -m models.gpt --save=code.keras --generate='def '
+"""
+
+import glob
+import math
+import os
+import sys
+import sysconfig
+import time
+
+import keras
+import numpy as np
+from absl import app, flags
+
+import tfps
+from models import task
+from models.gpt import model as gpt, sample, text, tokenizers
+from models.gpt.progress import Progress, bits_per_byte, perplexity
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_string(
+    "data",
+    None,
+    "Text to train on: a folder, a glob or a file. Default: Python's standard library.",
+)
+flags.DEFINE_enum(
+    "tokenizer",
+    "bytes",
+    ["bytes", "wordpiece"],
+    "Bytes as tokens, or word pieces learned from the data and saved beside the model.",
+)
+flags.DEFINE_integer("vocabulary", 4096, "Most word pieces to learn.", lower_bound=300)
+
+flags.DEFINE_integer("layers", 4, "Transformer blocks.", lower_bound=1)
+flags.DEFINE_integer("width", 128, "Width of the residual stream.", lower_bound=1)
+flags.DEFINE_integer("heads", 4, "Attention heads in a block.", lower_bound=1)
+flags.DEFINE_integer("context", 128, "Tokens in a window.", lower_bound=2)
+flags.DEFINE_float("dropout", 0.0, "Dropout rate.", lower_bound=0.0, upper_bound=0.95)
+
+flags.DEFINE_integer("batch_size", 16, "Windows in a worker's batch.", lower_bound=1)
+flags.DEFINE_integer("epochs", 4, "Epochs; each ends with a validation.", lower_bound=1)
+flags.DEFINE_integer(
+    "steps_per_epoch",
+    None,
+    "Batches in an epoch, over all workers together. Default: every window once.",
+    lower_bound=1,
+)
+flags.DEFINE_integer("validation_steps", 64, "Most batches in a validation.", lower_bound=1)
+flags.DEFINE_float("learning_rate", 1e-3, "Peak of the schedule.", lower_bound=0.0)
+flags.DEFINE_integer("warmup_steps", 100, "Steps of linear warm-up.", lower_bound=0)
+flags.DEFINE_integer("steps_per_execution", 8, "Steps in one call to a worker.", lower_bound=1)
+flags.DEFINE_enum(
+    "mixed_precision", "none", ["none", "bfloat16", "float16"], "What the layers compute in."
+)
+flags.DEFINE_integer("seed", 0, "Of weights, data order and dropout.")
+
+flags.DEFINE_string(
+    "log_dir",
+    None,
+    "TensorBoard's folder. Default: runs/gpt/ and the time.",
+    allow_override=True,  # absl.logging has a flag of that name.
+)
+flags.DEFINE_string("save", "runs/gpt/model.keras", "File of the trained model.")
+flags.DEFINE_string("generate", None, "Do not train; go on with this text, by the model of --save.")
+flags.DEFINE_integer("generate_tokens", 300, "Tokens to sample.", lower_bound=1)
+flags.DEFINE_float("temperature", 0.8, "Of sampling; 0 takes the likeliest token.", lower_bound=0.0)
+
+
+def main(argv) -> int:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}; did you forget to quote a glob?")
+    if FLAGS.generate is None:
+        return task.run(train)
+    try:
+        generate()
+    except tfps.Error as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def train(connect: task.Connect) -> None:
+    """The chief: reads the data, trains, and saves the model."""
+    _check_flags()
+    started = time.perf_counter()
+    tokenizer, training, validation = _load()
+    strategy = connect()
+    keras.utils.set_random_seed(FLAGS.seed)
+    steps = FLAGS.steps_per_epoch or max(1, training.count // FLAGS.batch_size)
+    with strategy.scope():
+        model = _compiled_model(tokenizer.vocabulary, steps * FLAGS.epochs)
+    log_dir = FLAGS.log_dir or os.path.join("runs", "gpt", time.strftime("%Y%m%d-%H%M%S"))
+    cluster = strategy.cluster
+    print(
+        f"{model.count_params():,} parameters on {cluster.num_ps} ps, "
+        f"{cluster.num_workers} workers, {len(training.tokens):,} tokens of training text",
+        flush=True,
+    )
+    trainer = tfps.Trainer(model, strategy)
+    history = trainer.fit(
+        training.shuffled(FLAGS.batch_size, FLAGS.seed),
+        epochs=FLAGS.epochs,
+        steps_per_epoch=steps,
+        validation_data=validation.spread(FLAGS.batch_size, FLAGS.validation_steps),
+        callbacks=[
+            Progress(FLAGS.batch_size * FLAGS.context, validation.bytes_per_token),
+            keras.callbacks.TensorBoard(log_dir, update_freq=50, write_graph=False),
+            keras.callbacks.TerminateOnNaN(),
+        ],
+        verbose=0,
+    )
+    if not math.isfinite(history.history["loss"][-1]):
+        raise tfps.Error(
+            f"the loss became {history.history['loss'][-1]} in epoch {len(history.epoch)}; use a "
+            f"smaller --learning_rate (now {FLAGS.learning_rate:g}) or more --warmup_steps; "
+            "nothing was saved"
+        )
+    _save(model, tokenizer)
+    loss = history.history["val_loss"][-1]
+    print("\n--- a sample ---")
+    print(sample.text(model, tokenizer, "def ", FLAGS.generate_tokens, FLAGS.temperature))
+    print("---\n")
+    print(
+        f"validation: perplexity {perplexity(loss):.2f}, "
+        f"{bits_per_byte(loss, validation.bytes_per_token):.3f} bits per byte "
+        f"after {time.perf_counter() - started:.0f} s"
+    )
+    print(f"saved: {FLAGS.save}")
+    print(f"look at the run: {_program('tensorboard')} --logdir {log_dir}", flush=True)
+
+
+def generate() -> None:
+    """Prints a sample of the saved model."""
+    if not os.path.exists(FLAGS.save):
+        raise tfps.ConfigError(f"--save={FLAGS.save} does not exist; train a model first")
+    model = keras.models.load_model(FLAGS.save, compile=False)
+    tokenizer = tokenizers.of_saved_model(FLAGS.save, model.output_shape[-1])
+    seed = FLAGS.seed or int(np.random.default_rng().integers(1 << 31))
+    print(
+        sample.text(
+            model, tokenizer, FLAGS.generate, FLAGS.generate_tokens, FLAGS.temperature, seed
+        )
+    )
+
+
+def _check_flags() -> None:
+    if FLAGS.width % FLAGS.heads:
+        raise tfps.ConfigError(
+            f"--width={FLAGS.width} is not a multiple of --heads={FLAGS.heads}; change one of them"
+        )
+    if not FLAGS.save.endswith(".keras"):
+        raise tfps.ConfigError(f"--save={FLAGS.save} does not end in .keras; Keras needs that")
+
+
+def _load() -> tuple[tokenizers.Tokenizer, text.Windows, text.Windows]:
+    files = _standard_library() if FLAGS.data is None else text.find(FLAGS.data)
+    training, validation = text.split(text.read(files))
+    if FLAGS.tokenizer == "wordpiece":
+        print("learning word pieces", flush=True)
+        tokenizer = tokenizers.WordPiece.learn(training, FLAGS.vocabulary)
+    else:
+        tokenizer = tokenizers.Bytes()
+    return (
+        tokenizer,
+        text.Windows(training, tokenizer, FLAGS.context, "training"),
+        text.Windows(validation, tokenizer, FLAGS.context, "validation"),
+    )
+
+
+def _standard_library() -> list[str]:
+    """The sources of Python's standard library, without its tests."""
+    root = sysconfig.get_paths()["stdlib"]
+    skipped = {"site-packages", "dist-packages", "test", "tests", "idle_test"}
+    files = glob.glob(os.path.join(glob.escape(root), "**", "*.py"), recursive=True)
+    return sorted(f for f in files if not skipped & set(os.path.relpath(f, root).split(os.sep)))
+
+
+def _compiled_model(vocabulary: int, total_steps: int) -> keras.Model:
+    if FLAGS.mixed_precision != "none":
+        keras.mixed_precision.set_global_policy(f"mixed_{FLAGS.mixed_precision}")
+    model = gpt.build(
+        vocabulary, FLAGS.layers, FLAGS.width, FLAGS.heads, FLAGS.context, FLAGS.dropout
+    )
+    warmup = min(FLAGS.warmup_steps, total_steps // 2)
+    schedule = keras.optimizers.schedules.CosineDecay(
+        initial_learning_rate=0.0 if warmup else FLAGS.learning_rate,
+        decay_steps=max(1, total_steps - warmup),
+        alpha=0.1,
+        warmup_target=FLAGS.learning_rate if warmup else None,
+        warmup_steps=warmup,
+    )
+    optimizer = keras.optimizers.AdamW(schedule, weight_decay=0.1, beta_2=0.99, global_clipnorm=1.0)
+    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta", "embeddings"])
+    model.compile(
+        optimizer,
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        steps_per_execution=FLAGS.steps_per_execution,
+    )
+    return model
+
+
+def _save(model: keras.Model, tokenizer: tokenizers.Tokenizer) -> None:
+    os.makedirs(os.path.dirname(FLAGS.save) or ".", exist_ok=True)
+    model.save(FLAGS.save)
+    if isinstance(tokenizer, tokenizers.WordPiece):
+        tokenizer.save(tokenizers.vocabulary_path(FLAGS.save))
+
+
+def _program(name: str) -> str:
+    """The command of a program that is installed beside this Python."""
+    path = os.path.join(os.path.dirname(sys.executable), name)
+    return os.path.relpath(path) if os.path.exists(path) else name
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,51 @@
+"""The network: a decoder-only transformer of Keras's own layers."""
+
+import keras
+from keras import layers, ops
+
+
+def build(
+    vocabulary: int, layers_: int, width: int, heads: int, context: int, dropout: float
+) -> keras.Model:
+    """A pre-norm GPT (Radford et al., "Language Models are Unsupervised Multitask Learners").
+
+    It consists of Keras's own layers only, so that plain Keras loads a saved one.
+
+    Args:
+      vocabulary: number of token ids.
+      layers_: number of blocks.
+      width: of the residual stream; a multiple of `heads`.
+      heads: attention heads in a block.
+      context: the longest sequence.
+      dropout: rate in attention and on both branches of a block.
+
+    Returns:
+      A model from int32 tokens [batch, time] to float32 logits [batch, time,
+      vocabulary], with time up to `context`.
+    """
+    tokens = keras.Input([None], dtype="int32", name="tokens")
+    positions = ops.cumsum(ops.ones_like(tokens), axis=1) - 1
+    init = keras.initializers.RandomNormal(stddev=0.02)
+    x = layers.Embedding(vocabulary, width, embeddings_initializer=init, name="token")(tokens)
+    embed_position = layers.Embedding(context, width, embeddings_initializer=init, name="position")
+    x = x + embed_position(positions)
+    x = layers.Dropout(dropout, name="embedding_dropout")(x)
+    for i in range(layers_):
+        h = layers.LayerNormalization(name=f"block{i}_attention_norm")(x)
+        h = layers.MultiHeadAttention(
+            heads, width // heads, dropout=dropout, name=f"block{i}_attention"
+        )(h, h, use_causal_mask=True)
+        x = x + layers.Dropout(dropout, name=f"block{i}_attention_dropout")(h)
+        h = layers.LayerNormalization(name=f"block{i}_mlp_norm")(x)
+        h = layers.Dense(4 * width, activation="gelu", name=f"block{i}_mlp_in")(h)
+        h = layers.Dense(width, name=f"block{i}_mlp_out")(h)
+        x = x + layers.Dropout(dropout, name=f"block{i}_mlp_dropout")(h)
+    x = layers.LayerNormalization(name="norm")(x)
+    # Softmax and loss in float32, whatever the layers compute in.
+    logits = layers.Dense(vocabulary, use_bias=False, dtype="float32", name="logits")(x)
+    return keras.Model(tokens, logits, name="gpt")
+
+
+def context_of(model: keras.Model) -> int:
+    """The longest sequence that a model of `build` takes."""
+    return model.get_layer("position").input_dim

@@ -1,0 +1,96 @@
+"""What a training run prints."""
+
+import math
+import sys
+import time
+
+import keras
+
+
+class Progress(keras.callbacks.Callback):
+    """A bar with loss, tokens/s and time left; perplexity and bits per byte after each epoch.
+
+    On a terminal the bar is drawn in place; elsewhere a line is printed now and
+    then.
+    """
+
+    reads_weights = False
+
+    _BAR = 24  # characters
+
+    def __init__(self, tokens_per_step: int, bytes_per_token: float, out=sys.stdout):
+        """Makes the callback.
+
+        Args:
+          tokens_per_step: tokens in a batch.
+          bytes_per_token: of the validation text, on average.
+          out: a text stream.
+        """
+        super().__init__()
+        self._tokens_per_step = tokens_per_step
+        self._bytes_per_token = bytes_per_token
+        self._out = out
+        self._tty = out.isatty()
+        self._interval = 0.2 if self._tty else 15.0  # s between two prints
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._epoch = epoch
+        self._started = self._printed = time.perf_counter()
+        self._first = None
+
+    def on_train_batch_end(self, batch, logs=None):
+        now = time.perf_counter()
+        if self._first is None:
+            # The time of the first steps is that of compiling them.
+            self._first = (batch, now)
+        last = batch + 1 >= self.params["steps"]
+        if now - self._printed < self._interval and not last:
+            return
+        self._printed = now
+        line = self._line(batch + 1, now, logs or {})
+        self._out.write(f"\r{line}\x1b[K" if self._tty else f"{line}\n")
+        self._out.flush()
+
+    def _line(self, done: int, now: float, logs: dict) -> str:
+        steps, epochs = self.params["steps"], self.params["epochs"]
+        filled = round(self._BAR * done / steps)
+        bar = "━" * filled + "─" * (self._BAR - filled)
+        text = (
+            f"epoch {self._epoch + 1}/{epochs} {bar} {done:>{len(str(steps))}}/{steps}  "
+            f"loss {logs.get('loss', math.nan):.3f}"
+        )
+        first, since = self._first
+        if done - 1 > first:
+            seconds = (now - since) / (done - 1 - first)  # a step
+            left = seconds * (steps - done + steps * (epochs - self._epoch - 1))
+            text += f"  {self._tokens_per_step / seconds:,.0f} tokens/s  {_duration(left)} left"
+        return text
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self._tty:
+            self._out.write("\n")
+        loss = (logs or {}).get("val_loss")
+        if loss is None:
+            return
+        self._out.write(
+            f"  validation: perplexity {perplexity(loss):.2f}, "
+            f"{bits_per_byte(loss, self._bytes_per_token):.3f} bits per byte  "
+            f"(epoch took {_duration(time.perf_counter() - self._started)})\n"
+        )
+        self._out.flush()
+
+
+def perplexity(loss: float) -> float:
+    """exp of the mean loss in nats a token."""
+    return math.exp(min(loss, 100.0))
+
+
+def bits_per_byte(loss: float, bytes_per_token: float) -> float:
+    """The mean loss in nats a token as bits for each byte of the text."""
+    return loss / math.log(2) / bytes_per_token
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,0 +1,151 @@
+"""Text files in, batches of token windows out."""
+
+import glob
+import os
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from models.gpt.tokenizers import Tokenizer
+from tfps import errors
+
+# Files whose path hashes to 0 modulo this are held out for validation.
+_HELD_OUT = 20
+
+
+def find(pattern: str) -> list[str]:
+    """The files that a glob, a folder (searched recursively) or a path stands for.
+
+    Raises:
+      DataError: there are none.
+    """
+    if os.path.isdir(pattern):
+        names = glob.glob(os.path.join(glob.escape(pattern), "**"), recursive=True)
+    else:
+        names = glob.glob(os.path.expanduser(pattern), recursive=True)
+    files = sorted(n for n in names if os.path.isfile(n))
+    if not files:
+        raise errors.DataError(
+            f"--data={pattern} matches no file; give a folder or a quoted glob like 'src/**/*.py'"
+        )
+    return files
+
+
+def read(files: Sequence[str]) -> dict[str, bytes]:
+    """Path -> content of the files that are not empty.
+
+    Raises:
+      DataError: a file is binary or cannot be read, or all are empty.
+    """
+    texts = {}
+    for name in files:
+        try:
+            with open(name, "rb") as f:
+                content = f.read()
+        except OSError as e:
+            raise errors.DataError(f"--data: cannot read {name}: {e.strerror.lower()}") from e
+        if (zero := content.find(b"\0")) >= 0:
+            raise errors.DataError(
+                f"--data: {name} is binary (a zero byte at offset {zero}); give a glob that "
+                "matches text files only"
+            )
+        if content:
+            texts[name] = content
+    if not texts:
+        raise errors.DataError(
+            f"--data: {files[0]}"
+            + (f" and {len(files) - 1} more are" if len(files) > 1 else " is")
+            + " empty; there is nothing to train on"
+        )
+    return texts
+
+
+def split(texts: dict[str, bytes]) -> tuple[list[bytes], list[bytes]]:
+    """Training and validation texts.
+
+    About one file in twenty is held out, chosen by its name alone, so that a
+    file stays on its side when others come or go. Of a few files, the end of
+    each is held out instead.
+    """
+    held = {name for name in texts if zlib.crc32(os.path.basename(name).encode()) % _HELD_OUT == 0}
+    if len(texts) < 2 * _HELD_OUT or not held or len(held) == len(texts):
+        cuts = {name: len(text) * (_HELD_OUT - 2) // _HELD_OUT for name, text in texts.items()}
+        return (
+            [text[: cuts[name]] for name, text in texts.items()],
+            [text[cuts[name] :] for name, text in texts.items()],
+        )
+    return (
+        [text for name, text in texts.items() if name not in held],
+        [text for name, text in texts.items() if name in held],
+    )
+
+
+class Windows:
+    """A token stream cut into windows of `context` inputs and the next tokens as targets.
+
+    Attributes:
+      tokens: int32 [n], all texts one after the other.
+      count: number of windows.
+      bytes_per_token: of the text, on average.
+    """
+
+    def __init__(self, texts: Sequence[bytes], tokenizer: Tokenizer, context: int, what: str):
+        """Encodes the texts.
+
+        Args:
+          texts: contents of files.
+          tokenizer: to encode them with.
+          context: window length, in tokens.
+          what: names the texts in the error.
+
+        Raises:
+          DataError: there is not one window's worth of tokens.
+        """
+        self.tokens = np.concatenate([tokenizer.encode(text) for text in texts])
+        self.context = context
+        self.count = (len(self.tokens) - 1) // context
+        self.bytes_per_token = sum(map(len, texts)) / max(1, len(self.tokens))
+        if self.count < 1:
+            raise errors.DataError(
+                f"--data: the {what} text has {len(self.tokens)} tokens, fewer than one window of "
+                f"--context={context} and the token after it; give more text or a smaller --context"
+            )
+
+    def _batches(self, starts: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:
+        tokens = tf.constant(self.tokens)
+        span = tf.range(self.context + 1)
+
+        def cut(starts):
+            windows = tf.gather(tokens, starts[:, None] + span)
+            return windows[:, :-1], windows[:, 1:]
+
+        return starts.batch(batch_size).map(cut).prefetch(2)
+
+    def shuffled(self, batch_size: int, seed: int) -> tf.data.Dataset:
+        """Endless whole batches of (inputs, targets), int32 [batch_size, context].
+
+        Each pass cuts the stream at another offset and visits the windows in
+        another order. Batches are filled across passes.
+        """
+        n, context = self.count, self.context
+        slack = len(self.tokens) - 1 - n * context
+
+        def one_pass(i):
+            offset = tf.random.stateless_uniform(
+                [], [seed, tf.cast(i, tf.int32)], 0, slack + 1, tf.int32
+            )
+            order = tf.random.experimental.stateless_shuffle(
+                tf.range(n), [seed + 1, tf.cast(i, tf.int32)]
+            )
+            return tf.data.Dataset.from_tensor_slices(order * context + offset)
+
+        starts = tf.data.Dataset.range(tf.int32.max).flat_map(one_pass)
+        return self._batches(starts, batch_size)
+
+    def spread(self, batch_size: int, batches: int) -> tf.data.Dataset:
+        """At most `batches` batches of windows, evenly spread over the stream, in order."""
+        count = min(self.count, batches * batch_size)
+        starts = np.linspace(0, self.count - 1, count).astype(np.int32) * self.context
+        return self._batches(tf.data.Dataset.from_tensor_slices(starts), batch_size)

@@ -1,0 +1,91 @@
+"""One program for every task of a cluster.
+
+Without TF_CONFIG a binary starts a cluster on this machine; with it, the binary
+is whichever task the variable names.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+
+import tensorflow as tf
+from absl import flags
+
+import tfps
+from tfps import coordinator, farewell
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_integer("workers", 2, "Workers of the local cluster.", lower_bound=1)
+flags.DEFINE_integer("ps", 2, "Parameter servers of the local cluster.", lower_bound=1)
+flags.DEFINE_enum(
+    "cluster",
+    "inprocess",
+    ["inprocess", "processes"],
+    "The local cluster: servers within this process, or a process for each. Like --workers and "
+    "--ps, used only where TF_CONFIG is not set.",
+)
+flags.DEFINE_float(
+    "startup_timeout",
+    60.0,
+    "Seconds that the chief waits for all workers and ps to answer.",
+    lower_bound=0.0,
+)
+
+Connect = Callable[[], tfps.ParameterServerStrategy]
+
+
+def run(train: Callable[[Connect], None]) -> int:
+    """Plays this process's part in the cluster.
+
+    Args:
+      train: the chief's part. It is given a function that connects to the
+        cluster, to be called once the input was found to be good.
+
+    Returns:
+      The exit code: 0, or 1 after one line about what went wrong.
+    """
+    cluster = None
+    message = farewell.DONE
+    try:
+        if os.environ.get("TF_CONFIG"):
+            cluster = tfps.Cluster.from_env()
+            if cluster.task_type in ("worker", "ps"):
+                tfps.serve(cluster)
+                return 0
+            if cluster.task_type != "chief":
+                raise tfps.ConfigError(
+                    f"task type is {cluster.task_type!r}; this program runs as chief, worker or ps"
+                )
+
+        def connect():
+            nonlocal cluster
+            if cluster is None:
+                cluster = tfps.LocalCluster(
+                    FLAGS.workers, FLAGS.ps, processes=FLAGS.cluster == "processes"
+                )
+            return tfps.ParameterServerStrategy(cluster, startup_timeout=FLAGS.startup_timeout)
+
+        train(connect)
+        return 0
+    except tfps.Error as e:
+        message = str(e)
+    except tf.errors.OpError as e:
+        message = coordinator.summary(e.message)
+    except KeyboardInterrupt:
+        message = "interrupted"
+    except BaseException as e:
+        message = f"{type(e).__name__}: {e}"
+        raise
+    finally:
+        _part(cluster, message)
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    return 1
+
+
+def _part(cluster, message: str) -> None:
+    """Lets the servers go: with success, or with the reason of the failure."""
+    if isinstance(cluster, tfps.LocalCluster):
+        cluster.close(message)
+    elif cluster is not None and cluster.task_type == "chief":
+        farewell.send(cluster, message)

@@ -1,0 +1,22 @@
+"""Installs tfps: `pip install -c constraints.txt -e '.[test]'`."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="tfps",
+    version="0.1.0",
+    description="Parameter-server training for Keras 3 on stock TensorFlow",
+    packages=find_packages(include=["tfps", "tfps.*", "models", "models.*"]),
+    python_requires=">=3.11",
+    install_requires=[
+        "tensorflow==2.21.*",
+        "keras>=3.15,<4",
+        "tensorflow-text==2.21.*",
+        "absl-py",
+        "tensorboard",
+    ],
+    extras_require={
+        "compare": ["tf-keras==2.21.*"],
+        "test": ["pytest", "pytest-timeout", "ruff"],
+    },
+)
