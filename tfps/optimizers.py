@@ -81,8 +81,12 @@ def prepare(optimizer: keras.optimizers.Optimizer, gradients: list, scale: tf.Te
     return _keras.clip_gradients(inner(optimizer), gradients), finite
 
 
-class _Stateless:
-    """Restores Keras's general algorithms over those of its TensorFlow backend."""
+class _Stateless(keras.optimizers.Optimizer):
+    """Restores Keras's general algorithms over those of its TensorFlow backend.
+
+    Mixed in behind an optimizer's class, it comes before the backend's class in
+    the method resolution order, but after whatever the optimizer overrides itself.
+    """
 
     add_variable_from_reference = BaseOptimizer.add_variable_from_reference
     stateless_apply = BaseOptimizer.stateless_apply
@@ -114,7 +118,7 @@ class _Stateless:
             overwrite = (self.iterations + 1) % self.ema_overwrite_frequency == 0
             averages = self._model_variables_moving_average
             for v, average in zip(self._trainable_variables, averages, strict=True):
-                v.assign(ops.where(overwrite, average, v))
+                v.assign(ops.where(overwrite, average.value, v.value))
 
     def _accumulate(self, gradients, variables):
         n = self.gradient_accumulation_steps
@@ -122,11 +126,11 @@ class _Stateless:
         sums = [self._accumulated_gradients[self._get_variable_index(v)] for v in variables]
         totals = [s + g for s, g in zip(sums, gradients, strict=True)]
         touched = [*variables, *self.variables]
-        before = [ops.convert_to_tensor(v) for v in touched]
+        before = [v.value for v in touched]
         self._apply_weight_decay(variables)
         self._backend_update_step([t / n for t in totals], variables, self.learning_rate)
         for v, old in zip(touched, before, strict=True):
-            v.assign(ops.where(update, v, old))
+            v.assign(ops.where(update, v.value, old))
         for s, total in zip(sums, totals, strict=True):
             s.assign(ops.where(update, ops.zeros_like(total), total))
 
@@ -194,7 +198,7 @@ class ServerOptimizer:
 
 def _stateless_clone(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
     cls = type(optimizer)
-    clone_class = type(f"Stateless{cls.__name__}", (_Stateless, cls), {})
+    clone_class = type(f"Stateless{cls.__name__}", (cls, _Stateless), {})
     config = optimizer.get_config()
     for name in ("clipnorm", "clipvalue", "global_clipnorm", "loss_scale_factor"):
         if name in config:

@@ -1,0 +1,63 @@
+"""Clusters that tests share, and small models."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+import pytest
+
+import tfps
+
+_current: dict = {}
+
+
+@pytest.fixture
+def connect():
+    """`connect(workers, ps, partitioner)`: a strategy on an embedded cluster.
+
+    A process is connected to one cluster at a time, so the last one is kept and
+    used again as long as tests ask for the same size.
+    """
+
+    def get(workers=1, ps=2, partitioner=None):
+        if _current.get("size") != (workers, ps):
+            _current["cluster"] = tfps.LocalCluster(workers, ps)
+            _current["size"] = (workers, ps)
+        return tfps.ParameterServerStrategy(_current["cluster"], partitioner)
+
+    return get
+
+
+@pytest.fixture(autouse=True)
+def _clean_keras():
+    keras.utils.set_random_seed(0)
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+def mlp(batch_norm=False, dropout=0.0, inputs=8, units=16, outputs=1):
+    """A small dense network with reproducible weights."""
+    keras.utils.set_random_seed(1)
+    layers = [keras.Input([inputs]), keras.layers.Dense(units, activation="tanh")]
+    if batch_norm:
+        layers.append(keras.layers.BatchNormalization(momentum=0.9))
+    if dropout:
+        layers.append(keras.layers.Dropout(dropout))
+    return keras.Sequential([*layers, keras.layers.Dense(outputs)])
+
+
+def regression(examples=320, inputs=8):
+    """x float32 [examples, inputs] and y float32 [examples, 1], a smooth function of it."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(examples, inputs)).astype(np.float32)
+    return x, np.sin(x[:, :1] + x[:, 1:2])
+
+
+def relative_error(model, reference) -> float:
+    """The largest difference of two models' weights, relative to each variable's largest value."""
+    return max(
+        float(np.max(np.abs(a - b)) / max(np.max(np.abs(b)), 1e-30))
+        for a, b in zip(model.get_weights(), reference.get_weights(), strict=True)
+    )
