@@ -31,16 +31,20 @@ def build(
     x = x + embed_position(positions)
     x = layers.Dropout(dropout, name="embedding_dropout")(x)
     for i in range(layers_):
-        h = layers.LayerNormalization(name=f"block{i}_attention_norm")(x)
+        h = layers.LayerNormalization(epsilon=1e-5, name=f"block{i}_attention_norm")(x)
         h = layers.MultiHeadAttention(
-            heads, width // heads, dropout=dropout, name=f"block{i}_attention"
+            heads,
+            width // heads,
+            dropout=dropout,
+            kernel_initializer=keras.initializers.RandomNormal(stddev=width**-0.5),
+            name=f"block{i}_attention",
         )(h, h, use_causal_mask=True)
         x = x + layers.Dropout(dropout, name=f"block{i}_attention_dropout")(h)
-        h = layers.LayerNormalization(name=f"block{i}_mlp_norm")(x)
+        h = layers.LayerNormalization(epsilon=1e-5, name=f"block{i}_mlp_norm")(x)
         h = layers.Dense(4 * width, activation="gelu", name=f"block{i}_mlp_in")(h)
         h = layers.Dense(width, name=f"block{i}_mlp_out")(h)
         x = x + layers.Dropout(dropout, name=f"block{i}_mlp_dropout")(h)
-    x = layers.LayerNormalization(name="norm")(x)
+    x = layers.LayerNormalization(epsilon=1e-5, name="norm")(x)
     # Softmax and loss in float32, whatever the layers compute in.
     logits = layers.Dense(vocabulary, use_bias=False, dtype="float32", name="logits")(x)
     return keras.Model(tokens, logits, name="gpt")
