@@ -23,9 +23,7 @@ def build(bucket_bytes=4096, shards=3, alone=()):
 def test_unpack_inverts_pack(bucket_bytes, shards):
     specs, buckets = build(bucket_bytes, shards)
     rng = np.random.default_rng(0)
-    values = {
-        i: tf.constant(rng.normal(size=s.shape), s.dtype) for i, s in enumerate(specs)
-    }
+    values = {i: tf.constant(rng.normal(size=s.shape), s.dtype) for i, s in enumerate(specs)}
     packed = layout.pack(buckets, values)
     assert [tuple(p.shape) for p in packed] == [b.shape for b in buckets]
     unpacked = layout.unpack(buckets, packed, specs)

@@ -34,9 +34,7 @@ CASES = {
 def variables():
     rng = np.random.default_rng(0)
     shapes = {"kernel": (6, 4), "bias": (4,)}
-    return [
-        keras.Variable(rng.normal(size=s).astype("float32"), name=n) for n, s in shapes.items()
-    ]
+    return [keras.Variable(rng.normal(size=s).astype("float32"), name=n) for n, s in shapes.items()]
 
 
 def gradients(step):

@@ -55,7 +55,10 @@ def test_partitioned_and_compiled_and_several_steps_a_call_change_nothing(connec
     partitioner = tf.distribute.experimental.partitioners.FixedShardsPartitioner(3)
     x, y = regression(336)  # The last batch is shorter, the last call too.
     trainer, reference = pair(
-        connect(partitioner=partitioner), OPTIMIZERS["adam"], jit_compile=True, steps_per_execution=4
+        connect(partitioner=partitioner),
+        OPTIMIZERS["adam"],
+        jit_compile=True,
+        steps_per_execution=4,
     )
     args = {"batch_size": 32, "epochs": 3, "shuffle": False, "verbose": 0}
     trainer.fit(x, y, **args)
@@ -289,8 +292,9 @@ def test_workers_see_different_data_and_masks(connect):
     def dataset_fn(context):
         mine = context.shard(range(64))
         assert len(mine) == 16
-        return tf.data.Dataset.from_tensor_slices((np.array(mine)[:, None], np.zeros([16, 1])))\
-            .batch(4)
+        return tf.data.Dataset.from_tensor_slices(
+            (np.array(mine)[:, None], np.zeros([16, 1]))
+        ).batch(4)
 
     model = Recorder()
     model.compile(o.SGD(0.1), "mse")

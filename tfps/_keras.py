@@ -5,6 +5,7 @@ Keras.
 """
 
 import contextlib
+import gc
 
 import keras
 import tensorflow as tf
@@ -30,6 +31,7 @@ __all__ = [
     "flatten_metrics",
     "initial_epoch",
     "learning_rate_of",
+    "mark_remote",
     "metrics_result",
     "path",
     "pythonify_logs",
@@ -38,6 +40,7 @@ __all__ = [
     "should_evaluate",
     "split_validation",
     "unpack_batch",
+    "variables_survive",
 ]
 
 split_validation = array_slicing.train_validation_split
@@ -51,10 +54,45 @@ def detach_from_strategy(model: keras.Model) -> None:
     `evaluate` through the strategy.
     """
     model._distribute_strategy = None
+    # Traced before the connection, they would hold variables that are no more.
+    model.train_function = model.test_function = model.predict_function = None
     optimizer = model.optimizer
     while optimizer is not None:
         optimizer._distribution_strategy = tf.distribute.get_strategy()
         optimizer = getattr(optimizer, "inner_optimizer", None)
+
+
+@contextlib.contextmanager
+def variables_survive():
+    """Carries the values of all Keras variables of this process over a connection.
+
+    When TensorFlow connects to a cluster, its local device gets another name and
+    what lived on it is lost, silently in part. So models made earlier are given
+    new variables with the old values.
+    """
+    kept = [
+        (v, v.numpy())
+        for v in gc.get_objects()
+        if issubclass(type(v), keras.Variable)
+        and v._value is not None
+        and not getattr(v, "_is_remote", False)
+    ]
+    yield
+    for variable, value in kept:
+        identity = variable._value._unique_id
+        variable._initialize(value)
+        # By this, optimizers know the variables that they were built with.
+        variable._value._unique_id = identity
+
+
+def mark_remote(variables) -> None:
+    """Says that these `keras.Variable`s live on servers and end with the connection.
+
+    Nothing must touch one after that: TensorFlow would follow a pointer to a
+    device that is gone.
+    """
+    for variable in variables:
+        variable._is_remote = True
 
 
 def build(model: keras.Model, batch_spec) -> None:

@@ -45,26 +45,31 @@ def drive(
     idle = collections.deque(range(dispatcher.num_workers))
     begun = ended = 0
     feed.begin_epoch()
-    while True:
-        for worker in list(idle):
-            if stopped() or not may_start(worker, steps):
-                continue
-            work = feed.take(worker)
-            if work is None:
-                continue
-            idle.remove(worker)
-            on_begin(begun)
-            dispatcher.submit(worker, prepare(worker, work), tag=(begun, work))
-            begun += work.count
-        if not dispatcher.pending:
-            break
-        worker, (first, work), result = dispatcher.next()
-        idle.append(worker)
-        feed.done(worker, work, result.steps)
-        steps[worker] += result.steps
-        ended += result.steps
-        if result.steps:
-            on_end(ended - 1, first, result)
+    try:
+        while True:
+            for worker in list(idle):
+                if stopped() or not may_start(worker, steps):
+                    continue
+                work = feed.take(worker)
+                if work is None:
+                    continue
+                idle.remove(worker)
+                on_begin(begun)
+                dispatcher.submit(worker, prepare(worker, work), tag=(begun, work))
+                begun += work.count
+            if not dispatcher.pending:
+                break
+            worker, (first, work), result = dispatcher.next()
+            idle.append(worker)
+            feed.done(worker, work, result.steps)
+            steps[worker] += result.steps
+            ended += result.steps
+            if result.steps:
+                on_end(ended - 1, first, result)
+    except BaseException:
+        # Nothing of this epoch may come back as a result of the next one.
+        dispatcher.drain()
+        raise
     feed.end_epoch()
     return ended
 

@@ -165,6 +165,11 @@ class ServerOptimizer:
         self.state = [v for v in self._clone.variables if v is not self._rate]
 
     @property
+    def variables(self) -> list[keras.Variable]:
+        """All that was made on the device: the state and the unused learning rate."""
+        return self._clone.variables
+
+    @property
     def iterations(self) -> keras.Variable:
         """int32 scalar: updates applied on this server."""
         return self._clone._iterations

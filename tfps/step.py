@@ -195,10 +195,7 @@ class Report(NamedTuple):
     @classmethod
     def of(cls, run: Callable[[], tf.Tensor], initial: list[tf.Tensor]) -> "Report":
         """Calls a step and reads the float64 vector that it returns."""
-        try:
-            vector = run().numpy()
-        except tf.errors.OutOfRangeError:  # A single step found its iterator at the end.
-            return cls(0, 0, [np.zeros(start.shape) for start in initial])
+        vector = run().numpy()
         metrics, offset = [], 2
         for start in initial:
             size = math.prod(start.shape)
@@ -232,10 +229,19 @@ def _repeat(step, source, count, metrics, single):
         return tf.while_loop(
             lambda i, *_: i < count, body, [tf.constant(0), zero, metrics], parallel_iterations=1
         )
-    if not _is_iterator(source) or single:
-        batch = source.get_next() if _is_iterator(source) else source
-        metrics, seen = step(tf.constant(0), batch, metrics)
+    if not _is_iterator(source):
+        metrics, seen = step(tf.constant(0), source, metrics)
         return tf.constant(1), seen, metrics
+    # The end of an iterator is asked for, not run into: an error of one worker's
+    # call can end what other workers are doing on the same servers.
+    if single:
+        element = source.get_next_as_optional()
+
+        def once():
+            after, seen = step(tf.constant(0), element.get_value(), metrics)
+            return tf.constant(1), seen, after
+
+        return tf.cond(element.has_value(), once, lambda: (tf.constant(0), zero, metrics))
 
     def more(i, examples, metrics, element):
         return tf.logical_and(i < count, element.has_value())

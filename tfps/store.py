@@ -129,6 +129,7 @@ class ParameterStore:
                 trainable=bucket.kind[0] == _TRAIN,
                 name=name,
             )
+        _keras.mark_remote([variable])
         if bucket.kind[0] == _TRAIN:
             variable.constraint = bucket.kind[2]
         return variable
@@ -144,6 +145,7 @@ class ParameterStore:
                 [self.buckets[i].kind[1] for i in mine],
             )
             built.iterations.assign(optimizer.iterations)
+        _keras.mark_remote(built.variables)
         return built
 
     def _create_lock(self, ps: int) -> tf.Tensor:

@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from tfps import _tf, net
+from tfps import _keras, _tf, net
 from tfps.cluster import Cluster
 
 
@@ -10,8 +10,8 @@ class ParameterServerStrategy(tf.distribute.ParameterServerStrategy):
     """Connects this process, the chief, to the workers and parameter servers.
 
     It is a `tf.distribute.ParameterServerStrategy`: code written for that runs
-    on this one. What differs: Keras 3 models may be made in its scope. Their
-    variables stay on the chief, one dense copy, from which `tfps.Trainer` fills
+    on this one. What differs: Keras 3 models may be made in its scope, or
+    outside, or before it. Their variables stay on the chief, one dense copy, from which `tfps.Trainer` fills
     the servers and into which it brings the trained weights back; variables of
     everything else (`tf.Variable`, tf_keras) go to the servers as before.
 
@@ -42,7 +42,8 @@ class ParameterServerStrategy(tf.distribute.ParameterServerStrategy):
             net.require_free(cluster.spec["chief"][0], "chief 0")
         cluster.wait(startup_timeout)
         cluster.connected = True
-        super().__init__(cluster.resolver(), variable_partitioner=variable_partitioner)
+        with _keras.variables_survive():
+            super().__init__(cluster.resolver(), variable_partitioner=variable_partitioner)
         self._stock_create_variable = self.extended._create_variable
         self.extended._create_variable = self._create_variable
 

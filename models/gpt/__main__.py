@@ -41,7 +41,7 @@ flags.DEFINE_integer("vocabulary", 4096, "Most word pieces to learn.", lower_bou
 flags.DEFINE_integer("layers", 4, "Transformer blocks.", lower_bound=1)
 flags.DEFINE_integer("width", 128, "Width of the residual stream.", lower_bound=1)
 flags.DEFINE_integer("heads", 4, "Attention heads in a block.", lower_bound=1)
-flags.DEFINE_integer("context", 128, "Tokens in a window.", lower_bound=2)
+flags.DEFINE_integer("context", 64, "Tokens in a window.", lower_bound=2)
 flags.DEFINE_float("dropout", 0.0, "Dropout rate.", lower_bound=0.0, upper_bound=0.95)
 
 flags.DEFINE_integer("batch_size", 16, "Windows in a worker's batch.", lower_bound=1)
