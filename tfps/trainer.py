@@ -93,7 +93,8 @@ class Trainer:
             default the input once; with a `dataset_fn`, each worker's dataset once.
 
         Returns:
-          The history. Its logs carry `examples_per_second` besides loss and metrics.
+          The history. Its logs carry `examples_per_second` and
+          `steps_per_second`, over all workers, besides loss and metrics.
 
         Raises:
           ConfigError: model, optimizer or data cannot be trained here.
@@ -195,7 +196,7 @@ class Trainer:
 
         callbacks.on_epoch_begin(epoch)
         started = time.perf_counter()
-        drive(
+        steps = drive(
             self._dispatcher,
             feed,
             prepare,
@@ -210,7 +211,11 @@ class Trainer:
         store.fetch()
         # Updates that loss scaling skipped are not counted.
         _keras.set_iterations(model.optimizer, store.iterations())
-        return {**totals.logs(), "examples_per_second": totals.examples / seconds}
+        return {
+            **totals.logs(),
+            "examples_per_second": totals.examples / seconds,
+            "steps_per_second": steps / seconds,
+        }
 
     def evaluate(
         self,
