@@ -1,0 +1,1 @@
+"""Measurements beside TensorFlow's own strategies; each prints a table and writes JSON."""
