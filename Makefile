@@ -8,7 +8,7 @@ PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c 
 .PHONY: demo test lint clean
 
 demo: $(VENV)/.base  ## Train a language model on an embedded cluster, in a few minutes.
-	$(VENV)/bin/python -m models.gpt --epochs=4 --steps_per_epoch=450
+	$(VENV)/bin/python -m models.gpt --epochs=4 --steps_per_epoch=550
 
 test: $(VENV)/.test  ## Run all tests.
 	$(VENV)/bin/python -m pytest

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -48,4 +50,4 @@ def test_shards_cover_every_element_once():
         ranges = [(x.begin, x.end) for x in shards if x.variable == i]
         assert ranges[0][0] == 0
         assert ranges[-1][1] == s.size
-        assert all(a[1] == b[0] for a, b in zip(ranges, ranges[1:], strict=False))
+        assert all(a[1] == b[0] for a, b in itertools.pairwise(ranges))

@@ -337,14 +337,14 @@ def test_parameters_and_slots_are_on_the_servers_only(connect):
 def test_errors_are_one_clear_line(connect):
     x, y = regression(64)
     strategy = connect()
-    with pytest.raises(tfps.ConfigError, match="needs a tfps.ParameterServerStrategy"):
+    with pytest.raises(tfps.ConfigError, match=r"needs a tfps\.ParameterServerStrategy"):
         tfps.Trainer(mlp(), None)
     model = mlp()
     model.compile("sgd", "mse")
     trainer = tfps.Trainer(model, strategy)
     with pytest.raises(tfps.DataError, match="y was given together with a dataset_fn"):
         trainer.fit(ones, y)
-    with pytest.raises(tfps.DataError, match="must return a tf.data.Dataset"):
+    with pytest.raises(tfps.DataError, match=r"must return a tf\.data\.Dataset"):
         trainer.fit(lambda context: 3)
     with pytest.raises(tfps.DataError, match="predict was given a dataset_fn"):
         trainer.predict(ones)

@@ -20,7 +20,7 @@ DONE = "done"
 
 _POLL = 2.0  # s between two looks at the chief's address
 _LOST_AFTER = 10.0  # s without an answer until the chief counts as dead
-_LINGER = 15.0  # s that a server waits for the chief's own exit after its farewell
+_LINGER = 3.0  # s that a server waits for the chief's own exit after its farewell
 
 
 def _queue(job: str, index: int) -> tf.queue.FIFOQueue:

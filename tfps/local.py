@@ -22,6 +22,9 @@ class LocalCluster(Cluster):
 
     Use it as a context manager, or call `close`, to stop the processes; they
     also stop by themselves when this process is gone.
+
+    Attributes:
+      ended: the server processes that `close` has ended.
     """
 
     def __init__(self, workers: int = 2, ps: int = 2, processes: bool = False):
@@ -45,6 +48,7 @@ class LocalCluster(Cluster):
         }
         super().__init__(spec)
         self._processes: list[subprocess.Popen] = []
+        self.ended: list[subprocess.Popen] = []
         self._servers = []
         tasks = [(job, i) for job in ("worker", "ps") for i in range(len(spec[job]))]
         if processes:
@@ -88,6 +92,7 @@ class LocalCluster(Cluster):
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        self.ended += self._processes
         self._processes = []
 
     def __enter__(self) -> "LocalCluster":

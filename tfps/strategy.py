@@ -10,10 +10,11 @@ class ParameterServerStrategy(tf.distribute.ParameterServerStrategy):
     """Connects this process, the chief, to the workers and parameter servers.
 
     It is a `tf.distribute.ParameterServerStrategy`: code written for that runs
-    on this one. What differs: Keras 3 models may be made in its scope, or
-    outside, or before it. Their variables stay on the chief, one dense copy, from which `tfps.Trainer` fills
-    the servers and into which it brings the trained weights back; variables of
-    everything else (`tf.Variable`, tf_keras) go to the servers as before.
+    on this one. What differs: Keras 3 models may be made in its scope, outside
+    of it, or before it. Their variables stay on the chief, one dense copy, from
+    which `tfps.Trainer` fills the servers and into which it brings the trained
+    weights back; variables of everything else (`tf.Variable`, tf_keras) go to
+    the servers as before.
 
     Attributes:
       cluster: the `tfps.Cluster` it is connected to.

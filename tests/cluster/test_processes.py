@@ -1,0 +1,191 @@
+"""Real processes: the GPT binary by TF_CONFIG, and how its servers end."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import tfps
+from tfps import net
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+SMALL = [
+    "--layers=1",
+    "--width=16",
+    "--heads=2",
+    "--context=16",
+    "--batch_size=4",
+    "--epochs=1",
+    "--steps_per_epoch=8",
+    "--steps_per_execution=2",
+    "--validation_steps=2",
+    "--generate_tokens=4",
+]
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("the quick brown fox jumps over the lazy dog\n" * 200)
+    return path
+
+
+class Tasks:
+    """Starts tasks of one cluster, and ends what is left of them."""
+
+    def __init__(self, folder: pathlib.Path, spec: dict):
+        self.folder, self.spec = folder, spec
+        self.processes: dict[str, subprocess.Popen] = {}
+
+    def start(self, job, index=0, *args):
+        config = {"cluster": self.spec, "task": {"type": job, "index": index}}
+        name = f"{job}{index}"
+        with open(self.folder / f"{name}.log", "w") as log:
+            self.processes[name] = subprocess.Popen(
+                [sys.executable, "-m", "models.gpt", *args],
+                env={**os.environ, "TF_CONFIG": json.dumps(config)},
+                cwd=ROOT,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+            )
+        return self.processes[name]
+
+    def log(self, name):
+        return (self.folder / f"{name}.log").read_text()
+
+    def exit_codes(self, timeout):
+        deadline = time.monotonic() + timeout
+        return {
+            name: p.wait(max(0.1, deadline - time.monotonic()))
+            for name, p in self.processes.items()
+        }
+
+    def wait_for_line(self, name, text, timeout):
+        deadline = time.monotonic() + timeout
+        while text not in self.log(name):
+            assert time.monotonic() < deadline, self.log(name)
+            assert self.processes[name].poll() is None, self.log(name)
+            time.sleep(0.2)
+
+    def kill_all(self):
+        for p in self.processes.values():
+            if p.poll() is None:
+                p.kill()
+            p.wait()
+
+
+@pytest.fixture
+def tasks(tmp_path):
+    ports = iter(net.free_ports(4))
+    spec = {
+        job: [f"127.0.0.1:{next(ports)}" for _ in range(n)]
+        for job, n in (("chief", 1), ("worker", 2), ("ps", 1))
+    }
+    made = Tasks(tmp_path, spec)
+    yield made
+    made.kill_all()
+
+
+def chief_args(text, tmp_path, *more):
+    return [
+        f"--data={text}",
+        f"--save={tmp_path}/m.keras",
+        f"--log_dir={tmp_path}/log",
+        *SMALL,
+        *more,
+    ]
+
+
+@pytest.mark.timeout(180)
+def test_every_task_ends_with_the_job(tasks, text, tmp_path):
+    # In an order that a person might choose: some servers, the chief, the rest.
+    tasks.start("worker", 1)
+    tasks.start("chief", 0, *chief_args(text, tmp_path))
+    time.sleep(8)
+    tasks.start("ps", 0)
+    tasks.start("worker", 0)
+    codes = tasks.exit_codes(120)
+    assert set(codes.values()) == {0}, (codes, tasks.log("chief0"))
+    assert "bits per byte" in tasks.log("chief0")
+    assert "the job is done" in tasks.log("worker1")
+    assert (tmp_path / "m.keras").exists()
+    for name in codes:
+        assert "Traceback" not in tasks.log(name)
+
+
+@pytest.mark.timeout(180)
+def test_servers_notice_that_the_chief_died(tasks, text, tmp_path):
+    for job, index in (("worker", 0), ("worker", 1), ("ps", 0)):
+        tasks.start(job, index)
+    chief = tasks.start("chief", 0, *chief_args(text, tmp_path, "--epochs=100000"))
+    tasks.wait_for_line("chief0", "validation:", 90)
+    chief.send_signal(signal.SIGKILL)
+    killed = time.monotonic()
+    codes = tasks.exit_codes(30)
+    assert time.monotonic() - killed < 30
+    assert [codes[n] for n in ("worker0", "worker1", "ps0")] == [1, 1, 1]
+    assert f"the chief at {tasks.spec['chief'][0]} died" in tasks.log("ps0")
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("victim", ["worker0", "ps0"])
+def test_a_lost_server_ends_the_job_with_its_name(tasks, text, tmp_path, victim):
+    for job, index in (("worker", 0), ("worker", 1), ("ps", 0)):
+        tasks.start(job, index)
+    tasks.start("chief", 0, *chief_args(text, tmp_path, "--epochs=100000"))
+    tasks.wait_for_line("chief0", "validation:", 90)
+    tasks.processes[victim].kill()
+    codes = tasks.exit_codes(60)
+    assert codes["chief0"] == 1
+    last = tasks.log("chief0").strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert victim[:-1] + " 0" in last
+    assert codes["worker1"] == 1
+    assert "the job failed" in tasks.log("worker1")
+
+
+@pytest.mark.timeout(120)
+def test_a_missing_server_is_named(tasks, text, tmp_path):
+    tasks.start("worker", 0)
+    tasks.start("worker", 1)
+    tasks.start("chief", 0, *chief_args(text, tmp_path, "--startup_timeout=12"))
+    codes = tasks.exit_codes(60)
+    assert codes["chief0"] == 1
+    assert f"ps 0 at {tasks.spec['ps'][0]}" in tasks.log("chief0")
+    assert "Traceback" not in tasks.log("chief0")
+
+
+@pytest.mark.timeout(120)
+def test_local_cluster_of_processes():
+    program = """
+import numpy as np, keras, tfps
+with tfps.LocalCluster(workers=1, ps=1, processes=True) as cluster:
+    pids = [p.pid for p in cluster._processes]
+    model = keras.Sequential([keras.Input([4]), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    trainer = tfps.Trainer(model, tfps.ParameterServerStrategy(cluster))
+    trainer.fit(np.ones([64, 4]), np.ones([64, 1]), verbose=0)
+print("codes", [p.returncode for p in cluster.ended], int(model.optimizer.iterations))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=100
+    )
+    assert "codes [0, 0] 2" in done.stdout, done.stderr
+    assert "[worker 0] worker 0: the job is done" in done.stderr
+
+
+def test_taken_port(tasks, text, tmp_path):
+    import socket
+
+    host, port = net.split(tasks.spec["ps"][0])
+    with socket.socket() as sock:
+        sock.bind((host, port))
+        sock.listen()
+        with pytest.raises(tfps.PortInUse, match="ps 0 cannot listen on"):
+            tfps.serve(tfps.Cluster(tasks.spec, "ps", 0))
