@@ -137,6 +137,9 @@ class Dispatcher:
         return errors.WorkerError(worker, address, summary(error.message))
 
 
+_FRAMING = ("Graph execution error", "Detected at node", "File ", "Traceback", "in user code")
+
+
 def summary(message: str) -> str:
     """The sentence of a TensorFlow error that says what is wrong, without its tracebacks."""
     lines = []
@@ -144,9 +147,8 @@ def summary(message: str) -> str:
         text = line.strip()
         if text.startswith(("[[", "Additional GRPC error information", "Stack trace for op")):
             break
-        framing = ("Graph execution error", "Detected at node", "File ", "Traceback")
-        if not text or line.startswith((" ", "\t")) or text.startswith(framing):
+        if not text or line.startswith((" ", "\t")) or text.startswith(_FRAMING):
             continue
         lines.append(text)
-    found = " ".join(dict.fromkeys(lines)) or message.strip().splitlines()[0]
+    found = " ".join(dict.fromkeys(lines)) or message.strip().splitlines()[-1].strip()
     return re.sub(r"\s*\[Op:\w+\]", "", found)

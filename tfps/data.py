@@ -94,7 +94,7 @@ class ChiefFeed:
     def begin_epoch(self) -> None:
         self._adapter.on_epoch_begin()
         if self._steps is None or self._iterator is None:
-            self._iterator = iter(self._dataset)
+            self._iterator = self._new_iterator()
         self._left = self.num_batches or math.inf
         self._taken = 0
         self._ahead = None
@@ -126,6 +126,17 @@ class ChiefFeed:
     def end_epoch(self) -> None:
         self._adapter.on_epoch_end()
 
+    def _new_iterator(self):
+        try:
+            return iter(self._dataset)
+        except tf.errors.InvalidArgumentError as e:
+            if "unknown device" not in e.message:
+                raise
+            raise errors.DataError(
+                "the dataset was made before the strategy connected, on a device that connecting "
+                "has renamed; make the ParameterServerStrategy first"
+            ) from e
+
     def _next(self):
         # With steps_per_epoch, the pass goes on from the last epoch and may
         # have ended just there.
@@ -136,7 +147,7 @@ class ChiefFeed:
                 return _without_optionals(element.get_value())
             if self._steps is None or self._taken:
                 break
-            self._iterator = iter(self._dataset)
+            self._iterator = self._new_iterator()
         if self._steps is not None:
             warnings.warn(
                 f"The input ended after {self._taken} of steps_per_epoch={self._steps} batches; "

@@ -16,7 +16,7 @@ import time
 
 import keras
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 
 import tfps
 from models import task
@@ -24,6 +24,7 @@ from models.gpt import model as gpt, sample, text, tokenizers
 from models.gpt.progress import Progress, bits_per_byte, perplexity
 
 FLAGS = flags.FLAGS
+flags.adopt_module_key_flags(task)
 
 flags.DEFINE_string(
     "data",
@@ -76,6 +77,8 @@ flags.DEFINE_float("temperature", 0.8, "Of sampling; 0 takes the likeliest token
 def main(argv) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; did you forget to quote a glob?")
+    if not FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)
     if FLAGS.generate is None:
         return task.run(train)
     try:

@@ -103,7 +103,7 @@ class Windows:
         Raises:
           DataError: there is not one window's worth of tokens.
         """
-        self.tokens = np.concatenate([tokenizer.encode(text) for text in texts])
+        self.tokens = tokenizer.encode(b"".join(texts))
         self.context = context
         self.count = (len(self.tokens) - 1) // context
         self.bytes_per_token = sum(map(len, texts)) / max(1, len(self.tokens))

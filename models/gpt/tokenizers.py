@@ -37,7 +37,7 @@ class Bytes:
         return np.frombuffer(text, np.uint8).astype(np.int32)
 
     def decode(self, tokens: Iterable[int]) -> str:
-        return bytes(tokens).decode("utf-8", errors="replace")
+        return bytes(int(t) for t in tokens).decode("utf-8", errors="replace")
 
 
 class WordPiece:
@@ -59,18 +59,6 @@ class WordPiece:
     def __init__(self, pieces: list[str]):
         self.pieces = pieces
         self.vocabulary = len(pieces)
-        table = tf.lookup.StaticVocabularyTable(
-            tf.lookup.KeyValueTensorInitializer(
-                pieces, np.arange(len(pieces), dtype=np.int64), tf.string, tf.int64
-            ),
-            num_oov_buckets=1,
-        )
-        self._tokenizer = tf_text.WordpieceTokenizer(
-            table,
-            suffix_indicator=self._SUFFIX,
-            max_bytes_per_word=4 * self._LONGEST,
-            unknown_token=self._UNKNOWN,
-        )
 
     @classmethod
     def learn(cls, texts: Iterable[bytes], size: int, sample_bytes: int = 4_000_000) -> "WordPiece":
@@ -105,8 +93,19 @@ class WordPiece:
             f.write("\n".join(self.pieces))
 
     def encode(self, text: bytes) -> np.ndarray:
-        ids = self._tokenizer.tokenize(tf.constant(self._words(text), tf.string))
-        return ids.flat_values.numpy().astype(np.int32)
+        # The table is not kept: connecting to a cluster would take it away.
+        keys, ids = tf.constant(self.pieces), tf.range(len(self.pieces), dtype=tf.int64)
+        table = tf.lookup.StaticVocabularyTable(
+            tf.lookup.KeyValueTensorInitializer(keys, ids), num_oov_buckets=1
+        )
+        tokenizer = tf_text.WordpieceTokenizer(
+            table,
+            suffix_indicator=self._SUFFIX,
+            max_bytes_per_word=4 * self._LONGEST,
+            unknown_token=self._UNKNOWN,
+        )
+        tokens = tokenizer.tokenize(tf.constant(self._words(text), tf.string))
+        return tokens.flat_values.numpy().astype(np.int32)
 
     def decode(self, tokens: Iterable[int]) -> str:
         pieces = (self.pieces[t] for t in tokens)

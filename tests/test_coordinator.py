@@ -1,0 +1,88 @@
+import threading
+import time
+
+import pytest
+import tensorflow as tf
+
+import tfps
+from tfps import coordinator
+from tfps.coordinator import Dispatcher
+
+
+@pytest.fixture
+def dispatcher(connect):
+    made = Dispatcher(connect(workers=2).cluster)
+    yield made
+    made.drain()
+    made.close()
+
+
+def test_runs_under_the_workers_device(dispatcher):
+    devices = dispatcher.run_on_each(lambda w: tf.constant(w).device)
+    assert [d.split("/CPU")[0] for d in devices] == [
+        f"/job:worker/replica:0/task:{i}/device:CPU:0" for i in (0, 1)
+    ]
+
+
+def test_results_come_as_they_finish(dispatcher):
+    release = threading.Event()
+    dispatcher.submit(0, lambda: release.wait(10), tag="slow")
+    dispatcher.submit(1, lambda: 7, tag="quick")
+    done = dispatcher.next()
+    assert (done.worker, done.tag, done.value) == (1, "quick", 7)
+    release.set()
+    assert dispatcher.next().tag == "slow"
+    assert dispatcher.pending == 0
+
+
+def test_errors_of_tensorflow_name_the_worker(dispatcher):
+    @tf.function
+    def check(x):
+        tf.debugging.assert_equal(x, tf.constant(2), "not equal")
+
+    dispatcher.submit(1, lambda: check(tf.constant(1)))
+    with pytest.raises(tfps.WorkerError, match=r"worker 1 \(127.0.0.1:\d+\) failed: .*not equal"):
+        dispatcher.next()
+    assert dispatcher.run_on_each(lambda w: w) == [0, 1]
+
+
+def test_other_errors_pass_unchanged(dispatcher):
+    dispatcher.submit(0, lambda: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        dispatcher.next()
+
+
+def test_a_lost_server_is_noticed_while_waiting(dispatcher, monkeypatch):
+    monkeypatch.setattr(coordinator, "_PATIENCE", 0.1)
+    monkeypatch.setattr(coordinator.net, "answers", lambda address, timeout: False)
+    release = threading.Event()
+    dispatcher.submit(0, lambda: release.wait(10))
+    with pytest.raises(tfps.TaskLost, match=r"worker 0 .* no longer answer"):
+        dispatcher.next()
+    monkeypatch.undo()
+    release.set()
+
+
+def test_a_slow_step_is_no_lost_server(dispatcher, monkeypatch):
+    monkeypatch.setattr(coordinator, "_PATIENCE", 0.05)
+    dispatcher.submit(0, lambda: time.sleep(0.3))
+    dispatcher.next()
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ("plain [Op:Foo]", "plain"),
+        (
+            "Graph execution error:\n\nDetected at node x defined at (most recent call last):\n"
+            '  File "a.py", line 1\n\nassertion failed: [bad]\n\t [[{{node x}}]] [Op:__inference]',
+            "assertion failed: [bad]",
+        ),
+        (
+            'in user code:\n\n    File "a.py", line 1\n\n    InvalidArgumentError: bad shape\n',
+            "InvalidArgumentError: bad shape",
+        ),
+    ],
+)
+def test_summary(message, said):
+    assert coordinator.summary(message) == said

@@ -1,0 +1,111 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfps
+from tfps import data
+from tfps.step import Stack
+
+
+def drain(feed, workers=2):
+    """Takes everything in turn, as if each worker used all it was given."""
+    feed.begin_epoch()
+    taken = []
+    while True:
+        works = [(w, feed.take(w)) for w in range(workers)]
+        works = [(w, work) for w, work in works if work is not None]
+        if not works:
+            break
+        for w, work in works:
+            batches = work.source.batches if isinstance(work.source, Stack) else work.source
+            taken.append((w, work.count, batches))
+            feed.done(w, work, work.count)
+    feed.end_epoch()
+    return taken
+
+
+def inputs(batch):
+    return batch[0] if isinstance(batch, tuple) else batch
+
+
+def column(n):
+    return np.arange(float(n))[:, None]
+
+
+def chief(x, **args):
+    return data.feed(x, 2, args.pop("steps", None), args.pop("group", 1), **args)
+
+
+def test_every_batch_once_and_in_order():
+    feed = chief(column(10), batch_size=4, shuffle=False)
+    assert feed.num_batches == 3
+    for _ in range(2):
+        parts = [inputs(batch).numpy() for _, _, batch in drain(feed)]
+        assert [len(p) for p in parts] == [4, 4, 2]
+        np.testing.assert_array_equal(np.concatenate(parts), column(10))
+
+
+def test_batches_of_one_shape_travel_as_a_stack():
+    feed = chief(column(11), batch_size=2, shuffle=False, group=3)
+    stacks = [(count, tuple(inputs(batch).shape)) for _, count, batch in drain(feed)]
+    assert stacks == [(3, (3, 2, 1)), (2, (2, 2, 1)), (1, (1, 1, 1))]
+
+
+def test_steps_per_epoch_goes_on_where_the_last_epoch_ended():
+    feed = chief(column(8), batch_size=2, shuffle=False, steps=3)
+    assert [inputs(batch).numpy()[0, 0] for _, _, batch in drain(feed)] == [0, 2, 4]
+    with pytest.warns(UserWarning, match="ended after 1 of steps_per_epoch=3"):
+        drain(feed)
+    assert len(drain(feed)) == 3
+
+
+def test_exactly_used_up_data_begins_anew():
+    feed = chief(column(6), batch_size=2, shuffle=False, steps=3)
+    assert len(drain(feed)) == len(drain(feed)) == 3
+
+
+def test_missing_parts_are_none():
+    feed = chief(np.zeros([4, 2]), y=np.zeros([4, 1]), batch_size=2)
+    assert feed.batch_spec[0].shape[1:] == [2]
+    assert len(feed.batch_spec) == 2 or feed.batch_spec[2] is None
+    x, y = drain(feed)[0][2][:2]
+    assert (x.shape, y.shape) == ((2, 2), (2, 1))
+
+
+def test_context_shards():
+    parts = [data.Context(i, 3).shard("abcdefgh") for i in range(3)]
+    assert parts == [["a", "d", "g"], ["b", "e", "h"], ["c", "f"]]
+    with pytest.raises(tfps.DataError, match="2 item"):
+        data.Context(0, 3).shard("ab")
+
+
+def test_worker_feed(connect):
+    connect(workers=2)
+
+    def dataset_fn(context):
+        return tf.data.Dataset.range(3).map(lambda i: i + 10 * context.worker_index).batch(1)
+
+    feed = data.feed(dataset_fn, 2, None, 2)
+    assert (
+        "worker/replica:0/task:1" in feed._iterators[1]._iterator_resource.device
+        if feed._iterators[1] is not None
+        else True
+    )
+    feed.begin_epoch()
+    first, second = feed.take(0), feed.take(1)
+    assert (first.count, second.count) == (2, 2)
+    assert "task:1" in second.source._iterator_resource.device
+    feed.done(0, first, 1)  # It had one batch only.
+    assert feed.take(0) is None
+    assert feed.take(1) is not None
+
+
+def test_worker_feed_leases_steps_of_an_epoch(connect):
+    connect(workers=2)
+    feed = data.feed(lambda c: tf.data.Dataset.range(100).batch(1), 2, 5, 2)
+    feed.begin_epoch()
+    counts = [feed.take(w).count for w in (0, 1, 0)]
+    assert counts == [2, 2, 1]
+    assert feed.take(1) is None
+    feed.done(0, data.Work(None, 2), 1)  # One was not used: it is leased again.
+    assert feed.take(1).count == 1

@@ -1,0 +1,34 @@
+"""The README's library example runs as it stands, and what it names exists."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_example_runs(tmp_path):
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    (tmp_path / "runs").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", example],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "'mae'" in done.stdout
+    assert (tmp_path / "runs" / "readme.keras").exists()
+
+
+def test_files_and_targets_exist():
+    for path in re.findall(r"`((?:tfps|models|docs|tests|benchmarks)/[\w/.]*)`", README):
+        assert (ROOT / path).exists(), path
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"`?make (demo|test|lint)\b", README):
+        assert f"\n{target}:" in makefile
