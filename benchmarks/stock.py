@@ -69,9 +69,9 @@ def many_variables(base, total):
     return Many()
 
 
-def compiled(model, library, loss, steps_per_execution, **arguments):
+def compiled(model, optimizer, loss, steps_per_execution, **arguments):
     model.compile(
-        library.optimizers.SGD(1e-3, momentum=0.9),
+        optimizer,
         loss,
         steps_per_execution=steps_per_execution,
         **arguments,
@@ -132,12 +132,12 @@ def main(argv) -> int:
             "tokens/s",
             lambda jit: compiled(
                 gpt.build(VOCABULARY, LAYERS, WIDTH, HEADS, CONTEXT, 0.0),
-                keras,
+                keras.optimizers.AdamW(1e-3),
                 crossentropy(keras),
                 8,
                 jit_compile=jit,
             ),
-            lambda lib: compiled(stock_gpt(lib), lib, crossentropy(lib), 8),
+            lambda lib: compiled(stock_gpt(lib), lib.optimizers.AdamW(1e-3), crossentropy(lib), 8),
             token_dataset,
             int(96 * FLAGS.scale) // 8 * 8,
             BATCH * CONTEXT,
@@ -151,13 +151,16 @@ def main(argv) -> int:
                 "steps/s",
                 lambda jit, k=k: compiled(
                     many_variables(keras.Model, keras.ops.sum),
-                    keras,
+                    keras.optimizers.SGD(1e-3, momentum=0.9),
                     lambda y, p: p,
                     k,
                     jit_compile=jit,
                 ),
                 lambda lib, k=k: compiled(
-                    many_variables(lib.Model, tf.reduce_sum), lib, lambda y, p: p, k
+                    many_variables(lib.Model, tf.reduce_sum),
+                    lib.optimizers.SGD(1e-3, momentum=0.9),
+                    lambda y, p: p,
+                    k,
                 ),
                 vector_dataset,
                 int(steps * FLAGS.scale) // 8 * 8,
