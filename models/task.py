@@ -85,7 +85,5 @@ def run(train: Callable[[Connect], None]) -> int:
 
 def _part(cluster, message: str) -> None:
     """Lets the servers go: with success, or with the reason of the failure."""
-    if isinstance(cluster, tfps.LocalCluster):
+    if cluster is not None and cluster.task_type == "chief":
         cluster.close(message)
-    elif cluster is not None and cluster.task_type == "chief":
-        farewell.send(cluster, message)

@@ -96,6 +96,19 @@ def test_weights_set_by_a_callback_are_trained_on(connect):
     assert not any(w.any() for w in t.model.get_weights())
 
 
+def test_weights_set_at_the_beginning_of_an_epoch_are_trained_on(connect):
+    x, y = regression(40)
+    t = trainer(connect(), o.SGD(0.0))
+    ones = [np.ones_like(w) for w in t.model.get_weights()]
+    t.fit(
+        x,
+        y,
+        callbacks=[c.LambdaCallback(on_epoch_begin=lambda e, logs: t.model.set_weights(ones))],
+        verbose=0,
+    )
+    assert all((w == 1).all() for w in t.model.get_weights())
+
+
 def test_model_checkpoint(connect, tmp_path):
     x, y = regression(60)
     t = trainer(connect())

@@ -59,6 +59,12 @@ def test_steps_per_epoch_goes_on_where_the_last_epoch_ended():
     assert len(drain(feed)) == 3
 
 
+def test_data_that_ends_within_a_group_ends_the_epoch():
+    feed = chief(column(10), batch_size=2, shuffle=False, steps=10, group=8)
+    with pytest.warns(UserWarning, match="ended after 5 of steps_per_epoch=10"):
+        assert sum(count for _, count, _ in drain(feed)) == 5
+
+
 def test_exactly_used_up_data_begins_anew():
     feed = chief(column(6), batch_size=2, shuffle=False, steps=3)
     assert len(drain(feed)) == len(drain(feed)) == 3

@@ -13,8 +13,8 @@ ROOT = pathlib.Path(tfps.__file__).parent.parent
 ORDER = [
     "errors",
     "net",
-    "cluster",
     "farewell",
+    "cluster",
     "server",
     "local",
     "_tf",

@@ -350,8 +350,12 @@ def test_errors_are_one_clear_line(connect):
         trainer.predict(ones)
     with pytest.raises(tfps.DataError, match="no batch"):
         trainer.fit(tf.data.Dataset.from_tensor_slices((x[:0], y[:0])).batch(2), verbose=0)
-    model.layers[0].trainable = False
-    with pytest.raises(tfps.ConfigError, match="make a new Trainer"):
+    clipped = o.SGD(gradient_accumulation_steps=2, clipnorm=1.0)
+    model.compile(clipped, "mse")
+    with pytest.raises(tfps.ConfigError, match="leave out one of the two"):
+        trainer.fit(x, y)
+    model.compile("sgd", "mse", run_eagerly=True)
+    with pytest.raises(tfps.ConfigError, match="run_eagerly"):
         trainer.fit(x, y)
     split = connect(partitioner=tf.distribute.experimental.partitioners.FixedShardsPartitioner(2))
     model = mlp()
@@ -387,6 +391,42 @@ def test_an_error_on_a_worker_names_it(connect):
     assert "x is too large" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert trainer.evaluate(x[:40], x[:40], batch_size=8, verbose=0) == 0.0
+
+
+def test_compiling_anew_and_freezing_take_effect(connect):
+    x, y = regression(64)
+    trainer, reference = pair(connect(), lambda: o.SGD(0.1))
+    args = {"batch_size": 16, "shuffle": False, "verbose": 0}
+    for fit, model in ((trainer.fit, trainer.model), (reference.fit, reference)):
+        fit(x, y, **args)
+        model.layers[0].trainable = False
+        model.compile(
+            o.Adam(0.01), "mae", metrics=["mse"], jit_compile=False, steps_per_execution=2
+        )
+        last = fit(x, y, **args).history
+    assert relative_error(trainer.model, reference) < 1e-5
+    assert last["mse"][0] > 0
+    assert int(trainer.model.optimizer.iterations) == 4
+
+
+def test_every_validation_sees_the_same_batches(connect):
+    x, y = regression(100)
+    trainer, reference = pair(connect(), lambda: o.SGD(0.0))
+    args = {"epochs": 3, "validation_data": (x, y), "validation_batch_size": 10, "verbose": 0}
+    mine = trainer.fit(x, y, validation_steps=4, **args).history["val_loss"]
+    theirs = reference.fit(x, y, validation_steps=4, **args).history["val_loss"]
+    np.testing.assert_allclose(mine, theirs, rtol=1e-5)
+
+
+def test_predict_needs_neither_fit_nor_compile(connect):
+    x, _ = regression(40)
+    model = mlp()
+    outputs = tfps.Trainer(model, connect()).predict(x, verbose=0)
+    np.testing.assert_allclose(outputs, model.predict(x, verbose=0), rtol=1e-5, atol=1e-6)
+    model.compile("sgd", "mse", metrics=["mae"])
+    trainer = tfps.Trainer(model, connect())
+    trainer.predict(x, verbose=0)
+    assert trainer.evaluate(x, x[:, :1], verbose=0, return_dict=True)["mae"] > 0
 
 
 def test_history_is_json(connect):

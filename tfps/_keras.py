@@ -23,8 +23,8 @@ __all__ = [
     "build",
     "call",
     "check_compiled",
-    "check_train_step",
     "clip_gradients",
+    "compilation",
     "compute_loss",
     "decays",
     "detach_from_strategy",
@@ -33,6 +33,7 @@ __all__ = [
     "learning_rate_of",
     "mark_remote",
     "metrics_result",
+    "overridden_steps",
     "path",
     "pythonify_logs",
     "seed_states",
@@ -56,7 +57,7 @@ def detach_from_strategy(model: keras.Model) -> None:
     model._distribute_strategy = None
     # Traced before the connection, they would hold variables that are no more.
     model.train_function = model.test_function = model.predict_function = None
-    optimizer = model.optimizer
+    optimizer = getattr(model, "optimizer", None)
     while optimizer is not None:
         optimizer._distribution_strategy = tf.distribute.get_strategy()
         optimizer = getattr(optimizer, "inner_optimizer", None)
@@ -95,26 +96,41 @@ def mark_remote(variables) -> None:
         variable._is_remote = True
 
 
-def build(model: keras.Model, batch_spec) -> None:
-    """Creates the variables of model, loss and metrics for batches of this spec.
+def build(model: keras.Model, batch_spec, targets: bool) -> None:
+    """Creates the variables of the model for batches of this spec.
 
     The optimizer is left unbuilt: its state belongs on the servers.
+
+    Args:
+      model: to build; one that is built already is left alone.
+      batch_spec: nested specs of a batch.
+      targets: whether to build loss and metrics as well; the batch has targets.
     """
-    optimizer, model.optimizer = model.optimizer, None
+    names = ["optimizer"] + ([] if targets else ["_compile_loss", "_compile_metrics"])
+    # Not by setattr, which would track the metrics a second time.
+    attributes = vars(model)
+    kept = {name: attributes.get(name) for name in names}
+    attributes.update(dict.fromkeys(names))
     try:
         model._symbolic_build(data_batch=batch_spec)
     finally:
-        model.optimizer = optimizer
+        attributes.update(kept)
+
+
+def compilation(model: keras.Model) -> tuple:
+    """Identifies the last call of `compile`; equal as long as nothing was compiled anew."""
+    optimizer = getattr(model, "optimizer", None)
+    return id(optimizer), id(model._compile_loss), id(model._compile_metrics), model.jit_compile
 
 
 def check_compiled(model: keras.Model, method: str) -> None:
     model._assert_compile_called(method)
 
 
-def check_train_step(model: keras.Model) -> bool:
-    """Whether the model uses Keras's own `train_step` and `test_step`."""
-    base = keras.Model
-    return type(model).train_step is base.train_step and type(model).test_step is base.test_step
+def overridden_steps(model: keras.Model) -> list[str]:
+    """Which of Keras's step methods the model replaces."""
+    steps = ("train_step", "test_step", "predict_step")
+    return [s for s in steps if getattr(type(model), s) is not getattr(keras.Model, s)]
 
 
 def call(model: keras.Model, x, training: bool):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import tensorflow as tf
 
-from tfps import errors, net
+from tfps import errors, farewell, net
 
 JOBS = ("chief", "worker", "ps", "evaluator")
 
@@ -113,18 +113,33 @@ class Cluster:
         """Waits until every worker and ps answers; see `net.wait_for`."""
         net.wait_for(self.servers, timeout, on_wait)
 
+    def close(self, message: str = farewell.DONE) -> None:
+        """Lets the servers go; to be called by the chief when it is done.
+
+        Args:
+          message: why the job failed; by default it did not. The servers exit
+            with 0 after a success and with 1 otherwise.
+        """
+        farewell.send(self, message)
+
+    def __enter__(self) -> "Cluster":
+        return self
+
+    def __exit__(self, kind, value, traceback) -> None:
+        self.close(farewell.DONE if kind is None else f"{kind.__name__}: {value}")
+
     def resolver(self) -> tf.distribute.cluster_resolver.ClusterResolver:
         """The description as TensorFlow's strategies take it."""
         return tf.distribute.cluster_resolver.SimpleClusterResolver(
-            tf.train.ClusterSpec(self._without_evaluator()),
+            self.served_spec(),
             task_type=self.task_type,
             task_id=self.task_index,
             rpc_layer="grpc",
         )
 
-    def _without_evaluator(self) -> dict[str, list[str]]:
-        # The evaluator reads checkpoints only; nobody connects to it.
-        return {job: addresses for job, addresses in self.spec.items() if job != "evaluator"}
+    def served_spec(self) -> tf.train.ClusterSpec:
+        """The tasks that take part in TensorFlow's runtime; an evaluator does not."""
+        return tf.train.ClusterSpec({j: a for j, a in self.spec.items() if j != "evaluator"})
 
     def __repr__(self) -> str:
         return (

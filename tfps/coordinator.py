@@ -1,8 +1,10 @@
 """Calls on workers: a thin thread for each, and the mapping of what goes wrong there."""
 
+import contextlib
 import queue
 import re
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,6 +16,9 @@ from tfps.strategy import worker_device
 
 # s without a word from any worker after which the servers are asked whether they live.
 _PATIENCE = 5.0
+
+# s to wait, after an error, for what other workers are doing.
+_DRAIN = 20.0
 
 
 class Completion(NamedTuple):
@@ -63,7 +68,7 @@ class Dispatcher:
           tag: handed back with the result.
         """
         self.pending += 1
-        self._todo[worker].put((function, tag))
+        self._todo[worker].put((function, tag, self._done))
 
     def next(self) -> Completion:
         """The next call to finish, on whatever worker.
@@ -89,7 +94,11 @@ class Dispatcher:
         """Calls `function(worker)` under every worker's device; results by worker."""
         for w in range(self.num_workers):
             self.submit(w, lambda w=w: function(w))
-        completions = [self.next() for _ in range(self.num_workers)]
+        try:
+            completions = [self.next() for _ in range(self.num_workers)]
+        except BaseException:
+            self.drain()
+            raise
         return [c.value for c in sorted(completions, key=lambda c: c.worker)]
 
     def close(self) -> None:
@@ -99,23 +108,36 @@ class Dispatcher:
 
     def drain(self) -> None:
         """Waits for the calls under way and drops their results, errors too."""
-        while self.pending:
+        deadline = time.monotonic() + _DRAIN
+        while self.pending and time.monotonic() < deadline:
             try:
-                self.next()
-            except errors.TaskLost:
-                return  # What the lost task was doing may never return.
-            except errors.Error:
-                continue
+                self._done.get(timeout=max(0.0, deadline - time.monotonic()))
+                self.pending -= 1
+            except queue.Empty:
+                break
+        if self.pending:
+            # What a lost task was doing may never return; it must not come back
+            # as a result of something else.
+            self._done, self.pending = queue.SimpleQueue(), 0
 
     def _serve(self, worker: int) -> None:
         while (item := self._todo[worker].get()) is not None:
-            function, tag = item
+            function, tag, done = item
             try:
                 with tf.device(worker_device(worker)):
-                    self._done.put((worker, tag, function(), None))
+                    done.put((worker, tag, function(), None))
             except Exception as e:  # Whatever it is, it belongs to the caller of `next`.
-                self._done.put((worker, tag, None, e))
+                done.put((worker, tag, None, e))
             del item, function  # They may hold tensors of the worker.
+
+    @contextlib.contextmanager
+    def errors_named(self):
+        """Turns TensorFlow's errors of calls that the chief makes itself into `TaskLost`."""
+        try:
+            yield
+        except tf.errors.OpError as e:
+            self._require_alive()
+            raise errors.Error(summary(e.message)) from e
 
     def _require_alive(self) -> None:
         lost = [

@@ -91,6 +91,10 @@ class ChiefFeed:
         self.source_spec = _stacked(self.batch_spec) if self.group > 1 else self.batch_spec
         self._iterator = None
 
+    def reset(self) -> None:
+        """Makes the next epoch begin with the first batch."""
+        self._iterator = None
+
     def begin_epoch(self) -> None:
         self._adapter.on_epoch_begin()
         if self._steps is None or self._iterator is None:
@@ -115,7 +119,6 @@ class ChiefFeed:
         if not batches:
             return None
         self._left -= len(batches)
-        self._taken += len(batches)
         if self.group == 1:
             return Work(batches[0], 1)
         return Work(Stack(keras.tree.map_structure(_stack, *batches)), len(batches))
@@ -144,6 +147,7 @@ class ChiefFeed:
             # Python's next() would go through two executors of TensorFlow's.
             element = self._iterator.get_next_as_optional()
             if element.has_value():
+                self._taken += 1
                 return _without_optionals(element.get_value())
             if self._steps is None or self._taken:
                 break
@@ -191,6 +195,10 @@ class WorkerFeed:
         self.num_batches = steps_per_epoch
         self.batch_spec = _without_optionals(self._datasets[0].element_spec)
         self.source_spec = self._iterator(0)
+
+    def reset(self) -> None:
+        """Makes the next epoch begin with the first batch of each dataset."""
+        self._ended = [True] * len(self._datasets)
 
     def begin_epoch(self) -> None:
         if self._steps is None:

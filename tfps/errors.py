@@ -61,4 +61,4 @@ class TaskLost(Error):
 
 
 class ChiefLost(Error):
-    """The chief died without saying goodbye; raised in the servers."""
+    """The chief died, or ended with a failure; raised in the servers."""

@@ -14,7 +14,6 @@ import time
 import tensorflow as tf
 
 from tfps import errors, net
-from tfps.cluster import Cluster
 
 DONE = "done"
 
@@ -34,13 +33,13 @@ def _session(target: str, job: str, index: int) -> tf.compat.v1.Session:
     return tf.compat.v1.Session(target, config=config)
 
 
-def send(cluster: Cluster, message: str = DONE, timeout: float = 5.0) -> None:
+def send(cluster, message: str = DONE, timeout: float = 5.0) -> None:
     """Tells every worker and ps that the job is over.
 
     Servers that cannot be reached are left to find out by themselves.
 
     Args:
-      cluster: whose servers to tell.
+      cluster: the `tfps.Cluster` whose servers to tell.
       message: `DONE`, or the reason why the job failed.
       timeout: seconds to wait for all of them.
     """
@@ -72,7 +71,7 @@ def send(cluster: Cluster, message: str = DONE, timeout: float = 5.0) -> None:
 class Receiver:
     """A server's wait for the end of its job."""
 
-    def __init__(self, server: tf.distribute.Server, cluster: Cluster):
+    def __init__(self, server: tf.distribute.Server, cluster):
         self._cluster = cluster
         self._chief = cluster.spec["chief"][0]
         self._messages: list[str] = []
@@ -83,8 +82,11 @@ class Receiver:
         job, index = self._cluster.task_type, self._cluster.task_index
         with tf.Graph().as_default():
             get = _queue(job, index).dequeue()
-            with _session(target, job, index) as session:
-                self._messages.append(session.run(get).decode())
+            try:
+                with _session(target, job, index) as session:
+                    self._messages.append(session.run(get).decode())
+            except tf.errors.OpError as e:
+                self._messages.append(f"this server cannot hear the chief: {e.message}")
 
     def wait(self, startup_timeout: float, orphaned=lambda: False, report=lambda line: None) -> str:
         """Blocks until the job ends.

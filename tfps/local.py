@@ -95,12 +95,6 @@ class LocalCluster(Cluster):
         self.ended += self._processes
         self._processes = []
 
-    def __enter__(self) -> "LocalCluster":
-        return self
-
-    def __exit__(self, kind, value, traceback) -> None:
-        self.close(farewell.DONE if kind is None else f"{kind.__name__}: {value}")
-
 
 # What TensorFlow's C++ side says while it loads, whatever the log level.
 _NOTE = re.compile(r"[IWE]\d{4} \d\d:|WARNING: All log messages before absl")

@@ -12,7 +12,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from tfps import _keras
+from tfps import _keras, errors
 from tfps._keras import BaseOptimizer
 
 # One element's update reads no other element, so buckets and shards change nothing.
@@ -42,6 +42,18 @@ def inner(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
 def is_elementwise(optimizer: keras.optimizers.Optimizer) -> bool:
     """Whether updating a slice of a variable equals slicing the updated variable."""
     return type(inner(optimizer)) in _ELEMENTWISE
+
+
+def require_supported(optimizer: keras.optimizers.Optimizer) -> None:
+    """Raises `ConfigError` for settings that mean something else when spread over servers."""
+    one = inner(optimizer)
+    clips = [n for n in ("clipnorm", "clipvalue", "global_clipnorm") if getattr(one, n)]
+    if one.gradient_accumulation_steps and clips:
+        raise errors.ConfigError(
+            f"the optimizer has gradient_accumulation_steps={one.gradient_accumulation_steps} and "
+            f"{clips[0]}={getattr(one, clips[0])}; gradients are clipped on the worker, before "
+            "they accumulate on the servers: leave out one of the two"
+        )
 
 
 def settable_rate(optimizer: keras.optimizers.Optimizer) -> float:
@@ -151,7 +163,8 @@ class ServerOptimizer:
         whole model, which only the worker sees.
 
         Args:
-          optimizer: the one that the model was compiled with.
+          optimizer: the one that the model was compiled with. Its settings count,
+            not its state: slots and iterations start afresh, together.
           variables: `keras.Variable`s, one a bucket.
           decayed: per variable, whether weight decay applies to it.
         """

@@ -24,24 +24,36 @@ class Program:
         """Reads the variables of a built model.
 
         Raises:
-          ConfigError: the model overrides `train_step` or `test_step`.
+          ConfigError: the model overrides `train_step`, `test_step` or
+            `predict_step`, or is to run eagerly.
         """
-        if not _keras.check_train_step(model):
+        if overridden := _keras.overridden_steps(model):
             raise errors.ConfigError(
-                f"{type(model).__name__} overrides train_step or test_step, which tfps cannot "
+                f"{type(model).__name__} overrides {' and '.join(overridden)}, which tfps cannot "
                 "split into pull and push; override compute_loss or compute_metrics instead"
+            )
+        if model.run_eagerly:
+            raise errors.ConfigError(
+                "the model was compiled with run_eagerly=True, but steps run as graphs on the "
+                "workers; debug with plain Keras, then compile without it"
             )
         self.model = model
         self.trainable = list(model.trainable_variables)
         trainable = {id(v) for v in self.trainable}
         self.state = [v for v in model.weights if id(v) not in trainable]
         self.metrics = list(model.metrics_variables)
+        self._compilation = _keras.compilation(model)
         self._seeds = _keras.seed_states(model)
         self._base_seeds = [v.numpy() for v in self._seeds]
 
     def is_current(self) -> bool:
-        """Whether the model still has the variables that were read."""
-        return [id(v) for v in self.model.trainable_variables] == [id(v) for v in self.trainable]
+        """Whether the model still has the variables, and was not compiled anew."""
+        pairs = (
+            (self.model.trainable_variables, self.trainable),
+            (self.model.metrics_variables, self.metrics),
+        )
+        same = all([id(v) for v in now] == [id(v) for v in then] for now, then in pairs)
+        return same and self._compilation == _keras.compilation(self.model)
 
     def initial_metrics(self) -> list[tf.Tensor]:
         """The metric variables' values after `reset_metrics`."""

@@ -37,9 +37,8 @@ def start(cluster: Cluster, job: str, index: int) -> tf.distribute.Server:
     config = tf.compat.v1.ConfigProto(
         inter_op_parallelism_threads=inter_op_threads(cluster.num_workers)
     )
-    spec = {name: tasks for name, tasks in cluster.spec.items() if name != "evaluator"}
     return tf.distribute.Server(
-        tf.train.ClusterSpec(spec), job_name=job, task_index=index, protocol="grpc", config=config
+        cluster.served_spec(), job_name=job, task_index=index, protocol="grpc", config=config
     )
 
 

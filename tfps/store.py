@@ -144,7 +144,6 @@ class ParameterStore:
                 [self._stored[i] for i in mine],
                 [self.buckets[i].kind[1] for i in mine],
             )
-            built.iterations.assign(optimizer.iterations)
         _keras.mark_remote(built.variables)
         return built
 

@@ -1,6 +1,8 @@
 """`Trainer`: `fit`, `evaluate` and `predict` of a Keras model on a cluster."""
 
+import functools
 import time
+import weakref
 from typing import Any, NamedTuple
 
 import keras
@@ -17,6 +19,17 @@ from tfps.store import ParameterStore
 from tfps.strategy import ParameterServerStrategy
 
 
+def _errors_named(method):
+    """Lets a method of `Trainer` raise `TaskLost` where TensorFlow says something else."""
+
+    @functools.wraps(method)
+    def call(self, *args, **kwargs):
+        with self._dispatcher.errors_named():
+            return method(self, *args, **kwargs)
+
+    return call
+
+
 class Trainer:
     """Trains a compiled Keras 3 model on the workers of a strategy's cluster.
 
@@ -27,8 +40,9 @@ class Trainer:
     hooks. Outside of `fit` the model is the truth: weights set on it, by
     `load_weights` or by a callback, are what training goes on with.
 
-    The optimizer's slots exist on the servers only. `model.optimizer` keeps the
-    settings: a learning rate assigned to it is used from the next step on.
+    The optimizer's slots exist on the servers only, and start afresh with a new
+    Trainer or after `model.compile`. `model.optimizer` keeps the settings: a
+    learning rate assigned to it is used from the next step on.
 
     Attributes:
       model: the Keras model.
@@ -58,6 +72,7 @@ class Trainer:
         self.strategy = strategy
         self.consistency = consistency or Async()
         self._dispatcher = Dispatcher(strategy.cluster)
+        weakref.finalize(self, self._dispatcher.close)
         self._program: Program | None = None
         self._store: ParameterStore | None = None
         self._trains = False  # whether the store has an optimizer
@@ -65,6 +80,7 @@ class Trainer:
         self._number = 0  # of the next training step
         _keras.detach_from_strategy(model)
 
+    @_errors_named
     def fit(
         self,
         x=None,
@@ -105,6 +121,7 @@ class Trainer:
         _keras.check_compiled(model, "fit")
         if model.optimizer is None:
             raise errors.ConfigError("fit needs an optimizer; pass one to model.compile")
+        optimizers.require_supported(model.optimizer)
         if validation_split and validation_data is None:
             (x, y, sample_weight), validation_data = _keras.split_validation(
                 (x, y, sample_weight), validation_split=validation_split
@@ -194,13 +211,19 @@ class Trainer:
             if reads_weights:
                 store.load_if_changed()
 
+        def begin(first):
+            callbacks.on_train_batch_begin(first)
+            if reads_weights:
+                store.load_if_changed()
+
         callbacks.on_epoch_begin(epoch)
+        store.load_if_changed()
         started = time.perf_counter()
         steps = drive(
             self._dispatcher,
             feed,
             prepare,
-            callbacks.on_train_batch_begin,
+            begin,
             end,
             self.consistency.may_start,
             stopped=lambda: model.stop_training,
@@ -217,6 +240,7 @@ class Trainer:
             "steps_per_second": steps / seconds,
         }
 
+    @_errors_named
     def evaluate(
         self,
         x=None,
@@ -240,6 +264,7 @@ class Trainer:
         logs = self._evaluate(feed, callbacks, verbose)
         return logs if return_dict else _keras.flatten_metrics(self.model, logs)
 
+    @_errors_named
     def predict(self, x, batch_size=None, verbose="auto", steps=None, callbacks=None):
         """The model's outputs, in the order of the input; see `keras.Model.predict`.
 
@@ -252,7 +277,7 @@ class Trainer:
                 "give arrays or one Dataset"
             )
         feed = self._feed(x, steps, batch_size=batch_size, shuffle=False, group=1)
-        self._prepare(feed, train=False)
+        self._prepare(feed, train=False, targets=False)
         model = self.model
         run = self._cached(
             "predict",
@@ -274,8 +299,16 @@ class Trainer:
             outputs[first] = prediction.outputs
             callbacks.on_predict_batch_end(last, {"outputs": prediction.outputs})
 
+        model.stop_predicting = False
         callbacks.on_predict_begin()
-        drive(self._dispatcher, feed, prepare, callbacks.on_predict_batch_begin, end)
+        drive(
+            self._dispatcher,
+            feed,
+            prepare,
+            callbacks.on_predict_batch_begin,
+            end,
+            stopped=lambda: model.stop_predicting,
+        )
         callbacks.on_predict_end()
         if not outputs:
             raise errors.DataError("predict was given no batch; the input is empty")
@@ -322,6 +355,7 @@ class Trainer:
             totals.add(report)
             callbacks.on_test_batch_end(last, totals.logs())
 
+        feed.reset()  # Every validation sees the same batches.
         model.stop_evaluating = False
         callbacks.on_test_begin()
         drive(
@@ -349,14 +383,12 @@ class Trainer:
             **arguments,
         )
 
-    def _prepare(self, feed, train: bool) -> None:
+    def _prepare(self, feed, train: bool, targets: bool = True) -> None:
         """Builds the model, reads it, and creates and fills the servers' variables."""
-        _keras.build(self.model, feed.batch_spec)
+        _keras.build(self.model, feed.batch_spec, targets)
         if self._program and not self._program.is_current():
-            raise errors.ConfigError(
-                "the model's trainable variables changed since this Trainer was first used; make "
-                "a new Trainer for the changed model"
-            )
+            # Compiled anew, or frozen in part: as in Keras, another training.
+            self._program = self._store = None
         if self._store and (self._trains or not train):
             return
         self._program = self._program or Program(self.model)
@@ -379,7 +411,7 @@ class Trainer:
 
     def _cached(self, kind, feed, make):
         """A traced step for this form of input, made once."""
-        key = (kind, repr(feed.batch_spec), type(feed.source_spec))
+        key = (kind, repr(feed.batch_spec), type(feed.source_spec), feed.group == 1)
         if key not in self._steps:
             self._steps[key] = make()
         return self._steps[key]

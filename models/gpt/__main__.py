@@ -143,7 +143,10 @@ def generate() -> None:
     """Prints a sample of the saved model."""
     if not os.path.exists(FLAGS.save):
         raise tfps.ConfigError(f"--save={FLAGS.save} does not exist; train a model first")
-    model = keras.models.load_model(FLAGS.save, compile=False)
+    try:
+        model = keras.models.load_model(FLAGS.save, compile=False)
+    except (ValueError, OSError) as e:
+        raise tfps.ConfigError(f"--save={FLAGS.save} is no saved model of this program") from e
     tokenizer = tokenizers.of_saved_model(FLAGS.save, model.output_shape[-1])
     seed = FLAGS.seed or int(np.random.default_rng().integers(1 << 31))
     print(
@@ -160,6 +163,13 @@ def _check_flags() -> None:
         )
     if not FLAGS.save.endswith(".keras"):
         raise tfps.ConfigError(f"--save={FLAGS.save} does not end in .keras; Keras needs that")
+    folder = os.path.dirname(FLAGS.save) or "."
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as e:
+        raise tfps.ConfigError(f"--save: cannot make {folder}: {e.strerror.lower()}") from e
+    if not os.access(folder, os.W_OK):
+        raise tfps.ConfigError(f"--save={FLAGS.save} cannot be written; choose another folder")
 
 
 def _load() -> tuple[tokenizers.Tokenizer, text.Windows, text.Windows]:
@@ -210,10 +220,12 @@ def _compiled_model(vocabulary: int, total_steps: int) -> keras.Model:
 
 
 def _save(model: keras.Model, tokenizer: tokenizers.Tokenizer) -> None:
-    os.makedirs(os.path.dirname(FLAGS.save) or ".", exist_ok=True)
     model.save(FLAGS.save)
+    vocabulary = tokenizers.vocabulary_path(FLAGS.save)
     if isinstance(tokenizer, tokenizers.WordPiece):
-        tokenizer.save(tokenizers.vocabulary_path(FLAGS.save))
+        tokenizer.save(vocabulary)
+    elif os.path.exists(vocabulary):
+        os.remove(vocabulary)  # Of an earlier model of that name.
 
 
 def _program(name: str) -> str:

@@ -84,12 +84,12 @@ class WordPiece:
     @classmethod
     def load(cls, path: str) -> "WordPiece":
         """Reads a vocabulary that `save` wrote."""
-        with open(path, encoding="utf-8") as f:
+        with open(path, encoding="utf-8", newline="") as f:
             return cls(f.read().split("\n"))
 
     def save(self, path: str) -> None:
         """Writes the pieces, one a line."""
-        with open(path, "w", encoding="utf-8") as f:
+        with open(path, "w", encoding="utf-8", newline="") as f:
             f.write("\n".join(self.pieces))
 
     def encode(self, text: bytes) -> np.ndarray:
@@ -132,7 +132,13 @@ def of_saved_model(model_path: str, vocabulary: int) -> Tokenizer:
     """
     path = vocabulary_path(model_path)
     if os.path.exists(path):
-        return WordPiece.load(path)
+        tokenizer = WordPiece.load(path)
+        if tokenizer.vocabulary != vocabulary:
+            raise errors.DataError(
+                f"{path} has {tokenizer.vocabulary} pieces, but {model_path} has {vocabulary} "
+                "tokens; they are not of one training"
+            )
+        return tokenizer
     if vocabulary != Bytes.vocabulary:
         raise errors.DataError(
             f"{model_path} has {vocabulary} tokens, but its vocabulary {path} is missing; copy "
