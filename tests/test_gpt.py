@@ -39,7 +39,9 @@ def test_wordpiece_is_saved_beside_the_model(wordpiece, tmp_path):
     with pytest.raises(tfps.DataError, match="is missing"):
         tokenizers.of_saved_model(model, 300)
     wordpiece.save(tokenizers.vocabulary_path(model))
-    loaded = tokenizers.of_saved_model(model, 300)
+    with pytest.raises(tfps.DataError, match="not of one training"):
+        tokenizers.of_saved_model(model, wordpiece.vocabulary + 1)
+    loaded = tokenizers.of_saved_model(model, wordpiece.vocabulary)
     np.testing.assert_array_equal(loaded.encode(CODE), wordpiece.encode(CODE))
     assert "�" in loaded.decode(loaded.encode("é".encode()))
 
