@@ -207,15 +207,17 @@ def test_terminate_on_nan_and_csv_logger(connect, tmp_path):
     assert float(rows[0]["examples_per_second"]) > 0
 
 
-def test_tensorboard_has_everything(connect, tmp_path):
+@pytest.mark.parametrize("update_freq", [2, "epoch"])
+def test_tensorboard_has_everything(connect, tmp_path, update_freq):
     x, y = regression(60)
     t = trainer(connect())
     t.fit(
         x,
         y,
+        batch_size=20,
         epochs=3,
         validation_data=(x, y),
-        callbacks=[c.TensorBoard(str(tmp_path), update_freq=1)],
+        callbacks=[c.TensorBoard(str(tmp_path), update_freq=update_freq)],
         verbose=0,
     )
     values = {}
@@ -231,12 +233,12 @@ def test_tensorboard_has_everything(connect, tmp_path):
         "train/epoch_learning_rate",
         "train/epoch_examples_per_second",
         "train/epoch_steps_per_second",
-        "train/batch_loss",
         "validation/epoch_loss",
     ):
         assert tag in values, sorted(values)
         assert all(np.isfinite(number) and number > 0 for _, number in values[tag])
     assert len(values["train/epoch_loss"]) == 3
+    assert ("train/batch_loss" in values) == (update_freq == 2)
 
 
 def test_who_looks_at_weights():

@@ -172,7 +172,10 @@ class Trainer:
             logs = self._epoch(epoch, feed, run, callbacks)
             if validate and _keras.should_evaluate(model, epoch, validation_freq):
                 logs.update({f"val_{k}": v for k, v in validate(callbacks).items()})
-            callbacks.on_epoch_end(epoch, logs)
+            # TensorBoard(update_freq=n) would write an epoch's summaries only after
+            # a multiple of n batches (Keras 3.15).
+            with tf.summary.record_if(True):
+                callbacks.on_epoch_end(epoch, logs)
             if model.stop_training:
                 break
             self._store.load_if_changed()
