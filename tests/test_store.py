@@ -4,7 +4,9 @@ import pytest
 import tensorflow as tf
 
 from tests.conftest import mlp
-from tfps.program import Program
+from tfps.exchange import Exchange
+from tfps.plan import Plan
+from tfps.program import Inspection, Program
 from tfps.store import ParameterStore
 
 partitioners = tf.distribute.experimental.partitioners
@@ -13,7 +15,9 @@ partitioners = tf.distribute.experimental.partitioners
 def make(strategy, model):
     program = Program(model)
     n, m = len(program.trainable), len(program.state)
-    return ParameterStore(strategy, program, keras.optimizers.Adam(), [True] * n, [True] * m)
+    inspection = Inspection([True] * n, [True] * m, [False] * n)
+    optimizer = keras.optimizers.Adam()
+    return ParameterStore(Plan(strategy, program, optimizer, inspection), optimizer)
 
 
 @pytest.mark.parametrize("partitioner", [None, partitioners.FixedShardsPartitioner(2)])
@@ -43,19 +47,21 @@ def test_load_if_changed(connect):
 
 def test_both_servers_hold_a_part(connect):
     store = make(connect(), mlp(units=64))
-    held = [sum(b.nbytes for b in store.buckets if b.ps == p) for p in (0, 1)]
+    held = [sum(b.nbytes for b in store.plan.buckets if b.ps == p) for p in (0, 1)]
     assert min(held) > 0
-    assert sum(held) == 4 * sum(s.size for s in store.specs)
+    assert sum(held) == 4 * sum(s.size for s in store.plan.specs)
 
 
 def test_handles_are_arguments(connect):
     store = make(connect(), mlp())
-    concrete = tf.function(store.pull, autograph=False).get_concrete_function(store.handles())
+    exchange = Exchange(store, None)
+    pull = tf.function(lambda handles: exchange.pull(handles), autograph=False)
+    concrete = pull.get_concrete_function(store.handles())
     assert not concrete.captured_inputs
     doubled = []
-    for bucket, stored in zip(store.buckets, store._stored, strict=True):
+    for bucket, stored in zip(store.plan.buckets, store._stored, strict=True):
         with tf.device(stored.value.device):
             doubled.append(tf.Variable(stored.value * 2.0 if bucket.size else stored.value))
     handles = {**store.handles(), "values": [v.handle for v in doubled]}
-    for a, b in zip(concrete(handles), doubled, strict=True):
+    for ((a,),), b in zip(concrete(handles).payloads, doubled, strict=True):
         np.testing.assert_array_equal(a, b)

@@ -65,7 +65,7 @@ def test_partitioned_and_compiled_and_several_steps_a_call_change_nothing(connec
     reference.fit(x, y, **args)
     assert int(trainer.model.optimizer.iterations) == 33
     assert relative_error(trainer.model, reference) < 1e-5
-    assert len(trainer._store.shards) > len(trainer.model.weights)
+    assert len(trainer._store.plan.shards) > len(trainer.model.weights)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,14 @@ def test_weights_metrics_and_class_weights(connect):
             ).history
         )
         models.append(model)
-    for name in ("examples_per_second", "steps_per_second"):
+    for name in (
+        "examples_per_second",
+        "steps_per_second",
+        "staleness",
+        "staleness_max",
+        "push_bytes_per_step",
+        "pull_bytes_per_step",
+    ):
         assert len(history[0].pop(name)) == 2
     assert list(history[0]) == list(history[1])
     for name in history[1]:
@@ -255,7 +262,7 @@ def test_adam_under_load(connect):
     model.compile(o.Adam(2.0**-8), lambda y, p: p, steps_per_execution=10, jit_compile=False)
     trainer = tfps.Trainer(model, connect(workers=4))
     trainer.fit(ones, steps_per_epoch=2000, verbose=0)
-    assert {int(s.iterations.numpy()) for s in trainer._store._optimizers if s} == {2000}
+    assert {int(s.iterations.numpy()) for s in trainer._store.optimizers if s} == {2000}
     for value in model.get_weights():
         assert np.isfinite(value).all()
         # With a constant gradient every step of Adam is the learning rate.
@@ -327,7 +334,7 @@ def test_parameters_and_slots_are_on_the_servers_only(connect):
     trainer.fit(x, y, verbose=0)
     assert not model.optimizer.built
     store = trainer._store
-    stored = [*store._stored, *(v for s in store._optimizers if s for v in s.state)]
+    stored = [*store._stored, *(v for s in store.optimizers if s for v in s.state)]
     assert {v.value.device.split("/")[1] for v in stored} == {"job:ps"}
     assert len({v.value.device for v in stored}) == 2
     slots = sum(int(np.prod(v.shape)) for v in stored) - 2  # Without the two `iterations`.

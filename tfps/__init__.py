@@ -1,5 +1,6 @@
 """Parameter-server training for Keras 3 on stock TensorFlow."""
 
+from tfps import compression, partitioners
 from tfps.cluster import Cluster
 from tfps.local import LocalCluster
 from tfps.strategy import ParameterServerStrategy
@@ -35,6 +36,8 @@ __all__ = [
     "TaskLost",
     "Trainer",
     "WorkerError",
+    "compression",
+    "partitioners",
     "serve",
 ]
 

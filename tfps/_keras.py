@@ -6,9 +6,11 @@ Keras.
 
 import contextlib
 import gc
+import inspect
 
 import keras
 import tensorflow as tf
+from keras.src.initializers.random_initializers import compute_fans
 from keras.src.optimizers.base_optimizer import BaseOptimizer
 from keras.src.random.seed_generator import global_seed_generator
 from keras.src.trainers.data_adapters import array_slicing, data_adapter_utils
@@ -20,6 +22,7 @@ __all__ = [
     "BaseOptimizer",
     "EpochIterator",
     "add_metrics",
+    "autocast",
     "build",
     "call",
     "check_compiled",
@@ -29,7 +32,10 @@ __all__ = [
     "decays",
     "detach_from_strategy",
     "flatten_metrics",
+    "forget_rows",
     "initial_epoch",
+    "initializer_of",
+    "initializer_of_part",
     "learning_rate_of",
     "mark_remote",
     "metrics_result",
@@ -77,6 +83,7 @@ def variables_survive():
         if issubclass(type(v), keras.Variable)
         and v._value is not None
         and not getattr(v, "_is_remote", False)
+        and not getattr(v._value, "is_remote", False)
     ]
     yield
     for variable, value in kept:
@@ -84,6 +91,52 @@ def variables_survive():
         variable._initialize(value)
         # By this, optimizers know the variables that they were built with.
         variable._value._unique_id = identity
+
+
+def initializer_of(initial_value):
+    """(variable, initializer) of a Keras variable that is just being made; None otherwise.
+
+    Keras hands TensorFlow a function that calls the initializer for the whole shape.
+    """
+    cells = inspect.getclosurevars(initial_value).nonlocals if callable(initial_value) else {}
+    return (cells["self"], cells["initializer"]) if {"self", "initializer"} <= set(cells) else None
+
+
+def initializer_of_part(initializer, shape, part_shape, index: int):
+    """An initializer that gives a part of a variable the distribution of the whole.
+
+    Args:
+      initializer: of the whole.
+      shape, part_shape: of the whole and of the part.
+      index: of the part; with a fixed seed, each part draws other numbers.
+
+    Returns:
+      An initializer, or None if the values depend on the whole.
+    """
+    if isinstance(initializer, keras.initializers.VarianceScaling):
+        whole, part = compute_fans(shape), compute_fans(part_shape)
+        chosen = {"fan_in": lambda f: f[0], "fan_out": lambda f: f[1], "fan_avg": sum}
+        fan = chosen[initializer.mode]
+        return keras.initializers.VarianceScaling(
+            initializer.scale * fan(part) / fan(whole),
+            initializer.mode,
+            initializer.distribution,
+            _seed_of_part(initializer.seed, index),
+        )
+    random = (
+        keras.initializers.RandomNormal,
+        keras.initializers.RandomUniform,
+        keras.initializers.TruncatedNormal,
+    )
+    if isinstance(initializer, random):
+        config = {**initializer.get_config(), "seed": _seed_of_part(initializer.seed, index)}
+        return type(initializer).from_config(config)
+    alike = (keras.initializers.Zeros, keras.initializers.Ones, keras.initializers.Constant)
+    return initializer if isinstance(initializer, alike) else None
+
+
+def _seed_of_part(seed, index: int):
+    return seed + index if isinstance(seed, int) else seed
 
 
 def mark_remote(variables) -> None:
@@ -141,6 +194,11 @@ def compute_loss(model: keras.Model, x, y, y_pred, sample_weight, training: bool
     return model._compute_loss(x, y, y_pred, sample_weight, training=training)
 
 
+def autocast(variable: keras.Variable, value: tf.Tensor) -> tf.Tensor:
+    """A part of the variable's value in the dtype in which a layer now computes."""
+    return variable._maybe_autocast(value)
+
+
 def add_metrics(model: keras.Model, loss, x, y, y_pred, sample_weight) -> None:
     """Updates the loss tracker and the compiled metrics with one batch."""
     if model._loss_tracker is not None:
@@ -151,6 +209,11 @@ def add_metrics(model: keras.Model, loss, x, y, y_pred, sample_weight) -> None:
 
 def metrics_result(model: keras.Model) -> dict:
     return pythonify_logs(model.get_metrics_result())
+
+
+def forget_rows(variable: keras.Variable) -> None:
+    """Lets tensors of any number of rows stand for this variable in a stateless scope."""
+    variable._shape = (None, *variable._shape[1:])
 
 
 def flatten_metrics(model: keras.Model, logs: dict):

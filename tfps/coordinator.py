@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from tfps import errors, net
 from tfps.cluster import Cluster
-from tfps.strategy import worker_device
+from tfps.devices import worker_device
 
 # s without a word from any worker after which the servers are asked whether they live.
 _PATIENCE = 5.0

@@ -16,8 +16,8 @@ import keras
 import tensorflow as tf
 
 from tfps import _keras, errors
+from tfps.devices import worker_device
 from tfps.step import Stack
-from tfps.strategy import worker_device
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ one giant message.
 """
 
 import dataclasses
+import math
 from collections.abc import Hashable, Sequence
 
 import tensorflow as tf
@@ -51,6 +52,7 @@ def build(
     shards: Sequence[Shard],
     kinds: Sequence[Hashable],
     alone: Sequence[bool],
+    intact: Sequence[bool] | None = None,
     bucket_bytes: int = BUCKET_BYTES,
 ) -> list[Bucket]:
     """Groups the shards into buckets.
@@ -59,23 +61,34 @@ def build(
       specs: the variables.
       shards: of `place`; the order is kept within a bucket.
       kinds: per variable, its treatment; only equal kinds share a bucket.
-      alone: per variable, whether it needs a bucket of its own with its own
-        shape (its update is not elementwise).
-      bucket_bytes: a bucket is closed before it grows above this; a larger
-        shard has one to itself.
+      alone: per variable, whether each shard needs a bucket of its own, in the
+        variable's own rank (its update is not elementwise, or goes by rows).
+      intact: per variable, whether its shards must not be cut. By default, only
+        those that are alone are not.
+      bucket_bytes: a bucket is closed before it grows above this, and larger
+        shards are cut, unless they have to stay in one piece.
 
     Returns:
       Buckets by ps, then in the order of their first shard.
     """
     closed: list[Bucket] = []
     open_: dict[Hashable, list[Shard]] = {}
+    intact = alone if intact is None else [a or b for a, b in zip(alone, intact, strict=True)]
+    shards = [
+        piece
+        for shard in shards
+        for piece in _cut(shard, specs[shard.variable], bucket_bytes, intact[shard.variable])
+    ]
 
     def close(key):
         members = open_.pop(key)
         first = members[0]
         spec = specs[first.variable]
-        whole = len(members) == 1 and first.size == spec.size
-        shape = spec.shape if whole else (sum(s.size for s in members),)
+        shape = (sum(s.size for s in members),)
+        if len(members) == 1 and first.size == spec.size:
+            shape = spec.shape
+        elif alone[first.variable]:
+            shape = (first.size // (spec.size // spec.shape[0]), *spec.shape[1:])
         closed.append(Bucket(first.ps, spec.dtype, kinds[first.variable], tuple(members), shape))
 
     for shard in shards:
@@ -91,6 +104,16 @@ def build(
         close(key)
     order = {shard: i for i, shard in enumerate(shards)}
     return sorted(closed, key=lambda b: (b.ps, order[b.shards[0]]))
+
+
+def _cut(shard: Shard, spec: VariableSpec, bucket_bytes: int, intact: bool) -> list[Shard]:
+    """The shard in as few pieces of nearly equal size as fit into buckets."""
+    pieces = 1 if intact else math.ceil(shard.size * spec.itemsize / bucket_bytes)
+    if pieces <= 1:
+        return [shard]
+    size = math.ceil(shard.size / pieces)
+    begins = range(shard.begin, shard.end, size)
+    return [dataclasses.replace(shard, begin=b, end=min(b + size, shard.end)) for b in begins]
 
 
 def pack(buckets: Sequence[Bucket], tensors: dict[int, tf.Tensor]) -> list[tf.Tensor]:

@@ -9,7 +9,7 @@ import numpy as np
 from tfps import _keras
 from tfps.coordinator import Dispatcher
 from tfps.program import Program
-from tfps.step import Report
+from tfps.step import Report, Tally
 
 
 def drive(
@@ -85,11 +85,17 @@ class MetricTotals:
         program.model.reset_metrics()
         self._program = program
         self._totals = [np.asarray(v.numpy(), np.float64) for v in program.metrics]
-        self.examples = 0
+        self.tally = Tally()
+
+    @property
+    def examples(self) -> int:
+        return int(self.tally.examples)
 
     def add(self, report: Report) -> None:
         """Adds what a report says."""
-        self.examples += report.examples
+        most = max(self.tally.max_staleness, report.tally.max_staleness)
+        added = Tally(*(a + b for a, b in zip(self.tally, report.tally, strict=True)))
+        self.tally = added._replace(max_staleness=most)
         self._totals = [t + c for t, c in zip(self._totals, report.metrics, strict=True)]
 
     def logs(self) -> dict:

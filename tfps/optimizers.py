@@ -8,6 +8,9 @@ free of both, so a subclass that restores them turns any optimizer into
 under a lock, and pointed at other variables without tracing again.
 """
 
+import math
+from collections.abc import Callable
+
 import keras
 import tensorflow as tf
 from keras import ops
@@ -54,6 +57,42 @@ def require_supported(optimizer: keras.optimizers.Optimizer) -> None:
             f"{clips[0]}={getattr(one, clips[0])}; gradients are clipped on the worker, before "
             "they accumulate on the servers: leave out one of the two"
         )
+
+
+def require_lazy(optimizer: keras.optimizers.Optimizer) -> None:
+    """Raises `ConfigError` if the optimizer cannot update some rows of a table alone."""
+    one = inner(optimizer)
+    if not is_elementwise(optimizer):
+        raise errors.ConfigError(
+            f'sparse_updates="lazy" updates single rows, but {type(one).__name__} needs whole '
+            'variables; use "exact", or an elementwise optimizer such as Adam'
+        )
+    if one.gradient_accumulation_steps:
+        raise errors.ConfigError(
+            f"gradient_accumulation_steps={one.gradient_accumulation_steps} updates all rows at "
+            'once, which sparse_updates="lazy" does not; use "exact" or no accumulation'
+        )
+
+
+def slots(optimizer: keras.optimizers.Optimizer) -> Callable[[tuple[int, ...]], float]:
+    """How many values the optimizer keeps for each one of a variable.
+
+    Returns:
+      A function of the variable's shape. For optimizers that are not elementwise
+      it is an estimate, from a variable of the same rank.
+    """
+    known: dict[tuple, float] = {}
+
+    def count(shape):
+        small = tuple(min(n, 8) for n in shape)
+        if small not in known:
+            variable = keras.Variable(tf.zeros(small), name="probe")
+            probe = ServerOptimizer(optimizer, [variable], [False])
+            elements = sum(math.prod(v.shape) for v in probe.state if len(v.shape))
+            known[small] = elements / max(1, math.prod(small))
+        return known[small]
+
+    return count
 
 
 def settable_rate(optimizer: keras.optimizers.Optimizer) -> float:
@@ -183,6 +222,11 @@ class ServerOptimizer:
         return self._clone.variables
 
     @property
+    def handles(self) -> list[tf.Tensor]:
+        """The resource handles of the state."""
+        return [v.value.handle for v in self.state]
+
+    @property
     def iterations(self) -> keras.Variable:
         """int32 scalar: updates applied on this server."""
         return self._clone._iterations
@@ -212,6 +256,63 @@ class ServerOptimizer:
         values, updated = self._clone.stateless_apply(ordered, gradients, values)
         updated = {id(v): t for v, t in zip(self._clone.variables, updated, strict=True)}
         return values, [updated[id(v)] for v in self.state]
+
+
+class RowOptimizer(ServerOptimizer):
+    """The optimizer of one table, which updates any number of rows as if there were no others.
+
+    `apply` takes and returns those rows of the table and of the slots.
+
+    Attributes:
+      state: `tf.Variable`s on the device on which the constructor ran.
+      by_row: per state variable, whether it has a row for each of the table.
+    """
+
+    def __init__(self, optimizer: keras.optimizers.Optimizer, shape, dtype: str, decayed: bool):
+        """Clones the optimizer and builds its state.
+
+        Args:
+          optimizer: elementwise; see `ServerOptimizer`.
+          shape, dtype: of the table.
+          decayed: whether weight decay applies to it.
+        """
+        # Built on one row: an elementwise optimizer starts all of them alike.
+        row = keras.Variable(tf.zeros((1, *shape[1:]), dtype), name="row")
+        super().__init__(optimizer, [row], [decayed])
+        self._built = self.state
+        self.by_row = [v.shape == row.shape for v in self._built]
+        self.state = []
+        for v, by_row in zip(self._built, self.by_row, strict=True):
+            value = tf.repeat(v.value[:1], shape[0], axis=0) if by_row else v.value
+            self.state.append(tf.Variable(value, trainable=False, name=v.name))
+        for v, by_row in zip([row, *self._built], [True, *self.by_row], strict=True):
+            if by_row:
+                _keras.forget_rows(v)
+
+    @property
+    def handles(self):
+        return [v.handle for v in self.state]
+
+    @property
+    def iterations(self) -> tf.Variable:
+        """int scalar: updates applied on this server."""
+        built = [v is self._clone._iterations for v in self._built]
+        return self.state[built.index(True)]
+
+    @property
+    def averages(self):
+        if not self._clone.use_ema:
+            return None
+        average = self._clone._model_variables_moving_average[0]
+        return [self.state[[v is average for v in self._built].index(True)]]
+
+    def apply(self, values, state, gradients, learning_rate):
+        """See `ServerOptimizer.apply`; tensors [rows, width] of as many rows."""
+        stored, self.state = self.state, self._built
+        try:
+            return super().apply(values, state, gradients, learning_rate)
+        finally:
+            self.state = stored
 
 
 def _stateless_clone(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:

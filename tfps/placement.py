@@ -1,5 +1,6 @@
 """Which elements of which variable live on which parameter server."""
 
+import collections
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
@@ -17,12 +18,14 @@ class VariableSpec:
       shape: tuple of ints.
       dtype: numpy-style name of the element type.
       splittable: whether a partitioner may split it.
+      slots: values of its size that the optimizer keeps beside it.
     """
 
     path: str
     shape: tuple[int, ...]
     dtype: str
     splittable: bool = True
+    slots: float = 0.0
 
     @property
     def size(self) -> int:
@@ -35,6 +38,10 @@ class VariableSpec:
     @property
     def nbytes(self) -> int:
         return self.size * self.itemsize
+
+    def load(self, elements: int) -> float:
+        """Bytes that so many of its elements take on a ps, with the optimizer's state."""
+        return elements * self.itemsize * (1 + self.slots)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,13 +64,103 @@ class Shard:
         return self.end - self.begin
 
 
+@dataclasses.dataclass(frozen=True)
+class PlacedShard:
+    """A row of the placement table.
+
+    Attributes:
+      variable: path.
+      shard: which of the variable's shards, from 0.
+      shards: how many it has.
+      ps: index of the parameter server.
+      bytes: of the values.
+      state_bytes: of what the optimizer keeps for them.
+    """
+
+    variable: str
+    shard: int
+    shards: int
+    ps: int
+    bytes: int
+    state_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Which part of which variable is on which parameter server.
+
+    Attributes:
+      rows: `PlacedShard`s by variable and shard.
+      num_ps: number of parameter servers.
+    """
+
+    rows: list[PlacedShard]
+    num_ps: int
+
+    @classmethod
+    def of(cls, specs: Sequence[VariableSpec], shards: Sequence[Shard], num_ps: int) -> "Placement":
+        """From what `place` returned."""
+        count = collections.Counter(s.variable for s in shards)
+        seen: collections.Counter = collections.Counter()
+        rows = []
+        for s in shards:
+            spec = specs[s.variable]
+            nbytes = s.size * spec.itemsize
+            state = round(spec.load(s.size)) - nbytes
+            rows.append(
+                PlacedShard(spec.path, seen[s.variable], count[s.variable], s.ps, nbytes, state)
+            )
+            seen[s.variable] += 1
+        return cls(rows, num_ps)
+
+    @property
+    def bytes_by_ps(self) -> list[int]:
+        """Values and optimizer state on each ps."""
+        total = [0] * self.num_ps
+        for row in self.rows:
+            total[row.ps] += row.bytes + row.state_bytes
+        return total
+
+    @property
+    def imbalance(self) -> float:
+        """Bytes of the fullest ps over the mean; 1.0 is perfect."""
+        total = self.bytes_by_ps
+        return max(total) * self.num_ps / sum(total) if sum(total) else 1.0
+
+    def markdown(self) -> str:
+        """The table in Markdown, for TensorBoard."""
+        lines = ["| variable | shard | ps | bytes | optimizer state |", "|---|---|---:|---:|---:|"]
+        lines += [
+            f"| {r.variable} | {r.shard + 1} of {r.shards} | {r.ps} | {r.bytes:,} "
+            f"| {r.state_bytes:,} |"
+            for r in self.rows
+        ]
+        return "\n".join([*lines, "", self.summary()])
+
+    def summary(self) -> str:
+        """One line: bytes on each ps, and the imbalance."""
+        total = ", ".join(f"ps {p} {b / 2**20:.1f} MiB" for p, b in enumerate(self.bytes_by_ps))
+        return f"{total}, optimizer state included; fullest/mean {self.imbalance:.3f}"
+
+    def __str__(self) -> str:
+        width = max((len(r.variable) for r in self.rows), default=8)
+        lines = [f"{'variable':{width}}  shard  ps         bytes  optimizer state"]
+        lines += [
+            f"{r.variable:{width}}  {r.shard + 1:>2}/{r.shards:<2}  {r.ps:>2}  {r.bytes:>12,}  "
+            f"{r.state_bytes:>15,}"
+            for r in self.rows
+        ]
+        return "\n".join([*lines, self.summary()])
+
+
 def place(
     specs: Sequence[VariableSpec], num_ps: int, partitioner: Callable | None = None
 ) -> list[Shard]:
     """Splits the variables and gives every shard to a ps.
 
     The largest shard goes first, always to the ps with the fewest bytes so far.
-    (TensorFlow's strategy deals variables out in turn, whatever their size.)
+    (TensorFlow's strategy deals variables out in turn, whatever their size.) A
+    partitioner that has a method `place(specs, num_ps)` decides by itself.
 
     Args:
       specs: the variables.
@@ -73,25 +170,44 @@ def place(
     Returns:
       Shards in the order of the variables and, within one, of its rows.
     """
+    if hasattr(partitioner, "place"):
+        return partitioner.place(specs, num_ps)
     pieces = [
         (i, begin, end) for i, spec in enumerate(specs) for begin, end in _split(spec, partitioner)
     ]
-    nbytes = [(end - begin) * specs[i].itemsize for i, begin, end in pieces]
-    load = [0] * num_ps
-    chosen = {}
-    for k in sorted(range(len(pieces)), key=lambda k: (-nbytes[k], k)):
-        chosen[k] = int(np.argmin(load))
-        load[chosen[k]] += nbytes[k]
-    return [Shard(i, begin, end, chosen[k]) for k, (i, begin, end) in enumerate(pieces)]
+    chosen, _ = lightest_first([specs[i].load(e - b) for i, b, e in pieces], num_ps)
+    return [Shard(i, begin, end, p) for (i, begin, end), p in zip(pieces, chosen, strict=True)]
+
+
+def lightest_first(loads: Sequence[float], num_ps: int) -> tuple[list[int], list[float]]:
+    """Deals pieces out, the largest first, each to the ps with the least so far.
+
+    Graham, "Bounds on Multiprocessing Timing Anomalies" (1969): no ps gets more
+    than the mean and the largest piece.
+
+    Returns:
+      (the ps of each piece, the load of each ps).
+    """
+    total = [0.0] * num_ps
+    chosen = [0] * len(loads)
+    for k in sorted(range(len(loads)), key=lambda k: (-loads[k], k)):
+        chosen[k] = int(np.argmin(total))
+        total[chosen[k]] += loads[k]
+    return chosen, total
+
+
+def rows_dealt(rows: int, shards: int) -> list[tuple[int, int]]:
+    """Row ranges as equal as can be, the longer ones first, as TensorFlow's strategy deals them."""
+    ends = np.cumsum([rows // shards + (1 if i < rows % shards else 0) for i in range(shards)])
+    return [(int(b), int(e)) for b, e in zip([0, *ends[:-1]], ends, strict=True)]
 
 
 def _split(spec: VariableSpec, partitioner: Callable | None) -> list[tuple[int, int]]:
-    """Element ranges of the shards; rows are dealt as TensorFlow's strategy does."""
+    """Element ranges of the shards."""
     if partitioner is None or not spec.splittable or not spec.shape or not spec.size:
         return [(0, spec.size)]
     shards = partitioner(shape=tf.TensorShape(spec.shape), dtype=tf.as_dtype(spec.dtype))[0]
     rows = spec.shape[0]
-    shards = max(1, min(int(shards), rows))
     row = spec.size // rows
-    ends = np.cumsum([rows // shards + (1 if i < rows % shards else 0) for i in range(shards)])
-    return [(int(b) * row, int(e) * row) for b, e in zip([0, *ends[:-1]], ends, strict=True)]
+    shards = max(1, min(int(shards), rows))
+    return [(begin * row, end * row) for begin, end in rows_dealt(rows, shards)]

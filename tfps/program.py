@@ -5,10 +5,15 @@ as tensors and go out as tensors, so that the same function runs on whatever
 worker, whichever servers the weights came from.
 """
 
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
 import keras
 import tensorflow as tf
 
 from tfps import _keras, errors
+from tfps.tables import Rows
 
 
 class Program:
@@ -60,59 +65,140 @@ class Program:
         self.model.reset_metrics()
         return [tf.constant(v.numpy()) for v in self.metrics]
 
-    def inspect(self, batch_spec) -> tuple[list[bool], list[bool]]:
-        """What a training step would do, found by tracing one.
+    def inspect(self, batch_spec, train: bool = True) -> "Inspection":
+        """What a step would do with the variables, found by tracing one.
 
         Args:
           batch_spec: nested `tf.TypeSpec`s of a batch.
-
-        Returns:
-          Per trainable variable, whether the loss depends on it; per state
-          variable, whether the step writes it.
+          train: whether it is a step of training; else one of prediction.
         """
         found = []
 
-        def trace(trainable, state, metrics, batch):
+        def trace(trainable, rows, state, metrics, batch):
+            lookups = {
+                i: Lookups(self.trainable[i], lambda ids, k=k: tf.gather(rows[k], ids))
+                for k, i in enumerate(candidates)
+            }
             step, scale = tf.constant(0, tf.int64), tf.constant(1.0)
-            gradients, updates, _, _ = self.train(trainable, state, metrics, step, scale, batch)
-            found.append([[t is not None for t in tensors] for tensors in (gradients, updates)])
+            with contextlib.ExitStack() as stack:
+                for lookup in lookups.values():
+                    stack.enter_context(lookup)
+                sources = [*trainable, *rows]
+                gradients, updates = [None] * len(sources), [None] * len(state)
+                if train:
+                    gradients, updates, _, _ = self._train(
+                        trainable, state, metrics, step, scale, batch, sources
+                    )
+                else:
+                    self.predict(trainable, state, batch)
+            looked_up = dict(zip(candidates, gradients[len(trainable) :], strict=True))
+            # A table is looked up and never used otherwise.
+            tables = [
+                bool(i in lookups and lookups[i].ids and not value.consumers())
+                for i, value in enumerate(trainable)
+            ]
+            inputs = {id(t.op) for t in [*trainable, *rows, *state]}
+            for i, is_table in enumerate(tables):
+                # Ids that come out of the weights are known only when the weights are.
+                if is_table and any(_depends(ids, inputs) for ids in lookups[i].ids):
+                    tables[i] = False
+            connected = [
+                g is not None or looked_up.get(i) is not None
+                for i, g in enumerate(gradients[: len(trainable)])
+            ]
+            found.append(Inspection(connected, [u is not None for u in updates], tables))
 
-        specs = [
-            [tf.TensorSpec(v.shape, v.dtype) for v in variables]
-            for variables in (self.trainable, self.state)
+        candidates = [
+            i for i, v in enumerate(self.trainable) if len(v.shape) == 2 and v.constraint is None
         ]
+
+        def specs(variables):
+            return [tf.TensorSpec(v.shape, v.dtype) for v in variables]
+
         tf.function(trace, autograph=False).get_concrete_function(
-            *specs, self.initial_metrics(), batch_spec
+            specs(self.trainable),
+            specs(self.trainable[i] for i in candidates),
+            specs(self.state),
+            self.initial_metrics(),
+            batch_spec,
         )
         return found[0]
+
+    def lookups(self, tables: Sequence[int], step, batch, training: bool) -> dict[int, list]:
+        """The ids that a step looks up in tables, without the weights.
+
+        Args:
+          tables: indices of trainable variables.
+          step: int64 scalar, as for `train`.
+          batch: as for `train`.
+          training: whether the step is one of training.
+
+        Returns:
+          Table -> its lookups in the order in which the step makes them, integer
+          tensors of any shape.
+        """
+        if not tables:
+            return {}
+
+        def absent(variable):
+            # Never computed: nothing that is returned depends on it.
+            return tf.fill(variable.shape, tf.zeros([], variable.dtype))
+
+        found = {
+            i: Lookups(
+                self.trainable[i],
+                lambda ids, v=self.trainable[i]: tf.zeros(
+                    tf.concat([tf.shape(ids), v.shape[1:]], 0), v.dtype
+                ),
+            )
+            for i in tables
+        }
+        x, y, sample_weight = _keras.unpack_batch(_without_optionals(batch))
+        trainable = [absent(v) for v in self.trainable]
+        state = [absent(v) for v in self.state]
+        metrics = [absent(v) for v in self.metrics]
+        with contextlib.ExitStack() as stack:
+            for lookup in found.values():
+                stack.enter_context(lookup)
+            stack.enter_context(self._scope(trainable, state, metrics, self._seeds_of(step)))
+            y_pred = _keras.call(self.model, x, training)
+            if training:
+                _keras.compute_loss(self.model, x, y, y_pred, sample_weight, True)
+        return {i: lookup.ids for i, lookup in found.items()}
 
     def train(self, trainable, state, metrics, step, loss_scale, batch):
         """Gradients of one batch.
 
         Args:
-          trainable, state, metrics: tensors in the order of the attributes.
+          trainable, state, metrics: tensors in the order of the attributes; for a
+            table, `tables.Rows`.
           step: int64 scalar, unique to this step; the seed of its dropout.
           loss_scale: float32 scalar by which the loss is multiplied.
           batch: what the dataset yields: x, (x, y) or (x, y, sample_weight).
 
         Returns:
           gradients: of the scaled loss; None where the loss does not depend on
-            the variable.
+            the variable. For a table, of the rows: those of one that the batch
+            names several times are summed.
           state: new values; None where the model did not touch the variable.
           metrics: new values.
           examples: int64 scalar, the length of the batch.
         """
+        sources = [t.values if isinstance(t, Rows) else t for t in trainable]
+        with self._tables(trainable) as trainable:
+            return self._train(trainable, state, metrics, step, loss_scale, batch, sources)
+
+    def _train(self, trainable, state, metrics, step, loss_scale, batch, sources):
         x, y, sample_weight = _keras.unpack_batch(_without_optionals(batch))
-        seeds = [tf.random.fold_in(seed, step) for seed in self._base_seeds]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(trainable)
-            with self._scope(trainable, state, metrics, seeds) as scope:
+            tape.watch(sources)
+            with self._scope(trainable, state, metrics, self._seeds_of(step)) as scope:
                 y_pred = _keras.call(self.model, x, training=True)
                 loss = _keras.compute_loss(self.model, x, y, y_pred, sample_weight, True)
                 _keras.add_metrics(self.model, loss, x, y, y_pred, sample_weight)
             scaled = loss * tf.cast(loss_scale, loss.dtype)
         gradients = [
-            None if g is None else tf.convert_to_tensor(g) for g in tape.gradient(scaled, trainable)
+            None if g is None else tf.convert_to_tensor(g) for g in tape.gradient(scaled, sources)
         ]
         after = [scope.get_current_value(v) for v in self.state]
         updates = [None if new is old else new for new, old in zip(after, state, strict=True)]
@@ -121,7 +207,10 @@ class Program:
     def evaluate(self, trainable, state, metrics, batch):
         """Metrics of one batch: (new metric values, int64 number of examples)."""
         x, y, sample_weight = _keras.unpack_batch(_without_optionals(batch))
-        with self._scope(trainable, state, metrics, self._base_seeds) as scope:
+        with (
+            self._tables(trainable) as trainable,
+            self._scope(trainable, state, metrics, self._base_seeds) as scope,
+        ):
             y_pred = _keras.call(self.model, x, training=False)
             loss = _keras.compute_loss(self.model, x, y, y_pred, sample_weight, False)
             _keras.add_metrics(self.model, loss, x, y, y_pred, sample_weight)
@@ -130,8 +219,37 @@ class Program:
     def predict(self, trainable, state, batch):
         """The model's outputs for one batch."""
         x, _, _ = _keras.unpack_batch(_without_optionals(batch))
-        with self._scope(trainable, state, None, self._base_seeds):
+        with (
+            self._tables(trainable) as trainable,
+            self._scope(trainable, state, None, self._base_seeds),
+        ):
             return _keras.call(self.model, x, training=False)
+
+    @contextlib.contextmanager
+    def _tables(self, trainable):
+        """Lets the model look up rows; yields `trainable` with stand-ins for the tables."""
+        stand_ins = {}
+        with contextlib.ExitStack() as stack:
+            for i, value in enumerate(trainable):
+                if isinstance(value, Rows):
+                    variable, positions = self.trainable[i], iter(value.positions)
+
+                    def find(ids, rows=value.values, positions=positions):
+                        return tf.gather(rows, next(positions))
+
+                    stack.enter_context(Lookups(variable, find))
+                    stand_ins[i] = tf.fill(variable.shape, tf.zeros([], variable.dtype))
+            yield [stand_ins.get(i, value) for i, value in enumerate(trainable)]
+        for i, value in stand_ins.items():
+            if value.consumers():
+                raise errors.ConfigError(
+                    f"{self.trainable[i].path} is only looked up in training, but used as a whole "
+                    "in evaluation or prediction; give it a regularizer or constraint, or use it "
+                    "whole in training too"
+                )
+
+    def _seeds_of(self, step) -> list[tf.Tensor]:
+        return [tf.random.fold_in(seed, step) for seed in self._base_seeds]
 
     def _scope(self, trainable, state, metrics, seeds) -> keras.StatelessScope:
         pairs = [
@@ -145,6 +263,62 @@ class Program:
 
     def _values(self, scope: keras.StatelessScope) -> list[tf.Tensor]:
         return [scope.get_current_value(v) for v in self.metrics]
+
+
+class Inspection(NamedTuple):
+    """What a step does with the variables of a model.
+
+    Attributes:
+      connected: per trainable variable, whether the loss depends on it.
+      updated: per state variable, whether the step writes it.
+      tables: per trainable variable, whether the step only looks up rows of it.
+    """
+
+    connected: list[bool]
+    updated: list[bool]
+    tables: list[bool]
+
+
+class Lookups:
+    """While it is entered, takes the place of `tf.gather` from one variable.
+
+    `tf.gather` and what is built on it, `keras.ops.take` and the Embedding layer,
+    ask their operand for a method `sparse_read`, by which TensorFlow's own
+    variables read single rows where they live.
+
+    Attributes:
+      ids: of the lookups so far.
+    """
+
+    def __init__(self, variable: keras.Variable, find: Callable[[tf.Tensor], tf.Tensor]):
+        self._variable = variable
+        self._find = find
+        self.ids: list[tf.Tensor] = []
+
+    def __enter__(self):
+        self._variable.sparse_read = self._read
+        return self
+
+    def __exit__(self, *exception):
+        del self._variable.sparse_read
+
+    def _read(self, ids, name=None):
+        del name
+        self.ids.append(ids)
+        return _keras.autocast(self._variable, self._find(ids))
+
+
+def _depends(tensor: tf.Tensor, inputs: set[int]) -> bool:
+    """Whether a tensor of a graph is computed from any of these operations."""
+    todo, seen = [tensor.op], set()
+    while todo:
+        op = todo.pop()
+        if id(op) in inputs:
+            return True
+        if id(op) not in seen:
+            seen.add(id(op))
+            todo += [t.op for t in op.inputs] + list(op.control_inputs)
+    return False
 
 
 def _without_optionals(batch):

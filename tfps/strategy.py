@@ -1,9 +1,15 @@
 """`tf.distribute.ParameterServerStrategy` for a tfps cluster, and for Keras 3."""
 
+import math
+
 import tensorflow as tf
 
 from tfps import _keras, _tf, net
 from tfps.cluster import Cluster
+from tfps.placement import Placement
+from tfps.remote import RemoteVariable
+
+MAX_CHIEF_BYTES = 256 << 20
 
 
 class ParameterServerStrategy(tf.distribute.ParameterServerStrategy):
@@ -14,14 +20,21 @@ class ParameterServerStrategy(tf.distribute.ParameterServerStrategy):
     of it, or before it. Their variables stay on the chief, one dense copy, from
     which `tfps.Trainer` fills the servers and into which it brings the trained
     weights back; variables of everything else (`tf.Variable`, tf_keras) go to
-    the servers as before.
+    the servers as before. Very large Keras variables made in the scope never
+    exist on the chief: their rows are dealt out evenly and made on the servers.
 
     Attributes:
       cluster: the `tfps.Cluster` it is connected to.
       variable_partitioner: the partitioner, or None.
     """
 
-    def __init__(self, cluster, variable_partitioner=None, startup_timeout: float = 60.0):
+    def __init__(
+        self,
+        cluster,
+        variable_partitioner=None,
+        startup_timeout: float = 60.0,
+        max_chief_bytes: int = MAX_CHIEF_BYTES,
+    ):
         """Waits for the servers and connects to them.
 
         Args:
@@ -30,6 +43,8 @@ class ParameterServerStrategy(tf.distribute.ParameterServerStrategy):
             Partitioner`: into how many shards along its first axis a variable
             is split. None keeps variables whole.
           startup_timeout: seconds to wait for all servers together.
+          max_chief_bytes: Keras variables of more bytes, made in the scope, have
+            their rows on the servers only.
 
         Raises:
           StartupTimeout: names the tasks that did not answer, with addresses.
@@ -39,6 +54,8 @@ class ParameterServerStrategy(tf.distribute.ParameterServerStrategy):
             cluster = Cluster.from_resolver(cluster)
         self.cluster = cluster
         self.variable_partitioner = variable_partitioner
+        self._max_chief_bytes = max_chief_bytes
+        self._placement = Placement([], cluster.num_ps)
         if "chief" in cluster.spec and not cluster.connected:
             net.require_free(cluster.spec["chief"][0], "chief 0")
         cluster.wait(startup_timeout)
@@ -51,17 +68,24 @@ class ParameterServerStrategy(tf.distribute.ParameterServerStrategy):
     def _create_variable(self, next_creator, **kwargs):
         if not _tf.created_by_keras3():
             return self._stock_create_variable(next_creator, **kwargs)
+        if initializer := _keras.initializer_of(kwargs.get("initial_value")):
+            owner, initializer = initializer
+            if math.prod(owner.shape) * tf.as_dtype(owner.dtype).size > self._max_chief_bytes:
+                return RemoteVariable(
+                    initializer, owner.shape, owner.dtype, self.cluster.num_ps, owner.path
+                )
         # Without the strategy's mark it is an ordinary variable, on the device
         # of the caller's choice or else here.
         kwargs["distribute_strategy"] = None
         return next_creator(**kwargs)
 
+    def placement(self) -> Placement:
+        """Which part of which variable is on which ps, of the model trained last.
 
-def worker_device(index: int) -> str:
-    """The device of a worker's steps: TensorFlow picks its GPU where it has one."""
-    return f"/job:worker/replica:0/task:{index}"
+        `str()` of it is a table. It is empty until a `Trainer` has filled the servers.
+        """
+        return self._placement
 
-
-def ps_device(index: int) -> str:
-    """The CPU of a parameter server."""
-    return f"/job:ps/replica:0/task:{index}/device:CPU:0"
+    def placed(self, placement: Placement) -> None:
+        """Notes where a trainer has put a model's variables."""
+        self._placement = placement

@@ -3,6 +3,7 @@
 import functools
 import time
 import weakref
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
@@ -10,9 +11,12 @@ import numpy as np
 import tensorflow as tf
 
 from tfps import _keras, callbacks as callbacks_lib, data, errors, optimizers
+from tfps.compression import Codec
 from tfps.consistency import Async
 from tfps.coordinator import Dispatcher
+from tfps.exchange import Exchange
 from tfps.loop import MetricTotals, drive
+from tfps.plan import Plan
 from tfps.program import Program
 from tfps.step import EvaluateStep, PredictStep, Pull, Report, TrainStep
 from tfps.store import ParameterStore
@@ -55,6 +59,10 @@ class Trainer:
         model: keras.Model,
         strategy: ParameterServerStrategy,
         consistency: Async | None = None,
+        push: Codec | Callable[[Any], Codec] | None = None,
+        pull: Codec | Callable[[Any], Codec] | None = None,
+        overlap: int = 0,
+        sparse_updates: str = "exact",
     ):
         """Keeps its arguments; servers are filled when training starts.
 
@@ -62,6 +70,23 @@ class Trainer:
           model: compiled, built or not.
           strategy: connected to the cluster.
           consistency: `Async()` by default.
+          push: codec of the gradients, worker to ps; or a function of the variable
+            that gives one. None sends them as they are.
+          pull: codec of the parameters, ps to worker, likewise.
+          overlap: how many of its own updates a worker's gradient may miss, so that
+            computing and the network work at the same time. 0: a step pulls, then
+            computes, then pushes. 1: it computes while the last update is pushed
+            and then the next parameters are pulled. 2: pushing and pulling go
+            on at the same time as well. Other workers' updates are missed besides;
+            the logs' `staleness` counts all.
+          sparse_updates: what happens to the rows of an embedding table that a step
+            did not look up. "exact": the optimizer updates them with a gradient
+            of zero, as Keras does (momentum, weight decay). "lazy": nothing, they
+            stay as they are bit by bit, and updates cost by the rows looked up
+            instead of by the table.
+
+        Raises:
+          ConfigError: an argument is none of these.
         """
         if not isinstance(strategy, ParameterServerStrategy):
             raise errors.ConfigError(
@@ -71,6 +96,13 @@ class Trainer:
         self.model = model
         self.strategy = strategy
         self.consistency = consistency or Async()
+        if overlap not in (0, 1, 2):
+            raise errors.ConfigError(f"overlap={overlap!r} must be 0, 1 or 2")
+        if sparse_updates not in ("exact", "lazy"):
+            raise errors.ConfigError(f'sparse_updates={sparse_updates!r} must be "exact" or "lazy"')
+        self._wire = {"push": push, "pull": pull, "lazy": sparse_updates == "lazy"}
+        self._overlap = overlap
+        self._carries: list = []
         self._dispatcher = Dispatcher(strategy.cluster)
         weakref.finalize(self, self._dispatcher.close)
         self._program: Program | None = None
@@ -109,8 +141,11 @@ class Trainer:
             default the input once; with a `dataset_fn`, each worker's dataset once.
 
         Returns:
-          The history. Its logs carry `examples_per_second` and
-          `steps_per_second`, over all workers, besides loss and metrics.
+          The history. Its logs carry, besides loss and metrics, over all workers:
+          `examples_per_second` and `steps_per_second`; `staleness` and
+          `staleness_max`, the updates that a push has missed, on average and at
+          most; `push_bytes_per_step` and `pull_bytes_per_step`, what a worker
+          sends and receives in a step as the codecs predict it.
 
         Raises:
           ConfigError: model, optimizer or data cannot be trained here.
@@ -141,11 +176,13 @@ class Trainer:
             feed,
             lambda: TrainStep(
                 self._program,
-                self._store,
+                self._exchange,
                 model.optimizer,
                 feed.source_spec,
+                feed.batch_spec,
                 feed.group == 1,
                 model.jit_compile,
+                self._overlap,
             ),
         )
         validate = None
@@ -193,17 +230,23 @@ class Trainer:
         totals = MetricTotals(self._program)
         handles = store.handles()
         applied = store.iterations()
+        carries = self._start(run, handles)
 
         def prepare(worker, work):
             number, self._number = self._number, self._number + work.count
             rate = optimizers.settable_rate(model.optimizer)
-            return lambda: Report.of(
-                lambda: run(handles, work.source, work.count, number, rate), run.initial
-            )
+
+            def call():
+                vector, carries[worker] = run(
+                    handles, work.source, carries[worker], work.count, number, rate
+                )
+                return Report.of(vector, run.initial)
+
+            return call
 
         def end(last, first, report):
             nonlocal applied
-            applied += report.steps
+            applied += int(report.tally.pushes)
             totals.add(report)
             if not watched:
                 return
@@ -231,17 +274,39 @@ class Trainer:
             self.consistency.may_start,
             stopped=lambda: model.stop_training,
         )
+        self._finish(run, handles, totals)
         seconds = time.perf_counter() - started
         if not totals.examples:
             raise errors.DataError("fit was given no batch; the input is empty")
         store.fetch()
         # Updates that loss scaling skipped are not counted.
         _keras.set_iterations(model.optimizer, store.iterations())
+        tally = totals.tally
         return {
             **totals.logs(),
             "examples_per_second": totals.examples / seconds,
             "steps_per_second": steps / seconds,
+            "staleness": tally.staleness / max(1.0, tally.pushes),
+            "staleness_max": tally.max_staleness,
+            "push_bytes_per_step": self._exchange.push_bytes + tally.bytes_up / steps,
+            "pull_bytes_per_step": self._exchange.pull_bytes + tally.bytes_down / steps,
         }
+
+    def _start(self, run, handles) -> list:
+        """What each worker carries into an epoch: residuals survive, parameters are pulled anew."""
+        before = self._carries or [None] * self._dispatcher.num_workers
+        self._carries = self._dispatcher.run_on_each(lambda w: run.start(handles, before[w]))
+        return self._carries
+
+    def _finish(self, run, handles, totals) -> None:
+        """Pushes what workers still have at the end of an epoch."""
+        rate = optimizers.settable_rate(self.model.optimizer)
+        vectors = self._dispatcher.run_on_each(
+            lambda w: run.finish(handles, self._carries[w], rate)
+        )
+        for vector in vectors:
+            if vector is not None:
+                totals.add(Report.of(vector, run.initial))
 
     @_errors_named
     def evaluate(
@@ -285,15 +350,15 @@ class Trainer:
         run = self._cached(
             "predict",
             feed,
-            lambda: PredictStep(self._program, self._store, feed.source_spec, model.jit_compile),
+            lambda: PredictStep(self._program, self._exchange, feed.source_spec, model.jit_compile),
         )
         callbacks = self._callback_list(callbacks, verbose, feed)
-        values = self._pull()
+        values, handles = self._pull(), self._store.handles()
         outputs: dict[int, Any] = {}
 
         def prepare(worker, work):
             def call():
-                result = run(values[worker], work.source)
+                result = run(handles, values[worker], work.source)
                 return _Prediction(1, keras.tree.map_structure(_to_numpy, result))
 
             return call
@@ -339,19 +404,19 @@ class Trainer:
             feed,
             lambda: EvaluateStep(
                 self._program,
-                self._store,
+                self._exchange,
                 feed.source_spec,
                 feed.group == 1,
                 model.jit_compile,
             ),
         )
         callbacks = self._callback_list(callbacks, verbose, feed)
-        values = self._pull()
+        values, handles = self._pull(), self._store.handles()
         totals = MetricTotals(self._program)
 
         def prepare(worker, work):
             return lambda: Report.of(
-                lambda: run(values[worker], work.source, work.count), run.initial
+                run(handles, values[worker], work.source, work.count), run.initial
             )
 
         def end(last, first, report):
@@ -396,20 +461,15 @@ class Trainer:
             return
         self._program = self._program or Program(self.model)
         optimizer = self.model.optimizer if train else None
-        if train:
-            connected, updated = self._program.inspect(feed.batch_spec)
-        else:
-            connected = [False] * len(self._program.trainable)
-            updated = [False] * len(self._program.state)
+        inspection = self._program.inspect(feed.batch_spec, train)
         self._steps.clear()
-        self._store = ParameterStore(
-            self.strategy,
-            self._program,
-            optimizer,
-            connected,
-            updated,
-            jit_compile=bool(self.model.jit_compile),
+        self._carries = []
+        plan = Plan(self.strategy, self._program, optimizer, inspection, **self._wire)
+        self._store = ParameterStore(plan, optimizer)
+        self._exchange = Exchange(
+            self._store, optimizer, self._overlap > 0, bool(self.model.jit_compile)
         )
+        self.strategy.placed(plan.placement())
         self._trains = train
 
     def _cached(self, kind, feed, make):
@@ -419,11 +479,11 @@ class Trainer:
             self._steps[key] = make()
         return self._steps[key]
 
-    def _pull(self) -> list[list[tf.Tensor]]:
+    def _pull(self) -> list:
         """The weights, on every worker."""
         self._store.load_if_changed()
         if "pull" not in self._steps:
-            self._steps["pull"] = Pull(self._store)
+            self._steps["pull"] = Pull(self._exchange)
         pull, handles = self._steps["pull"], self._store.handles()
         return self._dispatcher.run_on_each(lambda worker: pull(handles))
 

@@ -1,0 +1,118 @@
+"""Deep Gradient Compression."""
+
+import dataclasses
+import math
+
+import tensorflow as tf
+
+from tfps import errors
+from tfps.compression import largest, sparsify
+from tfps.compression.base import Codec
+from tfps.compression.finite import all_finite, bounded
+
+# The fraction that the first step of a warm-up sends.
+_FIRST = 0.25
+
+
+@tf.function(jit_compile=True, autograph=False)
+def _accumulate(tensor, u, v, momentum):
+    gradient = tf.cast(tensor, tf.float32)
+    finite = all_finite(gradient)
+    new_u = bounded(momentum * u + gradient)
+    new_v = bounded(v + new_u)
+    return tf.where(finite, new_u, u), tf.where(finite, new_v, v)
+
+
+@dataclasses.dataclass(frozen=True)
+class DGC(Codec):
+    """The largest elements of a gradient that accumulates with momentum.
+
+    Lin et al., "Deep Gradient Compression: Reducing the Communication Bandwidth
+    for Distributed Training" (2018): u = momentum * u + gradient, v = v + u; the
+    largest elements of v are sent, and both u and v set to zero there. It
+    replaces the optimizer's momentum, so train with plain SGD, and it keeps by
+    itself what it does not send. Clipping is left to the optimizer's settings.
+
+    A gradient with a non-finite element is skipped: u and v
+    stay as they are, and the largest elements of v are sent.
+
+    Attributes:
+      ratio: fraction of the elements to send; ceil(ratio * n), at least 1.
+      momentum: in [0, 1); 0 makes it top-k with feedback.
+      warmup: steps during which the fraction falls exponentially, from 25% at
+        the first to `ratio` after the last: 0.25 * (ratio / 0.25) ** (step / warmup).
+    """
+
+    ratio: float
+    momentum: float = 0.9
+    warmup: int = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        sparsify.require_ratio(self.ratio)
+        if not isinstance(self.momentum, (int, float)) or not 0 <= self.momentum < 1:
+            raise errors.ConfigError(
+                f"momentum={self.momentum!r} is not a decay of accumulated gradients; "
+                "give a number of at least 0 and below 1, such as 0.9"
+            )
+        if not isinstance(self.warmup, int) or isinstance(self.warmup, bool) or self.warmup < 0:
+            raise errors.ConfigError(
+                f"warmup={self.warmup!r} is not a number of steps; give a whole number, 0 for none"
+            )
+
+    @property
+    def biased(self):
+        return True
+
+    @property
+    def under_feedback(self):
+        raise errors.ConfigError(
+            "DGC already keeps what it does not send; use it without ErrorFeedback"
+        )
+
+    @property
+    def not_for_weights(self):
+        return "it sends only the largest accumulated changes, and the others would be zeros"
+
+    @property
+    def jit(self):
+        return False
+
+    def initial_state(self, shape):
+        """(u, v: float32 of `shape`; steps done: int32 scalar)."""
+        zeros = tf.zeros(shape, tf.float32)
+        return zeros, zeros, tf.zeros([], tf.int32)
+
+    def encode(self, tensor, state, seed):
+        shape = tuple(tensor.shape)
+        u, v, step = state
+        u, v = _accumulate(tensor, u, v, tf.constant(self.momentum, tf.float32))
+        u, v = tf.reshape(u, [-1]), tf.reshape(v, [-1])
+        k = self._count(shape, step)
+        values, indices = largest.largest(v, k, seed)
+        if not self.warmup:
+            values, indices = tf.ensure_shape(values, [k]), tf.ensure_shape(indices, [k])
+        # Padding is zero and points to element 0, which may not have been sent:
+        # subtracting harms it in neither, and leaves exact zeros where v was sent.
+        where = indices[:, None]
+        sent_u = tf.where(tf.equal(values, 0), 0.0, tf.gather(u, indices))
+        u = tf.reshape(tf.tensor_scatter_nd_sub(u, where, sent_u), shape)
+        v = tf.reshape(tf.tensor_scatter_nd_sub(v, where, values), shape)
+        return (values, indices), (u, v, step + 1)
+
+    def decode(self, payload, shape, dtype):
+        return sparsify.scatter(*payload, shape, dtype)
+
+    def payload_bytes(self, shape, dtype):
+        """Bytes after the warm-up, during which a payload is larger."""
+        del dtype
+        return sparsify.count(shape, self.ratio) * 8
+
+    def _count(self, shape, step):
+        final = sparsify.count(shape, self.ratio)
+        if not self.warmup or self.ratio >= _FIRST:
+            return final
+        progress = tf.cast(step, tf.float32) / self.warmup
+        fraction = _FIRST * (self.ratio / _FIRST) ** progress
+        k = tf.cast(tf.math.ceil(fraction * math.prod(shape)), tf.int32)
+        return tf.where(step < self.warmup, tf.maximum(k, final), final)

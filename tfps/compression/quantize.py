@@ -1,0 +1,57 @@
+"""Eight bits an element."""
+
+import dataclasses
+
+import tensorflow as tf
+
+from tfps.compression import blocks, rounding
+from tfps.compression.base import Codec
+
+
+@dataclasses.dataclass(frozen=True)
+class Int8(Codec):
+    """Multiples of a 127th of the largest magnitude of each block.
+
+    With stochastic rounding this is QSGD with 127 levels and the maximum norm
+    (Alistarh et al., "QSGD: Communication-Efficient SGD via Gradient
+    Quantization and Encoding", 2017).
+
+    A block with a non-finite element arrives non-finite.
+
+    Attributes:
+      rounding: "nearest", whose error is at most half a level but biased, or
+        "stochastic", which is unbiased with an error of up to one level.
+      block: elements that share a float32 scale.
+    """
+
+    rounding: str = "nearest"
+    block: int = 1024
+
+    def __post_init__(self):
+        super().__post_init__()
+        rounding.require_mode(self.rounding)
+        blocks.require_block(self.block)
+
+    @property
+    def biased(self):
+        return self.rounding == "nearest"
+
+    def encode(self, tensor, state, seed):
+        split = blocks.Blocks.of(tuple(tensor.shape), self.block).split(tensor)
+        return rounding.to_int8(split, seed if self.rounding == "stochastic" else None), state
+
+    def decode(self, payload, shape, dtype):
+        return blocks.Blocks.of(shape, self.block).join(_blocks(payload), shape, dtype)
+
+    def error(self, tensor, payload):
+        return blocks.Blocks.of(tuple(tensor.shape), self.block).rest(tensor, _blocks(payload))
+
+    def payload_bytes(self, shape, dtype):
+        del dtype
+        layout = blocks.Blocks.of(shape, self.block)
+        return layout.count * (layout.width + 4)
+
+
+def _blocks(payload):
+    values, scales = payload
+    return tf.cast(values, tf.float32) * scales[:, None]
