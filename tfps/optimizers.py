@@ -283,7 +283,7 @@ class RowOptimizer(ServerOptimizer):
         self.by_row = [v.shape == row.shape for v in self._built]
         self.state = []
         for v, by_row in zip(self._built, self.by_row, strict=True):
-            value = tf.repeat(v.value[:1], shape[0], axis=0) if by_row else v.value
+            value = tf.broadcast_to(v.value, shape) if by_row else v.value
             self.state.append(tf.Variable(value, trainable=False, name=v.name))
         for v, by_row in zip([row, *self._built], [True, *self.by_row], strict=True):
             if by_row:

@@ -186,7 +186,11 @@ class Program:
         """
         sources = [t.values if isinstance(t, Rows) else t for t in trainable]
         with self._tables(trainable) as trainable:
-            return self._train(trainable, state, metrics, step, loss_scale, batch, sources)
+            gradients, *rest = self._train(
+                trainable, state, metrics, step, loss_scale, batch, sources
+            )
+        # Of rows, those that a batch names several times are summed by this.
+        return [None if g is None else tf.convert_to_tensor(g) for g in gradients], *rest
 
     def _train(self, trainable, state, metrics, step, loss_scale, batch, sources):
         x, y, sample_weight = _keras.unpack_batch(_without_optionals(batch))
@@ -197,9 +201,7 @@ class Program:
                 loss = _keras.compute_loss(self.model, x, y, y_pred, sample_weight, True)
                 _keras.add_metrics(self.model, loss, x, y, y_pred, sample_weight)
             scaled = loss * tf.cast(loss_scale, loss.dtype)
-        gradients = [
-            None if g is None else tf.convert_to_tensor(g) for g in tape.gradient(scaled, sources)
-        ]
+        gradients = tape.gradient(scaled, sources)
         after = [scope.get_current_value(v) for v in self.state]
         updates = [None if new is old else new for new, old in zip(after, state, strict=True)]
         return gradients, updates, self._values(scope), _length(x)

@@ -1,5 +1,8 @@
 """Variables too large for the chief: their rows live on the servers from the start."""
 
+import concurrent.futures
+import functools
+
 import numpy as np
 import tensorflow as tf
 
@@ -40,7 +43,7 @@ class RemoteVariable:
         self.shape, self.dtype, self.name = tf.TensorShape(shape), tf.as_dtype(dtype), name
         self.trainable = True
         self.row_ranges = rows_dealt(self.shape[0], num_ps)
-        self.parts = []
+        makers = []
         for ps, (begin, end) in enumerate(self.row_ranges):
             part_shape = (end - begin, *self.shape[1:])
             part = _keras.initializer_of_part(initializer, tuple(self.shape), part_shape, ps)
@@ -50,8 +53,9 @@ class RemoteVariable:
                     f"{type(initializer).__name__} cannot be made part by part; use a "
                     "random, zero or constant initializer, or raise the strategy's max_chief_bytes"
                 )
-            with tf.device(ps_device(ps)):
-                self.parts.append(tf.Variable(part(part_shape, dtype=dtype), trainable=False))
+            makers.append(_maker(part, part_shape, dtype))
+        with concurrent.futures.ThreadPoolExecutor(num_ps) as pool:
+            self.parts = list(pool.map(_make, range(num_ps), makers))
 
     @property
     def _unique_id(self) -> str:
@@ -66,11 +70,27 @@ class RemoteVariable:
         return self.numpy().astype(dtype or self.dtype.as_numpy_dtype, copy=False)
 
     def __tf_tensor__(self, dtype=None, name=None):
-        del name
-        return tf.constant(self.numpy(), dtype=dtype or self.dtype)
+        if dtype is not None and dtype != self.dtype:
+            raise ValueError(f"{self.name} is {self.dtype.name}, not {tf.as_dtype(dtype).name}")
+        return tf.concat([part.read_value() for part in self.parts], 0, name=name)
 
     def assign(self, value) -> "RemoteVariable":
         """Sends every ps its rows of `value`."""
         for part, (begin, end) in zip(self.parts, self.row_ranges, strict=True):
             part.assign(value[begin:end])
         return self
+
+
+def _maker(initializer, shape, dtype):
+    # Compiled, the values are written once, without the copies between the
+    # operations of an initializer. A remote task runs a compiled function only
+    # inside of another one.
+    values = tf.function(
+        functools.partial(initializer, shape, dtype=dtype), jit_compile=True, autograph=False
+    )
+    return tf.function(lambda: values(), autograph=False).get_concrete_function()
+
+
+def _make(ps: int, values) -> tf.Variable:
+    with tf.device(ps_device(ps)):
+        return tf.Variable(values(), trainable=False)

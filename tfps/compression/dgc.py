@@ -6,7 +6,7 @@ import math
 import tensorflow as tf
 
 from tfps import errors
-from tfps.compression import largest, sparsify
+from tfps.compression import largest, scattering, sparsify
 from tfps.compression.base import Codec
 from tfps.compression.finite import all_finite, bounded
 
@@ -14,13 +14,21 @@ from tfps.compression.finite import all_finite, bounded
 _FIRST = 0.25
 
 
+def _momentum(gradient, u, finite, momentum):
+    return tf.where(finite, bounded(momentum * u + tf.cast(gradient, tf.float32)), u)
+
+
 @tf.function(jit_compile=True, autograph=False)
-def _accumulate(tensor, u, v, momentum):
-    gradient = tf.cast(tensor, tf.float32)
-    finite = all_finite(gradient)
-    new_u = bounded(momentum * u + gradient)
-    new_v = bounded(v + new_u)
-    return tf.where(finite, new_u, u), tf.where(finite, new_v, v)
+def _accumulate(gradient, u, v, momentum):
+    finite = all_finite(tf.cast(gradient, tf.float32))
+    total = bounded(v + _momentum(gradient, u, finite, momentum))
+    return tf.where(finite, total, v), finite
+
+
+@tf.function(jit_compile=True, autograph=False)
+def _settle(gradient, u, v, finite, momentum, indices):
+    # The new u is computed again rather than stored before: memory is what takes the time.
+    return scattering.zero(_momentum(gradient, u, finite, momentum), v, indices=indices)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,23 +93,24 @@ class DGC(Codec):
 
     def encode(self, tensor, state, seed):
         shape = tuple(tensor.shape)
-        u, v, step = state
-        u, v = _accumulate(tensor, u, v, tf.constant(self.momentum, tf.float32))
-        u, v = tf.reshape(u, [-1]), tf.reshape(v, [-1])
+        *state, step = state
+        gradient, u, v = (tf.reshape(t, [-1]) for t in (tensor, *state))
+        momentum = tf.constant(self.momentum, tf.float32)
+        v, finite = _accumulate(gradient, u, v, momentum)
         k = self._count(shape, step)
         values, indices = largest.largest(v, k, seed)
-        if not self.warmup:
+        settle = _settle
+        if self.warmup:
+            # It would be compiled anew for every k.
+            settle = _settle.python_function
+        else:
             values, indices = tf.ensure_shape(values, [k]), tf.ensure_shape(indices, [k])
-        # Padding is zero and points to element 0, which may not have been sent:
-        # subtracting harms it in neither, and leaves exact zeros where v was sent.
-        where = indices[:, None]
-        sent_u = tf.where(tf.equal(values, 0), 0.0, tf.gather(u, indices))
-        u = tf.reshape(tf.tensor_scatter_nd_sub(u, where, sent_u), shape)
-        v = tf.reshape(tf.tensor_scatter_nd_sub(v, where, values), shape)
+        u, v = settle(gradient, u, v, finite, momentum, indices)
+        u, v = tf.reshape(u, shape), tf.reshape(v, shape)
         return (values, indices), (u, v, step + 1)
 
     def decode(self, payload, shape, dtype):
-        return sparsify.scatter(*payload, shape, dtype)
+        return scattering.scatter(*payload, shape, dtype)
 
     def payload_bytes(self, shape, dtype):
         """Bytes after the warm-up, during which a payload is larger."""

@@ -53,9 +53,10 @@ def largest(flat: tf.Tensor, k, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
       seed: int32[2].
 
     Returns:
-      (values float32 [k], indices int32 [k]), padded with zeros: the indices of
-      values that are not zero are distinct. There are fewer only if the threshold
-      came out a little too high, or no more elements differ from zero.
+      (values float32 [k], indices int32 [k]), distinct but for padding: zeros that
+      point where another value was found too, or, if there is none, at the start
+      of a tensor of zeros. There is padding only if the threshold came out a
+      little too high, or no more elements differ from zero.
     """
     n = flat.shape[0]
     k = tf.convert_to_tensor(k)
@@ -74,5 +75,7 @@ def largest(flat: tf.Tensor, k, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     found = tf.concat([above, equal], 0)
     values = tf.gather(flat, found)
     best = tf.math.top_k(tf.abs(values), tf.minimum(k, tf.size(found)), sorted=False).indices
+    values, found = tf.gather(values, best), tf.gather(found, best)
     padding = [[0, k - tf.size(best)]]
-    return tf.pad(tf.gather(values, best), padding), tf.pad(tf.gather(found, best), padding)
+    somewhere = tf.reduce_max(tf.concat([[0], found], 0))
+    return tf.pad(values, padding), tf.pad(found, padding, constant_values=somewhere)

@@ -6,7 +6,7 @@ import math
 import tensorflow as tf
 
 from tfps import errors
-from tfps.compression import largest, strata
+from tfps.compression import largest, scattering, strata
 from tfps.compression.base import Codec
 
 
@@ -24,12 +24,6 @@ def count(shape: tuple[int, ...], ratio: float) -> int:
     n = math.prod(shape)
     # Binary fractions: 0.07 * 100 is a little above 7 and must not become 8.
     return min(n, max(1, math.ceil(ratio * n - 1e-6)))
-
-
-def scatter(values: tf.Tensor, indices: tf.Tensor, shape: tuple[int, ...], dtype) -> tf.Tensor:
-    """Zeros of `shape` with `values` added at the flat `indices`."""
-    flat = tf.scatter_nd(indices[:, None], values, [math.prod(shape)])
-    return tf.cast(tf.reshape(flat, shape), dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,14 +66,10 @@ class TopK(Codec):
         return (tf.ensure_shape(values, [k]), tf.ensure_shape(indices, [k])), state
 
     def decode(self, payload, shape, dtype):
-        return scatter(*payload, shape, dtype)
+        return scattering.scatter(*payload, shape, dtype)
 
     def error(self, tensor, payload):
-        values, indices = payload
-        flat = tf.reshape(tensor, [-1])
-        # Subtracting gives exact zeros, and leaves the element alone that padding points to.
-        rest = tf.tensor_scatter_nd_sub(flat, indices[:, None], tf.cast(values, flat.dtype))
-        return tf.reshape(rest, tensor.shape)
+        return scattering.rest(tensor, payload[1])
 
     def payload_bytes(self, shape, dtype):
         del dtype
@@ -134,8 +124,15 @@ class RandomK(Codec):
 
     def decode(self, payload, shape, dtype):
         values, seed = payload
-        flat = strata.spread(values, math.prod(shape), seed)
-        return tf.cast(tf.reshape(flat, shape), dtype)
+        n, k = math.prod(shape), count(shape, self.ratio)
+        return scattering.scatter(values, strata.choose(n, k, seed), shape, dtype)
+
+    def error(self, tensor, payload):
+        if self.unbiased:
+            return super().error(tensor, payload)
+        shape = tuple(tensor.shape)
+        chosen = strata.choose(math.prod(shape), count(shape, self.ratio), payload[1])
+        return scattering.rest(tensor, chosen)
 
     def payload_bytes(self, shape, dtype):
         del dtype

@@ -1,7 +1,6 @@
 """One random element out of each of k runs of neighbours.
 
-Compared with k independent draws it never chooses an element twice, varies
-less, and can be undone without a scatter: where an element went is known.
+Compared with k independent draws it never chooses an element twice, and varies less.
 """
 
 import tensorflow as tf
@@ -28,21 +27,3 @@ def choose(n: int, k: int, seed: tf.Tensor) -> tf.Tensor:
     length = lengths(n, k)
     within = tf.minimum(tf.floor(hashing.uniform(seed, (k,)) * length), length - 1)
     return begin + tf.cast(within, tf.int32)
-
-
-def spread(values: tf.Tensor, n: int, seed: tf.Tensor) -> tf.Tensor:
-    """[n] with `values` [k] at `choose(n, k, seed)` and zeros elsewhere."""
-    k = values.shape[0]
-    base, longer = _cut(n, k)
-    length = lengths(n, k)
-    within = tf.minimum(tf.floor(hashing.uniform(seed, (k,)) * length), length - 1)
-    within = tf.cast(within, tf.int32)
-
-    def place(begin, end, width):
-        here = tf.equal(tf.range(width)[None, :], within[begin:end, None])
-        rows = tf.where(here, values[begin:end, None], tf.zeros([], values.dtype))
-        return tf.reshape(rows, [-1])
-
-    if not longer:
-        return place(0, k, base)
-    return tf.concat([place(0, longer, base + 1), place(longer, k, base)], 0)
