@@ -16,7 +16,7 @@ setup(
         "tensorboard",
     ],
     extras_require={
-        "compare": ["tf-keras==2.21.*"],
-        "test": ["pytest", "pytest-timeout", "ruff"],
+        "compare": ["matplotlib", "tf-keras==2.21.*"],
+        "test": ["hypothesis", "pytest", "pytest-timeout", "ruff"],
     },
 )

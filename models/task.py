@@ -12,6 +12,7 @@ import tensorflow as tf
 from absl import flags
 
 import tfps
+from models import network
 from tfps import coordinator, farewell
 
 FLAGS = flags.FLAGS
@@ -64,7 +65,9 @@ def run(train: Callable[[Connect], None]) -> int:
                 cluster = tfps.LocalCluster(
                     FLAGS.workers, FLAGS.ps, processes=FLAGS.cluster == "processes"
                 )
-            return tfps.ParameterServerStrategy(cluster, startup_timeout=FLAGS.startup_timeout)
+            return tfps.ParameterServerStrategy(
+                cluster, network.partitioner(), startup_timeout=FLAGS.startup_timeout
+            )
 
         train(connect)
         return 0

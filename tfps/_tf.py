@@ -5,6 +5,8 @@ Nothing else in the package imports from `tensorflow.python`.
 
 import sys
 
+import tensorflow as tf
+
 _VARIABLE_CREATION = ("tensorflow.", "tfps.")
 
 
@@ -22,3 +24,8 @@ def created_by_keras3() -> bool:
             return module == "keras.src.backend.tensorflow.core"
         frame = frame.f_back
     return False
+
+
+def num_ps_in_scope() -> int:
+    """Parameter servers of the parameter-server strategy whose scope is entered; 0 outside."""
+    return getattr(tf.distribute.get_strategy().extended, "_num_ps", 0)

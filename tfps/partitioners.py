@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from tfps import errors
+from tfps import _tf, errors
 from tfps.placement import Shard, VariableSpec, lightest_first
 
 _partitioners = tf.distribute.experimental.partitioners
@@ -146,11 +146,9 @@ class Balanced(_partitioners.Partitioner):
         """Number of shards along each axis, for TensorFlow's strategy; see the class."""
         shape = tf.TensorShape(shape)
         shards = [1] * shape.rank
-        resolver = tf.distribute.get_strategy().cluster_resolver
         nbytes = (shape.num_elements() or 0) * tf.as_dtype(dtype).size
-        if resolver is not None and nbytes >= self.min_split_bytes:
-            num_ps = resolver.cluster_spec().as_dict().get("ps", [])
-            shards[axis] = max(1, min(len(num_ps), shape[axis]))
+        if nbytes >= self.min_split_bytes:
+            shards[axis] = max(1, min(_tf.num_ps_in_scope(), shape[axis]))
         return shards
 
 

@@ -29,7 +29,8 @@ def chosen(choice, variable, weights: bool) -> Codec:
     Raises:
       ConfigError: it is no codec, or not one for weights.
     """
-    codec = choice if choice is None or isinstance(choice, Codec) else choice(variable)
+    per_variable = callable(choice) and not isinstance(choice, Codec)
+    codec = choice(variable) if per_variable else choice
     codec = Identity() if codec is None else codec
     name = "pull" if weights else "push"
     if not isinstance(codec, Codec):

@@ -19,12 +19,13 @@ import numpy as np
 from absl import app, flags, logging
 
 import tfps
-from models import task
+from models import network, task
 from models.gpt import model as gpt, sample, text, tokenizers
 from models.gpt.progress import Progress, bits_per_byte, perplexity
 
 FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(task)
+flags.adopt_module_key_flags(network)
 
 flags.DEFINE_string(
     "data",
@@ -106,13 +107,14 @@ def train(connect: task.Connect) -> None:
         f"{cluster.num_workers} workers, {len(training.tokens):,} tokens of training text",
         flush=True,
     )
-    trainer = tfps.Trainer(model, strategy)
+    trainer = tfps.Trainer(model, strategy, **network.arguments())
     history = trainer.fit(
         training.shuffled(FLAGS.batch_size, FLAGS.seed),
         epochs=FLAGS.epochs,
         steps_per_epoch=steps,
         validation_data=validation.spread(FLAGS.batch_size, FLAGS.validation_steps),
         callbacks=[
+            network.ShowPlacement(strategy, log_dir),
             Progress(FLAGS.batch_size * FLAGS.context, validation.bytes_per_token),
             keras.callbacks.TensorBoard(log_dir, update_freq=50, write_graph=False),
             keras.callbacks.TerminateOnNaN(),
@@ -135,6 +137,7 @@ def train(connect: task.Connect) -> None:
         f"{bits_per_byte(loss, validation.bytes_per_token):.3f} bits per byte "
         f"after {time.perf_counter() - started:.0f} s"
     )
+    print(network.traffic({name: values[-1] for name, values in history.history.items()}))
     print(f"saved: {FLAGS.save}")
     print(f"look at the run: {_program('tensorboard')} --logdir {log_dir}", flush=True)
 
@@ -157,6 +160,7 @@ def generate() -> None:
 
 
 def _check_flags() -> None:
+    network.arguments()
     if FLAGS.width % FLAGS.heads:
         raise tfps.ConfigError(
             f"--width={FLAGS.width} is not a multiple of --heads={FLAGS.heads}; change one of them"

@@ -41,7 +41,7 @@ class DGC(Codec):
     replaces the optimizer's momentum, so train with plain SGD, and it keeps by
     itself what it does not send. Clipping is left to the optimizer's settings.
 
-    A gradient with a non-finite element is skipped: u and v
+    A gradient with an element that is not finite in float32 is skipped: u and v
     stay as they are, and the largest elements of v are sent.
 
     Attributes:

@@ -27,8 +27,8 @@ class ErrorFeedback(Codec):
     Over the steps, all that was encoded is decoded, except for the residual
     that is still here.
 
-    A tensor with a non-finite element (in float32) is skipped:
-    the payload is that of the residual alone, which so stays finite.
+    A tensor with an element that is not finite in float32 is skipped: the payload
+    is that of the residual alone, which so stays finite.
 
     Attributes:
       codec: what makes the payload; a `RandomK` is replaced by its unscaled form.

@@ -1,0 +1,118 @@
+"""What codecs cost in quality: the demo's language model, the same tokens, each codec.
+
+  python -m benchmarks.convergence --steps=1100 --only=identity,topk
+
+Every setting trains the model of `python -m models.gpt` on the same text from the
+same weights with its default optimizer, in turns over the seeds, and is judged by
+the bits per byte on files that training never saw. The table says how far each is
+from `identity`, the mean of its own runs.
+"""
+
+import json
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+from absl import app, flags
+
+FLAGS = flags.FLAGS
+flags.DEFINE_integer("steps", 1100, "Steps of 16 windows of 64 tokens.", lower_bound=20)
+flags.DEFINE_integer("workers", 2, "Workers.", lower_bound=1)
+flags.DEFINE_list("seeds", ["0"], "A run for each.")
+flags.DEFINE_list("only", [], "Settings whose label contains one of these; default: all.")
+flags.DEFINE_list("flags", [], "More flags of models.gpt, without the dashes: overlap=2.")
+flags.DEFINE_string("output", None, "JSON file for the results.")
+
+# (push, pull, bar in % above identity or None).
+SETTINGS = [
+    ("identity", "identity", None),
+    ("float16", "identity", 2),
+    ("bfloat16", "identity", 2),
+    ("int8", "identity", 2),
+    ("int8:stochastic", "identity", None),
+    ("ternary", "identity", None),
+    ("onebit", "identity", 5),
+    ("topk:0.01", "identity", 5),
+    ("randomk:0.1,unbiased=false", "identity", None),
+    ("dgc:0.01,momentum=0,warmup=200", "identity", 2),
+    ("powersgd:4", "identity", 2),
+    ("identity", "float16", None),
+    ("identity", "bfloat16", None),
+    ("identity", "int8", None),
+    ("topk:0.01", "int8", None),
+]
+_LIMIT = 1800  # s for one run.
+
+
+def label(push: str, pull: str) -> str:
+    return push if pull == "identity" else f"{push} up, {pull} down"
+
+
+def train(push: str, pull: str, seed: str) -> dict:
+    """Runs the binary; its last figures."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [
+            sys.executable, "-m", "models.gpt", "--epochs=1", f"--steps_per_epoch={FLAGS.steps}",
+            f"--workers={FLAGS.workers}", f"--seed={seed}", f"--push={push}", f"--pull={pull}",
+            f"--save={folder}/model.keras", f"--log_dir={folder}", "--generate_tokens=1",
+            *(f"--{flag}" for flag in FLAGS.flags),
+        ]  # fmt: skip
+        started = time.perf_counter()
+        run = subprocess.run(command, capture_output=True, text=True, timeout=_LIMIT, check=False)
+    if run.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{run.stderr[-2000:]}")
+    return {
+        "bits_per_byte": float(re.findall(r"([\d.]+) bits per byte after", run.stdout)[-1]),
+        "up": re.findall(r"sends ([\d.]+ \w+)", run.stdout)[-1],
+        "down": re.findall(r"receives ([\d.]+ \w+)", run.stdout)[-1],
+        "staleness": float(re.findall(r"staleness ([\d.]+)", run.stdout)[-1]),
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def table(results: dict) -> str:
+    """Markdown; `results`: label -> {"bar": % or None, "runs": [of `train`]}."""
+    means = {
+        name: statistics.mean(r["bits_per_byte"] for r in one["runs"])
+        for name, one in results.items()
+    }
+    base = means.get("identity")
+    lines = [
+        "| codec | bits per byte | to identity | bar | up a step | down a step | runs |",
+        "|---|---:|---:|---|---:|---:|---|",
+    ]
+    for name, one in results.items():
+        change = 100 * (means[name] / base - 1) if base else float("nan")
+        bar = "" if one["bar"] is None else f"within {one['bar']}%: "
+        bar += "" if one["bar"] is None else ("met" if change <= one["bar"] else "**missed**")
+        runs = ", ".join(f"{r['bits_per_byte']:.3f}" for r in one["runs"])
+        last = one["runs"][-1]
+        lines.append(
+            f"| {name} | {means[name]:.3f} | {change:+.1f}% | {bar} | {last['up']} "
+            f"| {last['down']} | {runs} |"
+        )
+    return "\n".join(lines)
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}")
+    chosen = [s for s in SETTINGS if not FLAGS.only or any(o in label(*s[:2]) for o in FLAGS.only)]
+    results: dict = {label(u, d): {"bar": bar, "runs": []} for u, d, bar in chosen}
+    for seed in FLAGS.seeds:
+        for push, pull, _ in chosen:
+            run = train(push, pull, seed)
+            results[label(push, pull)]["runs"].append(run)
+            print(f"seed {seed}, {label(push, pull)}: {run}", flush=True)
+            if FLAGS.output:
+                with open(FLAGS.output, "w") as f:
+                    json.dump(results, f, indent=1)
+    print(f"\n{FLAGS.steps} steps of 1,024 tokens, {FLAGS.workers} workers\n")
+    print(table(results))
+
+
+if __name__ == "__main__":
+    app.run(main)

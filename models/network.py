@@ -1,0 +1,97 @@
+"""Flags for what crosses the network, and what a run says of it."""
+
+import keras
+import tensorflow as tf
+from absl import flags
+
+import tfps
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_string(
+    "push",
+    "identity",
+    "Codec of the gradients, such as int8, topk:0.01 or powersgd:4; an unknown one lists all.",
+)
+flags.DEFINE_string("pull", "identity", "Codec of the parameters: float16, bfloat16 or int8.")
+flags.DEFINE_integer(
+    "overlap",
+    0,
+    "Updates of its own that a worker's gradient may miss, so that computing and the network "
+    "work at the same time.",
+    lower_bound=0,
+    upper_bound=2,
+)
+flags.DEFINE_enum(
+    "sparse_updates",
+    "exact",
+    ["exact", "lazy"],
+    "Embedding rows that a step did not look up: updated as Keras does, or left alone.",
+)
+flags.DEFINE_enum(
+    "partitioner",
+    "none",
+    ["none", "balanced"],
+    "How variables are split over the ps: not at all, or so that all ps hold the same bytes.",
+)
+
+
+def partitioner() -> tfps.partitioners.Balanced | None:
+    """Of --partitioner."""
+    return tfps.partitioners.Balanced() if FLAGS.partitioner == "balanced" else None
+
+
+def arguments() -> dict:
+    """Arguments of `tfps.Trainer` by the flags.
+
+    Raises:
+      ConfigError: --push or --pull names no codec.
+    """
+    codecs = {}
+    for name in ("push", "pull"):
+        try:
+            codecs[name] = tfps.compression.parse(FLAGS[name].value)
+        except tfps.ConfigError as e:
+            raise tfps.ConfigError(f"--{name}: {e}") from e
+    if reason := codecs["pull"].not_for_weights:
+        raise tfps.ConfigError(
+            f"--pull={FLAGS.pull} does not work for parameters: {reason}; use float16, bfloat16 "
+            "or int8"
+        )
+    return {**codecs, "overlap": FLAGS.overlap, "sparse_updates": FLAGS.sparse_updates}
+
+
+class ShowPlacement(keras.callbacks.Callback):
+    """Says at the start what is on which ps, on the terminal and in TensorBoard."""
+
+    def __init__(self, strategy: tfps.ParameterServerStrategy, log_dir: str):
+        """Makes the callback.
+
+        Args:
+          strategy: of the trainer.
+          log_dir: TensorBoard's folder.
+        """
+        super().__init__()
+        self._strategy = strategy
+        self._log_dir = log_dir
+
+    def on_train_begin(self, logs=None):
+        placement = self._strategy.placement()
+        print(placement, flush=True)
+        writer = tf.summary.create_file_writer(self._log_dir)
+        with writer.as_default(step=0):
+            tf.summary.text("placement", placement.markdown())
+        writer.close()
+
+
+def traffic(logs: dict) -> str:
+    """One line: bytes a step and staleness, from the logs of an epoch."""
+    return (
+        f"a worker's step sends {_size(logs['push_bytes_per_step'])} and receives "
+        f"{_size(logs['pull_bytes_per_step'])}; staleness {logs['staleness']:.1f} updates on "
+        f"average, {logs['staleness_max']:.0f} at most"
+    )
+
+
+def _size(nbytes: float) -> str:
+    return f"{nbytes / 1e6:.2f} MB" if nbytes >= 1e5 else f"{nbytes / 1e3:.1f} kB"

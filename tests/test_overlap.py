@@ -1,0 +1,81 @@
+"""Overlap: exactly the staleness that it promises, and nothing lost."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfps
+from tests.conftest import mlp, regression
+
+
+def delayed_sgd(model, x, y, delay, rate=0.05):
+    """Plain SGD whose gradients are of the parameters of `delay` updates before."""
+    weights = [w.copy() for w in model.get_weights()]
+    past = [weights]
+    for begin in range(0, len(x), 32):
+        model.set_weights(past[max(0, len(past) - 1 - delay)])
+        with tf.GradientTape() as tape:
+            error = model(x[begin : begin + 32]) - y[begin : begin + 32]
+            loss = tf.reduce_mean(error**2)
+        gradients = tape.gradient(loss, [v.value for v in model.trainable_variables])
+        new = [w - rate * g.numpy() for w, g in zip(past[-1], gradients, strict=True)]
+        past.append(new)
+    return past[-1]
+
+
+@pytest.mark.parametrize("overlap", [0, 1, 2])
+@pytest.mark.parametrize("steps", [1, 4])
+def test_one_worker_misses_just_its_last_updates(connect, overlap, steps):
+    x, y = regression()
+    model = mlp()
+    expected = delayed_sgd(mlp(), x, y, overlap)
+    model.compile(keras.optimizers.SGD(0.05), "mse", steps_per_execution=steps)
+    history = tfps.Trainer(model, connect(), overlap=overlap).fit(
+        x, y, batch_size=32, shuffle=False, verbose=0
+    )
+    for a, b in zip(model.get_weights(), expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+    assert history.history["staleness_max"] == [overlap]
+    # The first steps of an epoch have nothing to miss.
+    pushes = len(x) // 32
+    assert history.history["staleness"] == [sum(min(i, overlap) for i in range(pushes)) / pushes]
+
+
+@pytest.mark.parametrize("overlap", [1, 2])
+def test_no_update_is_lost(connect, overlap):
+    """The gradient is 1, so the weight counts the updates."""
+    model = keras.Sequential([keras.Input([1]), keras.layers.Dense(1, use_bias=False)])
+    model.layers[0].kernel.assign([[0.0]])
+    model.compile(
+        keras.optimizers.SGD(1.0), loss=lambda y, p: keras.ops.mean(-p), steps_per_execution=3
+    )
+    x = np.ones([400, 1], np.float32)
+    trainer = tfps.Trainer(model, connect(workers=2), overlap=overlap)
+    history = trainer.fit(x, x, batch_size=2, epochs=2, verbose=0).history
+    assert model.layers[0].kernel.numpy() == 400.0
+    assert trainer._store.iterations() == 400
+    assert history["staleness"][0] >= overlap * 0.9
+
+
+@pytest.mark.parametrize("overlap", [0, 2])
+def test_dynamic_loss_scale_and_state(connect, overlap):
+    """What is no push must change neither the scale nor the statistics."""
+    x, y = regression()
+    model = mlp(batch_norm=True)
+    optimizer = keras.optimizers.LossScaleOptimizer(
+        keras.optimizers.SGD(0.01), initial_scale=64.0, dynamic_growth_steps=10
+    )
+    model.compile(optimizer, "mse")
+    trainer = tfps.Trainer(model, connect(), overlap=overlap)
+    trainer.fit(x, y, batch_size=32, epochs=2, verbose=0)  # 20 updates
+    scale, good = (v.numpy() for v in trainer._store.loss_scale.variables)
+    assert (scale, good) == (256.0, 0)
+    mean = model.layers[1].moving_mean.numpy()
+    assert np.isfinite(mean).all()
+    assert np.abs(mean).max() > 0
+
+
+def test_bad_overlap(connect):
+    with pytest.raises(tfps.ConfigError, match="overlap=3 must be 0, 1 or 2"):
+        tfps.Trainer(mlp(), connect(), overlap=3)
