@@ -8,6 +8,7 @@ import tensorflow as tf
 from tfps import errors
 from tfps.compression import largest, scattering, sparsify
 from tfps.compression.base import Codec
+from tfps.compression.compiling import compiled
 from tfps.compression.finite import all_finite, bounded
 
 # The fraction that the first step of a warm-up sends.
@@ -18,14 +19,14 @@ def _momentum(gradient, u, finite, momentum):
     return tf.where(finite, bounded(momentum * u + tf.cast(gradient, tf.float32)), u)
 
 
-@tf.function(jit_compile=True, autograph=False)
+@compiled
 def _accumulate(gradient, u, v, momentum):
     finite = all_finite(tf.cast(gradient, tf.float32))
     total = bounded(v + _momentum(gradient, u, finite, momentum))
     return tf.where(finite, total, v), finite
 
 
-@tf.function(jit_compile=True, autograph=False)
+@compiled
 def _settle(gradient, u, v, finite, momentum, indices):
     # The new u is computed again rather than stored before: memory is what takes the time.
     return scattering.zero(_momentum(gradient, u, finite, momentum), v, indices=indices)
@@ -102,7 +103,7 @@ class DGC(Codec):
         settle = _settle
         if self.warmup:
             # It would be compiled anew for every k.
-            settle = _settle.python_function
+            settle = _settle.__wrapped__
         else:
             values, indices = tf.ensure_shape(values, [k]), tf.ensure_shape(indices, [k])
         u, v = settle(gradient, u, v, finite, momentum, indices)

@@ -6,11 +6,12 @@ import tensorflow as tf
 
 from tfps import errors
 from tfps.compression.base import MIN_BYTES, Codec
+from tfps.compression.compiling import compiled
 from tfps.compression.dgc import DGC
 from tfps.compression.finite import all_finite, bounded
 
 
-@tf.function(jit_compile=True, autograph=False)
+@compiled
 def _add(tensor, residual):
     tensor = tf.cast(tensor, tf.float32)
     total = bounded(tensor + residual)

@@ -7,6 +7,7 @@ al. 2018), a little too low; only what exceeds it is ordered.
 import tensorflow as tf
 
 from tfps.compression import strata
+from tfps.compression.compiling import compiled
 
 # Of so many elements the threshold is known to a few percent of the sent count.
 _SAMPLE = 16384
@@ -17,20 +18,20 @@ _SURPLUS = 1.15
 _MORE = 4
 
 
-@tf.function(jit_compile=True, autograph=False)
+@compiled
 def _sample(flat, seed):
     n = flat.shape[0]
     chosen = tf.abs(tf.gather(flat, strata.choose(n, min(n, _SAMPLE), seed)))
     return tf.where(tf.math.is_nan(chosen), 0.0, chosen)
 
 
-@tf.function(jit_compile=True, autograph=False)
+@compiled
 def _exceeds(flat, threshold):
     # Bytes, padded to whole words of eight.
     return tf.pad(tf.cast(tf.abs(flat) > threshold, tf.uint8), [[0, -flat.shape[0] % 8]])
 
 
-@tf.function(jit_compile=True, autograph=False)
+@compiled
 def _equals(flat, threshold):
     return tf.pad(tf.cast(tf.equal(tf.abs(flat), threshold), tf.uint8), [[0, -flat.shape[0] % 8]])
 

@@ -4,6 +4,8 @@ import math
 
 import tensorflow as tf
 
+from tfps.compression.compiling import compiled
+
 
 def scatter(values: tf.Tensor, indices: tf.Tensor, shape: tuple[int, ...], dtype) -> tf.Tensor:
     """Zeros of `shape` with `values` added at the flat `indices`."""
@@ -17,7 +19,7 @@ def zero(*tensors: tf.Tensor, indices: tf.Tensor) -> tuple[tf.Tensor, ...]:
     return tuple(tf.tensor_scatter_nd_update(t, indices[:, None], zeros) for t in tensors)
 
 
-@tf.function(jit_compile=True, autograph=False)
+@compiled
 def rest(tensor: tf.Tensor, indices: tf.Tensor) -> tf.Tensor:
     """`tensor` with zeros at the flat `indices`; compiled, which scatters in half the time."""
     (flat,) = zero(tf.reshape(tf.cast(tensor, tf.float32), [-1]), indices=indices)
