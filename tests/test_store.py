@@ -4,9 +4,9 @@ import pytest
 import tensorflow as tf
 
 from tests.conftest import mlp
-from tfps.exchange import Exchange
 from tfps.plan import Plan
 from tfps.program import Inspection, Program
+from tfps.pull import Puller
 from tfps.store import ParameterStore
 
 partitioners = tf.distribute.experimental.partitioners
@@ -54,8 +54,8 @@ def test_both_servers_hold_a_part(connect):
 
 def test_handles_are_arguments(connect):
     store = make(connect(), mlp())
-    exchange = Exchange(store, None)
-    pull = tf.function(lambda handles: exchange.pull(handles), autograph=False)
+    puller = Puller(store, None)
+    pull = tf.function(lambda handles: puller.pull(handles), autograph=False)
     concrete = pull.get_concrete_function(store.handles())
     assert not concrete.captured_inputs
     doubled = []

@@ -139,6 +139,22 @@ def test_the_same_table_looked_up_twice(connect):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("overlap", [0, 2])
+def test_constant_ids(connect, overlap):
+    """Positions are looked up with ids that do not depend on the batch."""
+    keras.utils.set_random_seed(0)
+    ids = keras.Input([6], dtype="int32")
+    x = keras.layers.Embedding(ROWS, 4)(ids)
+    x = x + keras.layers.Embedding(6, 4)(ops.cumsum(ops.ones_like(ids), axis=1) - 1)
+    net = keras.Model(ids, keras.layers.Dense(1)(keras.layers.Flatten()(x)))
+    net.compile(keras.optimizers.Adam(0.02), "mse")
+    x, y = data()
+    trainer = tfps.Trainer(net, connect(), overlap=overlap)
+    losses = trainer.fit(x, y, batch_size=16, epochs=4, verbose=0).history["loss"]
+    assert len(trainer._store.plan.tables) == 2
+    assert losses[-1] < losses[0]
+
+
 def test_only_rows_are_counted(connect):
     net = model(keras.layers.Embedding, 100_000, 4)
     net.compile(keras.optimizers.SGD(0.1), "mse")

@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from tfps import _keras, errors
 from tfps.devices import worker_device
-from tfps.step import Stack
+from tfps.repeat import Stack
 
 
 @dataclasses.dataclass(frozen=True)

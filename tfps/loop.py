@@ -9,7 +9,7 @@ import numpy as np
 from tfps import _keras
 from tfps.coordinator import Dispatcher
 from tfps.program import Program
-from tfps.step import Report, Tally
+from tfps.report import Report, Tally
 
 
 def drive(

@@ -14,7 +14,7 @@ from tfps.placement import Placement, Shard, VariableSpec
 from tfps.program import Inspection, Program
 from tfps.remote import RemoteVariable
 from tfps.strategy import ParameterServerStrategy
-from tfps.tables import Part, Table
+from tfps.tables import Ids, Part, Table
 from tfps.wire import Channel, chosen
 
 # How a bucket is treated: TRAIN and ROWS are updated by the optimizer, as a whole or
@@ -110,6 +110,23 @@ class Plan:
     def placement(self) -> Placement:
         """Which part of which variable is on which ps."""
         return Placement.of(self.specs, self.shards, self.num_ps)
+
+    @property
+    def push_bytes(self) -> int:
+        """Bytes that a worker sends in a step, as the codecs predict; tables not counted."""
+        return sum(c.payload_bytes for i, c in enumerate(self.up) if self.sends(i))
+
+    @property
+    def pull_bytes(self) -> int:
+        """Bytes that a worker receives in a step; tables not counted."""
+        return sum(c.payload_bytes for i, c in enumerate(self.down) if i not in self.of_tables)
+
+    def row_bytes(self, ids: dict[int, Ids]) -> tuple[tf.Tensor, tf.Tensor]:
+        """float64 scalars: (bytes up, bytes down) of the tables in a step."""
+        zero = tf.constant(0.0, tf.float64)
+        up = [self.tables[i].bytes_up(one) for i, one in ids.items()]
+        down = [self.tables[i].bytes_down(one) for i, one in ids.items()]
+        return tf.add_n([zero, *up]), tf.add_n([zero, *down])
 
     def _kinds(self, program, optimizer, inspection, lazy) -> list["Kind"]:
         kinds = []

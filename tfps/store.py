@@ -167,3 +167,18 @@ class ParameterStore:
             if optimizer and optimizer.averages is not None:
                 for i, average in zip(mine, optimizer.averages, strict=True):
                     self._stored[i].assign(average)
+
+
+def read(handle, dtype, shape) -> tf.Tensor:
+    """The value of a server variable; called on its device."""
+    value = tf.raw_ops.ReadVariableOp(resource=handle, dtype=tf.as_dtype(dtype))
+    value.set_shape(shape)
+    return value
+
+
+def write(handles, values) -> list[tf.Operation]:
+    """Replaces the values of server variables; called on their device."""
+    return [
+        tf.raw_ops.AssignVariableOp(resource=h, value=v)
+        for h, v in zip(handles, values, strict=True)
+    ]

@@ -46,6 +46,9 @@ class Ids(NamedTuple):
         """From the ids of each lookup, of any shapes."""
         flat = [tf.cast(tf.reshape(ids, [-1]), tf.int64) for ids in lookups]
         unique, index = tf.unique(tf.concat(flat, 0))
+        # Of constant ids, as those of positions often are, TensorFlow would know
+        # the number, but not in all places; it must not in any.
+        unique = tf.compat.v1.placeholder_with_default(unique, [None])
         parts = tf.split(index, [tf.size(ids) for ids in flat], num=len(flat))
         positions = [tf.reshape(p, tf.shape(ids)) for p, ids in zip(parts, lookups, strict=True)]
         for p, ids in zip(positions, lookups, strict=True):

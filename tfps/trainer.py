@@ -14,11 +14,14 @@ from tfps import _keras, callbacks as callbacks_lib, data, errors, optimizers
 from tfps.compression import Codec
 from tfps.consistency import Async
 from tfps.coordinator import Dispatcher
-from tfps.exchange import Exchange
+from tfps.inference import EvaluateStep, PredictStep, Pull
 from tfps.loop import MetricTotals, drive
 from tfps.plan import Plan
 from tfps.program import Program
-from tfps.step import EvaluateStep, PredictStep, Pull, Report, TrainStep
+from tfps.pull import Puller
+from tfps.push import Pusher
+from tfps.report import Report
+from tfps.step import TrainStep
 from tfps.store import ParameterStore
 from tfps.strategy import ParameterServerStrategy
 
@@ -176,7 +179,8 @@ class Trainer:
             feed,
             lambda: TrainStep(
                 self._program,
-                self._exchange,
+                self._puller,
+                self._pusher,
                 model.optimizer,
                 feed.source_spec,
                 feed.batch_spec,
@@ -288,8 +292,8 @@ class Trainer:
             "steps_per_second": steps / seconds,
             "staleness": tally.staleness / max(1.0, tally.pushes),
             "staleness_max": tally.max_staleness,
-            "push_bytes_per_step": self._exchange.push_bytes + tally.bytes_up / steps,
-            "pull_bytes_per_step": self._exchange.pull_bytes + tally.bytes_down / steps,
+            "push_bytes_per_step": store.plan.push_bytes + tally.bytes_up / steps,
+            "pull_bytes_per_step": store.plan.pull_bytes + tally.bytes_down / steps,
         }
 
     def _start(self, run, handles) -> list:
@@ -350,7 +354,7 @@ class Trainer:
         run = self._cached(
             "predict",
             feed,
-            lambda: PredictStep(self._program, self._exchange, feed.source_spec, model.jit_compile),
+            lambda: PredictStep(self._program, self._puller, feed.source_spec, model.jit_compile),
         )
         callbacks = self._callback_list(callbacks, verbose, feed)
         values, handles = self._pull(), self._store.handles()
@@ -404,7 +408,7 @@ class Trainer:
             feed,
             lambda: EvaluateStep(
                 self._program,
-                self._exchange,
+                self._puller,
                 feed.source_spec,
                 feed.group == 1,
                 model.jit_compile,
@@ -466,9 +470,8 @@ class Trainer:
         self._carries = []
         plan = Plan(self.strategy, self._program, optimizer, inspection, **self._wire)
         self._store = ParameterStore(plan, optimizer)
-        self._exchange = Exchange(
-            self._store, optimizer, self._overlap > 0, bool(self.model.jit_compile)
-        )
+        self._puller = Puller(self._store, optimizer)
+        self._pusher = Pusher(self._store, self._overlap > 0, bool(self.model.jit_compile))
         self.strategy.placed(plan.placement())
         self._trains = train
 
@@ -483,7 +486,7 @@ class Trainer:
         """The weights, on every worker."""
         self._store.load_if_changed()
         if "pull" not in self._steps:
-            self._steps["pull"] = Pull(self._exchange)
+            self._steps["pull"] = Pull(self._puller)
         pull, handles = self._steps["pull"], self._store.handles()
         return self._dispatcher.run_on_each(lambda worker: pull(handles))
 

@@ -1,32 +1,19 @@
-"""What a step reads from the servers and what it writes to them.
+"""What a step writes to the servers.
 
-`pull` and `push` take the resource handles as arguments, never as captures: a
-step that was traced once goes on after a variable was replaced.
+Every method takes the resource handles as arguments, never as captures: a step
+that was traced once goes on after a variable was replaced.
 """
 
 from typing import NamedTuple
 
-import keras
 import tensorflow as tf
 
-from tfps import layout, optimizers
+from tfps import layout
 from tfps.devices import ps_device
 from tfps.plan import LAST, SUM, state_treatment
-from tfps.store import ParameterStore
-from tfps.tables import Ids, Rows
+from tfps.store import ParameterStore, read, write
+from tfps.tables import Ids
 from tfps.wire import coalesce
-
-
-class Pulled(NamedTuple):
-    """What a pull brings to a worker.
-
-    Attributes:
-      payloads: per bucket; () for one that is a table's.
-      version: int64 scalar, the pushes that had been applied.
-    """
-
-    payloads: list
-    version: tf.Tensor
 
 
 class Push(NamedTuple):
@@ -50,114 +37,22 @@ class Push(NamedTuple):
     loss_scale: tf.Tensor
 
 
-class Exchange:
-    """The traffic between a worker's step and a store; everything runs inside `tf.function`s."""
+class Pusher:
+    """Brings a step's updates from a worker into a store, inside of `tf.function`s."""
 
-    def __init__(
-        self,
-        store: ParameterStore,
-        optimizer: keras.optimizers.Optimizer | None,
-        skips: bool = False,
-        jit_compile: bool = True,
-    ):
+    def __init__(self, store: ParameterStore, skips: bool = False, jit_compile: bool = True):
         """Keeps its arguments.
 
         Args:
           store: with the variables.
-          optimizer: what the model was compiled with, or None.
           skips: whether some pushes will not be live; an update then has a branch.
           jit_compile: compile the servers' updates with XLA: one fused pass over
             a bucket where op by op it would be dozens.
         """
         self._store = store
         self._plan = store.plan
-        self._static_scale = optimizers.static_loss_scale(optimizer) if optimizer else 1.0
         self._skips = skips or store.loss_scale is not None
         self._jit_compile = jit_compile
-
-    @property
-    def tables(self) -> list[int]:
-        """The variables of which only rows travel."""
-        return list(self._plan.tables)
-
-    def handles(self) -> dict:
-        """What the other methods take as `handles`."""
-        return self._store.handles()
-
-    # From the servers to a worker.
-
-    def pull(self, handles: dict, exact: bool = False) -> Pulled:
-        """Reads every bucket on its ps and sends it to the caller's device.
-
-        Args:
-          handles: of this store.
-          exact: send the values as they are, whatever the codecs.
-        """
-        payloads: list = [()] * len(self._plan.buckets)
-        for p in range(self._plan.num_ps):
-            mine = [
-                i
-                for i, b in enumerate(self._plan.buckets)
-                if b.ps == p and i not in self._plan.of_tables
-            ]
-            with tf.device(ps_device(p)):
-                sent = []
-                for i in mine:
-                    bucket = self._plan.buckets[i]
-                    value = _read(handles["values"][i], bucket.dtype, bucket.shape)
-                    channel = self._plan.exact(i) if exact else self._plan.down[i]
-                    # Weights are rounded to the nearest: no codec for them draws numbers.
-                    payload, _ = channel.encode(
-                        value, channel.initial_state(), tf.zeros([2], "int32")
-                    )
-                    sent.append(payload)
-                messages, restore = coalesce(tf.nest.flatten(sent))
-            arrived = tf.nest.pack_sequence_as(sent, restore(messages))
-            for i, payload in zip(mine, arrived, strict=True):
-                payloads[i] = payload
-        with tf.device(ps_device(0)):
-            version = _read(handles["version"], tf.int64, ())
-        return Pulled(payloads, version)
-
-    def pull_rows(
-        self, handles: dict, lookups: dict[int, list], seed, exact: bool = False
-    ) -> dict[int, tuple]:
-        """Reads the rows that a batch looks up.
-
-        Args:
-          handles: of this store.
-          lookups: of `Program.lookups`.
-          seed: int32[2].
-          exact: send the rows as they are, whatever the codecs.
-
-        Returns:
-          Table -> (`Ids`, `Rows`).
-        """
-        found = {}
-        for i, ids in lookups.items():
-            unique = Ids.of(ids)
-            found[i] = unique, self._plan.tables[i].pull(handles["values"], unique, seed, exact)
-        return found
-
-    def pull_loss_scale(self, handles: dict) -> tf.Tensor:
-        """float32 scalar by which workers multiply the loss."""
-        if self._store.loss_scale is None:
-            return tf.constant(self._static_scale)
-        with tf.device(ps_device(0)):
-            return _read(handles["loss_scale"][0], tf.float32, ())
-
-    def unpack(self, pulled: Pulled, rows: dict[int, Rows], exact: bool = False) -> list:
-        """What was pulled, as the model's variables in the order of `specs`.
-
-        Tensors; for tables, `Rows`.
-        """
-        mine = [i for i in range(len(self._plan.buckets)) if i not in self._plan.of_tables]
-        channels = {i: self._plan.exact(i) if exact else self._plan.down[i] for i in mine}
-        values = [channels[i].decode(pulled.payloads[i]) for i in mine]
-        whole = layout.unpack([self._plan.buckets[i] for i in mine], values, self._plan.specs)
-        return [rows[i] if i in rows else whole[i] for i in range(len(self._plan.specs))]
-
-    # From a worker to the servers.
 
     def pack_updates(self, gradients, old_state, new_state) -> tuple[list, dict[int, tf.Tensor]]:
         """What a step is to send, before codecs.
@@ -281,7 +176,7 @@ class Exchange:
                 continue
             value = self._plan.up[i].decode(payload)
             if bucket.kind.treatment == LAST:
-                value = tf.where(live, value, _read(handle, bucket.dtype, bucket.shape))
+                value = tf.where(live, value, read(handle, bucket.dtype, bucket.shape))
                 tf.raw_ops.AssignVariableOp(resource=handle, value=value)
             else:  # Of a push that is none, all values are zero.
                 tf.raw_ops.AssignAddVariableOp(resource=handle, value=value)
@@ -301,19 +196,19 @@ class Exchange:
                         i, handles, *table.decode(piece), learning_rate, applies
                     )
             if p == 0:
-                version = _read(handles["version"], tf.int64, ())
+                version = read(handles["version"], tf.int64, ())
                 staleness = version - sent.version
-                written += _write([handles["version"]], [version + tf.cast(applies, tf.int64)])
+                written += write([handles["version"]], [version + tf.cast(applies, tf.int64)])
                 if self._store.loss_scale:
                     scale, good = (
-                        _read(h, d, ())
+                        read(h, d, ())
                         for h, d in zip(handles["loss_scale"], (tf.float32, tf.int32), strict=True)
                     )
                     new = self._store.loss_scale.update(scale, good, sent.loss_scale, sent.finite)
                     new = [
                         tf.where(sent.live, n, o) for n, o in zip(new, (scale, good), strict=True)
                     ]
-                    written += _write(handles["loss_scale"], new)
+                    written += write(handles["loss_scale"], new)
         with tf.control_dependencies(written):
             tf.raw_ops.ConsumeMutexLock(mutex_lock=lock)
         return staleness
@@ -323,11 +218,11 @@ class Exchange:
         optimizer, mine = self._store.optimizers[p], self._store.trained[p]
         value_handles = [handles["values"][i] for i in mine]
         values = [
-            _read(h, self._plan.buckets[i].dtype, self._plan.buckets[i].shape)
+            read(h, self._plan.buckets[i].dtype, self._plan.buckets[i].shape)
             for h, i in zip(value_handles, mine, strict=True)
         ]
         state = [
-            _read(h, v.dtype, v.shape)
+            read(h, v.dtype, v.shape)
             for h, v in zip(handles["state"][p], optimizer.state, strict=True)
         ]
 
@@ -360,23 +255,23 @@ class Exchange:
             return tf.cond(applies, update, lambda: (values, state)) if self._skips else update()
 
         values, state = apply(values, state, arrived, learning_rate, applies)
-        return _write([*value_handles, *handles["state"][p]], [*values, *state])
+        return write([*value_handles, *handles["state"][p]], [*values, *state])
 
     def _apply_rows(self, i, handles, where, gradients, learning_rate, applies):
         """The optimizer's update of some rows, as if the table had no others."""
         optimizer, bucket = self._store.row_optimizers[i], self._plan.buckets[i]
         state_handles = handles["row_state"][i]
 
-        def read(handle, dtype, shape, rows):
+        def current(handle, dtype, shape, rows):
             if not rows:
-                return _read(handle, dtype, shape)
+                return read(handle, dtype, shape)
             return tf.raw_ops.ResourceGather(
                 resource=handle, indices=where, dtype=tf.as_dtype(dtype)
             )
 
-        value = read(handles["values"][i], bucket.dtype, bucket.shape, True)
+        value = current(handles["values"][i], bucket.dtype, bucket.shape, True)
         state = [
-            read(h, v.dtype, v.shape, rows)
+            current(h, v.dtype, v.shape, rows)
             for h, v, rows in zip(state_handles, optimizer.state, optimizer.by_row, strict=True)
         ]
         (new_value,), new_state = optimizer.apply([value], state, [gradients], learning_rate)
@@ -394,37 +289,3 @@ class Exchange:
                 strict=True,
             )
         ]
-
-    # What crosses the network.
-
-    @property
-    def push_bytes(self) -> int:
-        """Bytes that a worker sends in a step, as the codecs predict; tables not counted."""
-        return sum(c.payload_bytes for i, c in enumerate(self._plan.up) if self._plan.sends(i))
-
-    @property
-    def pull_bytes(self) -> int:
-        """Bytes that a worker receives in a step; tables not counted."""
-        return sum(
-            c.payload_bytes for i, c in enumerate(self._plan.down) if i not in self._plan.of_tables
-        )
-
-    def row_bytes(self, ids: dict[int, Ids]) -> tuple[tf.Tensor, tf.Tensor]:
-        """float64 scalars: (bytes up, bytes down) of the tables in a step."""
-        zero = tf.constant(0.0, tf.float64)
-        up = [self._plan.tables[i].bytes_up(one) for i, one in ids.items()]
-        down = [self._plan.tables[i].bytes_down(one) for i, one in ids.items()]
-        return tf.add_n([zero, *up]), tf.add_n([zero, *down])
-
-
-def _read(handle, dtype, shape) -> tf.Tensor:
-    value = tf.raw_ops.ReadVariableOp(resource=handle, dtype=tf.as_dtype(dtype))
-    value.set_shape(shape)
-    return value
-
-
-def _write(handles, values) -> list[tf.Operation]:
-    return [
-        tf.raw_ops.AssignVariableOp(resource=h, value=v)
-        for h, v in zip(handles, values, strict=True)
-    ]

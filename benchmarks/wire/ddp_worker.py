@@ -1,0 +1,85 @@
+"""PyTorch DistributedDataParallel over gloo: one of the workers, a model for each hook."""
+
+import datetime
+import functools
+import os
+import time
+
+import torch
+from torch import distributed
+from torch.distributed.algorithms.ddp_comm_hooks import (
+    default_hooks,
+    powerSGD_hook as power_sgd,
+)
+from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
+
+from benchmarks.wire import lines
+from benchmarks.wire.model_torch import GPT
+from benchmarks.wire.sizes import BATCH, CONTEXT, LEARNING_RATE, VOCABULARY
+
+RANK = int(os.environ["RANK"])
+POWER_SGD_RANK = 4
+# Steps before PowerSGD begins; the first turn, which is not counted, takes as many.
+POWER_SGD_START = 2
+# Its hook sends several messages for each bucket of gradients, and with gloo those of two
+# buckets may come in another order on each worker, which ends in a crash. So all
+# gradients are one bucket (MB).
+POWER_SGD_BUCKET = 64
+
+
+@functools.cache
+def stepper(hook: str):
+    """Model and step; the weights are made alike by DDP, so all workers have to be called."""
+    torch.manual_seed(0)
+    bucket = POWER_SGD_BUCKET if hook == "powersgd" else None
+    model = DistributedDataParallel(GPT(), bucket_cap_mb=bucket)
+    if hook == "fp16":
+        model.register_comm_hook(None, default_hooks.fp16_compress_hook)
+    elif hook == "powersgd":
+        state = power_sgd.PowerSGDState(
+            None,
+            matrix_approximation_rank=POWER_SGD_RANK,
+            start_powerSGD_iter=POWER_SGD_START,
+        )
+        model.register_comm_hook(state, power_sgd.powerSGD_hook)
+    optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE)
+    generator = torch.Generator().manual_seed(RANK)
+
+    def step():
+        tokens = torch.randint(VOCABULARY, (BATCH, CONTEXT + 1), generator=generator)
+        logits = model(tokens[:, :-1])
+        loss = functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return model, step
+
+
+def handle(message: dict) -> dict:
+    model, step = stepper(message["settings"]["hook"])
+    for _ in range(message["warmup"]):
+        step()
+    lines.mark()
+    start = time.perf_counter()
+    for _ in range(message["steps"]):
+        step()
+    seconds = time.perf_counter() - start
+    lines.mark()
+    return {
+        "seconds": seconds,
+        "steps": message["steps"],
+        "parameters": sum(p.numel() for p in model.parameters()),
+    }
+
+
+def main() -> None:
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    # Address, port, rank and number of workers come from the environment.
+    distributed.init_process_group("gloo", timeout=datetime.timedelta(minutes=5))
+    lines.serve(handle)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,331 @@
+"""The processes of all families of systems on the hosts of one network, and their turns."""
+
+import collections
+import contextlib
+import json
+import os
+import queue
+import re
+import signal
+import subprocess
+import sys
+import threading
+
+from benchmarks.wire.hosts import Traffic
+from benchmarks.wire.sizes import WORKERS
+from benchmarks.wire.systems import System
+
+_WORKER_HOSTS = tuple(f"worker{i}" for i in range(WORKERS))
+# In namespaces every host has its ports for itself, and the families only must not share.
+_PORTS = {"tfps": 2222, "stock": 2223, "mwms": 2224, "ddp": 2225}
+
+# How often a family's processes may be lost: each loss costs its timeout and a new start.
+_LOSSES = 3
+
+
+class Failed(Exception):
+    """A system did not do what it was told; the message says which and why."""
+
+
+class Program:
+    """A process on a host."""
+
+    def __init__(
+        self, name: str, command: list[str], environ: dict, log: str, ready: bool, at_mark
+    ):
+        """Starts it.
+
+        Args:
+          name: for messages, such as `stock worker0`.
+          command: the command line.
+          environ: of the process.
+          log: file for what it has to say besides answers.
+          ready: whether it says so when it is (`lines.serve`).
+          at_mark: called when it marks a moment (`lines.mark`); results are in `marks`.
+        """
+        self.name, self.log, self.says_ready = name, log, ready
+        self.marks: list = []
+        self._at_mark = at_mark
+        self._answers: queue.SimpleQueue = queue.SimpleQueue()
+        with open(log, "w") as file:
+            self._process = subprocess.Popen(
+                command,
+                env=environ,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=file,
+                text=True,
+                # Ctrl-C is for the main process, which ends the others in order.
+                start_new_session=True,
+            )
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        for line in self._process.stdout:
+            if not line.startswith("{"):
+                continue
+            message = json.loads(line)
+            if "mark" in message:
+                self.marks.append(self._at_mark())
+            else:
+                self._answers.put(message)
+        self._answers.put(None)
+
+    def tell(self, message: dict) -> None:
+        self.marks = []
+        try:
+            self._process.stdin.write(json.dumps(message) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise Failed(f"{self.name} is gone; {self._last_words()}") from None
+
+    def answer(self, timeout: float, what: str) -> dict:
+        """Its next answer.
+
+        Raises:
+          Failed: it reports an error, ended, or took longer than `timeout` s for `what`.
+        """
+        try:
+            answer = self._answers.get(timeout=timeout)
+        except queue.Empty:
+            raise Failed(
+                f"{self.name}: no answer to '{what}' within {timeout:g} s; {self._last_words()}"
+            ) from None
+        if answer is None:
+            code = self._process.wait()
+            raise Failed(f"{self.name} ended with {code} during '{what}'; {self._last_words()}")
+        if "error" in answer:
+            raise Refused(f"{self.name}: {answer['error']}")
+        return answer
+
+    def _last_words(self) -> str:
+        with open(self.log, errors="replace") as file:
+            lines = collections.deque((line for line in file if line.strip()), maxlen=1)
+        return f"its log {self.log} ends in: {lines[0].strip()[:200] if lines else '(nothing)'}"
+
+    def end(self) -> None:
+        """Closes its input, on which it ends; if it does not within 2 s, it is killed."""
+        process = self._process
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+        try:
+            process.wait(2)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def kill(self) -> None:
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGKILL)
+
+
+class Refused(Failed):
+    """One system failed, but its program lives and may run others."""
+
+
+class Family:
+    """The processes that systems of one family share, from its first turn on."""
+
+    def __init__(self, name: str, network, folder: str, environ: dict, timeout: float):
+        self.name, self._network, self._folder = name, network, folder
+        self._environ, self._timeout = environ, timeout
+        self._programs: list[Program] = []
+        self.speakers: list[Program] = []
+
+    def start(self) -> None:
+        """Starts the processes and waits until all are ready.
+
+        Raises:
+          Failed: one of them did not come up.
+        """
+        _STARTS[self.name](self)
+        for program in self._programs:
+            # tfps.server speaks no lines; tfps's chief waits for it by itself.
+            if program.says_ready:
+                program.answer(self._timeout, "start")
+
+    def run(self, system: System, warmup: int, steps: int) -> dict:
+        """One turn.
+
+        Args:
+          warmup: steps of each worker before the clock starts.
+          steps: steps of each worker that are measured.
+
+        Returns:
+          `seconds`, `steps` (over all workers), `parameters`, for tfps `predicted_up`
+          and `predicted_down` in bytes, and `up` and `down`: bytes per step that left
+          and reached a worker between the start and stop of the clock; None on loopback.
+
+        Raises:
+          Failed: with one line about what went wrong.
+        """
+        if not self._programs:
+            self.start()
+        message = {"settings": system.settings, "warmup": warmup, "steps": steps}
+        what = f"{warmup} + {steps} steps of {system.name}"
+        for program in self.speakers:
+            program.tell(message)
+        answers = [program.answer(self._timeout, what) for program in self.speakers]
+        taken = sum(a["steps"] for a in answers)
+        first, *_, last = self.speakers[0].marks
+        up, down = _per_step(first, last, taken)
+        return {
+            **answers[0],
+            "seconds": max(a["seconds"] for a in answers),
+            "steps": taken,
+            "up": up,
+            "down": down,
+        }
+
+    def end(self) -> None:
+        """Ends the processes, first those that use the others."""
+        for program in self.speakers:
+            program.end()
+        for program in self._programs:
+            program.kill()
+        for program in self._programs:
+            program.end()
+        self._programs, self.speakers = [], []
+
+    def _spawn(self, module: str, host: str, extra: dict, speaks: bool) -> None:
+        program = Program(
+            f"{self.name} {host}",
+            [*self._network.command(host), sys.executable, "-m", module],
+            {**self._environ, **extra},
+            os.path.join(self._folder, f"{self.name}-{host}.log"),
+            ready=module.startswith("benchmarks."),
+            at_mark=self._network.traffic,
+        )
+        self._programs.append(program)
+        if speaks:
+            self.speakers.append(program)
+
+    def _address(self, host: str) -> str:
+        return self._network.address(host, _PORTS[self.name])
+
+    def _spec(self, *jobs: str) -> dict[str, list[str]]:
+        hosts = {"chief": ("chief",), "worker": _WORKER_HOSTS, "ps": ("ps0", "ps1")}
+        return {job: [self._address(host) for host in hosts[job]] for job in jobs}
+
+    def _start_cluster(self, server: str, chief: str) -> None:
+        spec = self._spec("chief", "worker", "ps")
+        for job, addresses in reversed(spec.items()):
+            for i in range(len(addresses)):
+                host = "chief" if job == "chief" else f"{job}{i}"
+                module = chief if job == "chief" else server
+                config = _tf_config(spec, job, i)
+                self._spawn(module, host, config, speaks=job == "chief")
+
+    def _start_tfps(self) -> None:
+        self._start_cluster("tfps.server", "benchmarks.wire.tfps_chief")
+
+    def _start_stock(self) -> None:
+        self._start_cluster("benchmarks.wire.stock_server", "benchmarks.wire.stock_chief")
+
+    def _start_mwms(self) -> None:
+        spec = self._spec("worker")
+        for i, host in enumerate(_WORKER_HOSTS):
+            config = _tf_config(spec, "worker", i)
+            self._spawn("benchmarks.wire.mwms_worker", host, config, speaks=True)
+
+    def _start_ddp(self) -> None:
+        address, _, port = self._address("worker0").rpartition(":")
+        for i, host in enumerate(_WORKER_HOSTS):
+            place = {
+                "MASTER_ADDR": address,
+                "MASTER_PORT": port,
+                "RANK": str(i),
+                "WORLD_SIZE": str(WORKERS),
+                "GLOO_SOCKET_IFNAME": self._network.interface,
+            }
+            self._spawn("benchmarks.wire.ddp_worker", host, place, speaks=True)
+
+
+_STARTS = {
+    "tfps": Family._start_tfps,
+    "stock": Family._start_stock,
+    "mwms": Family._start_mwms,
+    "ddp": Family._start_ddp,
+}
+
+
+class Fleet:
+    """All families on one network; a context manager that ends their processes."""
+
+    def __init__(self, network, folder: str, threads: int, timeout: float):
+        """Starts nothing yet.
+
+        Args:
+          network: a `hosts.Network` or `hosts.Loopback`, entered.
+          folder: for the processes' logs.
+          threads: compute threads of each process, the same for all systems.
+          timeout: seconds that a start or a turn may take.
+        """
+        environ = _environ(threads)
+        self._families = {name: Family(name, network, folder, environ, timeout) for name in _STARTS}
+        self._losses: collections.Counter = collections.Counter()
+
+    def __enter__(self) -> "Fleet":
+        return self
+
+    def __exit__(self, *_) -> None:
+        for family in self._families.values():
+            family.end()
+
+    def turn(self, system: System, warmup: int, steps: int) -> dict:
+        """One turn of a system; see `Family.run`.
+
+        Raises:
+          Failed: what no longer answers is ended. Its family starts anew with the
+            next turn, unless that was so too often.
+        """
+        if self._losses[system.family] >= _LOSSES:
+            raise Failed(f"processes of {system.family} were lost {_LOSSES} times; given up")
+        family = self._families[system.family]
+        try:
+            return family.run(system, warmup, steps)
+        except Failed as e:
+            # Where others take part, they now wait for this one in the middle of a step.
+            if not isinstance(e, Refused) or len(family.speakers) > 1:
+                self._losses[system.family] += 1
+                family.end()
+            raise
+
+
+def _per_step(before, after, steps: int) -> tuple[float | None, float | None]:
+    if before is None:
+        return None, None
+    moved = [
+        Traffic(after[h].up - before[h].up, after[h].down - before[h].down) for h in _WORKER_HOSTS
+    ]
+    return sum(m.up for m in moved) / steps, sum(m.down for m in moved) / steps
+
+
+def _tf_config(spec: dict, job: str, index: int) -> dict[str, str]:
+    config = {"cluster": spec, "task": {"type": job, "index": index}}
+    return {"TF_CONFIG": json.dumps(config)}
+
+
+def _environ(threads: int) -> dict[str, str]:
+    """The same conditions for all: CPU, so many threads, nothing between the hosts."""
+    # gRPC would take the hosts' addresses to a proxy.
+    environ = {k: v for k, v in os.environ.items() if not re.fullmatch(r"(?i)\w+_proxy", k)}
+    return {
+        **environ,
+        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+        "TFPS_PARENT": str(os.getpid()),
+        "CUDA_VISIBLE_DEVICES": "-1",
+        "TF_CPP_MIN_LOG_LEVEL": "1",
+        "TF_NUM_INTRAOP_THREADS": str(threads),
+        "OMP_NUM_THREADS": str(threads),
+    }
+
+
+def steps_for(seconds_per_step: float, seconds: float, at_least: int) -> int:
+    """Steps of a worker that take about so many seconds."""
+    return max(at_least, round(seconds / max(seconds_per_step, 1e-3)))
+
+
+def step_time(answer: dict) -> float:
+    """Seconds of one step of one worker, while all work at once."""
+    return answer["seconds"] * WORKERS / answer["steps"]

@@ -1,0 +1,59 @@
+"""The model in Keras 3 and in tf_keras; `model_torch` is its equal."""
+
+import tensorflow as tf
+
+from benchmarks.wire.sizes import BLOCKS, CONTEXT, HEADS, LEARNING_RATE, VOCABULARY, WIDTH
+
+
+def keras3():
+    """`models.gpt`'s network, compiled."""
+    import keras
+
+    from models.gpt import model as gpt
+
+    model = gpt.build(VOCABULARY, BLOCKS, WIDTH, HEADS, CONTEXT, dropout=0.0)
+    model.compile(
+        keras.optimizers.Adam(LEARNING_RATE),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    return model
+
+
+def legacy():
+    """The same of tf_keras's layers, compiled: what runs on TensorFlow's own strategies."""
+    import tf_keras
+    from tf_keras import layers
+
+    tokens = tf_keras.Input([None], dtype="int32")
+    positions = tf.cumsum(tf.ones_like(tokens), axis=1) - 1
+    x = layers.Embedding(VOCABULARY, WIDTH)(tokens) + layers.Embedding(CONTEXT, WIDTH)(positions)
+    for _ in range(BLOCKS):
+        h = layers.LayerNormalization(epsilon=1e-5)(x)
+        x = x + layers.MultiHeadAttention(HEADS, WIDTH // HEADS)(h, h, use_causal_mask=True)
+        h = layers.LayerNormalization(epsilon=1e-5)(x)
+        x = x + layers.Dense(WIDTH)(layers.Dense(4 * WIDTH, activation="gelu")(h))
+    x = layers.LayerNormalization(epsilon=1e-5)(x)
+    model = tf_keras.Model(tokens, layers.Dense(VOCABULARY, use_bias=False)(x))
+    model.compile(
+        tf_keras.optimizers.Adam(LEARNING_RATE),
+        tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    return model
+
+
+def train_step(model, batch, replicas: int = 1):
+    """One step of a custom loop with a model of `legacy`.
+
+    Args:
+      model: compiled.
+      batch: (tokens, next tokens).
+      replicas: over how many the optimizer adds gradients up.
+    """
+    tokens, targets = batch
+    with tf.GradientTape() as tape:
+        logits = model(tokens, training=True)
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits)
+        loss = tf.reduce_mean(losses) / replicas
+    variables = model.trainable_variables
+    model.optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
+    return loss

@@ -1,0 +1,56 @@
+"""TensorFlow's MultiWorkerMirroredStrategy: one of the workers, all-reduce in a ring."""
+
+import functools
+import time
+
+import tensorflow as tf
+
+from benchmarks.wire import data, lines, model_keras
+from benchmarks.wire.sizes import WORKERS
+
+
+@functools.cache
+def stepper():
+    """Connects the workers, so all of them have to be called; returns model and step."""
+    ring = tf.distribute.experimental.CommunicationImplementation.RING
+    strategy = tf.distribute.MultiWorkerMirroredStrategy(
+        communication_options=tf.distribute.experimental.CommunicationOptions(implementation=ring)
+    )
+    with strategy.scope():
+        model = model_keras.legacy()
+    iterator = iter(
+        strategy.distribute_datasets_from_function(
+            lambda context: data.dataset(context.input_pipeline_id)
+        )
+    )
+    train_step = functools.partial(model_keras.train_step, model, replicas=WORKERS)
+
+    @tf.function
+    def step(iterator):
+        return strategy.run(train_step, (next(iterator),))
+
+    return model, lambda: step(iterator)
+
+
+def handle(message: dict) -> dict:
+    model, step = stepper()
+    for _ in range(message["warmup"]):
+        step()
+    lines.mark()
+    start = time.perf_counter()
+    for _ in range(message["steps"]):
+        loss = step()
+    loss.numpy()  # Waits for the last one.
+    seconds = time.perf_counter() - start
+    lines.mark()
+    return {
+        "seconds": seconds,
+        "steps": message["steps"],
+        "parameters": model.count_params(),
+    }
+
+
+if __name__ == "__main__":
+    # All-reduces wait for the other worker in a thread each.
+    tf.config.threading.set_inter_op_parallelism_threads(16)
+    lines.serve(handle)

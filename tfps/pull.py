@@ -1,0 +1,120 @@
+"""What a step reads from the servers.
+
+Every method takes the resource handles as arguments, never as captures: a step
+that was traced once goes on after a variable was replaced.
+"""
+
+from typing import NamedTuple
+
+import keras
+import tensorflow as tf
+
+from tfps import layout, optimizers
+from tfps.devices import ps_device
+from tfps.store import ParameterStore, read
+from tfps.tables import Ids, Rows
+from tfps.wire import coalesce
+
+
+class Pulled(NamedTuple):
+    """What a pull brings to a worker.
+
+    Attributes:
+      payloads: per bucket; () for one that is a table's.
+      version: int64 scalar, the pushes that had been applied.
+    """
+
+    payloads: list
+    version: tf.Tensor
+
+
+class Puller:
+    """Brings parameters from a store to a worker, inside of `tf.function`s.
+
+    Attributes:
+      store: with the variables.
+      tables: indices of those of which only rows travel.
+    """
+
+    def __init__(self, store: ParameterStore, optimizer: keras.optimizers.Optimizer | None):
+        """Keeps its arguments.
+
+        Args:
+          store: with the variables.
+          optimizer: what the model was compiled with, or None.
+        """
+        self.store = store
+        self.tables = list(store.plan.tables)
+        self._plan = store.plan
+        self._static_scale = optimizers.static_loss_scale(optimizer) if optimizer else 1.0
+
+    def pull(self, handles: dict, exact: bool = False) -> Pulled:
+        """Reads every bucket on its ps and sends it to the caller's device.
+
+        Args:
+          handles: of this store.
+          exact: send the values as they are, whatever the codecs.
+        """
+        payloads: list = [()] * len(self._plan.buckets)
+        for p in range(self._plan.num_ps):
+            mine = [
+                i
+                for i, b in enumerate(self._plan.buckets)
+                if b.ps == p and i not in self._plan.of_tables
+            ]
+            with tf.device(ps_device(p)):
+                sent = []
+                for i in mine:
+                    bucket = self._plan.buckets[i]
+                    value = read(handles["values"][i], bucket.dtype, bucket.shape)
+                    channel = self._plan.exact(i) if exact else self._plan.down[i]
+                    # Weights are rounded to the nearest: no codec for them draws numbers.
+                    payload, _ = channel.encode(
+                        value, channel.initial_state(), tf.zeros([2], "int32")
+                    )
+                    sent.append(payload)
+                messages, restore = coalesce(tf.nest.flatten(sent))
+            arrived = tf.nest.pack_sequence_as(sent, restore(messages))
+            for i, payload in zip(mine, arrived, strict=True):
+                payloads[i] = payload
+        with tf.device(ps_device(0)):
+            version = read(handles["version"], tf.int64, ())
+        return Pulled(payloads, version)
+
+    def rows(
+        self, handles: dict, lookups: dict[int, list], seed, exact: bool = False
+    ) -> dict[int, tuple]:
+        """Reads the rows that a batch looks up.
+
+        Args:
+          handles: of this store.
+          lookups: of `Program.lookups`.
+          seed: int32[2].
+          exact: send the rows as they are, whatever the codecs.
+
+        Returns:
+          Table -> (`Ids`, `Rows`).
+        """
+        found = {}
+        for i, ids in lookups.items():
+            unique = Ids.of(ids)
+            found[i] = unique, self._plan.tables[i].pull(handles["values"], unique, seed, exact)
+        return found
+
+    def loss_scale(self, handles: dict) -> tf.Tensor:
+        """float32 scalar by which workers multiply the loss."""
+        if self.store.loss_scale is None:
+            return tf.constant(self._static_scale)
+        with tf.device(ps_device(0)):
+            return read(handles["loss_scale"][0], tf.float32, ())
+
+    def unpack(self, pulled: Pulled, rows: dict[int, Rows], exact: bool = False) -> list:
+        """What was pulled, as the model's variables in the order of `specs`.
+
+        Tensors; for tables, `Rows`.
+        """
+        mine = [i for i in range(len(self._plan.buckets)) if i not in self._plan.of_tables]
+        channels = {i: self._plan.exact(i) if exact else self._plan.down[i] for i in mine}
+        values = [channels[i].decode(pulled.payloads[i]) for i in mine]
+        whole = layout.unpack([self._plan.buckets[i] for i in mine], values, self._plan.specs)
+        return [rows[i] if i in rows else whole[i] for i in range(len(self._plan.specs))]

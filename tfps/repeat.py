@@ -1,0 +1,66 @@
+"""Running a step over a source of batches, inside of a `tf.function`."""
+
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+
+class Stack(NamedTuple):
+    """Several batches in one: every tensor has them along a new first axis."""
+
+    batches: Any
+
+
+def repeat(step, source, count, state, single):
+    """Runs `step(i, batch, state) -> state` over a source.
+
+    Args:
+      step: traced once.
+      source: an iterator, one batch, or a `Stack`.
+      count: int32 scalar, steps to do at most.
+      state: nested tensors.
+      single: the count is always 1: no loop is needed.
+
+    Returns:
+      (steps done, state).
+    """
+    if isinstance(source, Stack):
+
+        def body(i, state):
+            batch = tf.nest.map_structure(lambda t: t[i], source.batches)
+            return i + 1, step(i, batch, state)
+
+        return tf.while_loop(
+            lambda i, _: i < count, body, [tf.constant(0), state], parallel_iterations=1
+        )
+    if not is_iterator(source):
+        return tf.constant(1), step(tf.constant(0), source, state)
+    # The end of an iterator is asked for, not run into: an error of one worker's
+    # call can end what other workers are doing on the same servers.
+    if single:
+        element = source.get_next_as_optional()
+
+        def once():
+            return tf.constant(1), step(tf.constant(0), element.get_value(), state)
+
+        return tf.cond(element.has_value(), once, lambda: (tf.constant(0), state))
+
+    def more(i, state, element):
+        return tf.logical_and(i < count, element.has_value())
+
+    def body(i, state, element):
+        state = step(i, element.get_value(), state)
+        # The element after the last step is left for the next call.
+        element = tf.cond(i + 1 < count, source.get_next_as_optional, lambda: element)
+        return i + 1, state, element
+
+    first = source.get_next_as_optional()
+    done, state, _ = tf.while_loop(
+        more, body, [tf.constant(0), state, first], parallel_iterations=1
+    )
+    return done, state
+
+
+def is_iterator(source) -> bool:
+    """Whether the source is an iterator on the worker."""
+    return isinstance(source, tf.data.Iterator)
