@@ -96,6 +96,20 @@ def test_state_of_the_optimizer_counts():
     assert "| trained | 1 of 1 |" in placement.markdown()
 
 
+@pytest.mark.parametrize("partitioner", [None, partitioners.Balanced()])
+def test_what_travels_is_balanced_by_itself(partitioner):
+    """A table fills up the memory of a ps, but not its network."""
+    model = [
+        VariableSpec("table", (1000, 10), "float32", by_rows=True),
+        *(VariableSpec(f"dense{i}", (100, 10), "float32") for i in range(10)),
+    ]
+    shards = place(model, 2, partitioner)
+    dense = [sum(s.size for s in shards if s.variable and s.ps == p) for p in (0, 1)]
+    assert dense == [5000, 5000]
+    if partitioner:
+        assert Placement.of(model, shards, 2).imbalance == 1.0
+
+
 def test_what_must_stay_whole_is_not_split():
     model = [VariableSpec("v", (100, 10), "float32", splittable=False)]
     assert len(place(model, 4, partitioners.Balanced())) == 1

@@ -109,38 +109,33 @@ class Balanced(_partitioners.Partitioner):
 
     def place(self, specs: Sequence[VariableSpec], num_ps: int) -> list[Shard]:
         """Splits and places all variables of a model; see `placement.place`."""
+        # What travels as a whole first, balanced by itself; then tables, of which
+        # only rows do, so that the whole is balanced.
+        loads = [0.0] * num_ps
+        shards: list[Shard] = []
+        for by_rows in (False, True):
+            mine = [i for i, s in enumerate(specs) if s.by_rows == by_rows]
+            if mine:
+                placed, loads = self._balance(specs, mine, loads)
+                shards += placed
+        return sorted(shards, key=lambda s: (s.variable, s.begin))
+
+    def _balance(self, specs, mine, before):
+        """Shards of the variables `mine` and the loads with them, given those before."""
         order = sorted(
-            (i for i, s in enumerate(specs) if s.splittable and s.shape and s.shape[0] > 1),
+            (i for i in mine if specs[i].splittable and specs[i].shape and specs[i].shape[0] > 1),
             key=lambda i: (-specs[i].load(specs[i].size), specs[i].path, i),
         )
         best = None
         for poured in range(len(order) + 1):
-            shards, loads = self._with_poured(specs, num_ps, order[:poured])
-            imbalance = max(loads) * num_ps / (sum(loads) or 1.0)
+            shards, loads = _with_poured(specs, mine, before, order[:poured])
+            imbalance = max(loads) * len(loads) / (sum(loads) or 1.0)
             # Splitting more is worth it only where it gains something.
             if best is None or imbalance < best[0] - 1e-9:
-                best = (imbalance, shards)
+                best = (imbalance, shards, loads)
             if imbalance <= self.max_imbalance:
                 break
-        return sorted(best[1], key=lambda s: (s.variable, s.begin))
-
-    @staticmethod
-    def _with_poured(specs, num_ps, poured):
-        kept = [i for i in range(len(specs)) if i not in set(poured)]
-        # Equal loads are told apart by path, so that the order of creation is no matter.
-        kept.sort(key=lambda i: (specs[i].path, i))
-        chosen, loads = lightest_first([specs[i].load(specs[i].size) for i in kept], num_ps)
-        shards = [Shard(i, 0, specs[i].size, p) for i, p in zip(kept, chosen, strict=True)]
-        for i in reversed(poured):  # The smallest first: the largest evens out the most.
-            spec = specs[i]
-            width = spec.size // spec.shape[0]
-            row = spec.load(width)
-            begin = 0
-            for p, rows in _fill(loads, spec.shape[0], row):
-                shards.append(Shard(i, begin * width, (begin + rows) * width, p))
-                loads[p] += rows * row
-                begin += rows
-        return shards, loads
+        return best[1:]
 
     def __call__(self, shape, dtype, axis=0):
         """Number of shards along each axis, for TensorFlow's strategy; see the class."""
@@ -150,6 +145,24 @@ class Balanced(_partitioners.Partitioner):
         if nbytes >= self.min_split_bytes:
             shards[axis] = max(1, min(_tf.num_ps_in_scope(), shape[axis]))
         return shards
+
+
+def _with_poured(specs, mine, before, poured):
+    """Shards and loads if the variables `poured` are split and the others of `mine` are not."""
+    # Equal loads are told apart by path, so that the order of creation is no matter.
+    kept = sorted(set(mine) - set(poured), key=lambda i: (specs[i].path, i))
+    chosen, loads = lightest_first([specs[i].load(specs[i].size) for i in kept], before)
+    shards = [Shard(i, 0, specs[i].size, p) for i, p in zip(kept, chosen, strict=True)]
+    for i in reversed(poured):  # The smallest first: the largest evens out the most.
+        spec = specs[i]
+        width = spec.size // spec.shape[0]
+        row = spec.load(width)
+        begin = 0
+        for p, rows in _fill(loads, spec.shape[0], row):
+            shards.append(Shard(i, begin * width, (begin + rows) * width, p))
+            loads[p] += rows * row
+            begin += rows
+    return shards, loads
 
 
 def _fill(loads: Sequence[float], rows: int, row: float) -> list[tuple[int, int]]:

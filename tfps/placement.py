@@ -19,6 +19,7 @@ class VariableSpec:
       dtype: numpy-style name of the element type.
       splittable: whether a partitioner may split it.
       slots: values of its size that the optimizer keeps beside it.
+      by_rows: only rows of it travel, so it is no load for the network.
     """
 
     path: str
@@ -26,6 +27,7 @@ class VariableSpec:
     dtype: str
     splittable: bool = True
     slots: float = 0.0
+    by_rows: bool = False
 
     @property
     def size(self) -> int:
@@ -159,8 +161,10 @@ def place(
     """Splits the variables and gives every shard to a ps.
 
     The largest shard goes first, always to the ps with the fewest bytes so far.
-    (TensorFlow's strategy deals variables out in turn, whatever their size.) A
-    partitioner that has a method `place(specs, num_ps)` decides by itself.
+    (TensorFlow's strategy deals variables out in turn, whatever their size.)
+    Tables of which only rows travel come after all others: so what travels as a
+    whole is spread evenly, and the tables fill up the memory. A partitioner
+    that has a method `place(specs, num_ps)` decides by itself.
 
     Args:
       specs: the variables.
@@ -175,20 +179,29 @@ def place(
     pieces = [
         (i, begin, end) for i, spec in enumerate(specs) for begin, end in _split(spec, partitioner)
     ]
-    chosen, _ = lightest_first([specs[i].load(e - b) for i, b, e in pieces], num_ps)
-    return [Shard(i, begin, end, p) for (i, begin, end), p in zip(pieces, chosen, strict=True)]
+    total = [0.0] * num_ps
+    shards = []
+    for by_rows in (False, True):
+        mine = [piece for piece in pieces if specs[piece[0]].by_rows == by_rows]
+        chosen, total = lightest_first([specs[i].load(e - b) for i, b, e in mine], total)
+        shards += [Shard(i, b, e, p) for (i, b, e), p in zip(mine, chosen, strict=True)]
+    return sorted(shards, key=lambda s: (s.variable, s.begin))
 
 
-def lightest_first(loads: Sequence[float], num_ps: int) -> tuple[list[int], list[float]]:
+def lightest_first(loads: Sequence[float], total: Sequence[float]) -> tuple[list[int], list[float]]:
     """Deals pieces out, the largest first, each to the ps with the least so far.
 
     Graham, "Bounds on Multiprocessing Timing Anomalies" (1969): no ps gets more
     than the mean and the largest piece.
 
+    Args:
+      loads: of the pieces.
+      total: what each ps has already.
+
     Returns:
       (the ps of each piece, the load of each ps).
     """
-    total = [0.0] * num_ps
+    total = list(total)
     chosen = [0] * len(loads)
     for k in sorted(range(len(loads)), key=lambda k: (-loads[k], k)):
         chosen[k] = int(np.argmin(total))

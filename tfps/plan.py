@@ -84,7 +84,7 @@ class Plan:
         elementwise = optimizer is None or optimizers.is_elementwise(optimizer)
         whole = [c or (t and not elementwise) for c, t in zip(constrained, trained, strict=True)]
         self._partitioner = strategy.variable_partitioner
-        self.specs = self._specs(optimizer, trained, whole, constrained)
+        self.specs = self._specs(optimizer, trained, whole, constrained, looked_up)
         self.shards = self._place()
         if not elementwise:
             self._require_whole(optimizer, trained)
@@ -146,7 +146,7 @@ class Plan:
             kinds.append(Kind(state_treatment(v)) if updated else Kind(FROZEN, pull=self._pull(v)))
         return kinds
 
-    def _specs(self, optimizer, trained, whole, constrained) -> list[VariableSpec]:
+    def _specs(self, optimizer, trained, whole, constrained, tables) -> list[VariableSpec]:
         slots = optimizers.slots(optimizer) if optimizer else None
         # A partitioner that decides by itself is told what must stay whole; others
         # were asked for the split by the user, who is told that it cannot be.
@@ -158,8 +158,9 @@ class Plan:
                 keras.backend.standardize_dtype(v.dtype),
                 splittable=not keep,
                 slots=slots(tuple(v.shape)) if t else 0.0,
+                by_rows=table,
             )
-            for v, keep, t in zip(self.variables, kept, trained, strict=True)
+            for v, keep, t, table in zip(self.variables, kept, trained, tables, strict=True)
         ]
 
     def _place(self) -> list[Shard]:

@@ -86,10 +86,11 @@ class TrainStep:
         carry = Carry(specs(residuals.get_concrete_function()))
         if overlap:
             pulled = specs(tf.function(puller.pull, autograph=False).get_concrete_function(handles))
-            probe = tf.function(self._computed, autograph=False).get_concrete_function(
-                handles, batch_spec, pulled, carry.residuals, self.initial, int64
+            self._pending_specs = specs(
+                tf.function(self._probe, autograph=False).get_concrete_function(
+                    handles, batch_spec, pulled, carry.residuals, int64
+                )
             )
-            self._pending_specs = specs(probe)[0]
             carry = Carry(carry.residuals, pulled, self._pending_specs)
             self._flush = tf.function(self._flushed, autograph=False).get_concrete_function(
                 handles, self._pending_specs, float32
@@ -145,39 +146,37 @@ class TrainStep:
         return self._flush(handles, carry.pending, rate)
 
     def _step(self, handles, batch, carry, metrics, number, learning_rate):
-        if not self._overlap:
-            pulled = self._puller.pull(handles)  # ps -> worker
-            sent, residuals, rest = self._computed(
-                handles, batch, pulled, carry.residuals, metrics, number
-            )
-            staleness = self._pusher.push(handles, sent, learning_rate)  # worker -> ps
-            return Carry(residuals), _tally(sent, staleness, *rest), rest
-        # The servers see operations on one variable in this order; computing waits
-        # for neither of them.
+        # The servers see what is done with a variable in the order of these lines;
+        # what has nothing to do with one another goes on at the same time.
+        rows = self._pull_rows(handles, batch, number)  # ps -> worker
         if self._overlap == 1:
             staleness = self._pusher.push(handles, carry.pending, learning_rate)
-            pulled = self._puller.pull(handles)
-        else:
-            pulled = self._puller.pull(handles)
+        pulled = self._puller.pull(handles)
+        if self._overlap == 2:
             staleness = self._pusher.push(handles, carry.pending, learning_rate)
+        now = carry.pulled if self._overlap else pulled
         sent, residuals, rest = self._computed(
-            handles, batch, carry.pulled, carry.residuals, metrics, number
+            handles, batch, now, rows, carry.residuals, metrics, number
         )
-        return Carry(residuals, pulled, sent), _tally(carry.pending, staleness, *rest), rest
+        if self._overlap:
+            return Carry(residuals, pulled, sent), _tally(carry.pending, staleness, *rest), rest
+        staleness = self._pusher.push(handles, sent, learning_rate)  # worker -> ps
+        return Carry(residuals), _tally(sent, staleness, *rest), rest
 
-    def _computed(self, handles, batch, pulled, residuals, metrics, number):
-        """From parameters to what is to be pushed."""
-        seed = tf.stack([tf.cast(number % (1 << 31), tf.int32), 0])
-        scale = self._puller.loss_scale(handles)
+    def _pull_rows(self, handles, batch, number):
         lookups = self._program.lookups(self._puller.tables, number, batch, training=True)
-        found = self._puller.rows(handles, lookups, seed)
+        return self._puller.rows(handles, lookups, _seed(number))
+
+    def _computed(self, handles, batch, pulled, found, residuals, metrics, number):
+        """From parameters to what is to be pushed."""
+        scale = self._puller.loss_scale(handles)
         ids = {i: one for i, (one, _) in found.items()}
         rows = {i: one for i, (_, one) in found.items()}
         updates, metrics, examples, finite = self._compute(
             pulled, rows, batch, metrics, number, scale
         )
         payloads, row_payloads, residuals = self._pusher.encode(
-            updates, ids, residuals, seed, finite
+            updates, ids, residuals, _seed(number), finite
         )
         sent = Push(payloads, row_payloads, pulled.version, tf.constant(True), finite, scale)
         return sent, residuals, (metrics, examples, *self._puller.store.plan.row_bytes(ids))
@@ -205,6 +204,11 @@ class TrainStep:
         done, (carry, metrics, tally) = repeat(step, source, count, state, self._single)
         return vector(done, tally, metrics), carry
 
+    def _probe(self, handles, batch, pulled, residuals, number):
+        """Traced for the form of a push."""
+        rows = self._pull_rows(handles, batch, number)
+        return self._computed(handles, batch, pulled, rows, residuals, self.initial, number)[0]
+
     def _started(self, handles, residuals):
         # A push that the servers do not apply takes the place of the one before the first.
         nothing = tf.nest.map_structure(
@@ -225,3 +229,8 @@ def _tally(sent: Push, staleness, metrics, examples, bytes_up, bytes_down) -> Ta
     applied = tf.cast(tf.logical_and(sent.live, sent.finite), tf.float64)
     staleness = tf.cast(staleness, tf.float64) * applied
     return Tally(examples, applied, staleness, staleness, bytes_up, bytes_down)
+
+
+def _seed(number: tf.Tensor) -> tf.Tensor:
+    """int32[2] for the codecs of a step."""
+    return tf.stack([tf.cast(number % (1 << 31), tf.int32), 0])
