@@ -87,7 +87,7 @@ def _rows(program, puller, handles, batch) -> dict:
     zero = tf.constant(0, tf.int64)
     lookups = program.lookups(puller.tables, zero, batch, training=False)
     found = puller.rows(handles, lookups, tf.zeros([2], tf.int32), exact=True)
-    return {i: rows for i, (_, rows) in found.items()}
+    return {i: one.rows for i, one in found.items()}
 
 
 def _exact_pull(puller: Puller):

@@ -12,7 +12,7 @@ import tensorflow as tf
 from tfps import layout, optimizers
 from tfps.devices import ps_device
 from tfps.store import ParameterStore, read
-from tfps.tables import Ids, Rows
+from tfps.tables import Found, Ids, Rows
 from tfps.wire import coalesce
 
 
@@ -48,12 +48,14 @@ class Puller:
         self._plan = store.plan
         self._static_scale = optimizers.static_loss_scale(optimizer) if optimizer else 1.0
 
-    def pull(self, handles: dict, exact: bool = False) -> Pulled:
+    def pull(self, handles: dict, exact: bool = False, after=()) -> Pulled:
         """Reads every bucket on its ps and sends it to the caller's device.
 
         Args:
           handles: of this store.
           exact: send the values as they are, whatever the codecs.
+          after: tensors on servers that are to be sent before anything large is;
+            each server minds its own.
         """
         payloads: list = [()] * len(self._plan.buckets)
         for p in range(self._plan.num_ps):
@@ -62,7 +64,8 @@ class Puller:
                 for i, b in enumerate(self._plan.buckets)
                 if b.ps == p and i not in self._plan.of_tables
             ]
-            with tf.device(ps_device(p)):
+            first = [t for t in after if t.device.endswith(ps_device(p))]
+            with tf.device(ps_device(p)), tf.control_dependencies(first):
                 sent = []
                 for i in mine:
                     bucket = self._plan.buckets[i]
@@ -78,12 +81,12 @@ class Puller:
             for i, payload in zip(mine, arrived, strict=True):
                 payloads[i] = payload
         with tf.device(ps_device(0)):
-            version = read(handles["version"], tf.int64, ())
+            version = read(handles["versions"][0], tf.int64, ())
         return Pulled(payloads, version)
 
     def rows(
         self, handles: dict, lookups: dict[int, list], seed, exact: bool = False
-    ) -> dict[int, tuple]:
+    ) -> dict[int, Found]:
         """Reads the rows that a batch looks up.
 
         Args:
@@ -93,13 +96,21 @@ class Puller:
           exact: send the rows as they are, whatever the codecs.
 
         Returns:
-          Table -> (`Ids`, `Rows`).
+          By table.
         """
         found = {}
-        for i, ids in lookups.items():
-            unique = Ids.of(ids)
-            found[i] = unique, self._plan.tables[i].pull(handles["values"], unique, seed, exact)
+        for i, lookup in lookups.items():
+            ids = Ids.of(lookup)
+            found[i] = self._plan.tables[i].pull(handles["values"], ids, seed, exact)
         return found
+
+    def ready(self, handles: dict) -> list[tf.Tensor]:
+        """A small tensor from each ps: once it arrives, that ps is in this step."""
+        tokens = []
+        for p, handle in enumerate(handles["versions"]):
+            with tf.device(ps_device(p)):
+                tokens.append(read(handle, tf.int64, ()))
+        return [tf.identity(t) for t in tokens]
 
     def loss_scale(self, handles: dict) -> tf.Tensor:
         """float32 scalar by which workers multiply the loss."""

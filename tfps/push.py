@@ -119,7 +119,7 @@ class Pusher:
         }
         return payloads, rows, after
 
-    def push(self, handles: dict, sent: Push, learning_rate) -> tf.Tensor:
+    def push(self, handles: dict, sent: Push, learning_rate, after=()) -> tf.Tensor:
         """Sends a step's updates to the servers and applies them there.
 
         On each ps, the optimizer's update of all its buckets is one atomic
@@ -130,11 +130,16 @@ class Pusher:
           handles: of this store.
           sent: on the caller's device.
           learning_rate: float32 scalar.
+          after: tensors that are to arrive on the caller's device before anything
+            large is sent.
 
         Returns:
           int64 scalar, the push's staleness: how many others were applied since
           the parameters were pulled with which it was computed.
         """
+        if after:
+            with tf.control_dependencies(list(after)):
+                sent = tf.nest.map_structure(tf.identity, sent)
         missed = tf.constant(0, tf.int64)
         for p in range(self._plan.num_ps):
             mine = [i for i, b in enumerate(self._plan.buckets) if b.ps == p and sent.payloads[i]]
@@ -195,10 +200,10 @@ class Pusher:
                     written += self._apply_rows(
                         i, handles, *table.decode(piece), learning_rate, applies
                     )
+            version = read(handles["versions"][p], tf.int64, ())
+            written += write([handles["versions"][p]], [version + tf.cast(applies, tf.int64)])
             if p == 0:
-                version = read(handles["version"], tf.int64, ())
                 staleness = version - sent.version
-                written += write([handles["version"]], [version + tf.cast(applies, tf.int64)])
                 if self._store.loss_scale:
                     scale, good = (
                         read(h, d, ())

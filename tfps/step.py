@@ -148,15 +148,19 @@ class TrainStep:
     def _step(self, handles, batch, carry, metrics, number, learning_rate):
         # The servers see what is done with a variable in the order of these lines;
         # what has nothing to do with one another goes on at the same time.
-        rows = self._pull_rows(handles, batch, number)  # ps -> worker
+        found = self._pull_rows(handles, batch, number)  # ps -> worker
+        # Small tensors first: between two tasks all share one connection, and one
+        # that stands in line behind megabytes holds up what waits for it.
+        small = [t for one in found.values() for t in one.sent]
+        ready = self._puller.ready(handles) + [one.rows.values for one in found.values()]
         if self._overlap == 1:
-            staleness = self._pusher.push(handles, carry.pending, learning_rate)
-        pulled = self._puller.pull(handles)
+            staleness = self._pusher.push(handles, carry.pending, learning_rate, after=ready)
+        pulled = self._puller.pull(handles, after=small)
         if self._overlap == 2:
-            staleness = self._pusher.push(handles, carry.pending, learning_rate)
+            staleness = self._pusher.push(handles, carry.pending, learning_rate, after=ready)
         now = carry.pulled if self._overlap else pulled
         sent, residuals, rest = self._computed(
-            handles, batch, now, rows, carry.residuals, metrics, number
+            handles, batch, now, found, carry.residuals, metrics, number
         )
         if self._overlap:
             return Carry(residuals, pulled, sent), _tally(carry.pending, staleness, *rest), rest
@@ -170,8 +174,8 @@ class TrainStep:
     def _computed(self, handles, batch, pulled, found, residuals, metrics, number):
         """From parameters to what is to be pushed."""
         scale = self._puller.loss_scale(handles)
-        ids = {i: one for i, (one, _) in found.items()}
-        rows = {i: one for i, (_, one) in found.items()}
+        ids = {i: one.ids for i, one in found.items()}
+        rows = {i: one.rows for i, one in found.items()}
         updates, metrics, examples, finite = self._compute(
             pulled, rows, batch, metrics, number, scale
         )
@@ -206,8 +210,8 @@ class TrainStep:
 
     def _probe(self, handles, batch, pulled, residuals, number):
         """Traced for the form of a push."""
-        rows = self._pull_rows(handles, batch, number)
-        return self._computed(handles, batch, pulled, rows, residuals, self.initial, number)[0]
+        found = self._pull_rows(handles, batch, number)
+        return self._computed(handles, batch, pulled, found, residuals, self.initial, number)[0]
 
     def _started(self, handles, residuals):
         # A push that the servers do not apply takes the place of the one before the first.

@@ -44,9 +44,9 @@ class ParameterStore:
         }
         self._locks = [self._create_lock(p) for p in range(plan.num_ps)]
         self.loss_scale = None
-        with tf.device(ps_device(0)):
-            self._version = tf.Variable(0, dtype=tf.int64, trainable=False, name="version")
-            if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        self._versions = [self._create_version(p) for p in range(plan.num_ps)]
+        if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+            with tf.device(ps_device(0)):
                 self.loss_scale = LossScale(optimizer)
         self._synced: dict[int, tf.Tensor] = {}
         self.load()
@@ -59,7 +59,7 @@ class ParameterStore:
             "row_state": {i: o.handles for i, o in self.row_optimizers.items()},
             "locks": list(self._locks),
             "loss_scale": [v.handle for v in self.loss_scale.variables] if self.loss_scale else [],
-            "version": self._version.handle,
+            "versions": [v.handle for v in self._versions],
         }
 
     def _create(self, bucket: Bucket) -> keras.Variable:
@@ -102,6 +102,10 @@ class ParameterStore:
     def _create_lock(self, ps: int) -> tf.Tensor:
         with tf.device(ps_device(ps)):
             return tf.raw_ops.MutexV2(shared_name=f"tfps_apply_{id(self)}", container="")
+
+    def _create_version(self, ps: int) -> tf.Variable:
+        with tf.device(ps_device(ps)):
+            return tf.Variable(0, dtype=tf.int64, trainable=False, name="version")
 
     # The chief's copy.
 

@@ -56,6 +56,20 @@ class Ids(NamedTuple):
         return cls(unique, positions, tf.size(index))
 
 
+class Found(NamedTuple):
+    """What a worker has pulled of a table.
+
+    Attributes:
+      ids: of the batch.
+      rows: for the model.
+      sent: what each part's ps has sent, there.
+    """
+
+    ids: Ids
+    rows: Rows
+    sent: list[tf.Tensor]
+
+
 @dataclasses.dataclass(frozen=True)
 class Part:
     """The rows of a table that one ps holds.
@@ -92,7 +106,7 @@ class Table:
 
     def pull(
         self, handles: Sequence[tf.Tensor], ids: Ids, seed: tf.Tensor, exact: bool = False
-    ) -> Rows:
+    ) -> Found:
         """Reads the rows of these ids.
 
         Args:
@@ -102,7 +116,7 @@ class Table:
           exact: send them as they are.
         """
         codec = Identity() if exact else self._pull
-        arrived = []
+        arrived, sent = [], []
         for part, wanted in zip(self.parts, self._deal(ids, ids.unique), strict=True):
             with tf.device(ps_device(part.ps)):
                 rows = tf.raw_ops.ResourceGather(
@@ -111,6 +125,7 @@ class Table:
                     dtype=tf.as_dtype(self._dtype),
                 )
                 payload, _ = codec.encode(rows, (), seed)
+                sent += payload
             shape = (tf.size(wanted), *self._shape[1:])
             arrived.append(codec.decode(payload, shape, self._dtype))
         if len(arrived) == 1:
@@ -121,7 +136,7 @@ class Table:
         missing = ids.total - tf.size(ids.unique)
         rows = tf.pad(rows, [[0, missing], *([0, 0] for _ in self._shape[1:])])
         rows.set_shape([None, *self._shape[1:]])
-        return Rows(rows, ids.positions)
+        return Found(ids, Rows(rows, ids.positions), sent)
 
     def encode(self, gradient: tf.Tensor, ids: Ids, seed: tf.Tensor) -> list[tuple]:
         """What the worker sends: for each part, (rows within it, payload)."""
