@@ -164,8 +164,9 @@ _FRAMING = ("Graph execution error", "Detected at node", "File ", "Traceback", "
 
 def summary(message: str) -> str:
     """The sentence of a TensorFlow error that says what is wrong, without its tracebacks."""
-    if several := re.match(r"\d+ root error\(s\) found\.\s*\(0\) \w+: *", message):
-        message = message[several.end() :]
+    if several := re.search(r"root error\(s\) found\.\s*\(0\) \w+:", message):
+        message = message[several.end() :].lstrip()
+    message = re.sub(r"\{\{function_node [^}]*\}\} ?", "", message)
     lines = []
     for line in message.splitlines():
         text = line.strip()

@@ -105,12 +105,12 @@ class Puller:
         return found
 
     def ready(self, handles: dict) -> list[tf.Tensor]:
-        """A small tensor from each ps: once it arrives, that ps is in this step."""
+        """A small tensor on each ps: once it arrives at a worker, that ps is in this step."""
         tokens = []
         for p, handle in enumerate(handles["versions"]):
             with tf.device(ps_device(p)):
                 tokens.append(read(handle, tf.int64, ()))
-        return [tf.identity(t) for t in tokens]
+        return tokens
 
     def loss_scale(self, handles: dict) -> tf.Tensor:
         """float32 scalar by which workers multiply the loss."""

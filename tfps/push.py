@@ -130,8 +130,7 @@ class Pusher:
           handles: of this store.
           sent: on the caller's device.
           learning_rate: float32 scalar.
-          after: tensors that are to arrive on the caller's device before anything
-            large is sent.
+          after: small tensors that are to arrive before anything large is sent.
 
         Returns:
           int64 scalar, the push's staleness: how many others were applied since

@@ -149,15 +149,17 @@ class TrainStep:
         # The servers see what is done with a variable in the order of these lines;
         # what has nothing to do with one another goes on at the same time.
         found = self._pull_rows(handles, batch, number)  # ps -> worker
-        # Small tensors first: between two tasks all share one connection, and one
-        # that stands in line behind megabytes holds up what waits for it.
+        # Small tensors first: between two tasks all share one connection. Megabytes
+        # under way would hold up the rows for which computing waits, and even the
+        # condition of this loop, without which a ps does not begin to send.
+        ready = self._puller.ready(handles)
         small = [t for one in found.values() for t in one.sent]
-        ready = self._puller.ready(handles) + [one.rows.values for one in found.values()]
+        arrived = [tf.identity(t) for t in ready] + [one.rows.values for one in found.values()]
         if self._overlap == 1:
-            staleness = self._pusher.push(handles, carry.pending, learning_rate, after=ready)
-        pulled = self._puller.pull(handles, after=small)
+            staleness = self._pusher.push(handles, carry.pending, learning_rate, after=arrived)
+        pulled = self._puller.pull(handles, after=small + ready)
         if self._overlap == 2:
-            staleness = self._pusher.push(handles, carry.pending, learning_rate, after=ready)
+            staleness = self._pusher.push(handles, carry.pending, learning_rate, after=arrived)
         now = carry.pulled if self._overlap else pulled
         sent, residuals, rest = self._computed(
             handles, batch, now, found, carry.residuals, metrics, number
