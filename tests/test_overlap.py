@@ -58,6 +58,33 @@ def test_no_update_is_lost(connect, overlap):
     assert history["staleness"][0] >= overlap * 0.9
 
 
+@pytest.mark.parametrize("overlap", [0, 1, 2])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_datasets_of_workers_that_end(connect, overlap, steps):
+    """Every batch of 5 and of 3 is used once in each epoch, and what is no batch never."""
+    model = keras.Sequential([keras.Input([1]), keras.layers.Dense(1, use_bias=False)])
+    kernel = model.layers[0].kernel
+    kernel.assign([[0.0]])
+    # The gradient is 1 for any batch, one of zeros too.
+    model.compile(
+        keras.optimizers.SGD(1.0),
+        loss=lambda y, p: 0.0 * keras.ops.mean(p) - keras.ops.mean(kernel),
+        steps_per_execution=steps,
+    )
+
+    def dataset_fn(context):
+        batches = (5, 3)[context.worker_index]
+        ones = np.ones([2 * batches, 1], np.float32)
+        return tf.data.Dataset.from_tensor_slices((ones, ones)).batch(2)
+
+    trainer = tfps.Trainer(model, connect(workers=2), overlap=overlap)
+    history = trainer.fit(dataset_fn, epochs=2, verbose=0)
+    assert kernel.numpy() == 16.0
+    assert trainer._store.iterations() == 16
+    # 8 batches of 2, whose loss is minus the number of updates that the weights have seen.
+    assert -8.0 <= history.history["loss"][0] <= 0.0
+
+
 @pytest.mark.parametrize("overlap", [0, 2])
 def test_dynamic_loss_scale_and_state(connect, overlap):
     """What is no push must change neither the scale nor the statistics."""

@@ -48,14 +48,12 @@ class Puller:
         self._plan = store.plan
         self._static_scale = optimizers.static_loss_scale(optimizer) if optimizer else 1.0
 
-    def pull(self, handles: dict, exact: bool = False, after=()) -> Pulled:
+    def pull(self, handles: dict, exact: bool = False) -> Pulled:
         """Reads every bucket on its ps and sends it to the caller's device.
 
         Args:
           handles: of this store.
           exact: send the values as they are, whatever the codecs.
-          after: tensors on servers that are to be sent before anything large is;
-            each server minds its own.
         """
         payloads: list = [()] * len(self._plan.buckets)
         for p in range(self._plan.num_ps):
@@ -64,8 +62,7 @@ class Puller:
                 for i, b in enumerate(self._plan.buckets)
                 if b.ps == p and i not in self._plan.of_tables
             ]
-            first = [t for t in after if t.device.endswith(ps_device(p))]
-            with tf.device(ps_device(p)), tf.control_dependencies(first):
+            with tf.device(ps_device(p)):
                 sent = []
                 for i in mine:
                     bucket = self._plan.buckets[i]
@@ -103,14 +100,6 @@ class Puller:
             ids = Ids.of(lookup)
             found[i] = self._plan.tables[i].pull(handles["values"], ids, seed, exact)
         return found
-
-    def ready(self, handles: dict) -> list[tf.Tensor]:
-        """A small tensor on each ps: once it arrives at a worker, that ps is in this step."""
-        tokens = []
-        for p, handle in enumerate(handles["versions"]):
-            with tf.device(ps_device(p)):
-                tokens.append(read(handle, tf.int64, ()))
-        return tokens
 
     def loss_scale(self, handles: dict) -> tf.Tensor:
         """float32 scalar by which workers multiply the loss."""

@@ -119,7 +119,7 @@ class Pusher:
         }
         return payloads, rows, after
 
-    def push(self, handles: dict, sent: Push, learning_rate, after=()) -> tf.Tensor:
+    def push(self, handles: dict, sent: Push, learning_rate) -> tf.Tensor:
         """Sends a step's updates to the servers and applies them there.
 
         On each ps, the optimizer's update of all its buckets is one atomic
@@ -130,15 +130,11 @@ class Pusher:
           handles: of this store.
           sent: on the caller's device.
           learning_rate: float32 scalar.
-          after: small tensors that are to arrive before anything large is sent.
 
         Returns:
           int64 scalar, the push's staleness: how many others were applied since
           the parameters were pulled with which it was computed.
         """
-        if after:
-            with tf.control_dependencies(list(after)):
-                sent = tf.nest.map_structure(tf.identity, sent)
         missed = tf.constant(0, tf.int64)
         for p in range(self._plan.num_ps):
             mine = [i for i, b in enumerate(self._plan.buckets) if b.ps == p and sent.payloads[i]]
@@ -182,7 +178,8 @@ class Pusher:
             if bucket.kind.treatment == LAST:
                 value = tf.where(live, value, read(handle, bucket.dtype, bucket.shape))
                 tf.raw_ops.AssignVariableOp(resource=handle, value=value)
-            else:  # Of a push that is none, all values are zero.
+            else:
+                value = tf.where(live, value, tf.zeros_like(value))
                 tf.raw_ops.AssignAddVariableOp(resource=handle, value=value)
 
     def _locked_update(self, p, handles, arrived, payloads, rows, sent, learning_rate):

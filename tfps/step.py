@@ -14,7 +14,7 @@ from tfps.inference import specs
 from tfps.program import Program
 from tfps.pull import Puller
 from tfps.push import Push, Pusher
-from tfps.repeat import repeat
+from tfps.repeat import is_iterator, repeat
 from tfps.report import Tally, added, vector
 
 
@@ -149,17 +149,11 @@ class TrainStep:
         # The servers see what is done with a variable in the order of these lines;
         # what has nothing to do with one another goes on at the same time.
         found = self._pull_rows(handles, batch, number)  # ps -> worker
-        # Small tensors first: between two tasks all share one connection. Megabytes
-        # under way would hold up the rows for which computing waits, and even the
-        # condition of this loop, without which a ps does not begin to send.
-        ready = self._puller.ready(handles)
-        small = [t for one in found.values() for t in one.sent]
-        arrived = [tf.identity(t) for t in ready] + [one.rows.values for one in found.values()]
         if self._overlap == 1:
-            staleness = self._pusher.push(handles, carry.pending, learning_rate, after=arrived)
-        pulled = self._puller.pull(handles, after=small + ready)
+            staleness = self._pusher.push(handles, carry.pending, learning_rate)
+        pulled = self._puller.pull(handles)
         if self._overlap == 2:
-            staleness = self._pusher.push(handles, carry.pending, learning_rate, after=arrived)
+            staleness = self._pusher.push(handles, carry.pending, learning_rate)
         now = carry.pulled if self._overlap else pulled
         sent, residuals, rest = self._computed(
             handles, batch, now, found, carry.residuals, metrics, number
@@ -198,6 +192,9 @@ class TrainStep:
         return self._pusher.pack_updates(gradients, state, new_state), metrics, examples, finite
 
     def _steps(self, handles, source, carry, count, first, learning_rate):
+        if self._overlap and self._single and is_iterator(source) and _has_zeros(source):
+            return self._unconditional_step(handles, source, carry, first, learning_rate)
+
         def step(i, batch, state):
             carry, metrics, tally = state
             number = first + tf.cast(i, tf.int64)
@@ -209,6 +206,31 @@ class TrainStep:
         state = carry, self.initial, tf.zeros([len(Tally._fields)], tf.float64)
         done, (carry, metrics, tally) = repeat(step, source, count, state, self._single)
         return vector(done, tally, metrics), carry
+
+    def _unconditional_step(self, handles, source, carry, first, learning_rate):
+        """A step that the servers begin before the worker knows whether there is a batch.
+
+        In a conditional they would wait for the worker to say so, on the connection
+        over which it sends the update of the last step: behind that update, and the
+        two directions of a link would work in turn. At the end of a dataset
+        this computes with zeros, and nothing of it is kept.
+        """
+        element = source.get_next_as_optional()
+        more = element.has_value()
+        zeros = tf.nest.map_structure(_zeros, source.element_spec)
+        batch = tf.cond(more, element.get_value, lambda: zeros)
+        after, counted, (metrics, *_) = self._step(
+            handles, batch, carry, self.initial, first, learning_rate
+        )
+        kept = Carry(
+            tf.cond(more, lambda: after.residuals, lambda: carry.residuals),
+            after.pulled,
+            after.pending._replace(live=more),
+        )
+        metrics = [tf.where(more, m, i) for m, i in zip(metrics, self.initial, strict=True)]
+        examples = tf.where(more, counted.examples, 0)
+        counted = counted._replace(examples=examples)
+        return vector(tf.cast(more, tf.int32), counted, metrics), kept
 
     def _probe(self, handles, batch, pulled, residuals, number):
         """Traced for the form of a push."""
@@ -235,6 +257,16 @@ def _tally(sent: Push, staleness, metrics, examples, bytes_up, bytes_down) -> Ta
     applied = tf.cast(tf.logical_and(sent.live, sent.finite), tf.float64)
     staleness = tf.cast(staleness, tf.float64) * applied
     return Tally(examples, applied, staleness, staleness, bytes_up, bytes_down)
+
+
+def _has_zeros(source) -> bool:
+    """Whether a batch of zeros can be made in place of one from the iterator."""
+    specs_ = tf.nest.flatten(source.element_spec)
+    return all(isinstance(s, tf.TensorSpec) and s.shape.rank is not None for s in specs_)
+
+
+def _zeros(spec: tf.TensorSpec) -> tf.Tensor:
+    return tf.zeros([n or 1 for n in spec.shape], spec.dtype)
 
 
 def _seed(number: tf.Tensor) -> tf.Tensor:

@@ -73,15 +73,14 @@ class Channel:
         if isinstance(self.codec, Identity):
             return ((tensor,),), state
 
-        @tf.function(jit_compile=self.codec.jit or None, autograph=False)
-        def encode(tensor, state, seed):
-            sent = [
-                self.codec.encode(part, before, seed + tf.constant([0, i]))
-                for i, (part, before) in enumerate(zip(self._split(tensor), state, strict=True))
-            ]
-            return tuple(payload for payload, _ in sent), tuple(after for _, after in sent)
-
-        return encode(tensor, state, seed)
+        # One function for all pieces: those of a shape, such as the matrices of equal
+        # layers, are compiled once.
+        encode = tf.function(self.codec.encode, jit_compile=self.codec.jit or None, autograph=False)
+        sent = [
+            encode(part, before, seed + tf.constant([0, i]))
+            for i, (part, before) in enumerate(zip(self._split(tensor), state, strict=True))
+        ]
+        return tuple(payload for payload, _ in sent), tuple(after for _, after in sent)
 
     def decode(self, payload: tuple) -> tf.Tensor:
         """The bucket's tensor; to be called on the receiver's device."""

@@ -1,0 +1,64 @@
+"""Flags of what crosses the network, and the placement that a run shows."""
+
+import glob
+
+import keras
+import pytest
+from absl.testing import flagsaver
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import tfps
+from models import network
+from tests.conftest import mlp, regression
+
+network.FLAGS.mark_as_parsed()
+
+
+def test_flags_become_arguments():
+    with flagsaver.flagsaver(push="topk:0.01", pull="bfloat16", overlap=2, sparse_updates="lazy"):
+        assert network.arguments() == {
+            "push": tfps.compression.TopK(0.01),
+            "pull": tfps.compression.BFloat16(),
+            "overlap": 2,
+            "sparse_updates": "lazy",
+        }
+    with flagsaver.flagsaver(partitioner="balanced"):
+        assert isinstance(network.partitioner(), tfps.partitioners.Balanced)
+    assert network.partitioner() is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"push": "zip"}, r"^--push: codec 'zip' is unknown.*topk:ratio"),
+        ({"push": "topk:7"}, r"^--push: .*ratio=7.*topk:ratio"),
+        ({"pull": "onebit"}, r"^--pull=onebit does not work for parameters: .*int8$"),
+    ],
+)
+def test_a_bad_codec_is_one_line(flags, message):
+    with flagsaver.flagsaver(**flags), pytest.raises(tfps.ConfigError, match=message) as e:
+        network.arguments()
+    assert "\n" not in str(e.value)
+
+
+def test_placement_is_shown(connect, tmp_path, capsys):
+    strategy = connect(partitioner=tfps.partitioners.Balanced())
+    assert not strategy.placement().rows
+    model = mlp(units=64)
+    model.compile(keras.optimizers.Adam(), "mse")
+    x, y = regression()
+    log_dir = str(tmp_path)
+    trainer = tfps.Trainer(model, strategy)
+    history = trainer.fit(
+        x, y, callbacks=[network.ShowPlacement(strategy, log_dir)], verbose=0
+    ).history
+    out = capsys.readouterr().out
+    for v in model.trainable_variables:
+        assert v.path in out
+    assert "fullest/mean 1.0" in out
+    accumulator = EventAccumulator(glob.glob(f"{log_dir}/*")[0])
+    accumulator.Reload()
+    (event,) = accumulator.Tensors("placement")
+    assert b"| ps |" in event.tensor_proto.string_val[0]
+    text = network.traffic({name: values[-1] for name, values in history.items()})
+    assert text.startswith("a worker's step sends 2.6 kB and receives 2.6 kB; staleness 0.0")
