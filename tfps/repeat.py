@@ -11,7 +11,7 @@ class Stack(NamedTuple):
     batches: Any
 
 
-def repeat(step, source, count, state, single):
+def repeat(step, source, count, state, single, conditional=False):
     """Runs `step(i, batch, state) -> state` over a source.
 
     Args:
@@ -20,6 +20,7 @@ def repeat(step, source, count, state, single):
       count: int32 scalar, steps to do at most.
       state: nested tensors.
       single: the count is always 1: no loop is needed.
+      conditional: run the step for a lone batch in a conditional.
 
     Returns:
       (steps done, state).
@@ -34,7 +35,13 @@ def repeat(step, source, count, state, single):
             lambda i, _: i < count, body, [tf.constant(0), state], parallel_iterations=1
         )
     if not is_iterator(source):
-        return tf.constant(1), step(tf.constant(0), source, state)
+        if not conditional:
+            return tf.constant(1), step(tf.constant(0), source, state)
+        return tf.cond(
+            count > 0,
+            lambda: (tf.constant(1), step(tf.constant(0), source, state)),
+            lambda: (tf.constant(0), state),
+        )
     # The end of an iterator is asked for, not run into: an error of one worker's
     # call can end what other workers are doing on the same servers.
     if single:

@@ -14,7 +14,7 @@ from tfps.inference import specs
 from tfps.program import Program
 from tfps.pull import Puller
 from tfps.push import Push, Pusher
-from tfps.repeat import is_iterator, repeat
+from tfps.repeat import repeat
 from tfps.report import Tally, added, vector
 
 
@@ -192,9 +192,6 @@ class TrainStep:
         return self._pusher.pack_updates(gradients, state, new_state), metrics, examples, finite
 
     def _steps(self, handles, source, carry, count, first, learning_rate):
-        if self._overlap and self._single and is_iterator(source) and _has_zeros(source):
-            return self._unconditional_step(handles, source, carry, first, learning_rate)
-
         def step(i, batch, state):
             carry, metrics, tally = state
             number = first + tf.cast(i, tf.int64)
@@ -204,33 +201,13 @@ class TrainStep:
             return carry, metrics, added(tally, counted)
 
         state = carry, self.initial, tf.zeros([len(Tally._fields)], tf.float64)
-        done, (carry, metrics, tally) = repeat(step, source, count, state, self._single)
+        # What is carried has to stay on the worker. TensorFlow would leave what a
+        # function merely passes on where it was made; out of a conditional it comes
+        # to where the function runs.
+        done, (carry, metrics, tally) = repeat(
+            step, source, count, state, self._single, conditional=self._overlap > 0
+        )
         return vector(done, tally, metrics), carry
-
-    def _unconditional_step(self, handles, source, carry, first, learning_rate):
-        """A step that the servers begin before the worker knows whether there is a batch.
-
-        In a conditional they would wait for the worker to say so, on the connection
-        over which it sends the update of the last step: behind that update, and the
-        two directions of a link would work in turn. At the end of a dataset
-        this computes with zeros, and nothing of it is kept.
-        """
-        element = source.get_next_as_optional()
-        more = element.has_value()
-        zeros = tf.nest.map_structure(_zeros, source.element_spec)
-        batch = tf.cond(more, element.get_value, lambda: zeros)
-        after, counted, (metrics, *_) = self._step(
-            handles, batch, carry, self.initial, first, learning_rate
-        )
-        kept = Carry(
-            tf.cond(more, lambda: after.residuals, lambda: carry.residuals),
-            after.pulled,
-            after.pending._replace(live=more),
-        )
-        metrics = [tf.where(more, m, i) for m, i in zip(metrics, self.initial, strict=True)]
-        examples = tf.where(more, counted.examples, 0)
-        counted = counted._replace(examples=examples)
-        return vector(tf.cast(more, tf.int32), counted, metrics), kept
 
     def _probe(self, handles, batch, pulled, residuals, number):
         """Traced for the form of a push."""
@@ -257,16 +234,6 @@ def _tally(sent: Push, staleness, metrics, examples, bytes_up, bytes_down) -> Ta
     applied = tf.cast(tf.logical_and(sent.live, sent.finite), tf.float64)
     staleness = tf.cast(staleness, tf.float64) * applied
     return Tally(examples, applied, staleness, staleness, bytes_up, bytes_down)
-
-
-def _has_zeros(source) -> bool:
-    """Whether a batch of zeros can be made in place of one from the iterator."""
-    specs_ = tf.nest.flatten(source.element_spec)
-    return all(isinstance(s, tf.TensorSpec) and s.shape.rank is not None for s in specs_)
-
-
-def _zeros(spec: tf.TensorSpec) -> tf.Tensor:
-    return tf.zeros([n or 1 for n in spec.shape], spec.dtype)
 
 
 def _seed(number: tf.Tensor) -> tf.Tensor:
