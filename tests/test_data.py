@@ -4,7 +4,7 @@ import tensorflow as tf
 
 import tfps
 from tfps import data
-from tfps.step import Stack
+from tfps.repeat import Stack
 
 
 def drain(feed, workers=2):
