@@ -63,7 +63,7 @@ class LocalCluster(Cluster):
         environ["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
         environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         process = subprocess.Popen(
-            [sys.executable, "-m", "tfps.server"],
+            [sys.executable, "-W", "ignore::RuntimeWarning:runpy", "-m", "tfps.server"],
             env=environ,
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
