@@ -13,7 +13,7 @@ from absl import flags
 
 import tfps
 from models import network
-from tfps import coordinator, farewell
+from tfps import dispatcher, farewell
 
 FLAGS = flags.FLAGS
 
@@ -74,7 +74,7 @@ def run(train: Callable[[Connect], None]) -> int:
     except tfps.Error as e:
         message = str(e)
     except tf.errors.OpError as e:
-        message = coordinator.summary(e.message)
+        message = dispatcher.summary(e.message)
     except KeyboardInterrupt:
         message = "interrupted"
     except BaseException as e:

@@ -40,7 +40,7 @@ ORDER = [
     "step",
     "data",
     "consistency",
-    "coordinator",
+    "dispatcher",
     "loop",
     "callbacks",
     "trainer",

@@ -38,7 +38,6 @@ __all__ = [
     "initializer_of_part",
     "learning_rate_of",
     "mark_remote",
-    "metrics_result",
     "overridden_steps",
     "path",
     "pythonify_logs",
@@ -46,6 +45,7 @@ __all__ = [
     "set_iterations",
     "should_evaluate",
     "split_validation",
+    "to_floats",
     "unpack_batch",
     "variables_survive",
 ]
@@ -207,8 +207,9 @@ def add_metrics(model: keras.Model, loss, x, y, y_pred, sample_weight) -> None:
     model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
 
 
-def metrics_result(model: keras.Model) -> dict:
-    return pythonify_logs(model.get_metrics_result())
+def to_floats(logs: dict) -> dict:
+    """Tensors of `get_metrics_result` as Python floats."""
+    return pythonify_logs(logs)
 
 
 def forget_rows(variable: keras.Variable) -> None:
@@ -248,7 +249,9 @@ def decays(optimizer: keras.optimizers.Optimizer, variable: keras.Variable) -> b
 
 def set_iterations(optimizer: keras.optimizers.Optimizer, applied: int) -> None:
     """Makes the optimizer's `iterations` say how many updates were applied."""
-    getattr(optimizer, "inner_optimizer", optimizer)._iterations.assign(applied)
+    # Not through Keras's own `assign`, whose conversions cost more than the rest
+    # of what the chief does for a step.
+    getattr(optimizer, "inner_optimizer", optimizer)._iterations.value.assign(applied)
 
 
 def learning_rate_of(optimizer: keras.optimizers.Optimizer):

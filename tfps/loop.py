@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tfps import _keras
-from tfps.coordinator import Dispatcher
+from tfps.dispatcher import Dispatcher
 from tfps.program import Program
 from tfps.report import Report, Tally
 
@@ -100,6 +100,4 @@ class MetricTotals:
 
     def logs(self) -> dict:
         """Metric name -> float, as `keras.Model.get_metrics_result`."""
-        for variable, total in zip(self._program.metrics, self._totals, strict=True):
-            variable.assign(total)
-        return _keras.metrics_result(self._program.model)
+        return _keras.to_floats(self._program.publish(self._totals))

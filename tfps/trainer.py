@@ -13,7 +13,7 @@ import tensorflow as tf
 from tfps import _keras, callbacks as callbacks_lib, data, errors, optimizers
 from tfps.compression import Codec
 from tfps.consistency import Async
-from tfps.coordinator import Dispatcher
+from tfps.dispatcher import Dispatcher
 from tfps.inference import EvaluateStep, PredictStep, Pull
 from tfps.loop import MetricTotals, drive
 from tfps.plan import Plan

@@ -5,8 +5,8 @@ import tensorflow as tf
 from benchmarks.wire.sizes import BLOCKS, CONTEXT, HEADS, LEARNING_RATE, VOCABULARY, WIDTH
 
 
-def keras3():
-    """`models.gpt`'s network, compiled."""
+def keras3(xla: bool = False):
+    """`models.gpt`'s network, compiled; by default, Keras leaves XLA to GPUs."""
     import keras
 
     from models.gpt import model as gpt
@@ -15,6 +15,7 @@ def keras3():
     model.compile(
         keras.optimizers.Adam(LEARNING_RATE),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        jit_compile=xla or "auto",
     )
     return model
 

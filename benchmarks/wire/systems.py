@@ -20,13 +20,12 @@ class System:
     lossless: bool
 
 
-def _tfps(push: str, pull: str, overlap: int) -> System:
-    return System(
-        f"tfps {push} / {pull}, overlap {overlap}",
-        "tfps",
-        {"push": push, "pull": pull, "overlap": overlap},
-        push == pull == "identity",
-    )
+def _tfps(push: str, pull: str, overlap: int, xla: bool = False, lazy: bool = False) -> System:
+    name = f"tfps {push} / {pull}, overlap {overlap}"
+    name += ", XLA" * xla + ", lazy rows" * lazy
+    settings = {"push": push, "pull": pull, "overlap": overlap, "xla": xla}
+    settings["sparse_updates"] = "lazy" if lazy else "exact"
+    return System(name, "tfps", settings, push == pull == "identity")
 
 
 CUSTOM_LOOP = "stock PSS, custom loop"
@@ -37,13 +36,12 @@ SYSTEMS = (
     _tfps("identity", "identity", 2),
     _tfps("float16", "float16", 2),
     _tfps("bfloat16", "bfloat16", 2),
-    _tfps("int8", "bfloat16", 2),
     _tfps("int8", "int8", 2),
-    _tfps("ternary", "int8", 2),
+    _tfps("int8", "int8", 2, xla=True, lazy=True),
+    _tfps("ternary", "int8", 2, xla=True, lazy=True),
     _tfps("onebit", "int8", 2),
-    _tfps("topk:0.01", "bfloat16", 2),
     _tfps("topk:0.01", "int8", 2),
-    _tfps("randomk:0.1", "int8", 2),
+    _tfps("randomk:0.1", "int8", 2, xla=True, lazy=True),
     _tfps("dgc:0.01", "int8", 2),
     _tfps("powersgd:4", "int8", 2),
     System(CUSTOM_LOOP, "stock", {"loop": "custom"}, True),

@@ -15,20 +15,21 @@ STARTUP_TIMEOUT = 180.0  # s; the servers' processes may still be importing Tens
 
 
 class Clock(keras.callbacks.Callback):
-    """When each step was done, counted over all workers."""
+    """When some steps were done, counted over all workers."""
 
     reads_weights = False  # Or the trainer would fetch them after every step.
 
     def __init__(self, first: int, last: int):
-        """Also marks when `first` and `last` steps were done."""
+        """Marks when `first` and `last` steps were done."""
         super().__init__()
-        self._marks = (first, last)
-        self.times: list[float] = []
+        self._to_come = [first, last]
+        self.marks: list[tuple[int, float]] = []
 
     def on_train_batch_end(self, batch, logs=None):
-        del batch, logs
-        self.times.append(time.perf_counter())
-        if len(self.times) in self._marks:
+        del logs
+        if self._to_come and batch + 1 >= self._to_come[0]:
+            del self._to_come[0]
+            self.marks.append((batch + 1, time.perf_counter()))
             lines.mark()
 
 
@@ -46,11 +47,12 @@ def trainer(settings: str) -> tfps.Trainer:
     settings = json.loads(settings)
     strategy = connected()
     return tfps.Trainer(
-        model_keras.keras3(),
+        model_keras.keras3(settings["xla"]),
         strategy,
         push=tfps.compression.parse(settings["push"]),
         pull=tfps.compression.parse(settings["pull"]),
         overlap=settings["overlap"],
+        sparse_updates=settings["sparse_updates"],
     )
 
 
@@ -73,9 +75,10 @@ def handle(message: dict) -> dict:
     steps = last + WORKERS * around
     clock = Clock(first, last)
     history = turn.fit(dataset_fn, steps_per_epoch=steps, callbacks=[clock], verbose=0).history
+    (begun, start), (ended, stop) = clock.marks
     return {
-        "seconds": clock.times[last - 1] - clock.times[first - 1],
-        "steps": last - first,
+        "seconds": stop - start,
+        "steps": ended - begun,
         "parameters": turn.model.count_params(),
         "predicted_up": history.get("push_bytes_per_step", [None])[-1],
         "predicted_down": history.get("pull_bytes_per_step", [None])[-1],

@@ -5,8 +5,8 @@ import pytest
 import tensorflow as tf
 
 import tfps
-from tfps import coordinator
-from tfps.coordinator import Dispatcher
+from tfps import dispatcher as module
+from tfps.dispatcher import Dispatcher
 
 
 @pytest.fixture
@@ -53,8 +53,8 @@ def test_other_errors_pass_unchanged(dispatcher):
 
 
 def test_a_lost_server_is_noticed_while_waiting(dispatcher, monkeypatch):
-    monkeypatch.setattr(coordinator, "_PATIENCE", 0.1)
-    monkeypatch.setattr(coordinator.net, "answers", lambda address, timeout: False)
+    monkeypatch.setattr(module, "_PATIENCE", 0.1)
+    monkeypatch.setattr(module.net, "answers", lambda address, timeout: False)
     release = threading.Event()
     dispatcher.submit(0, lambda: release.wait(10))
     with pytest.raises(tfps.TaskLost, match=r"worker 0 .* no longer answer"):
@@ -64,7 +64,7 @@ def test_a_lost_server_is_noticed_while_waiting(dispatcher, monkeypatch):
 
 
 def test_a_slow_step_is_no_lost_server(dispatcher, monkeypatch):
-    monkeypatch.setattr(coordinator, "_PATIENCE", 0.05)
+    monkeypatch.setattr(module, "_PATIENCE", 0.05)
     dispatcher.submit(0, lambda: time.sleep(0.3))
     dispatcher.next()
 
@@ -85,4 +85,4 @@ def test_a_slow_step_is_no_lost_server(dispatcher, monkeypatch):
     ],
 )
 def test_summary(message, said):
-    assert coordinator.summary(message) == said
+    assert module.summary(message) == said
