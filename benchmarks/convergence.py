@@ -9,14 +9,11 @@ from `identity`, the mean of its own runs.
 """
 
 import json
-import re
 import statistics
-import subprocess
-import sys
-import tempfile
-import time
 
 from absl import app, flags
+
+from benchmarks import gpt_runs
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("steps", 1100, "Steps of 16 windows of 64 tokens.", lower_bound=20)
@@ -44,7 +41,6 @@ SETTINGS = [
     ("identity", "int8", None),
     ("topk:0.01", "int8", None),
 ]
-_LIMIT = 1800  # s for one run.
 
 
 def label(push: str, pull: str) -> str:
@@ -52,25 +48,16 @@ def label(push: str, pull: str) -> str:
 
 
 def train(push: str, pull: str, seed: str) -> dict:
-    """Runs the binary; its last figures."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [
-            sys.executable, "-m", "models.gpt", "--epochs=1", f"--steps_per_epoch={FLAGS.steps}",
-            f"--workers={FLAGS.workers}", f"--seed={seed}", f"--push={push}", f"--pull={pull}",
-            f"--save={folder}/model.keras", f"--log_dir={folder}", "--generate_tokens=1",
-            *(f"--{flag}" for flag in FLAGS.flags),
-        ]  # fmt: skip
-        started = time.perf_counter()
-        run = subprocess.run(command, capture_output=True, text=True, timeout=_LIMIT, check=False)
-    if run.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{run.stderr[-2000:]}")
-    return {
-        "bits_per_byte": float(re.findall(r"([\d.]+) bits per byte after", run.stdout)[-1]),
-        "up": re.findall(r"sends ([\d.]+ \w+)", run.stdout)[-1],
-        "down": re.findall(r"receives ([\d.]+ \w+)", run.stdout)[-1],
-        "staleness": float(re.findall(r"staleness ([\d.]+)", run.stdout)[-1]),
-        "seconds": time.perf_counter() - started,
-    }
+    """One run; see `gpt_runs.train`."""
+    return gpt_runs.train(
+        "epochs=1",
+        f"steps_per_epoch={FLAGS.steps}",
+        f"workers={FLAGS.workers}",
+        f"seed={seed}",
+        f"push={push}",
+        f"pull={pull}",
+        *FLAGS.flags,
+    )
 
 
 def table(results: dict) -> str:

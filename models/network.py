@@ -14,6 +14,12 @@ flags.DEFINE_string(
     "Codec of the gradients, such as int8, topk:0.01 or powersgd:4; an unknown one lists all.",
 )
 flags.DEFINE_string("pull", "identity", "Codec of the parameters: float16, bfloat16 or int8.")
+flags.DEFINE_string(
+    "consistency",
+    "async",
+    "Who may step when: async, bounded:2, sync, sync:1 (one worker not waited for), local:16 "
+    "(steps between exchanges); an unknown one lists all.",
+)
 flags.DEFINE_integer(
     "overlap",
     0,
@@ -45,20 +51,38 @@ def arguments() -> dict:
     """Arguments of `tfps.Trainer` by the flags.
 
     Raises:
-      ConfigError: --push or --pull names no codec.
+      ConfigError: --push or --pull names no codec, or --consistency no policy.
     """
-    codecs = {}
-    for name in ("push", "pull"):
+    parsers = {
+        "push": tfps.compression.parse,
+        "pull": tfps.compression.parse,
+        "consistency": tfps.consistency.parse,
+    }
+    parsed = {}
+    for name, parse in parsers.items():
         try:
-            codecs[name] = tfps.compression.parse(FLAGS[name].value)
+            parsed[name] = parse(FLAGS[name].value)
         except tfps.ConfigError as e:
             raise tfps.ConfigError(f"--{name}: {e}") from e
-    if reason := codecs["pull"].not_for_weights:
+    if reason := parsed["pull"].not_for_weights:
         raise tfps.ConfigError(
             f"--pull={FLAGS.pull} does not work for parameters: {reason}; use float16, bfloat16 "
             "or int8"
         )
-    return {**codecs, "overlap": FLAGS.overlap, "sparse_updates": FLAGS.sparse_updates}
+    return {**parsed, "overlap": FLAGS.overlap, "sparse_updates": FLAGS.sparse_updates}
+
+
+def updates(steps: int, workers: int) -> int:
+    """How often the optimizer will update, for its schedule.
+
+    Args:
+      steps: batches of all workers together.
+      workers: that share them. In rounds they make one update together; and one
+        that trains on a copy of its own counts its own steps.
+    """
+    policy = tfps.consistency.parse(FLAGS.consistency)
+    together = policy.in_rounds or policy.local_steps
+    return max(1, steps // workers) if together else steps
 
 
 class ShowPlacement(keras.callbacks.Callback):

@@ -54,7 +54,7 @@ def test_no_update_is_lost(connect, overlap):
     trainer = tfps.Trainer(model, connect(workers=2), overlap=overlap)
     history = trainer.fit(x, x, batch_size=2, epochs=2, verbose=0).history
     assert model.layers[0].kernel.numpy() == 400.0
-    assert trainer._store.iterations() == 400
+    assert trainer._session.store.iterations() == 400
     assert history["staleness"][0] >= overlap * 0.9
 
 
@@ -80,7 +80,7 @@ def test_datasets_of_workers_that_end(connect, overlap, steps):
     trainer = tfps.Trainer(model, connect(workers=2), overlap=overlap)
     history = trainer.fit(dataset_fn, epochs=2, verbose=0)
     assert kernel.numpy() == 16.0
-    assert trainer._store.iterations() == 16
+    assert trainer._session.store.iterations() == 16
     # 8 batches of 2, whose loss is minus the number of updates that the weights have seen.
     assert -8.0 <= history.history["loss"][0] <= 0.0
 
@@ -96,7 +96,7 @@ def test_dynamic_loss_scale_and_state(connect, overlap):
     model.compile(optimizer, "mse")
     trainer = tfps.Trainer(model, connect(), overlap=overlap)
     trainer.fit(x, y, batch_size=32, epochs=2, verbose=0)  # 20 updates
-    scale, good = (v.numpy() for v in trainer._store.loss_scale.variables)
+    scale, good = (v.numpy() for v in trainer._session.store.loss_scale.variables)
     assert (scale, good) == (256.0, 0)
     mean = model.layers[1].moving_mean.numpy()
     assert np.isfinite(mean).all()

@@ -59,7 +59,7 @@ def test_handles_are_arguments(connect):
     concrete = pull.get_concrete_function(store.handles())
     assert not concrete.captured_inputs
     doubled = []
-    for bucket, stored in zip(store.plan.buckets, store._stored, strict=True):
+    for bucket, stored in zip(store.plan.buckets, store.stored, strict=True):
         with tf.device(stored.value.device):
             doubled.append(tf.Variable(stored.value * 2.0 if bucket.size else stored.value))
     handles = {**store.handles(), "values": [v.handle for v in doubled]}

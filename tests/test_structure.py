@@ -12,6 +12,8 @@ ROOT = pathlib.Path(tfps.__file__).parent.parent
 # A module may import from those before it.
 ORDER = [
     "errors",
+    "parsing",
+    "schedule",
     "net",
     "farewell",
     "cluster",
@@ -33,16 +35,23 @@ ORDER = [
     "plan",
     "store",
     "pull",
+    "update",
     "push",
     "report",
     "repeat",
     "inference",
+    "gradient",
     "step",
+    "round_step",
+    "local_step",
     "data",
     "consistency",
+    "mode",
     "dispatcher",
     "loop",
+    "session",
     "callbacks",
+    "training",
     "trainer",
 ]
 

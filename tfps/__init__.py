@@ -1,10 +1,10 @@
 """Parameter-server training for Keras 3 on stock TensorFlow."""
 
-from tfps import compression, partitioners
+from tfps import compression, consistency, partitioners
 from tfps.cluster import Cluster
 from tfps.local import LocalCluster
 from tfps.strategy import ParameterServerStrategy
-from tfps.consistency import Async
+from tfps.consistency import Async, BoundedStaleness, LocalSteps, ModelAverage, Sync
 from tfps.data import Context
 from tfps.trainer import Trainer
 from tfps.server import serve
@@ -22,6 +22,7 @@ from tfps.errors import (
 
 __all__ = [
     "Async",
+    "BoundedStaleness",
     "ChiefLost",
     "Cluster",
     "ClusterConfigError",
@@ -30,13 +31,17 @@ __all__ = [
     "DataError",
     "Error",
     "LocalCluster",
+    "LocalSteps",
+    "ModelAverage",
     "ParameterServerStrategy",
     "PortInUse",
     "StartupTimeout",
+    "Sync",
     "TaskLost",
     "Trainer",
     "WorkerError",
     "compression",
+    "consistency",
     "partitioners",
     "serve",
 ]

@@ -41,11 +41,13 @@ __all__ = [
     "overridden_steps",
     "path",
     "pythonify_logs",
+    "rate_times",
     "seed_states",
     "set_iterations",
     "should_evaluate",
     "split_validation",
     "to_floats",
+    "train_writer",
     "unpack_batch",
     "variables_survive",
 ]
@@ -257,6 +259,34 @@ def set_iterations(optimizer: keras.optimizers.Optimizer, applied: int) -> None:
 def learning_rate_of(optimizer: keras.optimizers.Optimizer):
     """What the optimizer was given: a variable, a schedule or a callable."""
     return optimizer._learning_rate
+
+
+def train_writer(callback: keras.callbacks.TensorBoard):
+    """The summary writer of a TensorBoard callback's training curves."""
+    return callback._train_writer
+
+
+@contextlib.contextmanager
+def rate_times(optimizer: keras.optimizers.Optimizer, scale):
+    """While it is entered, the optimizer's schedule gives its rate times `scale`, unless None."""
+    schedule = optimizer._learning_rate
+    if scale is not None:
+        optimizer._learning_rate = _Scaled(schedule, scale)
+    try:
+        yield
+    finally:
+        optimizer._learning_rate = schedule
+
+
+class _Scaled(keras.optimizers.schedules.LearningRateSchedule):
+    def __init__(self, schedule, scale):
+        self._schedule, self._scale = schedule, scale
+
+    def __call__(self, step):
+        return self._schedule(step) * self._scale
+
+    def get_config(self):
+        return {}
 
 
 @contextlib.contextmanager

@@ -1,6 +1,10 @@
 """What the trainer needs to know about Keras callbacks."""
 
 import keras
+import numpy as np
+import tensorflow as tf
+
+from tfps import _keras
 
 _BATCH_HOOKS = ("on_batch_begin", "on_batch_end", "on_train_batch_begin", "on_train_batch_end")
 
@@ -15,6 +19,9 @@ _LOGS_ONLY = (
     keras.callbacks.LearningRateScheduler,
     keras.callbacks.ReduceLROnPlateau,
 )
+# In a histogram.
+_MOST_VALUES = 100_000
+
 _SAVING = (keras.callbacks.ModelCheckpoint, keras.callbacks.BackupAndRestore)
 
 
@@ -45,3 +52,20 @@ def has_batch_hooks(callback: keras.callbacks.Callback) -> bool:
         or callback.__dict__.get(hook) is not None
         for hook in _BATCH_HOOKS
     )
+
+
+def write_staleness(callbacks: keras.callbacks.CallbackList, counts: np.ndarray, epoch: int):
+    """Gives TensorBoard callbacks a histogram of an epoch's staleness.
+
+    Args:
+      callbacks: of the run.
+      counts: pushes by the number of updates that they missed.
+      epoch: index.
+    """
+    # TensorBoard makes its own bins from values; of very many, a part shows the same.
+    whole = np.ceil(counts / max(1.0, counts.sum() / _MOST_VALUES)).astype(int)
+    values = np.repeat(np.arange(len(counts)), whole)
+    for callback in callbacks.callbacks:
+        if isinstance(callback, keras.callbacks.TensorBoard):
+            with _keras.train_writer(callback).as_default():
+                tf.summary.histogram("staleness", values, step=epoch)

@@ -87,9 +87,14 @@ class ChiefFeed:
         self.batch_spec = _without_optionals(self._dataset.element_spec)
         flat = tf.nest.flatten(self.batch_spec)
         stackable = all(s is None or isinstance(s, tf.TensorSpec) for s in flat)
-        self.group = steps_per_execution if stackable else 1
-        self.source_spec = _stacked(self.batch_spec) if self.group > 1 else self.batch_spec
+        self._stackable = stackable
+        self.regroup(steps_per_execution)
         self._iterator = None
+
+    def regroup(self, group: int) -> None:
+        """Makes a `Work` one of at most so many batches, from the next one on."""
+        self.group = group if self._stackable else 1
+        self.source_spec = _stacked(self.batch_spec) if self.group > 1 else self.batch_spec
 
     def reset(self) -> None:
         """Makes the next epoch begin with the first batch."""
@@ -103,11 +108,16 @@ class ChiefFeed:
         self._taken = 0
         self._ahead = None
 
-    def take(self, worker: int) -> Work | None:
-        """The next batches for the worker, alike in shape, or None at the end of the epoch."""
+    def take(self, worker: int, most: float = math.inf) -> Work | None:
+        """The next batches for the worker, alike in shape, or None at the end of the epoch.
+
+        Args:
+          worker: index.
+          most: batches.
+        """
         del worker
         batches = []
-        while len(batches) < min(self.group, self._left):
+        while len(batches) < min(self.group, self._left, most):
             batch = self._ahead if self._ahead is not None else self._next()
             self._ahead = None
             if batch is None:
@@ -196,6 +206,10 @@ class WorkerFeed:
         self.batch_spec = _without_optionals(self._datasets[0].element_spec)
         self.source_spec = self._iterator(0)
 
+    def regroup(self, group: int) -> None:
+        """See `ChiefFeed`."""
+        self.group = group
+
     def reset(self) -> None:
         """Makes the next epoch begin with the first batch of each dataset."""
         self._ended = [True] * len(self._datasets)
@@ -209,7 +223,7 @@ class WorkerFeed:
         self._left = self._steps or math.inf
         self._fruitless = [0] * len(self._datasets)
 
-    def take(self, worker: int) -> Work | None:
+    def take(self, worker: int, most: float = math.inf) -> Work | None:
         """The worker's iterator and how many batches to take, or None when there is no more."""
         if self._left <= 0:
             return None
@@ -218,7 +232,7 @@ class WorkerFeed:
             if self._steps is None or self._fruitless[worker] > 1:
                 return None
             self._restart(worker)
-        count = int(min(self.group, self._left))
+        count = int(min(self.group, self._left, most))
         self._left -= count
         return Work(self._iterators[worker], count)
 

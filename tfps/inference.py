@@ -5,7 +5,7 @@ import tensorflow as tf
 from tfps.program import Program
 from tfps.pull import Pulled, Puller
 from tfps.repeat import is_iterator, repeat
-from tfps.report import Tally, added, vector
+from tfps.report import Tally, added, vector, zeros
 
 
 class EvaluateStep:
@@ -42,7 +42,7 @@ class EvaluateStep:
             metrics, examples = self._compute(pulled, rows, batch, metrics)
             return metrics, added(tally, Tally(examples=examples))
 
-        state = self.initial, tf.zeros([len(Tally._fields)], tf.float64)
+        state = self.initial, zeros()
         done, (metrics, tally) = repeat(step, source, count, state, self._single)
         return vector(done, tally, metrics)
 

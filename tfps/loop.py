@@ -7,71 +7,125 @@ from typing import Any
 import numpy as np
 
 from tfps import _keras
-from tfps.dispatcher import Dispatcher
+from tfps.dispatcher import Completion, Dispatcher
 from tfps.program import Program
-from tfps.report import Report, Tally
+from tfps.report import Report, nothing, sum_of
+from tfps.schedule import Clocks, Rounds
 
 
-def drive(
-    dispatcher: Dispatcher,
-    feed,
-    prepare: Callable[[int, Any], Callable[[], Any]],
-    on_begin: Callable[[int], None],
-    on_end: Callable[[int, int, Any], None],
-    may_start: Callable[[int, list[int]], bool] = lambda worker, steps: True,
-    stopped: Callable[[], bool] = lambda: False,
-) -> int:
-    """Runs one epoch of a feed on the workers.
+class Drive:
+    """Runs a feed on the workers.
 
     Hooks are called from here, one at a time, and a worker gets its next work
     only after the hooks of its last one: with one worker, what a hook changes
     holds for the very next batch, as in Keras.
-
-    Args:
-      dispatcher: of the cluster.
-      feed: a `data.ChiefFeed` or `data.WorkerFeed`.
-      prepare: `(worker, work)` -> the call to make on the worker; its result has
-        an attribute `steps`, the batches that it used.
-      on_begin: called with the index of the first batch of each piece of work.
-      on_end: called with the index of the last batch completed so far, the index
-        of the work's first batch, and the result.
-      may_start: the consistency policy; given the steps completed by each worker.
-      stopped: true ends the epoch; work under way is finished.
-
-    Returns:
-      Batches completed.
     """
-    steps = [0] * dispatcher.num_workers
-    idle = collections.deque(range(dispatcher.num_workers))
-    begun = ended = 0
-    feed.begin_epoch()
-    try:
-        while True:
-            for worker in list(idle):
-                if stopped() or not may_start(worker, steps):
-                    continue
-                work = feed.take(worker)
-                if work is None:
-                    continue
-                idle.remove(worker)
-                on_begin(begun)
-                dispatcher.submit(worker, prepare(worker, work), tag=(begun, work))
-                begun += work.count
-            if not dispatcher.pending:
-                break
-            worker, (first, work), result = dispatcher.next()
-            idle.append(worker)
-            feed.done(worker, work, result.steps)
-            steps[worker] += result.steps
-            ended += result.steps
-            if result.steps:
-                on_end(ended - 1, first, result)
-    except BaseException:
-        # Nothing of this epoch may come back as a result of the next one.
-        dispatcher.drain()
-        raise
-    feed.end_epoch()
-    return ended
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        feed,
+        prepare: Callable[[int, Any], Callable[[], Any]],
+        on_begin: Callable[[int], None],
+        on_end: Callable[[int, int, Any], None],
+        schedule: Clocks | Rounds | None = None,
+        push: Callable[[int, float, int], Callable[[], Any]] | None = None,
+        stopped: Callable[[], bool] = lambda: False,
+        first: int = 0,
+    ):
+        """Keeps its arguments.
+
+        Args:
+          dispatcher: of the cluster.
+          feed: a `data.ChiefFeed` or `data.WorkerFeed`, whose epoch has begun.
+          prepare: `(worker, work)` -> the call to make on the worker; its result has
+            an attribute `steps`, the batches that it used.
+          on_begin: called with the index of the first batch of each piece of work.
+          on_end: called with the index of the last batch completed so far, the index
+            of the work's first batch, and the result.
+          schedule: who may start when; by default, everybody always. Results of
+            steps that it holds back are `Report`s.
+          push: `(worker, share, expected)` -> the call that pushes what was held
+            back; its `Report` is added to the result.
+          stopped: true: nothing is begun any more; work under way is finished.
+          first: index of the first batch.
+        """
+        self._dispatcher = dispatcher
+        self._feed = feed
+        self._prepare, self._push = prepare, push
+        self._on_begin, self._on_end = on_begin, on_end
+        self._schedule = schedule or Clocks()
+        self._stopped = stopped
+        self._begun = self._ended = first
+        self._idle = collections.deque(range(dispatcher.num_workers))
+        self._held: dict[int, tuple] = {}  # worker -> (index of its first batch, result)
+
+    def run(self) -> int:
+        """Returns the index after the last batch, when the feed is at its end or it is stopped."""
+        try:
+            while True:
+                self._start()
+                self._push_due()
+                if not self._dispatcher.pending:
+                    return self._ended
+                self._complete(self._dispatcher.next())
+        except BaseException:
+            # Nothing of this may come back as a result of something later.
+            self._dispatcher.drain()
+            raise
+
+    def _start(self) -> None:
+        for worker in list(self._idle):
+            if self._stopped():
+                self._schedule.leave(worker)
+                continue
+            self._schedule.join(worker)
+            steps = self._schedule.allowance(worker)
+            if not steps:
+                continue
+            work = self._feed.take(worker, steps)
+            if work is None:
+                # Nobody has to wait for a worker without data.
+                self._schedule.leave(worker)
+                continue
+            self._idle.remove(worker)
+            self._schedule.started(worker)
+            self._on_begin(self._begun)
+            call = self._prepare(worker, work)
+            self._dispatcher.submit(worker, call, tag=(self._begun, work))
+            self._begun += work.count
+
+    def _push_due(self) -> None:
+        due = self._schedule.due()
+        for worker, share in due.items():
+            self._dispatcher.submit(worker, self._push(worker, share, len(due)))
+
+    def _complete(self, completion: Completion) -> None:
+        worker, result = completion.worker, completion.value
+        if completion.tag is None:
+            first, computed = self._held.pop(worker)
+            self._schedule.pushed(worker)
+            self._settle(worker, first, computed + result)
+            return
+        first, work = completion.tag
+        self._feed.done(worker, work, result.steps)
+        if self._schedule.finished(worker, result.steps, _weight(result)):
+            self._held[worker] = first, result
+        else:
+            self._settle(worker, first, result)
+
+    def _settle(self, worker: int, first: int, result) -> None:
+        self._idle.append(worker)
+        self._ended += result.steps
+        if result.steps:
+            self._on_end(self._ended - 1, first, result)
+
+
+def _weight(result) -> float:
+    """What a result counts in a round: its examples, unless the gradients overflowed."""
+    if not isinstance(result, Report):
+        return 0.0
+    return result.tally.examples if result.tally.good else 0.0
 
 
 class MetricTotals:
@@ -85,7 +139,7 @@ class MetricTotals:
         program.model.reset_metrics()
         self._program = program
         self._totals = [np.asarray(v.numpy(), np.float64) for v in program.metrics]
-        self.tally = Tally()
+        self.tally = nothing()
 
     @property
     def examples(self) -> int:
@@ -93,9 +147,7 @@ class MetricTotals:
 
     def add(self, report: Report) -> None:
         """Adds what a report says."""
-        most = max(self.tally.max_staleness, report.tally.max_staleness)
-        added = Tally(*(a + b for a, b in zip(self.tally, report.tally, strict=True)))
-        self.tally = added._replace(max_staleness=most)
+        self.tally = sum_of(self.tally, report.tally)
         self._totals = [t + c for t, c in zip(self._totals, report.metrics, strict=True)]
 
     def logs(self) -> dict:

@@ -42,6 +42,11 @@ def inner(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
     return optimizer
 
 
+def is_dynamically_scaled(optimizer: keras.optimizers.Optimizer) -> bool:
+    """Whether it scales the loss by a factor of its own that changes (mixed float16)."""
+    return isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+
+
 def is_elementwise(optimizer: keras.optimizers.Optimizer) -> bool:
     """Whether updating a slice of a variable equals slicing the updated variable."""
     return type(inner(optimizer)) in _ELEMENTWISE
@@ -236,7 +241,7 @@ class ServerOptimizer:
         """The moving averages of the variables, where the optimizer keeps them."""
         return self._clone._model_variables_moving_average if self._clone.use_ema else None
 
-    def apply(self, values, state, gradients, learning_rate):
+    def apply(self, values, state, gradients, learning_rate, scale=None):
         """One update, as a pure function.
 
         Args:
@@ -245,15 +250,17 @@ class ServerOptimizer:
           gradients: tensors of the shapes of `values`.
           learning_rate: float32 scalar; ignored where the optimizer follows a
             schedule.
+          scale: float32 scalar by which either rate is multiplied, or None.
 
         Returns:
           (new values, new state).
         """
         given = {id(v): t for v, t in zip(self.state, state, strict=True)}
         if self._rate is not None:
-            given[id(self._rate)] = learning_rate
+            given[id(self._rate)] = learning_rate if scale is None else learning_rate * scale
         ordered = [given[id(v)] for v in self._clone.variables]
-        values, updated = self._clone.stateless_apply(ordered, gradients, values)
+        with _keras.rate_times(self._clone, None if self._rate is not None else scale):
+            values, updated = self._clone.stateless_apply(ordered, gradients, values)
         updated = {id(v): t for v, t in zip(self._clone.variables, updated, strict=True)}
         return values, [updated[id(v)] for v in self.state]
 
@@ -306,11 +313,11 @@ class RowOptimizer(ServerOptimizer):
         average = self._clone._model_variables_moving_average[0]
         return [self.state[[v is average for v in self._built].index(True)]]
 
-    def apply(self, values, state, gradients, learning_rate):
+    def apply(self, values, state, gradients, learning_rate, scale=None):
         """See `ServerOptimizer.apply`; tensors [rows, width] of as many rows."""
         stored, self.state = self.state, self._built
         try:
-            return super().apply(values, state, gradients, learning_rate)
+            return super().apply(values, state, gradients, learning_rate, scale)
         finally:
             self.state = stored
 

@@ -107,19 +107,17 @@ class Plan:
         """The channel without a codec."""
         return self._channel(self.buckets[bucket], _IDENTITY)
 
+    def whole(self, bucket: int) -> Channel:
+        """How a push of the bucket travels, even if it is a table's, as a whole."""
+        if bucket not in self.of_tables:
+            return self.up[bucket]
+        held = self.buckets[bucket]
+        variable = self.variables[held.shards[0].variable]
+        return self._channel(held, with_feedback(self._push(variable)))
+
     def placement(self) -> Placement:
         """Which part of which variable is on which ps."""
         return Placement.of(self.specs, self.shards, self.num_ps)
-
-    @property
-    def push_bytes(self) -> int:
-        """Bytes that a worker sends in a step, as the codecs predict; tables not counted."""
-        return sum(c.payload_bytes for i, c in enumerate(self.up) if self.sends(i))
-
-    @property
-    def pull_bytes(self) -> int:
-        """Bytes that a worker receives in a step; tables not counted."""
-        return sum(c.payload_bytes for i, c in enumerate(self.down) if i not in self.of_tables)
 
     def row_bytes(self, ids: dict[int, Ids]) -> tuple[tf.Tensor, tf.Tensor]:
         """float64 scalars: (bytes up, bytes down) of the tables in a step."""

@@ -20,12 +20,12 @@ class Pulled(NamedTuple):
     """What a pull brings to a worker.
 
     Attributes:
-      payloads: per bucket; () for one that is a table's.
-      version: int64 scalar, the pushes that had been applied.
+      payloads: per bucket; () for one that is a table's, unless they are whole.
+      versions: int64 [ps], the updates that each had made.
     """
 
     payloads: list
-    version: tf.Tensor
+    versions: tf.Tensor
 
 
 class Puller:
@@ -48,19 +48,21 @@ class Puller:
         self._plan = store.plan
         self._static_scale = optimizers.static_loss_scale(optimizer) if optimizer else 1.0
 
-    def pull(self, handles: dict, exact: bool = False) -> Pulled:
+    def pull(self, handles: dict, exact: bool = False, whole: bool = False) -> Pulled:
         """Reads every bucket on its ps and sends it to the caller's device.
 
         Args:
           handles: of this store.
           exact: send the values as they are, whatever the codecs.
+          whole: tables too.
         """
         payloads: list = [()] * len(self._plan.buckets)
+        versions = []
         for p in range(self._plan.num_ps):
             mine = [
                 i
                 for i, b in enumerate(self._plan.buckets)
-                if b.ps == p and i not in self._plan.of_tables
+                if b.ps == p and (whole or i not in self._plan.of_tables)
             ]
             with tf.device(ps_device(p)):
                 sent = []
@@ -74,12 +76,16 @@ class Puller:
                     )
                     sent.append(payload)
                 messages, restore = coalesce(tf.nest.flatten(sent))
+                versions.append(read(handles["versions"][p], tf.int64, ()))
             arrived = tf.nest.pack_sequence_as(sent, restore(messages))
             for i, payload in zip(mine, arrived, strict=True):
                 payloads[i] = payload
-        with tf.device(ps_device(0)):
-            version = read(handles["versions"][0], tf.int64, ())
-        return Pulled(payloads, version)
+        return Pulled(payloads, tf.stack(versions))
+
+    def payload_bytes(self, whole: bool = False) -> int:
+        """Bytes that a pull brings, as the codecs predict; rows of tables not counted."""
+        mine = [i for i in range(len(self._plan.buckets)) if whole or i not in self._plan.of_tables]
+        return sum(self._plan.down[i].payload_bytes for i in mine)
 
     def rows(
         self, handles: dict, lookups: dict[int, list], seed, exact: bool = False
@@ -113,8 +119,18 @@ class Puller:
 
         Tensors; for tables, `Rows`.
         """
-        mine = [i for i in range(len(self._plan.buckets)) if i not in self._plan.of_tables]
-        channels = {i: self._plan.exact(i) if exact else self._plan.down[i] for i in mine}
-        values = [channels[i].decode(pulled.payloads[i]) for i in mine]
-        whole = layout.unpack([self._plan.buckets[i] for i in mine], values, self._plan.specs)
+        values = self.decode(pulled, exact)
+        whole = self.variables(values)
         return [rows[i] if i in rows else whole[i] for i in range(len(self._plan.specs))]
+
+    def decode(self, pulled: Pulled, exact: bool = False) -> dict[int, tf.Tensor]:
+        """Bucket -> its values, of those that were pulled."""
+        channels = self._plan.down
+        if exact:
+            channels = [self._plan.exact(i) for i in range(len(self._plan.buckets))]
+        return {i: channels[i].decode(one) for i, one in enumerate(pulled.payloads) if one}
+
+    def variables(self, values: dict[int, tf.Tensor]) -> dict[int, tf.Tensor]:
+        """Variable -> its tensor, of those that lie in these buckets."""
+        buckets = [self._plan.buckets[i] for i in values]
+        return layout.unpack(buckets, list(values.values()), self._plan.specs)

@@ -10,9 +10,10 @@ import tensorflow as tf
 
 from tfps import layout
 from tfps.devices import ps_device
-from tfps.plan import LAST, SUM, state_treatment
+from tfps.plan import LAST, SUM, TRAIN, state_treatment
 from tfps.store import ParameterStore, read, write
 from tfps.tables import Ids
+from tfps.update import Applied
 from tfps.wire import coalesce
 
 
@@ -22,7 +23,7 @@ class Push(NamedTuple):
     Attributes:
       payloads: per bucket; () for one that it leaves alone.
       rows: table -> what it sends to each of its parts.
-      version: of the parameters with which it was computed.
+      versions: int64 [ps], of the parameters with which it was computed.
       live: bool scalar; false: it is none, and the servers do nothing.
       finite: bool scalar; false: gradients overflowed (loss scaling), and the
         servers only note that.
@@ -31,7 +32,7 @@ class Push(NamedTuple):
 
     payloads: list
     rows: dict[int, list]
-    version: tf.Tensor
+    versions: tf.Tensor
     live: tf.Tensor
     finite: tf.Tensor
     loss_scale: tf.Tensor
@@ -40,25 +41,33 @@ class Push(NamedTuple):
 class Pusher:
     """Brings a step's updates from a worker into a store, inside of `tf.function`s."""
 
-    def __init__(self, store: ParameterStore, skips: bool = False, jit_compile: bool = True):
+    def __init__(self, store: ParameterStore, update: Applied, scaled: bool = False):
         """Keeps its arguments.
 
         Args:
           store: with the variables.
-          skips: whether some pushes will not be live; an update then has a branch.
-          jit_compile: compile the servers' updates with XLA: one fused pass over
-            a bucket where op by op it would be dozens.
+          update: what the servers do with a push.
+          scaled: divide the learning rate of a push by its staleness.
         """
         self._store = store
         self._plan = store.plan
-        self._skips = skips or store.loss_scale is not None
-        self._jit_compile = jit_compile
+        self._update = update
+        self._scaled = scaled
+        self.handles = update.handles
+        self.clear = update.clear
+
+    @property
+    def payload_bytes(self) -> int:
+        """Bytes that a push sends, as the codecs predict; rows of tables not counted."""
+        mine = [i for i in range(len(self._plan.buckets)) if self._sends(i)]
+        return sum(self._channel(i).payload_bytes for i in mine)
 
     def pack_updates(self, gradients, old_state, new_state) -> tuple[list, dict[int, tf.Tensor]]:
         """What a step is to send, before codecs.
 
         Args:
-          gradients: per trainable variable, a tensor or None.
+          gradients: per trainable variable, a tensor or None. Of tables they go
+            by rows, unless they are pushed whole.
           old_state, new_state: per state variable, the pulled and the new value
             (None if untouched).
 
@@ -66,7 +75,9 @@ class Pusher:
           (a tensor per bucket, None for those that it leaves alone; table -> the
           gradients of its rows).
         """
-        rows = {i: gradients[i] for i in self._plan.tables if gradients[i] is not None}
+        rows = {}
+        if self._update.optimizer.by_rows:
+            rows = {i: gradients[i] for i in self._plan.tables if gradients[i] is not None}
         changes = {i: g for i, g in enumerate(gradients) if g is not None and i not in rows}
         for i, (old, new) in enumerate(
             zip(old_state, new_state, strict=True), start=self._plan.num_trainable
@@ -74,7 +85,7 @@ class Pusher:
             if new is not None:
                 kind = state_treatment(self._plan.variables[i])
                 changes[i] = new - old if kind == SUM else new
-        sent = [self._plan.sends(i) for i in range(len(self._plan.buckets))]
+        sent = [self._sends(i) for i in range(len(self._plan.buckets))]
         packed = iter(
             layout.pack([b for b, s in zip(self._plan.buckets, sent, strict=True) if s], changes)
         )
@@ -83,8 +94,31 @@ class Pusher:
     def initial_residuals(self) -> list[tuple]:
         """What the codecs of a worker remember, before its first step; made on its device."""
         return [
-            c.initial_state() if self._plan.sends(i) else () for i, c in enumerate(self._plan.up)
+            self._channel(i).initial_state() if self._sends(i) else ()
+            for i in range(len(self._plan.buckets))
         ]
+
+    def shared(self, updates, share: tf.Tensor):
+        """What `pack_updates` returned, times a worker's share of its round.
+
+        Args:
+          updates: see `pack_updates`.
+          share: float32 scalar; 0 leaves zeros of whatever was there, infinite or not.
+        """
+
+        def times(t):
+            return tf.math.multiply_no_nan(t, tf.cast(share, t.dtype))
+
+        buckets, rows = updates
+        averaged = [
+            b is not None
+            and (self._plan.buckets[i].kind.treatment == TRAIN or self._update.takes(i))
+            for i, b in enumerate(buckets)
+        ]
+        return (
+            [times(t) if a else t for t, a in zip(buckets, averaged, strict=True)],
+            {i: times(t) for i, t in rows.items()},
+        )
 
     def encode(self, updates, ids: dict[int, Ids], residuals, seed, finite):
         """Turns a step's updates into payloads, on the worker.
@@ -105,7 +139,7 @@ class Pusher:
         for i, (tensor, residual) in enumerate(zip(buckets, residuals, strict=True)):
             payload = ()
             if tensor is not None:
-                payload, new = self._plan.up[i].encode(
+                payload, new = self._channel(i).encode(
                     tensor, residual, seed + tf.constant([0, 100 * i])
                 )
                 if self._store.loss_scale is not None:
@@ -119,23 +153,20 @@ class Pusher:
         }
         return payloads, rows, after
 
-    def push(self, handles: dict, sent: Push, learning_rate) -> tf.Tensor:
-        """Sends a step's updates to the servers and applies them there.
+    def push(self, handles: dict, sent: Push, learning_rate, expected=None) -> "Receipt":
+        """Sends a step's updates to the servers, which take them in.
 
-        On each ps, the optimizer's update of all its buckets is one atomic
-        step: it waits for the whole push of this worker, takes the ps's lock,
-        and reads, computes and writes under it.
+        On each ps, the update of all its buckets is one atomic step: it waits
+        for the whole push of this worker, takes the ps's lock, and reads,
+        computes and writes under it.
 
         Args:
-          handles: of this store.
+          handles: of `handles`.
           sent: on the caller's device.
           learning_rate: float32 scalar.
-
-        Returns:
-          int64 scalar, the push's staleness: how many others were applied since
-          the parameters were pulled with which it was computed.
+          expected: int32 scalar, pushes in a round.
         """
-        missed = tf.constant(0, tf.int64)
+        receipt = Receipt(tf.constant(0, tf.int64), tf.constant(False))
         for p in range(self._plan.num_ps):
             mine = [i for i, b in enumerate(self._plan.buckets) if b.ps == p and sent.payloads[i]]
             messages, restore = coalesce(tf.nest.flatten([sent.payloads[i] for i in mine]))
@@ -160,21 +191,28 @@ class Pusher:
                 )
                 rows = {i: (table, arrived[1][i]) for i, (table, _) in rows.items()}
                 self._write_state(handles, payloads, sent.live)
-                if not (self._store.trained[p] or rows or p == 0):
+                if not (self._update.needs(p) or rows or p == 0):
                     continue
-                staleness = self._locked_update(
-                    p, handles, tf.nest.flatten(arrived), payloads, rows, sent, learning_rate
-                )
+                one = self._locked_update(
+                    p, handles, tf.nest.flatten(arrived), payloads, rows, sent, learning_rate,
+                    expected,
+                )  # fmt: skip
             if p == 0:
-                missed = staleness
-        return tf.identity(missed)
+                receipt = one
+        return tf.nest.map_structure(tf.identity, receipt)
+
+    def _sends(self, i: int) -> bool:
+        return self._update.optimizer.sends(i)
+
+    def _channel(self, i: int):
+        return self._update.optimizer.channel(i)
 
     def _write_state(self, handles, payloads, live) -> None:
         for i, payload in payloads.items():
             bucket, handle = self._plan.buckets[i], handles["values"][i]
-            if bucket.kind.treatment not in (LAST, SUM):
+            if bucket.kind.treatment not in (LAST, SUM) or self._update.takes(i):
                 continue
-            value = self._plan.up[i].decode(payload)
+            value = self._channel(i).decode(payload)
             if bucket.kind.treatment == LAST:
                 value = tf.where(live, value, read(handle, bucket.dtype, bucket.shape))
                 tf.raw_ops.AssignVariableOp(resource=handle, value=value)
@@ -182,111 +220,44 @@ class Pusher:
                 value = tf.where(live, value, tf.zeros_like(value))
                 tf.raw_ops.AssignAddVariableOp(resource=handle, value=value)
 
-    def _locked_update(self, p, handles, arrived, payloads, rows, sent, learning_rate):
+    def _locked_update(self, p, handles, arrived, payloads, rows, sent, rate, expected):
         with tf.control_dependencies(arrived):
             lock = tf.raw_ops.MutexLock(mutex=handles["locks"][p])
-        written, staleness = [], None
         applies = tf.logical_and(sent.live, sent.finite)
         with tf.control_dependencies([lock]):
-            gradients = {i: payloads[i] for i in self._store.trained[p] if i in payloads}
-            if self._store.trained[p]:
-                written += self._apply(p, handles, gradients, rows, learning_rate, applies)
-            for i, (table, piece) in rows.items():
-                if i in self._store.row_optimizers:
-                    written += self._apply_rows(
-                        i, handles, *table.decode(piece), learning_rate, applies
-                    )
             version = read(handles["versions"][p], tf.int64, ())
-            written += write([handles["versions"][p]], [version + tf.cast(applies, tf.int64)])
-            if p == 0:
-                staleness = version - sent.version
-                if self._store.loss_scale:
-                    scale, good = (
-                        read(h, d, ())
-                        for h, d in zip(handles["loss_scale"], (tf.float32, tf.int32), strict=True)
-                    )
-                    new = self._store.loss_scale.update(scale, good, sent.loss_scale, sent.finite)
-                    new = [
-                        tf.where(sent.live, n, o) for n, o in zip(new, (scale, good), strict=True)
-                    ]
-                    written += write(handles["loss_scale"], new)
+            missed = version - sent.versions[p]
+            scale = 1 / tf.maximum(1.0, tf.cast(missed, tf.float32)) if self._scaled else None
+            written, updated = self._update.update(
+                p, handles, payloads, rows, rate, scale, applies, expected
+            )
+            written += write([handles["versions"][p]], [version + tf.cast(updated, tf.int64)])
+            if p == 0 and self._store.loss_scale:
+                written += self._update_loss_scale(handles, sent, updated)
         with tf.control_dependencies(written):
             tf.raw_ops.ConsumeMutexLock(mutex_lock=lock)
-        return staleness
+        return Receipt(missed, updated)
 
-    def _apply(self, p, handles, payloads, rows, learning_rate, applies) -> list[tf.Operation]:
-        """The optimizer's update of whole buckets."""
-        optimizer, mine = self._store.optimizers[p], self._store.trained[p]
-        value_handles = [handles["values"][i] for i in mine]
-        values = [
-            read(h, self._plan.buckets[i].dtype, self._plan.buckets[i].shape)
-            for h, i in zip(value_handles, mine, strict=True)
-        ]
-        state = [
-            read(h, v.dtype, v.shape)
-            for h, v in zip(handles["state"][p], optimizer.state, strict=True)
-        ]
+    def _update_loss_scale(self, handles, sent, updated):
+        scale, good = (
+            read(h, d, ())
+            for h, d in zip(handles["loss_scale"], (tf.float32, tf.int32), strict=True)
+        )
+        new = self._store.loss_scale.update(scale, good, sent.loss_scale, sent.finite)
+        # In rounds, the steps that went well are counted with the update.
+        counts = tf.logical_and(sent.live, tf.logical_or(updated, tf.logical_not(sent.finite)))
+        new = [tf.where(counts, n, o) for n, o in zip(new, (scale, good), strict=True)]
+        return write(handles["loss_scale"], new)
 
-        def gradient(i):
-            if i not in rows:
-                return payloads[i]
-            table, piece = rows[i]
-            where, gradients = table.decode(piece)
-            # Every row takes part in the update, with a gradient of zero if not looked up.
-            return tf.scatter_nd(where[:, None], gradients, self._plan.buckets[i].shape)
 
-        # Payloads are decoded inside, in the same pass over memory as the update.
-        decoded_inside = [i not in rows and self._plan.up[i].codec.jit for i in mine]
-        arrived = [gradient(i) for i in mine]
-        arrived = [
-            g if inside or i in rows else self._plan.up[i].decode(g)
-            for g, inside, i in zip(arrived, decoded_inside, mine, strict=True)
-        ]
+class Receipt(NamedTuple):
+    """What the first ps says of a push.
 
-        @tf.function(jit_compile=self._jit_compile, autograph=False)
-        def apply(values, state, arrived, learning_rate, applies):
-            gradients = [
-                self._plan.up[i].decode(g) if inside else g
-                for g, inside, i in zip(arrived, decoded_inside, mine, strict=True)
-            ]
+    Attributes:
+      staleness: int64 scalar: how many updates were made since the parameters
+        were pulled with which it was computed.
+      updated: bool scalar: whether the push brought an update.
+    """
 
-            def update():
-                return optimizer.apply(values, state, gradients, learning_rate)
-
-            return tf.cond(applies, update, lambda: (values, state)) if self._skips else update()
-
-        values, state = apply(values, state, arrived, learning_rate, applies)
-        return write([*value_handles, *handles["state"][p]], [*values, *state])
-
-    def _apply_rows(self, i, handles, where, gradients, learning_rate, applies):
-        """The optimizer's update of some rows, as if the table had no others."""
-        optimizer, bucket = self._store.row_optimizers[i], self._plan.buckets[i]
-        state_handles = handles["row_state"][i]
-
-        def current(handle, dtype, shape, rows):
-            if not rows:
-                return read(handle, dtype, shape)
-            return tf.raw_ops.ResourceGather(
-                resource=handle, indices=where, dtype=tf.as_dtype(dtype)
-            )
-
-        value = current(handles["values"][i], bucket.dtype, bucket.shape, True)
-        state = [
-            current(h, v.dtype, v.shape, rows)
-            for h, v, rows in zip(state_handles, optimizer.state, optimizer.by_row, strict=True)
-        ]
-        (new_value,), new_state = optimizer.apply([value], state, [gradients], learning_rate)
-        if self._skips:
-            new_value = tf.where(applies, new_value, value)
-            new_state = [tf.where(applies, n, o) for n, o in zip(new_state, state, strict=True)]
-        return [
-            tf.raw_ops.ResourceScatterUpdate(resource=h, indices=where, updates=v)
-            if rows
-            else tf.raw_ops.AssignVariableOp(resource=h, value=v)
-            for h, v, rows in zip(
-                [handles["values"][i], *state_handles],
-                [new_value, *new_state],
-                [True, *optimizer.by_row],
-                strict=True,
-            )
-        ]
+    staleness: tf.Tensor
+    updated: tf.Tensor

@@ -16,6 +16,7 @@ class ParameterStore:
 
     Attributes:
       plan: what is where.
+      stored: per bucket, the `keras.Variable` on its ps.
       trained: per ps, the buckets that its optimizer updates as a whole.
       optimizers: per ps, its `ServerOptimizer`, or None.
       row_optimizers: bucket -> `RowOptimizer`, for parts of tables updated by rows.
@@ -31,7 +32,7 @@ class ParameterStore:
         """
         self.plan = plan
         self._optimizer = optimizer
-        self._stored = [self._create(b) for b in plan.buckets]
+        self.stored = [self._create(b) for b in plan.buckets]
         self.trained = [
             [i for i, b in enumerate(plan.buckets) if b.ps == p and b.kind.treatment == TRAIN]
             for p in range(plan.num_ps)
@@ -54,7 +55,7 @@ class ParameterStore:
     def handles(self) -> dict:
         """The resource handles of everything on the servers, arguments of every step."""
         return {
-            "values": [v.value.handle for v in self._stored],
+            "values": [v.value.handle for v in self.stored],
             "state": [o.handles if o else [] for o in self.optimizers],
             "row_state": {i: o.handles for i, o in self.row_optimizers.items()},
             "locks": list(self._locks),
@@ -87,7 +88,7 @@ class ParameterStore:
         with tf.device(ps_device(ps)):
             built = ServerOptimizer(
                 self._optimizer,
-                [self._stored[i] for i in mine],
+                [self.stored[i] for i in mine],
                 [self.plan.buckets[i].kind.decayed for i in mine],
             )
         _keras.mark_remote(built.variables)
@@ -111,7 +112,7 @@ class ParameterStore:
 
     def load(self) -> None:
         """Fills the servers from the model's variables."""
-        for bucket, stored in zip(self.plan.buckets, self._stored, strict=True):
+        for bucket, stored in zip(self.plan.buckets, self.stored, strict=True):
             if bucket.shards[0].variable in self.plan.remote:
                 continue
             mine = {s.variable: self.plan.variables[s.variable].value for s in bucket.shards}
@@ -136,7 +137,7 @@ class ParameterStore:
             for i, s in enumerate(self.plan.specs)
             if i not in self.plan.remote
         }
-        for bucket, stored in zip(self.plan.buckets, self._stored, strict=True):
+        for bucket, stored in zip(self.plan.buckets, self.stored, strict=True):
             if bucket.shards[0].variable in self.plan.remote:
                 continue
             flat = np.reshape(stored.numpy(), [-1])
@@ -170,7 +171,7 @@ class ParameterStore:
         for optimizer, mine in every:
             if optimizer and optimizer.averages is not None:
                 for i, average in zip(mine, optimizer.averages, strict=True):
-                    self._stored[i].assign(average)
+                    self.stored[i].assign(average)
 
 
 def read(handle, dtype, shape) -> tf.Tensor:

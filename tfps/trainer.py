@@ -1,7 +1,6 @@
 """`Trainer`: `fit`, `evaluate` and `predict` of a Keras model on a cluster."""
 
 import functools
-import time
 import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,20 +9,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfps import _keras, callbacks as callbacks_lib, data, errors, optimizers
+from tfps import _keras, callbacks as callbacks_lib, errors, optimizers
 from tfps.compression import Codec
-from tfps.consistency import Async
-from tfps.dispatcher import Dispatcher
-from tfps.inference import EvaluateStep, PredictStep, Pull
-from tfps.loop import MetricTotals, drive
-from tfps.plan import Plan
-from tfps.program import Program
-from tfps.pull import Puller
-from tfps.push import Pusher
+from tfps.consistency import Async, Consistency
+from tfps.inference import EvaluateStep, PredictStep
+from tfps.loop import Drive, MetricTotals
 from tfps.report import Report
-from tfps.step import TrainStep
-from tfps.store import ParameterStore
+from tfps.session import Session
 from tfps.strategy import ParameterServerStrategy
+from tfps.training import Epoch
 
 
 def _errors_named(method):
@@ -31,7 +25,7 @@ def _errors_named(method):
 
     @functools.wraps(method)
     def call(self, *args, **kwargs):
-        with self._dispatcher.errors_named():
+        with self._session.dispatcher.errors_named():
             return method(self, *args, **kwargs)
 
     return call
@@ -54,14 +48,17 @@ class Trainer:
     Attributes:
       model: the Keras model.
       strategy: the strategy.
-      consistency: the policy that decides when a worker may start a step.
+      consistency: the policy that decides which worker may step when: `Async`,
+        `BoundedStaleness`, `Sync` or `LocalSteps`. Another one may be assigned at
+        any time, between epochs or by a callback: what workers are doing is
+        finished and pushed, then the new one is in force.
     """
 
     def __init__(
         self,
         model: keras.Model,
         strategy: ParameterServerStrategy,
-        consistency: Async | None = None,
+        consistency: Consistency | None = None,
         push: Codec | Callable[[Any], Codec] | None = None,
         pull: Codec | Callable[[Any], Codec] | None = None,
         overlap: int = 0,
@@ -81,7 +78,8 @@ class Trainer:
             computes, then pushes. 1: it computes while the last update is pushed
             and then the next parameters are pulled. 2: pushing and pulling go
             on at the same time as well. Other workers' updates are missed besides;
-            the logs' `staleness` counts all.
+            the logs' `staleness` counts all. It has no effect in rounds (`Sync`)
+            and with `LocalSteps`.
           sparse_updates: what happens to the rows of an embedding table that a step
             did not look up. "exact": the optimizer updates them with a gradient
             of zero, as Keras does (momentum, weight decay). "lazy": nothing, they
@@ -103,16 +101,9 @@ class Trainer:
             raise errors.ConfigError(f"overlap={overlap!r} must be 0, 1 or 2")
         if sparse_updates not in ("exact", "lazy"):
             raise errors.ConfigError(f'sparse_updates={sparse_updates!r} must be "exact" or "lazy"')
-        self._wire = {"push": push, "pull": pull, "lazy": sparse_updates == "lazy"}
-        self._overlap = overlap
-        self._carries: list = []
-        self._dispatcher = Dispatcher(strategy.cluster)
-        weakref.finalize(self, self._dispatcher.close)
-        self._program: Program | None = None
-        self._store: ParameterStore | None = None
-        self._trains = False  # whether the store has an optimizer
-        self._steps: dict = {}
-        self._number = 0  # of the next training step
+        wire = {"push": push, "pull": pull, "lazy": sparse_updates == "lazy"}
+        self._session = Session(model, strategy, overlap, wire)
+        weakref.finalize(self, self._session.dispatcher.close)
         _keras.detach_from_strategy(model)
 
     @_errors_named
@@ -164,7 +155,8 @@ class Trainer:
             (x, y, sample_weight), validation_data = _keras.split_validation(
                 (x, y, sample_weight), validation_split=validation_split
             )
-        feed = self._feed(
+        session = self._session
+        feed = session.feed(
             x,
             steps_per_epoch,
             y=y,
@@ -173,22 +165,8 @@ class Trainer:
             shuffle=shuffle,
             class_weight=class_weight,
         )
-        self._prepare(feed, train=True)
-        run = self._cached(
-            "fit",
-            feed,
-            lambda: TrainStep(
-                self._program,
-                self._puller,
-                self._pusher,
-                model.optimizer,
-                feed.source_spec,
-                feed.batch_spec,
-                feed.group == 1,
-                model.jit_compile,
-                self._overlap,
-            ),
-        )
+        session.prepare(feed, train=True)
+        store = session.store
         validate = None
         if validation_data is not None:
             validate = self._validation(
@@ -205,112 +183,31 @@ class Trainer:
                 model=model,
             )
         model.stop_training = False
-        self._store.load_if_changed()
+        store.load_if_changed()
         callbacks.on_train_begin()
-        self._store.load_if_changed()
+        store.load_if_changed()
         logs = None
-        for epoch in range(_keras.initial_epoch(model, initial_epoch), epochs):
-            logs = self._epoch(epoch, feed, run, callbacks)
-            if validate and _keras.should_evaluate(model, epoch, validation_freq):
+        for number in range(_keras.initial_epoch(model, initial_epoch), epochs):
+            epoch = Epoch(session, feed, callbacks, lambda: self.consistency)
+            callbacks.on_epoch_begin(number)
+            store.load_if_changed()
+            logs = epoch.run()
+            if validate and _keras.should_evaluate(model, number, validation_freq):
                 logs.update({f"val_{k}": v for k, v in validate(callbacks).items()})
             # TensorBoard(update_freq=n) would write an epoch's summaries only after
             # a multiple of n batches (Keras 3.15).
             with tf.summary.record_if(True):
-                callbacks.on_epoch_end(epoch, logs)
+                callbacks_lib.write_staleness(callbacks, epoch.staleness, number)
+                callbacks.on_epoch_end(number, logs)
             if model.stop_training:
                 break
-            self._store.load_if_changed()
+            store.load_if_changed()
         if epochs > 0 and optimizers.inner(model.optimizer).use_ema:
-            self._store.load_if_changed()
-            self._store.finalize()
-            self._store.fetch()
+            store.load_if_changed()
+            store.finalize()
+            store.fetch()
         callbacks.on_train_end(logs)
         return model.history
-
-    def _epoch(self, epoch, feed, run, callbacks) -> dict:
-        model, store = self.model, self._store
-        watched = any(map(callbacks_lib.has_batch_hooks, callbacks.callbacks))
-        reads_weights = any(map(callbacks_lib.reads_weights_in_batches, callbacks.callbacks))
-        totals = MetricTotals(self._program)
-        handles = store.handles()
-        applied = store.iterations()
-        carries = self._start(run, handles)
-
-        def prepare(worker, work):
-            number, self._number = self._number, self._number + work.count
-            rate = optimizers.settable_rate(model.optimizer)
-
-            def call():
-                vector, carries[worker] = run(
-                    handles, work.source, carries[worker], work.count, number, rate
-                )
-                return Report.of(vector, run.initial)
-
-            return call
-
-        def end(last, first, report):
-            nonlocal applied
-            applied += int(report.tally.pushes)
-            totals.add(report)
-            if not watched:
-                return
-            _keras.set_iterations(model.optimizer, applied)
-            if reads_weights:
-                store.fetch()
-            callbacks.on_train_batch_end(last, totals.logs())
-            if reads_weights:
-                store.load_if_changed()
-
-        def begin(first):
-            callbacks.on_train_batch_begin(first)
-            if reads_weights:
-                store.load_if_changed()
-
-        callbacks.on_epoch_begin(epoch)
-        store.load_if_changed()
-        started = time.perf_counter()
-        steps = drive(
-            self._dispatcher,
-            feed,
-            prepare,
-            begin,
-            end,
-            self.consistency.may_start,
-            stopped=lambda: model.stop_training,
-        )
-        self._finish(run, handles, totals)
-        seconds = time.perf_counter() - started
-        if not totals.examples:
-            raise errors.DataError("fit was given no batch; the input is empty")
-        store.fetch()
-        # Updates that loss scaling skipped are not counted.
-        _keras.set_iterations(model.optimizer, store.iterations())
-        tally = totals.tally
-        return {
-            **totals.logs(),
-            "examples_per_second": totals.examples / seconds,
-            "steps_per_second": steps / seconds,
-            "staleness": tally.staleness / max(1.0, tally.pushes),
-            "staleness_max": tally.max_staleness,
-            "push_bytes_per_step": store.plan.push_bytes + tally.bytes_up / steps,
-            "pull_bytes_per_step": store.plan.pull_bytes + tally.bytes_down / steps,
-        }
-
-    def _start(self, run, handles) -> list:
-        """What each worker carries into an epoch: residuals survive, parameters are pulled anew."""
-        before = self._carries or [None] * self._dispatcher.num_workers
-        self._carries = self._dispatcher.run_on_each(lambda w: run.start(handles, before[w]))
-        return self._carries
-
-    def _finish(self, run, handles, totals) -> None:
-        """Pushes what workers still have at the end of an epoch."""
-        rate = optimizers.settable_rate(self.model.optimizer)
-        vectors = self._dispatcher.run_on_each(
-            lambda w: run.finish(handles, self._carries[w], rate)
-        )
-        for vector in vectors:
-            if vector is not None:
-                totals.add(Report.of(vector, run.initial))
 
     @_errors_named
     def evaluate(
@@ -330,7 +227,7 @@ class Trainer:
         is visited once.
         """
         _keras.check_compiled(self.model, "evaluate")
-        feed = self._feed(
+        feed = self._session.feed(
             x, steps, y=y, sample_weight=sample_weight, batch_size=batch_size, shuffle=False
         )
         logs = self._evaluate(feed, callbacks, verbose)
@@ -348,16 +245,19 @@ class Trainer:
                 "predict was given a dataset_fn, whose batches have no order among the workers; "
                 "give arrays or one Dataset"
             )
-        feed = self._feed(x, steps, batch_size=batch_size, shuffle=False, group=1)
-        self._prepare(feed, train=False, targets=False)
+        session = self._session
+        feed = session.feed(x, steps, batch_size=batch_size, shuffle=False, group=1)
+        session.prepare(feed, train=False, targets=False)
         model = self.model
-        run = self._cached(
+        run = session.step(
             "predict",
             feed,
-            lambda: PredictStep(self._program, self._puller, feed.source_spec, model.jit_compile),
+            lambda: PredictStep(
+                session.program, session.puller, feed.source_spec, model.jit_compile
+            ),
         )
         callbacks = self._callback_list(callbacks, verbose, feed)
-        values, handles = self._pull(), self._store.handles()
+        values, handles = session.pull(), session.store.handles()
         outputs: dict[int, Any] = {}
 
         def prepare(worker, work):
@@ -373,13 +273,8 @@ class Trainer:
 
         model.stop_predicting = False
         callbacks.on_predict_begin()
-        drive(
-            self._dispatcher,
-            feed,
-            prepare,
-            callbacks.on_predict_batch_begin,
-            end,
-            stopped=lambda: model.stop_predicting,
+        self._drive(
+            feed, prepare, callbacks.on_predict_batch_begin, end, lambda: model.stop_predicting
         )
         callbacks.on_predict_end()
         if not outputs:
@@ -395,28 +290,29 @@ class Trainer:
         else:
             x, y, sample_weight = _keras.unpack_batch(validation_data)
         batch_size = None if callable(x) else batch_size
-        feed = self._feed(
+        feed = self._session.feed(
             x, steps, y=y, sample_weight=sample_weight, batch_size=batch_size, shuffle=False
         )
         return lambda callbacks: self._evaluate(feed, callbacks, verbose=0)
 
     def _evaluate(self, feed, callbacks, verbose) -> dict:
-        self._prepare(feed, train=False)
+        session = self._session
+        session.prepare(feed, train=False)
         model = self.model
-        run = self._cached(
+        run = session.step(
             "evaluate",
             feed,
             lambda: EvaluateStep(
-                self._program,
-                self._puller,
+                session.program,
+                session.puller,
                 feed.source_spec,
                 feed.group == 1,
                 model.jit_compile,
             ),
         )
         callbacks = self._callback_list(callbacks, verbose, feed)
-        values, handles = self._pull(), self._store.handles()
-        totals = MetricTotals(self._program)
+        values, handles = session.pull(), session.store.handles()
+        totals = MetricTotals(session.program)
 
         def prepare(worker, work):
             return lambda: Report.of(
@@ -430,13 +326,8 @@ class Trainer:
         feed.reset()  # Every validation sees the same batches.
         model.stop_evaluating = False
         callbacks.on_test_begin()
-        drive(
-            self._dispatcher,
-            feed,
-            prepare,
-            callbacks.on_test_batch_begin,
-            end,
-            stopped=lambda: model.stop_evaluating,
+        self._drive(
+            feed, prepare, callbacks.on_test_batch_begin, end, lambda: model.stop_evaluating
         )
         if not totals.examples:
             raise errors.DataError("evaluate was given no batch; the input is empty")
@@ -444,51 +335,10 @@ class Trainer:
         callbacks.on_test_end(logs)
         return logs
 
-    # What all three have in common.
-
-    def _feed(self, x, steps, group=None, **arguments):
-        return data.feed(
-            x,
-            self.strategy.cluster.num_workers,
-            steps,
-            group or self.model.steps_per_execution,
-            **arguments,
-        )
-
-    def _prepare(self, feed, train: bool, targets: bool = True) -> None:
-        """Builds the model, reads it, and creates and fills the servers' variables."""
-        _keras.build(self.model, feed.batch_spec, targets)
-        if self._program and not self._program.is_current():
-            # Compiled anew, or frozen in part: as in Keras, another training.
-            self._program = self._store = None
-        if self._store and (self._trains or not train):
-            return
-        self._program = self._program or Program(self.model)
-        optimizer = self.model.optimizer if train else None
-        inspection = self._program.inspect(feed.batch_spec, train)
-        self._steps.clear()
-        self._carries = []
-        plan = Plan(self.strategy, self._program, optimizer, inspection, **self._wire)
-        self._store = ParameterStore(plan, optimizer)
-        self._puller = Puller(self._store, optimizer)
-        self._pusher = Pusher(self._store, self._overlap > 0, bool(self.model.jit_compile))
-        self.strategy.placed(plan.placement())
-        self._trains = train
-
-    def _cached(self, kind, feed, make):
-        """A traced step for this form of input, made once."""
-        key = (kind, repr(feed.batch_spec), type(feed.source_spec), feed.group == 1)
-        if key not in self._steps:
-            self._steps[key] = make()
-        return self._steps[key]
-
-    def _pull(self) -> list:
-        """The weights, on every worker."""
-        self._store.load_if_changed()
-        if "pull" not in self._steps:
-            self._steps["pull"] = Pull(self._puller)
-        pull, handles = self._steps["pull"], self._store.handles()
-        return self._dispatcher.run_on_each(lambda worker: pull(handles))
+    def _drive(self, feed, prepare, begin, end, stopped) -> None:
+        feed.begin_epoch()
+        Drive(self._session.dispatcher, feed, prepare, begin, end, stopped=stopped).run()
+        feed.end_epoch()
 
     def _callback_list(self, callbacks, verbose, feed) -> keras.callbacks.CallbackList:
         if isinstance(callbacks, keras.callbacks.CallbackList):

@@ -99,7 +99,8 @@ def train(connect: task.Connect) -> None:
     keras.utils.set_random_seed(FLAGS.seed)
     steps = FLAGS.steps_per_epoch or max(1, training.count // FLAGS.batch_size)
     with strategy.scope():
-        model = _compiled_model(tokenizer.vocabulary, steps * FLAGS.epochs)
+        updates = network.updates(steps * FLAGS.epochs, strategy.cluster.num_workers)
+        model = _compiled_model(tokenizer.vocabulary, updates)
     log_dir = FLAGS.log_dir or os.path.join("runs", "gpt", time.strftime("%Y%m%d-%H%M%S"))
     cluster = strategy.cluster
     print(
@@ -199,16 +200,16 @@ def _standard_library() -> list[str]:
     return sorted(f for f in files if not skipped & set(os.path.relpath(f, root).split(os.sep)))
 
 
-def _compiled_model(vocabulary: int, total_steps: int) -> keras.Model:
+def _compiled_model(vocabulary: int, updates: int) -> keras.Model:
     if FLAGS.mixed_precision != "none":
         keras.mixed_precision.set_global_policy(f"mixed_{FLAGS.mixed_precision}")
     model = gpt.build(
         vocabulary, FLAGS.layers, FLAGS.width, FLAGS.heads, FLAGS.context, FLAGS.dropout
     )
-    warmup = min(FLAGS.warmup_steps, total_steps // 2)
+    warmup = min(FLAGS.warmup_steps, updates // 2)
     schedule = keras.optimizers.schedules.CosineDecay(
         initial_learning_rate=0.0 if warmup else FLAGS.learning_rate,
-        decay_steps=max(1, total_steps - warmup),
+        decay_steps=max(1, updates - warmup),
         alpha=0.1,
         warmup_target=FLAGS.learning_rate if warmup else None,
         warmup_steps=warmup,

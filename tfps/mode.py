@@ -1,0 +1,101 @@
+"""How workers and servers work together under a consistency policy."""
+
+from tfps import errors, optimizers
+from tfps.consistency import Consistency, LocalSteps
+from tfps.gradient import Gradient
+from tfps.local_step import LocalStep
+from tfps.program import Program
+from tfps.pull import Puller
+from tfps.push import Pusher
+from tfps.round_step import RoundStep
+from tfps.step import TrainStep
+from tfps.update import Applied, CompiledOptimizer, OuterOptimizer, Summed
+
+
+def key(policy: Consistency):
+    """Equal for policies that share what is on the servers."""
+    if isinstance(policy, LocalSteps):
+        return policy
+    return policy.in_rounds, policy.staleness_scaling
+
+
+class Mode:
+    """What the policies of one `key` have in common.
+
+    Attributes:
+      pusher: the traffic up.
+      counts_updates: whether the compiled optimizer is on the servers.
+    """
+
+    def __init__(
+        self,
+        policy: Consistency,
+        program: Program,
+        puller: Puller,
+        overlap: int,
+        num_workers: int,
+    ):
+        """Makes what the servers need for it.
+
+        Args:
+          policy: one of those.
+          program: a compiled model's.
+          puller: the traffic down.
+          overlap: see `TrainStep`; without effect in rounds and local steps.
+          num_workers: of the cluster.
+
+        Raises:
+          ConfigError: the optimizer's settings do not go with the policy.
+        """
+        self._policy, self._program, self._puller = policy, program, puller
+        model, store = program.model, puller.store
+        jit_compile = bool(model.jit_compile)
+        self._overlap = overlap
+        self.counts_updates = not policy.local_steps
+        if policy.local_steps:
+            require_local(model.optimizer)
+            self._outer = policy.outer_optimizer(num_workers)
+            optimizer = OuterOptimizer(store, jit_compile, self._outer)
+        else:
+            optimizer = CompiledOptimizer(store, jit_compile)
+        if policy.in_rounds:
+            update = Summed(optimizer)
+        else:
+            update = Applied(optimizer, skips=overlap > 0 and not policy.local_steps)
+        self.pusher = Pusher(store, update, policy.staleness_scaling)
+
+    def step(self, feed) -> TrainStep | RoundStep | LocalStep:
+        """Traces what a worker runs, for the form of input of a feed."""
+        model, single = self._program.model, feed.group == 1
+        if self._policy.local_steps:
+            return LocalStep(
+                self._program,
+                self._puller,
+                self.pusher,
+                model.optimizer,
+                feed.source_spec,
+                single,
+                model.jit_compile,
+                self._policy.in_rounds,
+                self._outer,
+            )
+        gradient = Gradient(
+            self._program, self._puller, self.pusher, model.optimizer, model.jit_compile
+        )
+        if self._policy.in_rounds:
+            return RoundStep(gradient, feed.source_spec, feed.batch_spec)
+        return TrainStep(gradient, feed.source_spec, feed.batch_spec, single, self._overlap)
+
+
+def require_local(optimizer) -> None:
+    """Raises `ConfigError` for optimizers that cannot train on copies."""
+    if optimizers.is_dynamically_scaled(optimizer):
+        raise errors.ConfigError(
+            "LocalSteps does not go with a LossScaleOptimizer, whose scale all workers share; "
+            "use bfloat16, or a loss_scale_factor"
+        )
+    if optimizers.inner(optimizer).use_ema:
+        raise errors.ConfigError(
+            "LocalSteps does not go with use_ema=True: the averages would be of the workers' "
+            "copies; use outer=tfps.ModelAverage(decay) instead"
+        )

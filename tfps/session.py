@@ -1,0 +1,104 @@
+"""What `fit`, `evaluate` and `predict` have in common: a model on the servers."""
+
+from collections.abc import Callable
+
+import keras
+
+from tfps import _keras, data, mode
+from tfps.consistency import Consistency
+from tfps.dispatcher import Dispatcher
+from tfps.inference import Pull
+from tfps.mode import Mode
+from tfps.plan import Plan
+from tfps.program import Program
+from tfps.pull import Puller
+from tfps.store import ParameterStore
+from tfps.strategy import ParameterServerStrategy
+
+
+class Session:
+    """A model, its variables on the servers, and the steps that were traced for it.
+
+    Attributes:
+      model: the Keras model.
+      dispatcher: of the cluster.
+      program, store, puller: of the model; None until it is prepared.
+      carries: what each worker has kept of the last epoch.
+      number: of the next training step.
+    """
+
+    def __init__(self, model: keras.Model, strategy: ParameterServerStrategy, overlap, wire: dict):
+        """Keeps its arguments.
+
+        Args:
+          model: compiled.
+          strategy: connected.
+          overlap: see `TrainStep`.
+          wire: arguments of `Plan`.
+        """
+        self.model = model
+        self.dispatcher = Dispatcher(strategy.cluster)
+        self._strategy = strategy
+        self._overlap = overlap
+        self._wire = wire
+        self.program: Program | None = None
+        self.store: ParameterStore | None = None
+        self.puller: Puller | None = None
+        self._trains = False  # whether the store has an optimizer
+        self._steps: dict = {}
+        self._modes: dict = {}
+        self.carries: list | None = None
+        self.number = 0
+
+    def feed(self, x, steps, group=None, **arguments):
+        """The feed for an input; `group`: batches in a call, by default as compiled."""
+        return data.feed(
+            x,
+            self._strategy.cluster.num_workers,
+            steps,
+            group or self.model.steps_per_execution,
+            **arguments,
+        )
+
+    def prepare(self, feed, train: bool, targets: bool = True) -> None:
+        """Builds the model, reads it, and creates and fills the servers' variables."""
+        _keras.build(self.model, feed.batch_spec, targets)
+        if self.program and not self.program.is_current():
+            # Compiled anew, or frozen in part: as in Keras, another training.
+            self.program = self.store = None
+        if self.store and (self._trains or not train):
+            return
+        self.program = self.program or Program(self.model)
+        optimizer = self.model.optimizer if train else None
+        inspection = self.program.inspect(feed.batch_spec, train)
+        self._steps.clear()
+        self._modes.clear()
+        self.carries = None
+        plan = Plan(self._strategy, self.program, optimizer, inspection, **self._wire)
+        self.store = ParameterStore(plan, optimizer)
+        self.puller = Puller(self.store, optimizer)
+        self._strategy.placed(plan.placement())
+        self._trains = train
+
+    def mode(self, policy: Consistency) -> Mode:
+        """What a policy needs on the servers, made once."""
+        key = mode.key(policy)
+        if key not in self._modes:
+            workers = self._strategy.cluster.num_workers
+            self._modes[key] = Mode(policy, self.program, self.puller, self._overlap, workers)
+        return self._modes[key]
+
+    def step(self, kind, feed, make: Callable):
+        """A traced step of a kind for this form of input, made once."""
+        key = (kind, repr(feed.batch_spec), type(feed.source_spec), feed.group == 1)
+        if key not in self._steps:
+            self._steps[key] = make()
+        return self._steps[key]
+
+    def pull(self) -> list:
+        """The weights, on every worker."""
+        self.store.load_if_changed()
+        if "pull" not in self._steps:
+            self._steps["pull"] = Pull(self.puller)
+        pull, handles = self._steps["pull"], self.store.handles()
+        return self.dispatcher.run_on_each(lambda worker: pull(handles))

@@ -1,0 +1,164 @@
+"""One epoch of training."""
+
+import time
+from collections.abc import Callable
+
+import keras
+
+from tfps import _keras, callbacks as callbacks_lib, errors, mode, optimizers
+from tfps.consistency import Consistency
+from tfps.loop import Drive, MetricTotals
+from tfps.report import Report
+from tfps.session import Session
+
+
+class Epoch:
+    """Trains over a feed once, with whatever policy is in force, and calls the batch hooks."""
+
+    def __init__(
+        self,
+        session: Session,
+        feed,
+        callbacks: keras.callbacks.CallbackList,
+        policy: Callable[[], Consistency],
+    ):
+        """Keeps its arguments.
+
+        Args:
+          session: prepared for training.
+          feed: of the input.
+          callbacks: of the user.
+          policy: gives the one to follow from the next call to a worker on.
+        """
+        self._session = session
+        self._feed = feed
+        self._callbacks = callbacks
+        self._policy = policy
+        self._model, self._store = session.model, session.store
+        hooked = callbacks.callbacks
+        self._watched = any(map(callbacks_lib.has_batch_hooks, hooked))
+        self._reads_weights = any(map(callbacks_lib.reads_weights_in_batches, hooked))
+        self._totals = MetricTotals(session.program)
+        self._applied = self._store.iterations()
+
+    @property
+    def staleness(self):
+        """Pushes by the number of updates that they missed; see `report.Tally`."""
+        return self._totals.tally.staleness
+
+    def run(self) -> dict:
+        """Trains; returns the epoch's logs.
+
+        Raises:
+          DataError: there was no batch.
+        """
+        started = time.perf_counter()
+        steps = 0
+        self._feed.begin_epoch()
+        while True:
+            policy = self._policy()
+            steps = self._follow(policy, steps)
+            if self._model.stop_training or self._policy() is policy:
+                break
+        self._feed.end_epoch()
+        seconds = time.perf_counter() - started
+        if not self._totals.examples:
+            raise errors.DataError("fit was given no batch; the input is empty")
+        self._store.fetch()
+        if self._session.mode(policy).counts_updates:
+            # Updates that loss scaling skipped are not counted.
+            self._applied = self._store.iterations()
+        _keras.set_iterations(self._model.optimizer, self._applied)
+        tally = self._totals.tally
+        return {
+            **self._totals.logs(),
+            "examples_per_second": self._totals.examples / seconds,
+            "steps_per_second": steps / seconds,
+            "staleness": tally.total_staleness / max(1.0, tally.pushes),
+            "staleness_max": tally.max_staleness,
+            "push_bytes_per_step": tally.bytes_up / steps,
+            "pull_bytes_per_step": tally.bytes_down / steps,
+        }
+
+    def _follow(self, policy: Consistency, first: int) -> int:
+        """Trains until the end of the feed, or until another policy is in force.
+
+        Args:
+          policy: to follow.
+          first: index of the next batch.
+
+        Returns:
+          The index after the last batch.
+        """
+        session, feed, dispatcher = self._session, self._feed, self._session.dispatcher
+        feed.regroup(policy.steps_per_call(self._model.steps_per_execution))
+        way = session.mode(policy)
+        run = session.step(("fit", mode.key(policy)), feed, lambda: way.step(feed))
+        way.pusher.clear()
+        handles = way.pusher.handles()
+        # Residuals survive from epoch to epoch and from policy to policy; parameters
+        # are pulled anew.
+        before = session.carries or [None] * dispatcher.num_workers
+        carries = dispatcher.run_on_each(lambda w: run.start(handles, before[w]))
+        session.carries = carries
+
+        def rate():
+            return optimizers.settable_rate(self._model.optimizer)
+
+        def number(count):
+            session.number += count
+            return session.number - count
+
+        def prepare(worker, work):
+            chosen = number(work.count), rate()
+
+            def call():
+                vector, carries[worker] = run(
+                    handles, work.source, carries[worker], work.count, *chosen
+                )
+                return Report.of(vector, run.initial)
+
+            return call
+
+        def push(worker, share, expected):
+            chosen = number(1), share, expected, rate()
+
+            def call():
+                vector, carries[worker] = run.push(handles, carries[worker], *chosen)
+                return Report.of(vector, run.initial)
+
+            return call
+
+        last = Drive(
+            dispatcher,
+            feed,
+            prepare,
+            self._begin,
+            self._end,
+            policy.schedule(),
+            push,
+            stopped=lambda: self._model.stop_training or self._policy() is not policy,
+            first=first,
+        ).run()
+        for vector in dispatcher.run_on_each(lambda w: run.finish(handles, carries[w], rate())):
+            if vector is not None:
+                self._totals.add(Report.of(vector, run.initial))
+        return last
+
+    def _begin(self, first):
+        self._callbacks.on_train_batch_begin(first)
+        if self._reads_weights:
+            self._store.load_if_changed()
+
+    def _end(self, last, first, report):
+        del first
+        self._applied += int(report.tally.updates)
+        self._totals.add(report)
+        if not self._watched:
+            return
+        _keras.set_iterations(self._model.optimizer, self._applied)
+        if self._reads_weights:
+            self._store.fetch()
+        self._callbacks.on_train_batch_end(last, self._totals.logs())
+        if self._reads_weights:
+            self._store.load_if_changed()
