@@ -6,7 +6,7 @@ In the order in which one reads them:
   hosts.py        hosts with a limited link each, out of Linux network namespaces
   lines.py        how the main process speaks with the programs on the hosts
   fleet.py        the processes of each family of systems, and their turns
-  tfps_chief.py, stock_chief.py, stock_server.py, mwms_worker.py, ddp_worker.py
+  tfps_chief.py, alone_worker.py, stock_chief.py, stock_server.py, mwms_worker.py, ddp_worker.py
                   those programs
   sizes.py, data.py, model_keras.py, model_torch.py
                   the same batches and the same model for all of them

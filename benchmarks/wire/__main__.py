@@ -84,7 +84,7 @@ class Table:
 
     def _turn(self, system: systems.System, number: int) -> None:
         probe = number == 0
-        warmup, steps = _PROBE if probe else self._steps(system)
+        warmup, steps = (system.stride * n for n in _PROBE) if probe else self._steps(system)
         try:
             answer = self._fleet.turn(system, warmup, steps)
         except fleets.Failed as e:
@@ -100,9 +100,11 @@ class Table:
 
     def _steps(self, system: systems.System) -> tuple[int, int]:
         """Of a worker, before the clock starts and after."""
-        last = self._last[system.name]
+        stride = system.stride
+        last = self._last[system.name] * stride
         warmup = max(1, min(FLAGS.warmup, int(_LONGEST_WARMUP / last)))
-        return warmup, FLAGS.steps or fleets.steps_for(last, FLAGS.seconds, FLAGS.least_steps)
+        steps = FLAGS.steps or fleets.steps_for(last, FLAGS.seconds, FLAGS.least_steps)
+        return warmup * stride, steps * stride
 
     def _say(self, text: str) -> None:
         print(f"{time.strftime('%H:%M:%S')} [{self._link}] {text}", flush=True)

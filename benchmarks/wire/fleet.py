@@ -17,7 +17,7 @@ from benchmarks.wire.systems import System
 
 _WORKER_HOSTS = tuple(f"worker{i}" for i in range(WORKERS))
 # In namespaces every host has its ports for itself, and the families only must not share.
-_PORTS = {"tfps": 2222, "stock": 2223, "mwms": 2224, "ddp": 2225}
+_PORTS = {"tfps": 2222, "stock": 2223, "mwms": 2224, "ddp": 2225, "local": 2226}
 
 # How often a family's processes may be lost: each loss costs its timeout and a new start.
 _LOSSES = 3
@@ -222,6 +222,11 @@ class Family:
     def _start_stock(self) -> None:
         self._start_cluster("benchmarks.wire.stock_server", "benchmarks.wire.stock_chief")
 
+    def _start_alone(self) -> None:
+        for i, host in enumerate(_WORKER_HOSTS):
+            place = {"RANK": str(i)}
+            self._spawn("benchmarks.wire.alone_worker", host, place, speaks=True)
+
     def _start_mwms(self) -> None:
         spec = self._spec("worker")
         for i, host in enumerate(_WORKER_HOSTS):
@@ -243,6 +248,8 @@ class Family:
 
 _STARTS = {
     "tfps": Family._start_tfps,
+    "local": Family._start_tfps,
+    "alone": Family._start_alone,
     "stock": Family._start_stock,
     "mwms": Family._start_mwms,
     "ddp": Family._start_ddp,

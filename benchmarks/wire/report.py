@@ -90,7 +90,7 @@ def _megabytes(r: dict, way: str) -> str:
 def judge(bar: Bar, results: list[dict]) -> dict | None:
     """Whether a bar is met; None if one of its sides was not measured."""
     done = [r for r in results if "step" in r]
-    ours = [r for r in done if r["family"] == "tfps" and (bar.codec or r["lossless"])]
+    ours = [r for r in done if r["family"] == bar.family and (bar.codec or r["lossless"])]
     theirs = [r for r in done if bar.against in (r["system"], r["family"])]
     if not ours or not theirs:
         return None
@@ -155,7 +155,14 @@ def plot(path: str, links: dict[str, list[dict]]) -> bool:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    colours = {"tfps": "tab:blue", "stock": "tab:orange", "mwms": "tab:green", "ddp": "tab:red"}
+    colours = {
+        "tfps": "tab:blue",
+        "local": "tab:cyan",
+        "alone": "tab:gray",
+        "stock": "tab:orange",
+        "mwms": "tab:green",
+        "ddp": "tab:red",
+    }
     height = 1.2 + 0.28 * max(len(results) for results in links.values())
     size = (6.5 * len(links), height)
     figure, panels = pyplot.subplots(1, len(links), figsize=size, squeeze=False)

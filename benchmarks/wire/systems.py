@@ -9,15 +9,18 @@ class System:
 
     Attributes:
       name: as in the tables.
-      family: systems of a family share their processes: `tfps`, `stock`, `mwms` or `ddp`.
+      family: systems of a family share their processes: `tfps`, `local` (tfps with
+        `LocalSteps`), `alone` (workers that never communicate), `stock`, `mwms` or `ddp`.
       settings: what its program is told.
       lossless: whether gradients and weights arrive as they were sent.
+      stride: a worker's steps come in so many at a time.
     """
 
     name: str
     family: str
     settings: dict
     lossless: bool
+    stride: int = 1
 
 
 def _tfps(push: str, pull: str, overlap: int, xla: bool = False, lazy: bool = False) -> System:
@@ -26,6 +29,19 @@ def _tfps(push: str, pull: str, overlap: int, xla: bool = False, lazy: bool = Fa
     settings = {"push": push, "pull": pull, "overlap": overlap, "xla": xla}
     settings["sparse_updates"] = "lazy" if lazy else "exact"
     return System(name, "tfps", settings, push == pull == "identity")
+
+
+def _local(steps: int, merge: str, push: str, pull: str) -> System:
+    settings = {
+        "push": push,
+        "pull": pull,
+        "overlap": 0,
+        "xla": False,
+        "sparse_updates": "exact",
+        "consistency": f"local:{steps},merge={merge}",
+    }
+    name = f"tfps LocalSteps({steps}), merge {merge}, {push} / {pull}"
+    return System(name, "local", settings, push == pull == "identity", stride=steps)
 
 
 CUSTOM_LOOP = "stock PSS, custom loop"
@@ -44,6 +60,11 @@ SYSTEMS = (
     _tfps("randomk:0.1", "int8", 2, xla=True, lazy=True),
     _tfps("dgc:0.01", "int8", 2),
     _tfps("powersgd:4", "int8", 2),
+    _local(32, "each", "identity", "identity"),
+    _local(32, "each", "int8", "int8"),
+    _local(32, "each", "topk:0.01", "int8"),
+    _local(32, "round", "topk:0.01", "int8"),
+    System("workers alone", "alone", {}, True),
     System(CUSTOM_LOOP, "stock", {"loop": "custom"}, True),
     System("stock PSS, tf_keras fit", "stock", {"loop": "fit"}, True),
     System("MultiWorkerMirroredStrategy, ring", "mwms", {}, True),
@@ -53,7 +74,14 @@ SYSTEMS = (
 )
 
 # The Python module that a family cannot do without.
-NEEDS = {"tfps": "tensorflow", "stock": "tf_keras", "mwms": "tf_keras", "ddp": "torch"}
+NEEDS = {
+    "tfps": "tensorflow",
+    "local": "tensorflow",
+    "alone": "tensorflow",
+    "stock": "tf_keras",
+    "mwms": "tf_keras",
+    "ddp": "torch",
+}
 
 
 def select(wanted: list[str], systems=SYSTEMS) -> list[System]:
@@ -69,15 +97,17 @@ class Bar:
 
     Attributes:
       link: a bandwidth as in `--bandwidth`.
-      codec: judge the fastest tfps of all; otherwise, the fastest lossless one.
+      codec: judge the fastest of the family; otherwise, the fastest lossless one.
       against: the family to be faster than, by its fastest member; or one system's name.
       ratio: how many times faster.
+      family: that is judged.
     """
 
     link: str
     codec: bool
     against: str
     ratio: float
+    family: str = "tfps"
 
 
 BARS = (
@@ -86,5 +116,6 @@ BARS = (
     Bar("1gbit", True, "ddp", 1.0),
     Bar("100mbit", False, CUSTOM_LOOP, 1.4),
     Bar("100mbit", True, CUSTOM_LOOP, 5.0),
+    Bar("100mbit", True, "alone", 0.8, "local"),
     Bar("none", False, CUSTOM_LOOP, 1.1),
 )

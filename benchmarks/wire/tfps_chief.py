@@ -49,6 +49,7 @@ def trainer(settings: str) -> tfps.Trainer:
     return tfps.Trainer(
         model_keras.keras3(settings["xla"]),
         strategy,
+        tfps.consistency.parse(settings.get("consistency", "async")),
         push=tfps.compression.parse(settings["push"]),
         pull=tfps.compression.parse(settings["pull"]),
         overlap=settings["overlap"],
