@@ -15,10 +15,12 @@ network.FLAGS.mark_as_parsed()
 
 
 def test_flags_become_arguments():
-    with flagsaver.flagsaver(push="topk:0.01", pull="bfloat16", overlap=2, sparse_updates="lazy"):
+    flags = {"push": "topk:0.01", "pull": "bfloat16", "overlap": 2, "sparse_updates": "lazy"}
+    with flagsaver.flagsaver(**flags, consistency="bounded:2"):
         assert network.arguments() == {
             "push": tfps.compression.TopK(0.01),
             "pull": tfps.compression.BFloat16(),
+            "consistency": tfps.BoundedStaleness(2),
             "overlap": 2,
             "sparse_updates": "lazy",
         }
@@ -32,10 +34,12 @@ def test_flags_become_arguments():
     [
         ({"push": "zip"}, r"^--push: codec 'zip' is unknown.*topk:ratio"),
         ({"push": "topk:7"}, r"^--push: .*ratio=7.*topk:ratio"),
+        ({"consistency": "bounded"}, r"^--consistency: consistency 'bounded' .*bounded:bound,"),
+        ({"consistency": "sync:-1"}, r"^--consistency: .*backups=-1.*sync:backups=0"),
         ({"pull": "onebit"}, r"^--pull=onebit does not work for parameters: .*int8$"),
     ],
 )
-def test_a_bad_codec_is_one_line(flags, message):
+def test_a_bad_flag_is_one_line(flags, message):
     with flagsaver.flagsaver(**flags), pytest.raises(tfps.ConfigError, match=message) as e:
         network.arguments()
     assert "\n" not in str(e.value)
@@ -62,3 +66,10 @@ def test_placement_is_shown(connect, tmp_path, capsys):
     assert b"| ps |" in event.tensor_proto.string_val[0]
     text = network.traffic({name: values[-1] for name, values in history.items()})
     assert text.startswith("a worker's step sends 2.6 kB and receives 2.6 kB; staleness 0.0")
+
+
+def test_schedules_count_updates():
+    assert network.updates(100, workers=4) == 100
+    for setting in ("sync", "local:8"):
+        with flagsaver.flagsaver(consistency=setting):
+            assert network.updates(100, workers=4) == 25
