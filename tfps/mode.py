@@ -4,6 +4,7 @@ from tfps import errors, optimizers
 from tfps.consistency import Consistency, LocalSteps
 from tfps.gradient import Gradient
 from tfps.local_step import LocalStep
+from tfps.plan import Plan
 from tfps.program import Program
 from tfps.pull import Puller
 from tfps.push import Pusher
@@ -53,7 +54,7 @@ class Mode:
         self._overlap = overlap
         self.counts_updates = not policy.local_steps
         if policy.local_steps:
-            require_local(model.optimizer)
+            require_local(model.optimizer, store.plan)
             self._outer = policy.outer_optimizer(num_workers)
             optimizer = OuterOptimizer(store, jit_compile, self._outer)
         else:
@@ -87,8 +88,8 @@ class Mode:
         return TrainStep(gradient, feed.source_spec, feed.batch_spec, single, self._overlap)
 
 
-def require_local(optimizer) -> None:
-    """Raises `ConfigError` for optimizers that cannot train on copies."""
+def require_local(optimizer, plan: Plan) -> None:
+    """Raises `ConfigError` for what cannot be trained on copies."""
     if optimizers.is_dynamically_scaled(optimizer):
         raise errors.ConfigError(
             "LocalSteps does not go with a LossScaleOptimizer, whose scale all workers share; "
@@ -98,4 +99,10 @@ def require_local(optimizer) -> None:
         raise errors.ConfigError(
             "LocalSteps does not go with use_ema=True: the averages would be of the workers' "
             "copies; use outer=tfps.ModelAverage(decay) instead"
+        )
+    if plan.remote:
+        large = plan.specs[next(iter(plan.remote))]
+        raise errors.ConfigError(
+            f"LocalSteps trains on whole copies, but {large.path} {large.shape} is too large for "
+            "one machine (max_chief_bytes); use Async, BoundedStaleness or Sync"
         )
