@@ -44,6 +44,8 @@ def _local(steps: int, merge: str, push: str, pull: str) -> System:
     return System(name, "local", settings, push == pull == "identity", stride=steps)
 
 
+_EXCHANGE = 32  # steps
+
 CUSTOM_LOOP = "stock PSS, custom loop"
 
 SYSTEMS = (
@@ -60,11 +62,10 @@ SYSTEMS = (
     _tfps("randomk:0.1", "int8", 2, xla=True, lazy=True),
     _tfps("dgc:0.01", "int8", 2),
     _tfps("powersgd:4", "int8", 2),
-    _local(32, "each", "identity", "identity"),
-    _local(32, "each", "int8", "int8"),
-    _local(32, "each", "topk:0.01", "int8"),
-    _local(32, "round", "topk:0.01", "int8"),
-    System("workers alone", "alone", {}, True),
+    _local(_EXCHANGE, "each", "int8", "int8"),
+    _local(_EXCHANGE, "each", "topk:0.01", "int8"),
+    _local(_EXCHANGE, "round", "topk:0.01", "int8"),
+    System("workers alone", "alone", {}, True, stride=_EXCHANGE),
     System(CUSTOM_LOOP, "stock", {"loop": "custom"}, True),
     System("stock PSS, tf_keras fit", "stock", {"loop": "fit"}, True),
     System("MultiWorkerMirroredStrategy, ring", "mwms", {}, True),
