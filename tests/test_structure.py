@@ -35,6 +35,7 @@ ORDER = [
     "plan",
     "store",
     "pull",
+    "apply",
     "update",
     "push",
     "report",

@@ -1,6 +1,7 @@
 """How workers and servers work together under a consistency policy."""
 
 from tfps import errors, optimizers
+from tfps.apply import CompiledOptimizer, OuterOptimizer
 from tfps.consistency import Consistency, LocalSteps
 from tfps.gradient import Gradient
 from tfps.local_step import LocalStep
@@ -10,7 +11,7 @@ from tfps.pull import Puller
 from tfps.push import Pusher
 from tfps.round_step import RoundStep
 from tfps.step import TrainStep
-from tfps.update import Applied, CompiledOptimizer, OuterOptimizer, Summed
+from tfps.update import Applied, Summed
 
 
 def key(policy: Consistency):
