@@ -5,10 +5,11 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from tfps import layout, optimizers
+from tfps.apply import is_trained
 from tfps.gradient import Change, blank, encoded, kept
 from tfps.inference import specs
 from tfps.optimizers import ServerOptimizer
-from tfps.plan import FROZEN, LAST, ROWS, SUM, TRAIN
+from tfps.plan import FROZEN, LAST, SUM
 from tfps.program import Program
 from tfps.pull import Puller
 from tfps.push import Pusher
@@ -72,7 +73,7 @@ class LocalStep:
         self._outer = outer
         self._plan = puller.store.plan
         self._trained = [
-            i for i, b in enumerate(self._plan.buckets) if b.kind.treatment in (TRAIN, ROWS)
+            i for i, b in enumerate(self._plan.buckets) if is_trained(b)
         ]
         # On the chief: what every worker's state begins as.
         self._inner = ServerOptimizer(
