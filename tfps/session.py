@@ -25,6 +25,7 @@ class Session:
       program, store, puller: of the model; None until it is prepared.
       carries: what each worker has kept of the last epoch.
       number: of the next training step.
+      outer_updates: that the servers made with the optimizer of `LocalSteps`.
     """
 
     def __init__(self, model: keras.Model, strategy: ParameterServerStrategy, overlap, wire: dict):
@@ -49,6 +50,7 @@ class Session:
         self._modes: dict = {}
         self.carries: list | None = None
         self.number = 0
+        self.outer_updates = 0
 
     def feed(self, x, steps, group=None, **arguments):
         """The feed for an input; `group`: batches in a call, by default as compiled."""
@@ -74,6 +76,7 @@ class Session:
         self._steps.clear()
         self._modes.clear()
         self.carries = None
+        self.outer_updates = 0
         plan = Plan(self._strategy, self.program, optimizer, inspection, **self._wire)
         self.store = ParameterStore(plan, optimizer)
         self.puller = Puller(self.store, optimizer)

@@ -39,7 +39,8 @@ class Epoch:
         self._watched = any(map(callbacks_lib.has_batch_hooks, hooked))
         self._reads_weights = any(map(callbacks_lib.reads_weights_in_batches, hooked))
         self._totals = MetricTotals(session.program)
-        self._applied = self._store.iterations()
+        self._outer = False  # whether updates are those of an outer optimizer
+        self._applied = self._updates()
 
     @property
     def staleness(self):
@@ -65,9 +66,8 @@ class Epoch:
         if not self._totals.examples:
             raise errors.DataError("fit was given no batch; the input is empty")
         self._store.fetch()
-        if self._session.mode(policy).counts_updates:
-            # Updates that loss scaling skipped are not counted.
-            self._applied = self._store.iterations()
+        # Updates that loss scaling skipped are not counted.
+        self._applied = self._updates()
         _keras.set_iterations(self._model.optimizer, self._applied)
         tally = self._totals.tally
         return {
@@ -93,6 +93,7 @@ class Epoch:
         session, feed, dispatcher = self._session, self._feed, self._session.dispatcher
         feed.regroup(policy.steps_per_call(self._model.steps_per_execution))
         way = session.mode(policy)
+        self._outer = not way.counts_updates
         run = session.step(("fit", mode.key(policy)), feed, lambda: way.step(feed))
         way.pusher.clear()
         handles = way.pusher.handles()
@@ -145,6 +146,9 @@ class Epoch:
                 self._totals.add(Report.of(vector, run.initial))
         return last
 
+    def _updates(self) -> int:
+        return self._store.iterations() + self._session.outer_updates
+
     def _begin(self, first):
         self._callbacks.on_train_batch_begin(first)
         if self._reads_weights:
@@ -153,6 +157,7 @@ class Epoch:
     def _end(self, last, first, report):
         del first
         self._applied += int(report.tally.updates)
+        self._session.outer_updates += int(report.tally.updates) * self._outer
         self._totals.add(report)
         if not self._watched:
             return
