@@ -54,13 +54,13 @@ class Epoch:
           DataError: there was no batch.
         """
         started = time.perf_counter()
-        steps = 0
         self._feed.begin_epoch()
-        while True:
-            policy = self._policy()
-            steps = self._follow(policy, steps)
-            if self._model.stop_training or self._policy() is policy:
-                break
+        try:
+            steps = self._train()
+        except BaseException:
+            # Outside of `fit` the model is the truth, without what was not fetched.
+            self._store.forget_sync()
+            raise
         self._feed.end_epoch()
         seconds = time.perf_counter() - started
         if not self._totals.examples:
@@ -79,6 +79,14 @@ class Epoch:
             "push_bytes_per_step": tally.bytes_up / steps,
             "pull_bytes_per_step": tally.bytes_down / steps,
         }
+
+    def _train(self) -> int:
+        steps = 0
+        while True:
+            policy = self._policy()
+            steps = self._follow(policy, steps)
+            if self._model.stop_training or self._policy() is policy:
+                return steps
 
     def _follow(self, policy: Consistency, first: int) -> int:
         """Trains until the end of the feed, or until another policy is in force.
