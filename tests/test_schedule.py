@@ -371,5 +371,5 @@ def test_bad_names_list_those_that_exist(text):
 
 
 def test_model_average_keeps_less_than_all():
-    with pytest.raises(tfps.ConfigError, match="decay=1.0 must be at least 0 and below 1"):
+    with pytest.raises(tfps.ConfigError, match=r"decay=1\.0 must be at least 0 and below 1"):
         tfps.ModelAverage(1.0)
