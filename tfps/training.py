@@ -105,11 +105,12 @@ class Epoch:
         run = session.step(("fit", mode.key(policy)), feed, lambda: way.step(feed))
         way.pusher.clear()
         handles = way.pusher.handles()
-        # Residuals survive from epoch to epoch and from policy to policy; parameters
-        # are pulled anew.
-        before = session.carries or [None] * dispatcher.num_workers
+        # Residuals survive from epoch to epoch and from policy to policy, but what is left
+        # of a gradient is no part of a difference of parameters. Those are pulled anew.
+        kind = bool(policy.local_steps)
+        before = session.carries.get(kind, [None] * dispatcher.num_workers)
         carries = dispatcher.run_on_each(lambda w: run.start(handles, before[w]))
-        session.carries = carries
+        session.carries[kind] = carries
 
         def rate():
             return optimizers.settable_rate(self._model.optimizer)
