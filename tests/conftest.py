@@ -89,11 +89,13 @@ class Watched:
     """A policy's schedule that notes what happens.
 
     Attributes:
-      log: (event, arguments..., time in s) of each.
+      log: (event, arguments.., time in s) of each: "started" a worker; "applied", "held"
+        or "dropped" what it computed in so many steps; "due" the shares of a round.
     """
 
-    def __init__(self, schedule, log):
+    def __init__(self, schedule, log, in_rounds):
         self._schedule, self.log = schedule, log
+        self._otherwise = "dropped" if in_rounds else "applied"
 
     def _note(self, *event):
         self.log.append((*event, time.perf_counter()))
@@ -104,7 +106,7 @@ class Watched:
 
     def finished(self, worker, steps, weight):
         held = self._schedule.finished(worker, steps, weight)
-        self._note("held" if held else "finished", worker, steps)
+        self._note("held" if held else self._otherwise, worker, steps)
         return held
 
     def due(self):
@@ -120,5 +122,5 @@ def watched(policy):
     """(the policy, the log of all of its schedules)."""
     log = []
     make = policy.schedule
-    object.__setattr__(policy, "schedule", lambda: Watched(make(), log))
+    object.__setattr__(policy, "schedule", lambda: Watched(make(), log, policy.in_rounds))
     return policy, log
