@@ -14,7 +14,7 @@ import tensorflow as tf
 import tfps
 from tests.conftest import Counting, watched
 
-HEALTHY, SLOW = 0.06, 0.6  # s
+HEALTHY, SLOW = 0.08, 0.8  # s
 pytestmark = pytest.mark.timeout(60)
 
 
@@ -41,7 +41,8 @@ def run(strategy, policy, seconds, steps):
         # In the worker's thread on the chief: naps in the servers would share the few
         # threads that TensorFlow has in a process.
         def call():
-            time.sleep(tag is not None and seconds[worker] or 0)
+            if tag is not None:  # No push.
+                time.sleep(seconds[worker] or 0)
             return function()
 
         submit(worker, call, tag)
@@ -60,11 +61,11 @@ def run(strategy, policy, seconds, steps):
 
 def test_asynchronous_workers_lose_no_more_than_the_share_of_the_slow_one(connect):
     strategy = connect(3)
-    _, _, healthy = run(strategy, tfps.Async(), [HEALTHY] * 3, 90)
-    model, _, slowed = run(strategy, tfps.Async(), [HEALTHY, HEALTHY, SLOW], 90)
+    _, _, healthy = run(strategy, tfps.Async(), [HEALTHY] * 3, 60)
+    model, _, slowed = run(strategy, tfps.Async(), [HEALTHY, HEALTHY, SLOW], 60)
     # 2/3 and a tenth of 1/3 remain; in step with the slow one it would be a tenth.
     assert 0.55 < slowed / healthy < 0.9
-    np.testing.assert_array_equal(model.w, np.full(4, -90.0))
+    np.testing.assert_array_equal(model.w, np.full(4, -60.0))
 
 
 def intervals(log):
@@ -79,7 +80,7 @@ def test_with_a_backup_rounds_go_on_without_the_slow_one(connect):
     two = np.median(intervals(log))
     model, log, _ = run(strategy, tfps.Sync(backups=1), [HEALTHY, HEALTHY, SLOW], 60)
     assert np.median(intervals(log)) < 1.3 * two
-    _, behind, _ = run(strategy, tfps.Sync(), [HEALTHY, HEALTHY, SLOW], 9)
+    _, behind, _ = run(strategy, tfps.Sync(), [HEALTHY, HEALTHY, SLOW], 6)
     assert np.median(intervals(behind)) > 0.9 * SLOW
     # What the slow one computed was dropped, but for the first round and the last.
     rounds = [event[1] for event in log if event[0] == "due"]
