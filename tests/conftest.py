@@ -1,6 +1,7 @@
 """Clusters that tests share, and small models."""
 
 import os
+import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -61,3 +62,65 @@ def relative_error(model, reference) -> float:
         float(np.max(np.abs(a - b)) / max(np.max(np.abs(b)), 1e-30))
         for a, b in zip(model.get_weights(), reference.get_weights(), strict=True)
     )
+
+
+class Counting(keras.Model):
+    """Its gradient is 1 everywhere, and it counts on the servers the batches that it sees."""
+
+    def build(self, shape):
+        self.w = self.add_weight(shape=(4,), initializer="zeros")
+        self.batches = self.add_weight(
+            shape=(), dtype="int32", initializer="zeros", trainable=False
+        )
+
+    def call(self, x, training=False):
+        if training:
+            self.batches.assign_add(1)
+        return keras.ops.sum(self.w) + 0.0 * x
+
+    @classmethod
+    def compiled(cls, optimizer, **compile_args):
+        model = cls()
+        model.compile(optimizer, loss=lambda y, p: p, jit_compile=False, **compile_args)
+        return model
+
+
+class Watched:
+    """A policy's schedule that notes what happens.
+
+    Attributes:
+      log: (event, arguments.., time in s) of each: "started" a worker; "applied", "held"
+        or "dropped" what it computed in so many steps; "due" the shares of a round.
+    """
+
+    def __init__(self, schedule, log, in_rounds):
+        self._schedule, self.log = schedule, log
+        self._otherwise = "dropped" if in_rounds else "applied"
+
+    def _note(self, *event):
+        self.log.append((*event, time.perf_counter()))
+
+    def started(self, worker):
+        self._note("started", worker)
+        self._schedule.started(worker)
+
+    def finished(self, worker, steps, weight):
+        held = self._schedule.finished(worker, steps, weight)
+        self._note("held" if held else self._otherwise, worker, steps)
+        return held
+
+    def due(self):
+        if due := self._schedule.due():
+            self._note("due", due)
+        return due
+
+    def __getattr__(self, name):
+        return getattr(self._schedule, name)
+
+
+def watched(policy):
+    """(the policy, the log of all of its schedules)."""
+    log = []
+    make = policy.schedule
+    object.__setattr__(policy, "schedule", lambda: Watched(make(), log, policy.in_rounds))
+    return policy, log

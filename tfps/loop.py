@@ -75,13 +75,22 @@ class Drive:
             raise
 
     def _start(self) -> None:
-        for worker in list(self._idle):
+        # Whoever leaves may have been the one that others wait for.
+        waiting = list(self._idle)
+        while waiting != (waiting := self._start_some(waiting)):
+            pass
+
+    def _start_some(self, workers: list[int]) -> list[int]:
+        """Gives each of these work; returns those that have to wait."""
+        waiting = []
+        for worker in workers:
             if self._stopped():
                 self._schedule.leave(worker)
                 continue
             self._schedule.join(worker)
             steps = self._schedule.allowance(worker)
             if not steps:
+                waiting.append(worker)
                 continue
             work = self._feed.take(worker, steps)
             if work is None:
@@ -94,6 +103,7 @@ class Drive:
             call = self._prepare(worker, work)
             self._dispatcher.submit(worker, call, tag=(self._begun, work))
             self._begun += work.count
+        return waiting
 
     def _push_due(self) -> None:
         due = self._schedule.due()

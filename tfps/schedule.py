@@ -95,8 +95,7 @@ class Rounds:
         self._members.discard(worker)
         self._computing.pop(worker, None)
         self._held.pop(worker, None)
-        if worker in self._pushing:
-            self.pushed(worker)
+        self.pushed(worker)
 
     def allowance(self, worker: int) -> int:
         """How many steps the worker may start now; 0: it has to wait."""
@@ -133,6 +132,8 @@ class Rounds:
 
     def pushed(self, worker: int) -> None:
         """What the worker computed has reached the servers; with the last one the round ends."""
+        if worker not in self._pushing:
+            return  # It had left, and the round may have ended without it.
         self._pushing.discard(worker)
         if not self._pushing:
             self.number += 1

@@ -23,8 +23,10 @@ class Session:
       model: the Keras model.
       dispatcher: of the cluster.
       program, store, puller: of the model; None until it is prepared.
-      carries: what each worker has kept of the last epoch.
+      carries: what each worker has kept of the last epoch, of gradients (False) and of
+        local steps (True).
       number: of the next training step.
+      outer_updates: that the servers made with the optimizer of `LocalSteps`.
     """
 
     def __init__(self, model: keras.Model, strategy: ParameterServerStrategy, overlap, wire: dict):
@@ -47,8 +49,9 @@ class Session:
         self._trains = False  # whether the store has an optimizer
         self._steps: dict = {}
         self._modes: dict = {}
-        self.carries: list | None = None
+        self.carries: dict[bool, list] = {}
         self.number = 0
+        self.outer_updates = 0
 
     def feed(self, x, steps, group=None, **arguments):
         """The feed for an input; `group`: batches in a call, by default as compiled."""
@@ -73,7 +76,8 @@ class Session:
         inspection = self.program.inspect(feed.batch_spec, train)
         self._steps.clear()
         self._modes.clear()
-        self.carries = None
+        self.carries.clear()
+        self.outer_updates = 0
         plan = Plan(self._strategy, self.program, optimizer, inspection, **self._wire)
         self.store = ParameterStore(plan, optimizer)
         self.puller = Puller(self.store, optimizer)

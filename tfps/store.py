@@ -122,7 +122,7 @@ class ParameterStore:
 
     def load_if_changed(self) -> bool:
         """Fills the servers where the model was changed since the last `load` or `fetch`."""
-        changed = not all(
+        changed = not self._synced or not all(
             np.array_equal(self.plan.variables[i].numpy(), old.numpy())
             for i, old in self._synced.items()
         )
@@ -148,6 +148,10 @@ class ParameterStore:
         for i, array in arrays.items():
             self.plan.variables[i].assign(array.reshape(self.plan.specs[i].shape))
         self._note_sync()
+
+    def forget_sync(self) -> None:
+        """Makes the next `load_if_changed` load: the servers went on, the model's copy did not."""
+        self._synced = {}
 
     def _note_sync(self) -> None:
         # Reading shares the buffer, so this costs memory only once a value is replaced.

@@ -39,7 +39,8 @@ class Epoch:
         self._watched = any(map(callbacks_lib.has_batch_hooks, hooked))
         self._reads_weights = any(map(callbacks_lib.reads_weights_in_batches, hooked))
         self._totals = MetricTotals(session.program)
-        self._applied = self._store.iterations()
+        self._outer = False  # whether updates are those of an outer optimizer
+        self._applied = self._updates()
 
     @property
     def staleness(self):
@@ -53,21 +54,20 @@ class Epoch:
           DataError: there was no batch.
         """
         started = time.perf_counter()
-        steps = 0
         self._feed.begin_epoch()
-        while True:
-            policy = self._policy()
-            steps = self._follow(policy, steps)
-            if self._model.stop_training or self._policy() is policy:
-                break
+        try:
+            steps = self._train()
+        except BaseException:
+            # Outside of `fit` the model is the truth, without what was not fetched.
+            self._store.forget_sync()
+            raise
         self._feed.end_epoch()
         seconds = time.perf_counter() - started
         if not self._totals.examples:
             raise errors.DataError("fit was given no batch; the input is empty")
         self._store.fetch()
-        if self._session.mode(policy).counts_updates:
-            # Updates that loss scaling skipped are not counted.
-            self._applied = self._store.iterations()
+        # Updates that loss scaling skipped are not counted.
+        self._applied = self._updates()
         _keras.set_iterations(self._model.optimizer, self._applied)
         tally = self._totals.tally
         return {
@@ -79,6 +79,14 @@ class Epoch:
             "push_bytes_per_step": tally.bytes_up / steps,
             "pull_bytes_per_step": tally.bytes_down / steps,
         }
+
+    def _train(self) -> int:
+        steps = 0
+        while True:
+            policy = self._policy()
+            steps = self._follow(policy, steps)
+            if self._model.stop_training or self._policy() is policy:
+                return steps
 
     def _follow(self, policy: Consistency, first: int) -> int:
         """Trains until the end of the feed, or until another policy is in force.
@@ -93,14 +101,16 @@ class Epoch:
         session, feed, dispatcher = self._session, self._feed, self._session.dispatcher
         feed.regroup(policy.steps_per_call(self._model.steps_per_execution))
         way = session.mode(policy)
+        self._outer = not way.counts_updates
         run = session.step(("fit", mode.key(policy)), feed, lambda: way.step(feed))
         way.pusher.clear()
         handles = way.pusher.handles()
-        # Residuals survive from epoch to epoch and from policy to policy; parameters
-        # are pulled anew.
-        before = session.carries or [None] * dispatcher.num_workers
+        # Residuals survive from epoch to epoch and from policy to policy, but what is left
+        # of a gradient is no part of a difference of parameters. Those are pulled anew.
+        kind = bool(policy.local_steps)
+        before = session.carries.get(kind, [None] * dispatcher.num_workers)
         carries = dispatcher.run_on_each(lambda w: run.start(handles, before[w]))
-        session.carries = carries
+        session.carries[kind] = carries
 
         def rate():
             return optimizers.settable_rate(self._model.optimizer)
@@ -145,6 +155,9 @@ class Epoch:
                 self._totals.add(Report.of(vector, run.initial))
         return last
 
+    def _updates(self) -> int:
+        return self._store.iterations() + self._session.outer_updates
+
     def _begin(self, first):
         self._callbacks.on_train_batch_begin(first)
         if self._reads_weights:
@@ -153,6 +166,7 @@ class Epoch:
     def _end(self, last, first, report):
         del first
         self._applied += int(report.tally.updates)
+        self._session.outer_updates += int(report.tally.updates) * self._outer
         self._totals.add(report)
         if not self._watched:
             return

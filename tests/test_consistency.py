@@ -1,0 +1,285 @@
+"""What holds under every policy, and when another one takes over."""
+
+import glob
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfps
+from tests.conftest import Counting, mlp, regression, watched
+from tfps import compression
+
+o = keras.optimizers
+
+POLICIES = {
+    "async": tfps.Async,
+    "bounded": lambda: tfps.BoundedStaleness(1),
+    "sync": tfps.Sync,
+    "backup": lambda: tfps.Sync(backups=1),
+    "local": lambda: tfps.LocalSteps(2, o.SGD(1.0)),
+    "each": lambda: tfps.LocalSteps(2, o.SGD(1.0), merge="each"),
+}
+every = pytest.mark.parametrize("policy", POLICIES)
+
+
+# Codecs.
+
+
+@pytest.mark.parametrize(
+    "codecs",
+    [
+        {"push": compression.Int8(min_bytes=0)},
+        {"push": compression.TopK(0.1, min_bytes=0)},
+        {"push": compression.PowerSGD(2, min_bytes=0)},
+        {"push": compression.DGC(0.1, min_bytes=0)},
+        {"pull": compression.Int8(min_bytes=0)},
+    ],
+    ids=["int8", "topk", "powersgd", "dgc", "pull-int8"],
+)
+def test_every_codec_trains_under_every_policy(connect, codecs):
+    """One trainer goes through all policies, so what codecs remember goes along."""
+    x, y = regression(320)
+    model = mlp()
+    model.compile(o.SGD(0.02), "mse", jit_compile=False)
+    trainer = tfps.Trainer(model, connect(2), **codecs)
+    losses = []
+    for policy in ("sync", "bounded", "local", "each"):
+        trainer.consistency = POLICIES[policy]()
+        losses += trainer.fit(x, y, batch_size=16, epochs=2, verbose=0).history["loss"]
+    assert np.isfinite(losses).all()
+    assert max(losses[2:]) < 0.8 * losses[0]
+    for weights in model.get_weights():
+        assert np.isfinite(weights).all()
+
+
+def expected_sum(log):
+    """How far a weight with gradient 1 went, by what the schedules decided."""
+    total, held = 0.0, {}
+    for event, who, *rest in log:
+        if event == "held":
+            held[who] = rest[0]
+        elif event == "applied":
+            total += rest[0]
+        elif event == "due":
+            total += sum(share * held.pop(worker) for worker, share in who.items())
+    return total
+
+
+def computed(log):
+    """Steps that workers took, also those that were dropped."""
+    return sum(event[2] for event in log if event[0] in ("applied", "held", "dropped"))
+
+
+def switching(trainer, policies, every):
+    """A callback that puts the next policy in force after so many batches; its logs."""
+    made = [watched(policy) for policy in policies]
+    upcoming = iter(made[1:])
+    trainer.consistency = made[0][0]
+
+    class Switch(keras.callbacks.Callback):
+        reads_weights = False
+
+        def on_train_batch_end(self, batch, logs=None):
+            if (batch + 1) % every == 0 and (following := next(upcoming, None)):
+                trainer.consistency = following[0]
+
+    return Switch(), [log for _, log in made]
+
+
+def sequence():
+    policies = ("async", "sync", "local", "bounded", "each", "sync", "async")
+    return [POLICIES[name]() for name in policies]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("overlap", [0, 2])
+def test_switching_in_an_epoch_loses_and_repeats_nothing(connect, workers, overlap):
+    model = Counting.compiled(o.SGD(1.0), steps_per_execution=2)
+    trainer = tfps.Trainer(model, connect(workers), overlap=overlap)
+    switch, logs = switching(trainer, sequence(), every=10)
+    x = np.ones([101, 1], np.float32)
+    history = trainer.fit(x, x, batch_size=1, callbacks=[switch], verbose=0).history
+    assert int(model.batches) == 101
+    assert all(logs), "each was in force"
+    expected = sum(expected_sum(log) for log in logs)
+    if workers == 1:
+        assert expected == 101
+    np.testing.assert_allclose(model.w, np.full(4, -expected), rtol=1e-6)
+    assert history["steps_per_second"][0] > 0
+
+
+@pytest.mark.timeout(60)
+def test_switching_between_epochs_loses_and_repeats_nothing(connect):
+    model = Counting.compiled(o.SGD(1.0))
+    trainer = tfps.Trainer(model, connect(2), overlap=2)
+    x = np.ones([12, 1], np.float32)
+    total, updates = 0, 0
+    for make, each in ((tfps.Async, 12), (tfps.Sync, 6), (POLICIES["local"], 6), (tfps.Async, 12)):
+        trainer.consistency = make()
+        trainer.fit(x, x, batch_size=1, verbose=0)
+        total += each
+        updates += 3 if make is POLICIES["local"] else each
+        np.testing.assert_array_equal(model.w, np.full(4, -float(total)))
+        assert int(model.optimizer.iterations) == updates
+    assert int(model.batches) == 4 * 12
+
+
+class Slopes(keras.Model):
+    """Gradients 1, 2, .. 64: what a codec leaves out can be told."""
+
+    def build(self, shape):
+        self.w = self.add_weight(shape=(64,), initializer="zeros")
+
+    def call(self, x):
+        return keras.ops.sum(self.w * keras.ops.arange(1.0, 65.0)) + 0.0 * x
+
+
+@pytest.mark.timeout(60)
+def test_what_a_codec_did_not_send_survives_a_switch(connect):
+    model = Slopes()
+    model.compile(o.SGD(0.5), loss=lambda y, p: p, jit_compile=False)
+    trainer = tfps.Trainer(model, connect(2), push=compression.TopK(0.1, min_bytes=0))
+    policies = sequence()
+    switch, logs = switching(trainer, policies, every=6)
+    x = np.ones([60, 1], np.float32)
+    trainer.fit(x, x, batch_size=1, callbacks=[switch], verbose=0)
+    arrived = -model.w.numpy()
+    residual = np.zeros(64)
+    for local, carries in trainer._session.carries.items():
+        for carry in carries:
+            (feedback,) = [t for t in tf.nest.flatten(carry.residuals) if t.shape == (64,)]
+            # Of gradients, or of differences that have the learning rate in them.
+            residual += feedback.numpy() * (1.0 if local else 0.5)
+    assert np.abs(residual).max() > 0
+    everything = sum(expected_sum(log) for log in logs) * 0.5 * np.arange(1.0, 65.0)
+    np.testing.assert_allclose(arrived + residual, everything, rtol=1e-5)
+
+
+# Ends.
+
+
+@pytest.mark.timeout(60)
+@every
+def test_uneven_data_validation_and_several_steps_a_call(connect, policy):
+    """Each worker's batches are used once an epoch, whoever else has run out."""
+    batches = (11, 5)
+
+    def dataset_fn(context):
+        ones = np.ones([batches[context.worker_index], 1], np.float32)
+        return tf.data.Dataset.from_tensor_slices((ones, ones)).batch(1)
+
+    model = Counting.compiled(o.SGD(1.0), steps_per_execution=8)
+    policy, log = watched(POLICIES[policy]())
+    ends = []
+    watch = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: ends.append(batch)
+    )
+    watch.reads_weights = False
+    history = tfps.Trainer(model, connect(2), policy).fit(
+        dataset_fn, epochs=2, validation_data=dataset_fn, callbacks=[watch], verbose=0
+    )
+    assert computed(log) == 2 * sum(batches)
+    np.testing.assert_allclose(model.w, np.full(4, -expected_sum(log)), rtol=1e-6)
+    assert history.history["val_loss"][-1] == pytest.approx(4 * float(model.w[0]))
+    assert ends[-1] == sum(batches) - 1
+    if policy != tfps.Sync(backups=1):  # Whose late gradients are dropped.
+        assert int(model.batches) == 2 * sum(batches)
+
+
+@pytest.mark.timeout(60)
+@every
+def test_a_callback_stops_the_training(connect, policy):
+    model = Counting.compiled(o.SGD(1.0), steps_per_execution=8)
+
+    class Stop(keras.callbacks.Callback):
+        reads_weights = False
+
+        def on_train_batch_end(self, batch, logs=None):
+            self.model.stop_training |= batch >= 30
+
+    policy, log = watched(POLICIES[policy]())
+    x = np.ones([1000, 1], np.float32)
+    trainer = tfps.Trainer(model, connect(2), policy, overlap=1)
+    history = trainer.fit(x, x, batch_size=1, epochs=3, callbacks=[Stop()], verbose=0)
+    assert len(history.history["loss"]) == 1
+    assert 31 <= computed(log) <= 30 + 3 * 8  # What was under way is finished.
+    np.testing.assert_allclose(model.w, np.full(4, -expected_sum(log)), rtol=1e-6)
+    assert len(trainer.fit(x[:50], x[:50], batch_size=1, verbose=0).history["loss"]) == 1
+
+
+# Staleness.
+
+
+def histograms(directory):
+    """Per epoch, rows (left, right, count) of the histogram of staleness."""
+    (path,) = glob.glob(f"{directory}/train/*")
+    return [
+        tf.make_ndarray(value.tensor)
+        for event in tf.compat.v1.train.summary_iterator(path)
+        for value in event.summary.value
+        if value.tag == "staleness"
+    ]
+
+
+@pytest.mark.parametrize(
+    "workers, policy",
+    [(2, tfps.Async()), (2, tfps.Sync()), (3, tfps.Sync(1)), (3, tfps.Async())],
+    ids=["async2", "sync2", "backup3", "async3"],
+)
+def test_logs_agree_with_the_histogram(connect, tmp_path, workers, policy):
+    x, y = regression(96)
+    model = mlp()
+    model.compile(o.SGD(0.01), "mse", jit_compile=False, steps_per_execution=8)
+    board = keras.callbacks.TensorBoard(tmp_path, write_graph=False)
+    policy, log = watched(policy)
+    # So that something is missed in any case, however the workers are scheduled.
+    trainer = tfps.Trainer(model, connect(workers), policy, overlap=1)
+    logs = trainer.fit(x, y, batch_size=1, epochs=2, callbacks=[board], verbose=0).history
+    bins = histograms(tmp_path)
+    assert len(bins) == 2
+    for epoch, rows in enumerate(bins):
+        left, right, counts = rows.T
+        mean, most = logs["staleness"][epoch], logs["staleness_max"][epoch]
+        if policy.in_rounds:
+            assert (mean, most, max(right)) == (0, 0, max(left))
+            continue
+        assert counts.sum() == 96
+        assert most == right.max() >= 1
+        assert (left * counts).sum() <= mean * 96 <= (right * counts).sum() + 1e-6
+        assert 0.9 < mean < most + 1e-6
+    if policy.in_rounds:
+        pushes = sum(len(event[1]) for event in log if event[0] == "due")
+        assert sum(rows[:, 2].sum() for rows in bins) == pushes
+
+
+def scaled_by_hand(model, x, y, delay, rate):
+    """SGD on the weights of `delay` updates before, its rate divided by those missed."""
+    past = [model.get_weights()]
+    for i, begin in enumerate(range(0, len(x), 16)):
+        missed = min(i, delay)
+        model.set_weights(past[i - missed])
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean((model(x[begin : begin + 16]) - y[begin : begin + 16]) ** 2)
+        gradients = tape.gradient(loss, [v.value for v in model.trainable_variables])
+        now = rate(i) / max(1, missed)
+        past.append([w - now * g.numpy() for w, g in zip(past[-1], gradients, strict=True)])
+    model.set_weights(past[-1])
+    return model
+
+
+@pytest.mark.parametrize("policy", [tfps.Async(True), tfps.BoundedStaleness(3, True)])
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_the_rate_is_divided_by_the_staleness(connect, policy, scheduled):
+    x, y = regression(320)
+    schedule = o.schedules.ExponentialDecay(0.2, 5, 0.5)
+    model = mlp()
+    model.compile(o.SGD(schedule if scheduled else 0.2), "mse", jit_compile=False)
+    trainer = tfps.Trainer(model, connect(1), policy, overlap=2)
+    trainer.fit(x, y, batch_size=16, shuffle=False, verbose=0)
+    rate = (lambda i: float(schedule(i))) if scheduled else (lambda i: 0.2)
+    expected = scaled_by_hand(mlp(), x, y, 2, rate)
+    for a, b in zip(model.get_weights(), expected.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
