@@ -3,6 +3,8 @@
 from tfps import compression, partitioners
 from tfps.cluster import Cluster
 from tfps.local import LocalCluster
+from tfps.coordinator import ClusterCoordinator
+from tfps.values import RemoteValue
 from tfps.strategy import ParameterServerStrategy
 from tfps.consistency import Async
 from tfps.data import Context
@@ -25,6 +27,7 @@ __all__ = [
     "ChiefLost",
     "Cluster",
     "ClusterConfigError",
+    "ClusterCoordinator",
     "ConfigError",
     "Context",
     "DataError",
@@ -32,6 +35,7 @@ __all__ = [
     "LocalCluster",
     "ParameterServerStrategy",
     "PortInUse",
+    "RemoteValue",
     "StartupTimeout",
     "TaskLost",
     "Trainer",
