@@ -8,7 +8,7 @@ import sys
 
 import tensorflow as tf
 from tensorflow.python.distribute.coordinator import coordinator_context, remote_value
-from tensorflow.python.eager import cancellation, context, execute
+from tensorflow.python.eager import cancellation, context, execute, executor
 from tensorflow.python.eager.polymorphic_function import atomic_function, function_type_utils
 
 _VARIABLE_CREATION = ("tensorflow.", "tfps.")
@@ -38,6 +38,17 @@ def num_ps_in_scope() -> int:
 RemoteValueStatus = remote_value.RemoteValueStatus
 dispatch_context = coordinator_context.with_dispatch_context
 CancellationManager = cancellation.CancellationManager
+
+
+@contextlib.contextmanager
+def own_executor():
+    """An executor for the operations of this thread; one keeps the error of its last operation."""
+    own = executor.new_executor(enable_async=False)
+    with context.executor_scope(own):
+        try:
+            yield own
+        finally:
+            own.clear_error()
 
 
 def device_in_scope() -> str:
@@ -104,7 +115,6 @@ class FlatFunction:
         self._outputs = len(self._inner.function_type.flat_outputs)
         attrs = context.context().function_call_options.as_attrs()
         self._attrs = tuple(part for item in attrs.items() for part in item)
-        self._num_captures = len(function.captured_inputs)
         self._captures = None
         if not any(callable(c) for c in function._captured_inputs):
             self._captures = function.captured_inputs
@@ -118,7 +128,7 @@ class FlatFunction:
             )
         except TypeError:
             # A concrete function may also be called with nothing but its tensors.
-            flat = self._function.inputs[: len(self._function.inputs) - self._num_captures]
+            flat = kind.flat_inputs
             if kwargs or len(args) != len(flat):
                 raise
             return [tf.convert_to_tensor(x, i.dtype) for x, i in zip(args, flat, strict=True)]

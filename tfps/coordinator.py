@@ -177,7 +177,11 @@ class _Dispatch(NamedTuple):
 
 def _serve(backlog: Backlog, worker: int, lane: int) -> None:
     """A lane: runs closures on a worker, one after the other. It does not keep the coordinator."""
-    with tf.device(worker_device(worker)), _tf.dispatch_context(_Dispatch(worker)):
+    with (
+        tf.device(worker_device(worker)),
+        _tf.dispatch_context(_Dispatch(worker)),
+        _tf.own_executor() as executor,
+    ):
         while (work := backlog.take(worker, lane)) is not None:
             closure, its_round = work
             result = error = None
@@ -185,8 +189,10 @@ def _serve(backlog: Backlog, worker: int, lane: int) -> None:
                 result = closure.run(worker, its_round and its_round.manager)
             except BaseException as e:  # It belongs to whoever waits for the closure.
                 error = e
-            if error is not None and not _known(error, its_round):
-                error = faults.named(backlog.cluster, worker, error)
+            if error is not None:
+                executor.clear_error()
+                if not _known(error, its_round):
+                    error = faults.named(backlog.cluster, worker, error)
             backlog.finished(closure, its_round, result, error)
             # They may hold tensors of the worker, and errors whole frames.
             del work, closure, its_round, result, error
