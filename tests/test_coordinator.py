@@ -12,6 +12,9 @@ import tensorflow as tf
 import tfps
 from tfps import backlog, faults
 
+# TensorFlow's executors complain when they are collected after an error.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 STOCK = tf.distribute.coordinator.ClusterCoordinator
 BOTH = pytest.mark.parametrize("kind", ["tfps", "stock"])
 Point = collections.namedtuple("Point", "x y")
@@ -433,7 +436,7 @@ def test_an_error_names_the_worker(make, positive):
         value.get()
 
 
-def test_an_error_of_python_names_the_worker(make):
+def test_an_error_of_python_names_the_worker(make, double):
     coordinator = make(workers=1)
     resource = coordinator._create_per_worker_resources(lambda: 1 // 0)
     coordinator.schedule(
@@ -527,7 +530,7 @@ def test_on_tensorflows_strategy(connect, double):
 def test_what_it_refuses(connect):
     with pytest.raises(tfps.ConfigError, match="_DefaultDistributionStrategy"):
         tfps.ClusterCoordinator(tf.distribute.get_strategy())
-    with pytest.raises(tfps.ConfigError, match="in_flight=9; .* 1 to 4"):
+    with pytest.raises(tfps.ConfigError, match=r"in_flight=9; .* 1 to 4"):
         tfps.ClusterCoordinator(connect(), in_flight=9)
 
 
