@@ -109,6 +109,30 @@ def test_results_have_the_structure_that_was_returned(make, kind):
 
 
 @BOTH
+def test_many_results_at_once(make, kind, positive):
+    coordinator = make(kind)
+
+    @tf.function
+    def f(x):
+        return {"x": x, "text": tf.strings.as_string(x)}
+
+    large = tf.function(lambda x: tf.fill([5000], x))
+    values = [coordinator.schedule(f, args=(tf.constant(i),)) for i in range(300)]
+    values += [coordinator.schedule(large, args=(tf.constant(i),)) for i in range(3)]
+    assert values[7].fetch()["x"] == 7
+    fetched = coordinator.fetch([values, values[:1], 5])
+    assert [v["x"] for v in fetched[0][:300]] == list(range(300))
+    assert [v["text"] for v in fetched[0][:300]] == [b"%d" % i for i in range(300)]
+    assert [v.sum() for v in fetched[0][300:]] == [0, 5000, 10000]
+    assert fetched[1:] == [[{"x": 0, "text": b"0"}], 5]
+    bad = coordinator.schedule(positive, args=(tf.constant(-1),))
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        coordinator.fetch([values, bad])
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        coordinator.join()
+
+
+@BOTH
 @pytest.mark.parametrize(
     ("args", "kwargs", "expected"),
     [

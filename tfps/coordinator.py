@@ -10,7 +10,7 @@ from tfps.backlog import Backlog
 from tfps.closures import Closure, ResourceClosure, Traces, concrete, reject_remote_values
 from tfps.cluster import Cluster
 from tfps.devices import worker_device
-from tfps.values import RemoteValue, Resource
+from tfps.values import RemoteValue, Resource, bring
 
 # The servers' thread pools (`server.inter_op_threads`) are sized with this in mind.
 _MAX_IN_FLIGHT = 4
@@ -132,6 +132,26 @@ class ClusterCoordinator(tf.distribute.coordinator.ClusterCoordinator):
     def done(self) -> bool:
         """Whether all scheduled functions have ended; raises like `join`."""
         return self._backlog.done()
+
+    def fetch(self, val):
+        """The results of remote values, with NumPy arrays for tensors; waits for them.
+
+        Many small ones cost less in one call than one by one.
+
+        Args:
+          val: a structure; what is no `RemoteValue` in it stays as it is.
+
+        Raises:
+          Exception: the error of a function; see `RemoteValue.get`.
+        """
+        remote = {
+            id(x): x
+            for x in tf.nest.flatten(val)
+            if isinstance(x, RemoteValue) and not isinstance(x, Resource)
+        }
+        if len(remote) > 1:
+            bring(list(remote.values()))
+        return super().fetch(val)
 
     def _create_per_worker_resources(self, fn, args=None, kwargs=None):
         """What `fn` returns on each worker, as a per-worker value."""
