@@ -30,6 +30,7 @@ FLAGS = flags.FLAGS
 flags.DEFINE_list("workers", ["1", "2", "4"], "Numbers of workers.")
 flags.DEFINE_integer("rounds", 7, "Turns of each coordinator.", lower_bound=1)
 flags.DEFINE_integer("calls", 1000, "Functions scheduled in a turn.", lower_bound=8)
+flags.DEFINE_list("cases", [], "Only these; by default all.")
 flags.DEFINE_integer("queued", 10_000, "Functions that wait while memory is measured.")
 flags.DEFINE_string("json", "dispatch.json", "File for the results.")
 flags.DEFINE_enum("memory_of", None, ["tfps", "stock"], "Only that, as JSON.")
@@ -105,7 +106,8 @@ def turn(use, coordinator, function, calls) -> float:
 def compare(workers: int) -> list[dict]:
     both = coordinators(tfps.LocalCluster(workers, 1))
     rows = []
-    for case, (make, use) in CASES.items():
+    for case in FLAGS.cases or CASES:
+        make, use = CASES[case]
         runs = {}
         for name, coordinator in both.items():
             function = make()  # One for each: it keeps what a coordinator knows of it.
