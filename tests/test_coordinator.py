@@ -273,6 +273,9 @@ def test_a_slow_worker_does_not_hold_up_the_others(make, gate, double):
         6,
     ]
     assert not coordinator.done()
+    gate.open()
+    # A process must not connect anew while a function of its own waits for Python.
+    coordinator.join()
 
 
 @BOTH
