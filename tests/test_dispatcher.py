@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 import tfps
-from tfps import dispatcher as module
+from tfps import dispatcher as module, faults
 from tfps.dispatcher import Dispatcher
 
 
@@ -54,7 +54,7 @@ def test_other_errors_pass_unchanged(dispatcher):
 
 def test_a_lost_server_is_noticed_while_waiting(dispatcher, monkeypatch):
     monkeypatch.setattr(module, "_PATIENCE", 0.1)
-    monkeypatch.setattr(module.net, "answers", lambda address, timeout: False)
+    monkeypatch.setattr(faults.net, "answers", lambda address, timeout: False)
     release = threading.Event()
     dispatcher.submit(0, lambda: release.wait(10))
     with pytest.raises(tfps.TaskLost, match=r"worker 0 .* no longer answer"):
@@ -67,22 +67,3 @@ def test_a_slow_step_is_no_lost_server(dispatcher, monkeypatch):
     monkeypatch.setattr(module, "_PATIENCE", 0.05)
     dispatcher.submit(0, lambda: time.sleep(0.3))
     dispatcher.next()
-
-
-@pytest.mark.parametrize(
-    ("message", "said"),
-    [
-        ("plain [Op:Foo]", "plain"),
-        (
-            "Graph execution error:\n\nDetected at node x defined at (most recent call last):\n"
-            '  File "a.py", line 1\n\nassertion failed: [bad]\n\t [[{{node x}}]] [Op:__inference]',
-            "assertion failed: [bad]",
-        ),
-        (
-            'in user code:\n\n    File "a.py", line 1\n\n    InvalidArgumentError: bad shape\n',
-            "InvalidArgumentError: bad shape",
-        ),
-    ],
-)
-def test_summary(message, said):
-    assert module.summary(message) == said

@@ -3,6 +3,8 @@
 from tfps import compression, consistency, partitioners
 from tfps.cluster import Cluster
 from tfps.local import LocalCluster
+from tfps.coordinator import ClusterCoordinator
+from tfps.values import RemoteValue
 from tfps.strategy import ParameterServerStrategy
 from tfps.consistency import Async, BoundedStaleness, LocalSteps, ModelAverage, Sync
 from tfps.data import Context
@@ -26,6 +28,7 @@ __all__ = [
     "ChiefLost",
     "Cluster",
     "ClusterConfigError",
+    "ClusterCoordinator",
     "ConfigError",
     "Context",
     "DataError",
@@ -35,6 +38,7 @@ __all__ = [
     "ModelAverage",
     "ParameterServerStrategy",
     "PortInUse",
+    "RemoteValue",
     "StartupTimeout",
     "Sync",
     "TaskLost",

@@ -3,9 +3,13 @@
 Nothing else in the package imports from `tensorflow.python`.
 """
 
+import contextlib
 import sys
 
 import tensorflow as tf
+from tensorflow.python.distribute.coordinator import coordinator_context, remote_value
+from tensorflow.python.eager import cancellation, context, execute, executor
+from tensorflow.python.eager.polymorphic_function import atomic_function, function_type_utils
 
 _VARIABLE_CREATION = ("tensorflow.", "tfps.")
 
@@ -29,3 +33,120 @@ def created_by_keras3() -> bool:
 def num_ps_in_scope() -> int:
     """Parameter servers of the parameter-server strategy whose scope is entered; 0 outside."""
     return getattr(tf.distribute.get_strategy().extended, "_num_ps", 0)
+
+
+RemoteValueStatus = remote_value.RemoteValueStatus
+dispatch_context = coordinator_context.with_dispatch_context
+CancellationManager = cancellation.CancellationManager
+
+
+@contextlib.contextmanager
+def own_executor():
+    """An executor for the operations of this thread; one keeps the error of its last operation."""
+    own = executor.new_executor(enable_async=False)
+    with context.executor_scope(own):
+        try:
+            yield own
+        finally:
+            own.clear_error()
+
+
+def device_in_scope() -> str:
+    """The device of the `tf.device` blocks around; tracing depends on it."""
+    return context.context().device_name
+
+
+def chief_device() -> str:
+    """The device of this process, under the name that the cluster has for it."""
+    return f"/job:{context.get_server_def().job_name}"
+
+
+def per_worker_spec(value: tf.distribute.coordinator.PerWorkerValue) -> tf.TypeSpec | None:
+    """The type that a function sees in place of a per-worker value; None if it is not known."""
+    return value._values[0]._type_spec
+
+
+def by_worker(value: tf.distribute.coordinator.PerWorkerValue) -> tuple:
+    """The remote values that a per-worker value is made of."""
+    return value._values
+
+
+def defaults_of(function: tf.types.experimental.PolymorphicFunction) -> dict:
+    """The default values of its arguments, by name."""
+    return getattr(function, "_default_values", None) or {}
+
+
+def nothing_recorded(function: tf.types.experimental.ConcreteFunction) -> bool:
+    """Whether outputs need no bookkeeping that `FlatFunction` leaves out: handles do."""
+    outputs = function.function_type.flat_outputs
+    return not any(output.dtype in (tf.resource, tf.variant) for output in outputs)
+
+
+@contextlib.contextmanager
+def being_scheduled(strategy: tf.distribute.Strategy):
+    """The strategy's scope, in which its methods know that the coordinator calls them."""
+    with strategy.scope():
+        before = strategy.extended._being_scheduled
+        strategy.extended._being_scheduled = True
+        try:
+            yield
+        finally:
+            strategy.extended._being_scheduled = before
+
+
+class FlatFunction:
+    """A concrete function that is called with the tensors that cross, and no others.
+
+    TensorFlow spends a third of the time of a remote call on binding Python
+    arguments, recording and packing results, which a coordinator needs once.
+    """
+
+    def __init__(self, function: tf.types.experimental.ConcreteFunction, defaults: dict):
+        """Prepares the calls of a graph.
+
+        Args:
+          function: the graph.
+          defaults: of its Python function's arguments, by name.
+        """
+        self._function = function
+        self._defaults = defaults
+        self._inner = function._inference_function
+        self._name = self._inner.name.decode()
+        self._outputs = len(self._inner.function_type.flat_outputs)
+        attrs = context.context().function_call_options.as_attrs()
+        self._attrs = tuple(part for item in attrs.items() for part in item)
+        self._captures = None
+        if not any(callable(c) for c in function._captured_inputs):
+            self._captures = function.captured_inputs
+
+    def bound(self, args: tuple, kwargs: dict) -> list[tf.Tensor]:
+        """The tensors of Python arguments, in the order of the function's inputs."""
+        kind = self._function.function_type
+        try:
+            return kind.unpack_inputs(
+                function_type_utils.canonicalize_function_inputs(args, kwargs, kind, self._defaults)
+            )
+        except TypeError:
+            # A concrete function may also be called with nothing but its tensors.
+            flat = kind.flat_inputs
+            if kwargs or len(args) != len(flat):
+                raise
+            return [tf.convert_to_tensor(x, i.dtype) for x, i in zip(args, flat, strict=True)]
+
+    def __call__(self, inputs: list[tf.Tensor], manager: CancellationManager) -> list[tf.Tensor]:
+        """Runs it on the device in scope, until it ends or `manager` cancels it."""
+        # A capture may be chosen by worker: a table, or the worker's index.
+        captures = self._function.captured_inputs if self._captures is None else self._captures
+        with atomic_function.InterpolateRuntimeError(self._inner):
+            return execute.execute_with_cancellation(
+                self._name,
+                self._outputs,
+                inputs + captures,
+                self._attrs,
+                context.context(),
+                manager,
+            )
+
+    def packed(self, outputs: list[tf.Tensor] | None):
+        """Flat outputs in the structure that the Python function returned."""
+        return self._inner.function_type.pack_output(outputs)

@@ -2,7 +2,6 @@
 
 import contextlib
 import queue
-import re
 import threading
 import time
 from collections.abc import Callable
@@ -10,9 +9,10 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tfps import errors, net
+from tfps import errors, faults
 from tfps.cluster import Cluster
 from tfps.devices import worker_device
+from tfps.faults import summary
 
 # s without a word from any worker after which the servers are asked whether they live.
 _PATIENCE = 5.0
@@ -140,16 +140,7 @@ class Dispatcher:
             raise errors.Error(summary(e.message)) from e
 
     def _require_alive(self) -> None:
-        lost = [
-            f"{name} ({address})"
-            for name, address in self._cluster.servers.items()
-            if not net.answers(address, timeout=2.0)
-        ]
-        if lost:
-            raise errors.TaskLost(
-                f"{' and '.join(lost)} no longer answer{'s' if len(lost) == 1 else ''}; start the "
-                "job again, from the last saved model if there is one"
-            )
+        faults.require_alive(self._cluster)
 
     def _translated(self, worker: int, error: Exception) -> Exception:
         if not isinstance(error, tf.errors.OpError):
@@ -157,23 +148,3 @@ class Dispatcher:
         self._require_alive()
         address = self._cluster.spec["worker"][worker]
         return errors.WorkerError(worker, address, summary(error.message))
-
-
-_FRAMING = ("Graph execution error", "Detected at node", "File ", "Traceback", "in user code")
-
-
-def summary(message: str) -> str:
-    """The sentence of a TensorFlow error that says what is wrong, without its tracebacks."""
-    if several := re.search(r"root error\(s\) found\.\s*\(0\) \w+:", message):
-        message = message[several.end() :].lstrip()
-    message = re.sub(r"\{\{function_node [^}]*\}\} ?", "", message)
-    lines = []
-    for line in message.splitlines():
-        text = line.strip()
-        if text.startswith(("[[", "Additional GRPC error information", "Stack trace for op")):
-            break
-        if not text or line.startswith((" ", "\t")) or text.startswith(_FRAMING):
-            continue
-        lines.append(text)
-    found = " ".join(dict.fromkeys(lines)) or message.strip().splitlines()[-1].strip()
-    return re.sub(r"\s*\[Op:\w+\]", "", found)

@@ -14,7 +14,7 @@ Error
 
 Every message gives the value, the constraint and the remedy in one line.
 Errors of TensorFlow's runtime are mapped into this tree where they enter
-(`dispatcher.py`), and stay reachable as `__cause__`.
+(`faults.py`), and stay reachable as `__cause__`.
 """
 
 

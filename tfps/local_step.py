@@ -72,9 +72,7 @@ class LocalStep:
         self._in_rounds = in_rounds
         self._outer = outer
         self._plan = puller.store.plan
-        self._trained = [
-            i for i, b in enumerate(self._plan.buckets) if is_trained(b)
-        ]
+        self._trained = [i for i, b in enumerate(self._plan.buckets) if is_trained(b)]
         # On the chief: what every worker's state begins as.
         self._inner = ServerOptimizer(
             optimizer,

@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from tfps import _keras, _tf, net
 from tfps.cluster import Cluster
+from tfps.coordinator import ClusterCoordinator
 from tfps.placement import Placement
 from tfps.remote import RemoteVariable
 
@@ -64,6 +65,8 @@ class ParameterServerStrategy(tf.distribute.ParameterServerStrategy):
             super().__init__(cluster.resolver(), variable_partitioner=variable_partitioner)
         self._stock_create_variable = self.extended._create_variable
         self.extended._create_variable = self._create_variable
+        # Otherwise the first `scope()` would make TensorFlow's.
+        ClusterCoordinator(self)
 
     def _create_variable(self, next_creator, **kwargs):
         if not _tf.created_by_keras3():

@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+import tensorflow as tf
 
 import tfps
 from tfps import net
@@ -178,6 +179,33 @@ print("codes", [p.returncode for p in cluster.ended], int(model.optimizer.iterat
     )
     assert "codes [0, 0] 2" in done.stdout, done.stderr
     assert "[worker 0] worker 0: the job is done" in done.stderr
+
+
+@pytest.mark.parametrize("victim", ["worker", "ps"])
+def test_a_lost_server_ends_a_join(victim):
+    with tfps.LocalCluster(workers=1, ps=1, processes=True) as cluster:
+        coordinator = tfps.ClusterCoordinator(tfps.ParameterServerStrategy(cluster))
+        with coordinator.strategy.scope():
+            count = tf.Variable(0)
+
+        @tf.function
+        def endless():
+            while tf.constant(True):
+                count.assign_add(1)
+
+        coordinator.schedule(endless)
+        later = coordinator.schedule(endless)
+        while count.numpy() == 0:
+            assert not coordinator.done()
+        # LocalCluster starts its workers before its ps.
+        cluster._processes[["worker", "ps"].index(victim)].kill()
+        killed = time.monotonic()
+        with pytest.raises(tfps.TaskLost, match=f"{victim} 0 .* no longer answers") as caught:
+            coordinator.join()
+        assert time.monotonic() - killed < 15
+        assert isinstance(caught.value, tf.errors.UnavailableError)
+        with pytest.raises(tf.errors.CancelledError):
+            later.get()
 
 
 def test_taken_port(tasks, text, tmp_path):

@@ -1,0 +1,190 @@
+"""What a scheduled function costs: `tfps.ClusterCoordinator` beside TensorFlow's.
+
+Both run on one embedded cluster, in turns. The functions do next to nothing, so
+what is measured is the coordinator, and the remote call that neither can do
+without. Then the memory of functions that wait, each coordinator in a process of
+its own.
+
+  python -m benchmarks.dispatch
+"""
+
+import functools
+import gc
+import json
+import pathlib
+import subprocess
+import sys
+import threading
+import time
+import tracemalloc
+
+import numpy as np
+import tensorflow as tf
+from absl import app, flags
+
+import models  # noqa: F401  Imports TensorFlow without its notes.
+import tfps
+from benchmarks import measure
+
+FLAGS = flags.FLAGS
+flags.DEFINE_list("workers", ["1", "2", "4"], "Numbers of workers.")
+flags.DEFINE_integer("rounds", 7, "Turns of each coordinator.", lower_bound=1)
+flags.DEFINE_integer("calls", 1000, "Functions scheduled in a turn.", lower_bound=8)
+flags.DEFINE_list("cases", [], "Only these; by default all.")
+flags.DEFINE_integer("queued", 10_000, "Functions that wait while memory is measured.")
+flags.DEFINE_string("json", "dispatch.json", "File for the results.")
+flags.DEFINE_enum("memory_of", None, ["tfps", "stock"], "Only that, as JSON.")
+
+BAR = 0.35  # of stock's time
+
+
+def coordinators(cluster) -> dict:
+    """Both, each on a strategy of its own kind."""
+    ours = tfps.ParameterServerStrategy(cluster)
+    stock = tf.distribute.ParameterServerStrategy(cluster.resolver())
+    return {
+        "tfps": tfps.ClusterCoordinator(ours),
+        "stock": tf.distribute.coordinator.ClusterCoordinator(stock),
+    }
+
+
+def empty_function():
+    @tf.function
+    def empty():
+        pass
+
+    return empty
+
+
+def scalar_function():
+    @tf.function
+    def scalar():
+        return tf.random.uniform([])
+
+    return scalar
+
+
+def keep(coordinator, function, calls):
+    """The caller keeps what `schedule` returns."""
+    values = [coordinator.schedule(function) for _ in range(calls)]
+    coordinator.join()
+    return values
+
+
+def drop(coordinator, function, calls):
+    """The caller ignores it, as training loops do."""
+    for _ in range(calls):
+        coordinator.schedule(function)
+    coordinator.join()
+
+
+def fetch(coordinator, function, calls):
+    """The caller looks at every result."""
+    coordinator.fetch(keep(coordinator, function, calls))
+
+
+CASES = {
+    "empty": (empty_function, keep),
+    "scalar": (scalar_function, keep),
+    "scalar, ignored": (scalar_function, drop),
+    "scalar, all fetched": (scalar_function, fetch),
+}
+
+
+def turn(use, coordinator, function, calls) -> float:
+    """µs for each call; the first quarter is not measured, so that what was before ends."""
+    gc.collect()
+    time.sleep(0.5)
+    use(coordinator, function, calls // 4)
+    start = time.perf_counter()
+    kept = use(coordinator, function, calls)
+    took = time.perf_counter() - start
+    del kept
+    return took / calls * 1e6
+
+
+def compare(workers: int) -> list[dict]:
+    both = coordinators(tfps.LocalCluster(workers, 1))
+    rows = []
+    for case in FLAGS.cases or CASES:
+        make, use = CASES[case]
+        runs = {}
+        for name, coordinator in both.items():
+            function = make()  # One for each: it keeps what a coordinator knows of it.
+            runs[name] = functools.partial(turn, use, coordinator, function, FLAGS.calls)
+        for run in runs.values():
+            run()
+        rates = measure.alternate(runs, FLAGS.rounds)
+        rows.append(measure.row(f"{case}, {workers} worker(s)", "µs", rates, "stock"))
+        print(measure.table(rows[-1:]).split("\n", 2)[2], flush=True)
+    return rows
+
+
+def resident() -> int:
+    """Bytes of memory that this process occupies."""
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))
+
+
+def memory(name: str) -> dict:
+    """Bytes for each function that waits behind one that does not end."""
+    coordinator = coordinators(tfps.LocalCluster(1, 1))[name]
+    entered, release = threading.Event(), threading.Event()
+
+    def wait():
+        entered.set()
+        return np.bool_(release.wait(600))
+
+    @tf.function
+    def blocked():
+        return tf.ensure_shape(tf.numpy_function(wait, [], tf.bool), [])
+
+    function, found = scalar_function(), {}
+    keep(coordinator, function, 100)
+    first = coordinator.schedule(blocked)
+    entered.wait(60)
+    for what in ("traced", "resident"):
+        gc.collect()
+        if what == "traced":
+            tracemalloc.start()
+        before = tracemalloc.get_traced_memory()[0] if what == "traced" else resident()
+        values = [coordinator.schedule(function) for _ in range(FLAGS.queued)]
+        after = tracemalloc.get_traced_memory()[0] if what == "traced" else resident()
+        found[what] = (after - before) / len(values)
+        if what == "traced":
+            tracemalloc.stop()
+            held = values  # Freed memory would be used again by the next ones.
+    release.set()
+    coordinator.join()
+    del first, held
+    return found
+
+
+def memory_in_a_process(name: str) -> dict:
+    command = [sys.executable, "-m", "benchmarks.dispatch", f"--memory_of={name}"]
+    command.append(f"--queued={FLAGS.queued}")
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main(argv) -> int:
+    del argv
+    tf.get_logger().setLevel("ERROR")
+    if FLAGS.memory_of:
+        print(json.dumps(memory(FLAGS.memory_of)))
+        return 0
+    rows = [row for workers in FLAGS.workers for row in compare(int(workers))]
+    print("\n" + measure.table(rows))
+    for row in rows:
+        verdict = "met" if row["ratio"]["tfps"] <= BAR else "MISSED"
+        print(f"{row['case']}: {row['ratio']['tfps']:.2f} of stock's time, bar {BAR}: {verdict}")
+    rows += [{"case": f"memory, {n}", "bytes": memory_in_a_process(n)} for n in ("tfps", "stock")]
+    for row in rows[-2:]:
+        print(f"{row['case']}: {row['bytes']} bytes a function that waits")
+    measure.write(FLAGS.json, rows)
+    print(f"\nwritten: {FLAGS.json}")
+    return 0
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,22 @@
+import pytest
+
+from tfps import faults
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ("plain [Op:Foo]", "plain"),
+        (
+            "Graph execution error:\n\nDetected at node x defined at (most recent call last):\n"
+            '  File "a.py", line 1\n\nassertion failed: [bad]\n\t [[{{node x}}]] [Op:__inference]',
+            "assertion failed: [bad]",
+        ),
+        (
+            'in user code:\n\n    File "a.py", line 1\n\n    InvalidArgumentError: bad shape\n',
+            "InvalidArgumentError: bad shape",
+        ),
+    ],
+)
+def test_summary(message, said):
+    assert faults.summary(message) == said

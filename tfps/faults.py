@@ -1,0 +1,93 @@
+"""What went wrong on a server: who is gone, which worker failed, and in what words."""
+
+import functools
+import re
+
+import tensorflow as tf
+
+from tfps import errors, net
+from tfps.cluster import Cluster
+
+# Of a task that answers to the chief in this many s, we say that it lives.
+_ANSWER = 2.0
+
+
+def require_alive(cluster: Cluster) -> None:
+    """Raises `TaskLost` with the names and addresses of servers that no longer answer."""
+    lost = [
+        f"{name} ({address})"
+        for name, address in cluster.servers.items()
+        if not net.answers(address, timeout=_ANSWER)
+    ]
+    if lost:
+        raise errors.TaskLost(
+            f"{' and '.join(lost)} no longer answer{'s' if len(lost) == 1 else ''}; start the "
+            "job again, from the last saved model if there is one"
+        )
+
+
+def named(cluster: Cluster, worker: int, error: Exception) -> Exception:
+    """The error of a worker's function as the chief's code should see it.
+
+    Args:
+      cluster: where the function ran.
+      worker: index of the worker.
+      error: what the function raised.
+
+    Returns:
+      For an error of TensorFlow, a `TaskLost` or a `WorkerError` that is an
+      instance of TensorFlow's class too, so that `except
+      tf.errors.InvalidArgumentError` goes on to work. Anything else is itself,
+      with a note that names the worker.
+    """
+    address = cluster.spec["worker"][worker]
+    if not isinstance(error, tf.errors.OpError):
+        error.add_note(f"raised by a function on worker {worker} ({address})")
+        return error
+    try:
+        require_alive(cluster)
+    except errors.TaskLost as lost:
+        return unavailable(lost, error)
+    return _both(errors.WorkerError(worker, address, summary(error.message)), error)
+
+
+def unavailable(lost: errors.TaskLost, cause: Exception | None = None) -> Exception:
+    """`lost` as a `tf.errors.UnavailableError` too, TensorFlow's word for it."""
+    both = _both(lost, tf.errors.UnavailableError(None, None, str(lost)))
+    both.__cause__ = cause
+    return both
+
+
+def _both(ours: errors.Error, theirs: tf.errors.OpError) -> Exception:
+    """The message and attributes of `ours` in an instance of the classes of both."""
+    kind = _joined(type(ours), type(theirs))
+    both = kind.__new__(kind, *ours.args)
+    both.__dict__.update({**vars(theirs), **vars(ours), "_message": str(ours)})
+    both.__cause__ = theirs
+    return both
+
+
+@functools.cache
+def _joined(ours: type, theirs: type) -> type:
+    about = f"{ours.__name__}, and TensorFlow's {theirs.__name__}."
+    return type(ours.__name__, (ours, theirs), {"__doc__": about, "__module__": ours.__module__})
+
+
+_FRAMING = ("Graph execution error", "Detected at node", "File ", "Traceback", "in user code")
+
+
+def summary(message: str) -> str:
+    """The sentence of a TensorFlow error that says what is wrong, without its tracebacks."""
+    if several := re.search(r"root error\(s\) found\.\s*\(0\) \w+:", message):
+        message = message[several.end() :].lstrip()
+    message = re.sub(r"\{\{function_node [^}]*\}\} ?", "", message)
+    lines = []
+    for line in message.splitlines():
+        text = line.strip()
+        if text.startswith(("[[", "Additional GRPC error information", "Stack trace for op")):
+            break
+        if not text or line.startswith((" ", "\t")) or text.startswith(_FRAMING):
+            continue
+        lines.append(text)
+    found = " ".join(dict.fromkeys(lines)) or message.strip().splitlines()[-1].strip()
+    return re.sub(r"\s*\[Op:\w+\]", "", found)
