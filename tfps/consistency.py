@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import keras
 
-from tfps import errors, parsing
+from tfps import errors, optimizers, parsing
 from tfps.schedule import Clocks, Rounds
 
 
@@ -169,6 +169,8 @@ class LocalSteps:
                 f"outer={self.outer!r} must be a Keras optimizer, a tfps.ModelAverage, "
                 '"average" or "diloco"'
             )
+        if not isinstance(self.outer, ModelAverage):
+            optimizers.require_outer(self.outer)
 
     @property
     def in_rounds(self) -> bool:

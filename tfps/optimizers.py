@@ -79,6 +79,23 @@ def require_lazy(optimizer: keras.optimizers.Optimizer) -> None:
         )
 
 
+def require_outer(optimizer: keras.optimizers.Optimizer) -> None:
+    """Raises `ConfigError` if the optimizer cannot take differences of models as gradients."""
+    settings = ("clipnorm", "clipvalue", "global_clipnorm", "weight_decay", "use_ema")
+    settings += ("gradient_accumulation_steps", "loss_scale_factor")
+    name = type(optimizer).__name__
+    for setting in settings:
+        if value := getattr(inner(optimizer), setting):
+            raise errors.ConfigError(
+                f"outer={name} has {setting}={value}, which belongs to the workers' optimizer; "
+                "give it to model.compile"
+            )
+    if not is_elementwise(optimizer) or is_dynamically_scaled(optimizer):
+        raise errors.ConfigError(
+            f"outer={name} must be an elementwise optimizer, such as SGD or Adam"
+        )
+
+
 def slots(optimizer: keras.optimizers.Optimizer) -> Callable[[tuple[int, ...]], float]:
     """How many values the optimizer keeps for each one of a variable.
 

@@ -50,7 +50,7 @@ class Program:
         self._compilation = _keras.compilation(model)
         self._seeds = _keras.seed_states(model)
         self._base_seeds = [v.numpy() for v in self._seeds]
-        self._publish = tf.function(self._published, autograph=False)
+        self._publish = None
 
     def is_current(self) -> bool:
         """Whether the model still has the variables, and was not compiled anew."""
@@ -76,6 +76,9 @@ class Program:
           metrics: values in the order of the attribute.
         """
         values = [tf.constant(m, v.dtype) for m, v in zip(metrics, self.metrics, strict=True)]
+        if self._publish is None:
+            publish = tf.function(self._published, autograph=False)
+            self._publish = publish.get_concrete_function(values)
         return self._publish(values)
 
     def _published(self, values):

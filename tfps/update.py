@@ -134,6 +134,9 @@ class Summed(Applied):
         for i in mine:
             if i in rows:
                 where, gradients = rows[i][0].decode(rows[i][1])
+                # A worker whose gradients overflowed has touched nothing.
+                count = tf.size(where) * tf.cast(applies, tf.int32)
+                where, gradients = where[:count], gradients[:count]
                 added.append(
                     tf.raw_ops.ResourceScatterAdd(
                         resource=handles["sums"][i], indices=where, updates=gradients
