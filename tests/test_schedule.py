@@ -373,3 +373,17 @@ def test_bad_names_list_those_that_exist(text):
 def test_model_average_keeps_less_than_all():
     with pytest.raises(tfps.ConfigError, match=r"decay=1\.0 must be at least 0 and below 1"):
         tfps.ModelAverage(1.0)
+
+
+@pytest.mark.parametrize(
+    ("outer", "message"),
+    [
+        (keras.optimizers.SGD(0.7, clipnorm=1.0), r"outer=SGD has clipnorm=1\.0"),
+        (keras.optimizers.AdamW(weight_decay=0.1), r"outer=AdamW has weight_decay=0\.1"),
+        (keras.optimizers.Adam(use_ema=True), "outer=Adam has use_ema=True"),
+        (keras.optimizers.Adafactor(), "outer=Adafactor must be an elementwise optimizer"),
+    ],
+)
+def test_outer_optimizers_that_differences_do_not_suit(outer, message):
+    with pytest.raises(tfps.ConfigError, match=message):
+        tfps.LocalSteps(4, outer=outer)
