@@ -11,7 +11,7 @@ demo: $(VENV)/.base  ## Train a language model on an embedded cluster, in a few 
 	$(VENV)/bin/python -m models.gpt --epochs=4 --steps_per_epoch=550
 
 test: $(VENV)/.test  ## Run all tests.
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.test  ## Check style and structure.
 	$(VENV)/bin/ruff check .

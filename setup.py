@@ -17,6 +17,13 @@ setup(
     ],
     extras_require={
         "compare": ["matplotlib", "tf-keras==2.21.*"],
-        "test": ["hypothesis", "pytest", "pytest-timeout", "ruff", "tf-keras==2.21.*"],
+        "test": [
+            "hypothesis",
+            "pytest",
+            "pytest-timeout",
+            "pytest-xdist",
+            "ruff",
+            "tf-keras==2.21.*",
+        ],
     },
 )

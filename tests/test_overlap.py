@@ -106,3 +106,11 @@ def test_dynamic_loss_scale_and_state(connect, overlap):
 def test_bad_overlap(connect):
     with pytest.raises(tfps.ConfigError, match="overlap=3 must be 0, 1 or 2"):
         tfps.Trainer(mlp(), connect(), overlap=3)
+
+
+def test_bad_consistency(connect):
+    with pytest.raises(tfps.ConfigError, match="consistency='sync' is no policy"):
+        tfps.Trainer(mlp(), connect(), consistency="sync")
+    trainer = tfps.Trainer(mlp(), connect())
+    with pytest.raises(tfps.ConfigError, match="consistency=None is no policy"):
+        trainer.consistency = None

@@ -106,6 +106,20 @@ class Trainer:
         weakref.finalize(self, self._session.dispatcher.close)
         _keras.detach_from_strategy(model)
 
+    @property
+    def consistency(self) -> Consistency:
+        """The policy in force."""
+        return self._consistency
+
+    @consistency.setter
+    def consistency(self, policy: Consistency) -> None:
+        if not isinstance(policy, Consistency):
+            raise errors.ConfigError(
+                f"consistency={policy!r} is no policy; use tfps.Async(), BoundedStaleness(bound), "
+                "Sync(backups) or LocalSteps(steps)"
+            )
+        self._consistency = policy
+
     @_errors_named
     def fit(
         self,
