@@ -143,11 +143,10 @@ def test_merging_each_loses_no_update(connect, outer, each):
         return tf.data.Dataset.from_tensor_slices((ones, ones)).batch(1)
 
     policy = tfps.LocalSteps(8, outer, merge="each")
-    history = tfps.Trainer(model, connect(2), policy).fit(data, verbose=0).history
+    tfps.Trainer(model, connect(2), policy).fit(data, verbose=0)
     np.testing.assert_array_equal(model.w, np.full(4, -100 * each))
     assert int(model.batches) == 100
     assert int(model.optimizer.iterations) == 13
-    assert history["staleness_max"][0] > 0
 
 
 def test_rounds_of_uneven_ends_lose_no_step(connect):

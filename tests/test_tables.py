@@ -7,6 +7,7 @@ import tensorflow as tf
 from keras import ops
 
 import tfps
+from tfps.program import Program
 from tfps.tables import Ids
 
 ROWS = 60
@@ -192,3 +193,26 @@ def test_ids_are_unique_in_the_order_of_use():
     np.testing.assert_array_equal(ids.positions[0], [[0, 1], [0, 2]])
     np.testing.assert_array_equal(ids.positions[1], [2, 3])
     assert int(ids.total) == 6
+
+
+def test_ids_are_found_without_the_forward_pass():
+    """Also with a loss that checks its input, which TensorFlow would not leave out."""
+    ids = keras.Input([6], dtype="int32")
+    x = keras.layers.Dense(4)(keras.layers.Embedding(ROWS, 4)(ids))
+    net = keras.Model(ids, x)
+    net.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    program = Program(net)
+
+    @tf.function(autograph=False)
+    def ids_of(step, *batch):
+        return program.lookups([0], step, batch, training=True)
+
+    tokens = tf.TensorSpec([None, 6], tf.int32)
+    graph = ids_of.get_concrete_function(tf.TensorSpec([], tf.int64), tokens, tokens).graph
+    definition = graph.as_graph_def()
+    nodes = [*definition.node, *(n for f in definition.library.function for n in f.node_def)]
+    assert not {n.op for n in nodes} & {"MatMul", "BatchMatMulV2", "Assert"}
+    (found,) = ids_of(
+        tf.constant(0, tf.int64), tf.ones([2, 6], tf.int32), tf.ones([2, 6], tf.int32)
+    )[0]
+    np.testing.assert_array_equal(found, np.ones([2, 6]))

@@ -161,8 +161,29 @@ class Program:
         if not tables:
             return {}
 
+        batch = _without_optionals(batch)
+        leaves = tf.nest.flatten(batch, expand_composites=True)
+        given = [k for k, leaf in enumerate(leaves) if leaf is not None]
+
+        def trace(step, *tensors):
+            whole = list(leaves)
+            for k, tensor in zip(given, tensors, strict=True):
+                whole[k] = tensor
+            whole = tf.nest.pack_sequence_as(batch, whole, expand_composites=True)
+            return self._looked_up(tables, step, whole, training)
+
+        # What the ids do not depend on has to go: TensorFlow keeps all that assertions
+        # check, and a loss of batches of unknown length has some, so that the forward
+        # pass would run twice.
+        inputs = [step, *(leaves[k] for k in given)]
+        wrapped = tf.compat.v1.wrap_function(
+            trace, [tf.TensorSpec(t.shape, t.dtype) for t in inputs]
+        )
+        feeds = wrapped.inputs[: len(inputs)]
+        return wrapped.prune(feeds, wrapped.structured_outputs)(*inputs)
+
+    def _looked_up(self, tables, step, batch, training) -> dict[int, list]:
         def absent(variable):
-            # Never computed: nothing that is returned depends on it.
             return tf.fill(variable.shape, tf.zeros([], variable.dtype))
 
         found = {
@@ -174,7 +195,7 @@ class Program:
             )
             for i in tables
         }
-        x, y, sample_weight = _keras.unpack_batch(_without_optionals(batch))
+        x, y, sample_weight = _keras.unpack_batch(batch)
         trainable = [absent(v) for v in self.trainable]
         state = [absent(v) for v in self.state]
         metrics = [absent(v) for v in self.metrics]
