@@ -67,3 +67,35 @@ def test_a_slow_step_is_no_lost_server(dispatcher, monkeypatch):
     monkeypatch.setattr(module, "_PATIENCE", 0.05)
     dispatcher.submit(0, lambda: time.sleep(0.3))
     dispatcher.next()
+
+
+def test_a_step_that_never_ends_is_named(connect, monkeypatch):
+    monkeypatch.setattr(module, "_PATIENCE", 0.05)
+    dispatcher = Dispatcher(connect(workers=2).cluster, limit=0.3)
+    release = threading.Event()
+    dispatcher.submit(0, lambda: None)
+    dispatcher.submit(1, lambda: release.wait(10))
+    dispatcher.next()
+    with pytest.raises(tfps.StepTimeout, match=r"worker 1 \(.*\) answers, but .* step_timeout"):
+        dispatcher.next()
+    release.set()
+    dispatcher.drain()
+    dispatcher.close()
+
+
+def test_who_is_gone_is_found_though_it_dies_slowly(connect, monkeypatch):
+    """A server that is being killed may accept connections after its calls have failed."""
+    cluster = connect(workers=2).cluster
+    asked = []
+
+    def answers(address, timeout):
+        asked.append(address)
+        return asked.count(address) < 3 or address != cluster.spec["ps"][0]
+
+    monkeypatch.setattr(faults.net, "answers", answers)
+    reset = tf.errors.UnavailableError(None, None, "recvmsg:Connection reset by peer")
+    with pytest.raises(tfps.TaskLost, match=r"ps 0 .* no longer answers"):
+        faults.require_alive(cluster, reset)
+    asked.clear()
+    faults.require_alive(cluster, tf.errors.InvalidArgumentError(None, None, "of the model"))
+    assert len(asked) == len(cluster.servers)

@@ -18,6 +18,7 @@ from tfps.errors import (
     Error,
     PortInUse,
     StartupTimeout,
+    StepTimeout,
     TaskLost,
     WorkerError,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "PortInUse",
     "RemoteValue",
     "StartupTimeout",
+    "StepTimeout",
     "Sync",
     "TaskLost",
     "Trainer",

@@ -127,7 +127,7 @@ class Backlog:
             yield
         except tf.errors.OpError as e:
             try:
-                faults.require_alive(self.cluster)
+                faults.require_alive(self.cluster, e)
             except errors.TaskLost as lost:
                 raise faults.unavailable(lost, e) from e
             raise

@@ -1,6 +1,7 @@
 """Calls on workers: a thin thread for each, and the mapping of what goes wrong there."""
 
 import contextlib
+import math
 import queue
 import threading
 import time
@@ -43,8 +44,16 @@ class Dispatcher:
     fraction of that.
     """
 
-    def __init__(self, cluster: Cluster):
+    def __init__(self, cluster: Cluster, limit: float = math.inf):
+        """Starts the threads.
+
+        Args:
+          cluster: whose workers are called.
+          limit: s that a call may take.
+        """
         self._cluster = cluster
+        self._limit = limit
+        self._begun: list[float | None] = [None] * cluster.num_workers
         self._done: queue.SimpleQueue = queue.SimpleQueue()
         self._todo = [queue.SimpleQueue() for _ in range(cluster.num_workers)]
         self._threads = [
@@ -76,6 +85,7 @@ class Dispatcher:
         Raises:
           WorkerError: the function failed there; names worker and address.
           TaskLost: a worker or ps no longer answers.
+          StepTimeout: all answer, but a call takes longer than the limit.
         """
         while True:
             try:
@@ -84,7 +94,8 @@ class Dispatcher:
             except queue.Empty:
                 # A long step is no error; a server that is gone is one, and
                 # TensorFlow may not notice.
-                self._require_alive()
+                faults.require_alive(self._cluster)
+                self._require_progress()
         self.pending -= 1
         if error is not None:
             raise self._translated(worker, error) from error
@@ -123,11 +134,13 @@ class Dispatcher:
     def _serve(self, worker: int) -> None:
         while (item := self._todo[worker].get()) is not None:
             function, tag, done = item
+            self._begun[worker] = time.monotonic()
             try:
                 with tf.device(worker_device(worker)):
                     done.put((worker, tag, function(), None))
             except Exception as e:  # Whatever it is, it belongs to the caller of `next`.
                 done.put((worker, tag, None, e))
+            self._begun[worker] = None
             del item, function  # They may hold tensors of the worker.
 
     @contextlib.contextmanager
@@ -136,15 +149,23 @@ class Dispatcher:
         try:
             yield
         except tf.errors.OpError as e:
-            self._require_alive()
+            faults.require_alive(self._cluster, e)
             raise errors.Error(summary(e.message)) from e
 
-    def _require_alive(self) -> None:
-        faults.require_alive(self._cluster)
+    def _require_progress(self) -> None:
+        now = time.monotonic()
+        for worker, begun in enumerate(self._begun):
+            if begun is not None and now - begun > self._limit:
+                address = self._cluster.spec["worker"][worker]
+                raise errors.StepTimeout(
+                    f"worker {worker} ({address}) answers, but has not finished a call for "
+                    f"{now - begun:.0f} s; look at what its input waits for, or give "
+                    f"tfps.Trainer a step_timeout above {self._limit:g}"
+                )
 
     def _translated(self, worker: int, error: Exception) -> Exception:
         if not isinstance(error, tf.errors.OpError):
             return error
-        self._require_alive()
+        faults.require_alive(self._cluster, error)
         address = self._cluster.spec["worker"][worker]
         return errors.WorkerError(worker, address, summary(error.message))

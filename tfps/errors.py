@@ -6,6 +6,7 @@ Error
 │   ├── ClusterConfigError      the description of the cluster
 │   └── DataError               the input of fit, evaluate or predict
 ├── StartupTimeout(TimeoutError)  a task did not answer in time
+├── StepTimeout(TimeoutError)     a worker lives, but does not finish a step
 ├── PortInUse(OSError)        this task's own port is taken
 ├── WorkerError               the model's code failed on a worker
 ├── TaskLost                  a worker or parameter server went away while it was needed
@@ -36,6 +37,10 @@ class DataError(ConfigError):
 
 class StartupTimeout(Error, TimeoutError):
     """A task did not answer within the time given for start-up."""
+
+
+class StepTimeout(Error, TimeoutError):
+    """A worker that answers did not finish a call within the time given for one."""
 
 
 class PortInUse(Error, OSError):

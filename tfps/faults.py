@@ -2,6 +2,7 @@
 
 import functools
 import re
+import time
 
 import tensorflow as tf
 
@@ -11,19 +12,43 @@ from tfps.cluster import Cluster
 # Of a task that answers to the chief in this many s, we say that it lives.
 _ANSWER = 2.0
 
+# For this many s after an error of the network we look for who is gone: a process that
+# is being killed loses its connections before it stops listening.
+_LOOK = 3.0
 
-def require_alive(cluster: Cluster) -> None:
-    """Raises `TaskLost` with the names and addresses of servers that no longer answer."""
-    lost = [
-        f"{name} ({address})"
-        for name, address in cluster.servers.items()
-        if not net.answers(address, timeout=_ANSWER)
-    ]
+
+def require_alive(cluster: Cluster, after: Exception | None = None) -> None:
+    """Raises `TaskLost` with the names and addresses of servers that no longer answer.
+
+    Args:
+      cluster: to ask.
+      after: the error that led to the question; after one of the network it is
+        asked for a while.
+    """
+    deadline = time.monotonic() + (_LOOK if _of_network(after) else 0.0)
+    while not (lost := _silent(cluster)) and time.monotonic() < deadline:
+        time.sleep(0.2)
     if lost:
         raise errors.TaskLost(
             f"{' and '.join(lost)} no longer answer{'s' if len(lost) == 1 else ''}; start the "
             "job again, from the last saved model if there is one"
         )
+
+
+def _silent(cluster: Cluster) -> list[str]:
+    return [
+        f"{name} ({address})"
+        for name, address in cluster.servers.items()
+        if not net.answers(address, timeout=_ANSWER)
+    ]
+
+
+def _of_network(error: Exception | None) -> bool:
+    if not isinstance(error, tf.errors.OpError):
+        return False
+    return isinstance(error, tf.errors.UnavailableError) or bool(
+        re.search(r"connect|recvmsg|sendmsg|socket", error.message, re.IGNORECASE)
+    )
 
 
 def named(cluster: Cluster, worker: int, error: Exception) -> Exception:
@@ -45,7 +70,7 @@ def named(cluster: Cluster, worker: int, error: Exception) -> Exception:
         error.add_note(f"raised by a function on worker {worker} ({address})")
         return error
     try:
-        require_alive(cluster)
+        require_alive(cluster, error)
     except errors.TaskLost as lost:
         return unavailable(lost, error)
     return _both(errors.WorkerError(worker, address, summary(error.message)), error)

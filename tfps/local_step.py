@@ -120,22 +120,17 @@ class LocalStep:
             handles,
             source,
             carry,
-            tf.constant(count, tf.int32),
-            tf.constant(first, tf.int64),
-            tf.constant(learning_rate, tf.float32),
-            tf.constant(optimizers.settable_rate(self._outer), tf.float32),
+            count,
+            first,
+            learning_rate,
+            optimizers.settable_rate(self._outer),
         )
 
     def push(self, handles, carry, number, share, expected, learning_rate):
         """Pushes the difference; see `RoundStep.push`."""
         del learning_rate  # The worker's.
         return self._push(
-            handles,
-            carry,
-            tf.constant(number, tf.int64),
-            tf.constant(share, tf.float32),
-            tf.constant(expected, tf.int32),
-            tf.constant(optimizers.settable_rate(self._outer), tf.float32),
+            handles, carry, number, share, expected, optimizers.settable_rate(self._outer)
         )
 
     def finish(self, handles, carry, learning_rate) -> None:

@@ -61,9 +61,7 @@ class RoundStep:
     def __call__(self, handles, source, carry, count, first, learning_rate):
         """Pulls and computes; see `TrainStep`."""
         del learning_rate
-        return self._run(
-            handles, source, carry, tf.constant(count, tf.int32), tf.constant(first, tf.int64)
-        )
+        return self._run(handles, source, carry, count, first)
 
     def push(
         self, handles, carry, number: int, share: float, expected: int, learning_rate: float
@@ -81,14 +79,7 @@ class RoundStep:
         Returns:
           (vector of 0 steps; the carry for the next call).
         """
-        return self._push(
-            handles,
-            carry,
-            tf.constant(number, tf.int64),
-            tf.constant(share, tf.float32),
-            tf.constant(expected, tf.int32),
-            tf.constant(learning_rate, tf.float32),
-        )
+        return self._push(handles, carry, number, share, expected, learning_rate)
 
     def finish(self, handles, carry, learning_rate) -> None:
         """Nothing is pending between rounds."""

@@ -29,7 +29,9 @@ class Session:
       outer_updates: that the servers made with the optimizer of `LocalSteps`.
     """
 
-    def __init__(self, model: keras.Model, strategy: ParameterServerStrategy, overlap, wire: dict):
+    def __init__(
+        self, model: keras.Model, strategy: ParameterServerStrategy, overlap, wire: dict, limit
+    ):
         """Keeps its arguments.
 
         Args:
@@ -37,9 +39,10 @@ class Session:
           strategy: connected.
           overlap: see `TrainStep`.
           wire: arguments of `Plan`.
+          limit: s that a call on a worker may take.
         """
         self.model = model
-        self.dispatcher = Dispatcher(strategy.cluster)
+        self.dispatcher = Dispatcher(strategy.cluster, limit)
         self._strategy = strategy
         self._overlap = overlap
         self._wire = wire

@@ -109,14 +109,7 @@ class TrainStep:
         Returns:
           (float64 vector, see `Report`; the carry for the next call).
         """
-        return self._run(
-            handles,
-            source,
-            carry,
-            tf.constant(count, tf.int32),
-            tf.constant(first, tf.int64),
-            tf.constant(learning_rate, tf.float32),
-        )
+        return self._run(handles, source, carry, count, first, learning_rate)
 
     def finish(self, handles, carry: Carry, learning_rate: float) -> tf.Tensor | None:
         """Ends an epoch on a worker: pushes what is pending.
@@ -126,8 +119,7 @@ class TrainStep:
         """
         if not self._overlap:
             return None
-        rate = tf.constant(learning_rate, tf.float32)
-        return self._flush(handles, carry.pending, rate)
+        return self._flush(handles, carry.pending, learning_rate)
 
     def _step(self, handles, batch, carry, metrics, number, learning_rate):
         # The servers see what is done with a variable in the order of these lines;

@@ -63,6 +63,7 @@ class Trainer:
         pull: Codec | Callable[[Any], Codec] | None = None,
         overlap: int = 0,
         sparse_updates: str = "exact",
+        step_timeout: float = 3600.0,
     ):
         """Keeps its arguments; servers are filled when training starts.
 
@@ -85,6 +86,10 @@ class Trainer:
             of zero, as Keras does (momentum, weight decay). "lazy": nothing, they
             stay as they are bit by bit, and updates cost by the rows looked up
             instead of by the table.
+          step_timeout: seconds that a call on a worker may take, which is
+            `steps_per_execution` steps or an exchange of `LocalSteps`; the first
+            one is compiled in it too. Beyond that `fit`, `evaluate` and `predict`
+            raise `StepTimeout`.
 
         Raises:
           ConfigError: an argument is none of these.
@@ -101,8 +106,10 @@ class Trainer:
             raise errors.ConfigError(f"overlap={overlap!r} must be 0, 1 or 2")
         if sparse_updates not in ("exact", "lazy"):
             raise errors.ConfigError(f'sparse_updates={sparse_updates!r} must be "exact" or "lazy"')
+        if not step_timeout > 0:
+            raise errors.ConfigError(f"step_timeout={step_timeout!r} must be above 0 s")
         wire = {"push": push, "pull": pull, "lazy": sparse_updates == "lazy"}
-        self._session = Session(model, strategy, overlap, wire)
+        self._session = Session(model, strategy, overlap, wire, step_timeout)
         weakref.finalize(self, self._session.dispatcher.close)
         _keras.detach_from_strategy(model)
 
