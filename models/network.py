@@ -13,6 +13,13 @@ flags.DEFINE_string(
     "identity",
     "Codec of the gradients, such as int8, topk:0.01 or powersgd:4; an unknown one lists all.",
 )
+flags.DEFINE_integer(
+    "push_warmup",
+    0,
+    "Updates before the codec of --push begins; from then on the second moments of Adam stay as "
+    "they are, which codecs with feedback need. A tenth of the training is a good choice.",
+    lower_bound=0,
+)
 flags.DEFINE_string("pull", "identity", "Codec of the parameters: float16, bfloat16 or int8.")
 flags.DEFINE_string(
     "consistency",
@@ -69,7 +76,8 @@ def arguments() -> dict:
             f"--pull={FLAGS.pull} does not work for parameters: {reason}; use float16, bfloat16 "
             "or int8"
         )
-    return {**parsed, "overlap": FLAGS.overlap, "sparse_updates": FLAGS.sparse_updates}
+    plain = ("push_warmup", "overlap", "sparse_updates")
+    return {**parsed, **{name: FLAGS[name].value for name in plain}}
 
 
 def updates(steps: int, workers: int) -> int:

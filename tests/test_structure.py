@@ -32,6 +32,7 @@ ORDER = [
     "remote",
     "strategy",
     "layout",
+    "frozen",
     "optimizers",
     "compression",
     "wire",

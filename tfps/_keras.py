@@ -21,6 +21,7 @@ from keras.src.utils.python_utils import pythonify_logs
 __all__ = [
     "BaseOptimizer",
     "EpochIterator",
+    "adam_moments",
     "add_metrics",
     "autocast",
     "build",
@@ -242,6 +243,12 @@ def seed_states(model: keras.Model) -> list[keras.Variable]:
 def clip_gradients(optimizer: keras.optimizers.Optimizer, gradients: list) -> list:
     """Clips by value, by norm or by global norm, as the optimizer is configured."""
     return optimizer._clip_gradients(gradients)
+
+
+def adam_moments(optimizer: keras.optimizers.Adam, variable) -> tuple:
+    """The variables of (first, second) moments of one that an Adam was built with."""
+    i = optimizer._get_variable_index(variable)
+    return optimizer._momentums[i], optimizer._velocities[i]
 
 
 def decays(optimizer: keras.optimizers.Optimizer, variable: keras.Variable) -> bool:

@@ -23,17 +23,28 @@ class CompiledOptimizer:
 
     by_rows = True
 
-    def __init__(self, store: ParameterStore, jit_compile: bool):
+    def __init__(
+        self,
+        store: ParameterStore,
+        jit_compile: bool,
+        coded: bool = True,
+        frozen_at: int | None = None,
+    ):
         """Keeps its arguments.
 
         Args:
           store: with the variables.
           jit_compile: compile the update with XLA: one fused pass over a bucket
             where op by op it would be dozens.
+          coded: whether what is pushed passes through codecs.
+          frozen_at: updates after which the second moments were left of what
+            passes through a codec that remembers; None: they go on.
         """
         self.store = store
         self._plan = store.plan
         self._jit_compile = jit_compile
+        self._coded = coded
+        self._frozen_at = frozen_at
 
     def handles(self) -> dict:
         """Resource handles, besides those of the store."""
@@ -49,7 +60,7 @@ class CompiledOptimizer:
 
     def channel(self, i: int) -> Channel:
         """How what is pushed of a bucket travels."""
-        return self._plan.up[i]
+        return self._plan.up[i] if self._coded else self._plan.exact(i)
 
     def optimizer(self, p: int) -> ServerOptimizer | None:
         return self.store.optimizers[p]
@@ -74,6 +85,8 @@ class CompiledOptimizer:
           What writes.
         """
         optimizer, mine = self.optimizer(p), self.trained(p)
+        frozen = [self._frozen_at is not None and self.channel(i).codec.remembers for i in mine]
+        optimizer.freeze(frozen, self._frozen_at or 0)
         value_handles = [handles["values"][i] for i in mine]
         state_handles = self.state_handles(p, handles)
         values = [
@@ -152,15 +165,19 @@ class OuterOptimizer(CompiledOptimizer):
     by_rows = False
 
     def __init__(
-        self, store: ParameterStore, jit_compile: bool, optimizer: keras.optimizers.Optimizer
+        self,
+        store: ParameterStore,
+        jit_compile: bool,
+        coded: bool,
+        optimizer: keras.optimizers.Optimizer,
     ):
         """Makes the optimizer's state on the servers.
 
         Args:
-          store, jit_compile: see `CompiledOptimizer`.
+          store, jit_compile, coded: see `CompiledOptimizer`.
           optimizer: its settings count.
         """
-        super().__init__(store, jit_compile)
+        super().__init__(store, jit_compile, coded)
         self._trained = [
             [i for i, b in enumerate(store.plan.buckets) if b.ps == p and is_trained(b)]
             for p in range(store.plan.num_ps)
@@ -184,7 +201,7 @@ class OuterOptimizer(CompiledOptimizer):
         return self._plan.sends(i) or is_trained(self._plan.buckets[i])
 
     def channel(self, i):
-        return self._plan.whole(i)
+        return self._plan.whole(i) if self._coded else self._plan.exact(i)
 
     def optimizer(self, p):
         return self._optimizers[p]

@@ -36,6 +36,8 @@ class Mode:
         puller: Puller,
         overlap: int,
         num_workers: int,
+        coded: bool,
+        frozen_at: int | None,
     ):
         """Makes what the servers need for it.
 
@@ -45,6 +47,7 @@ class Mode:
           puller: the traffic down.
           overlap: see `TrainStep`; without effect in rounds and local steps.
           num_workers: of the cluster.
+          coded, frozen_at: see `CompiledOptimizer`.
 
         Raises:
           ConfigError: the optimizer's settings do not go with the policy.
@@ -57,9 +60,9 @@ class Mode:
         if policy.local_steps:
             require_local(model.optimizer, store.plan)
             self._outer = policy.outer_optimizer(num_workers)
-            optimizer = OuterOptimizer(store, jit_compile, self._outer)
+            optimizer = OuterOptimizer(store, jit_compile, coded, self._outer)
         else:
-            optimizer = CompiledOptimizer(store, jit_compile)
+            optimizer = CompiledOptimizer(store, jit_compile, coded, frozen_at)
         if policy.in_rounds:
             update = Summed(optimizer)
         else:

@@ -17,6 +17,7 @@ from keras import ops
 
 from tfps import _keras, errors
 from tfps._keras import BaseOptimizer
+from tfps.frozen import Freezable, can_freeze
 
 # One element's update reads no other element, so buckets and shards change nothing.
 _ELEMENTWISE = frozenset(
@@ -232,6 +233,7 @@ class ServerOptimizer:
         self._clone = _stateless_clone(inner(optimizer))
         self._clone.decayed = {id(v): d for v, d in zip(variables, decayed, strict=True)}
         self._clone.build(variables)
+        self._built_for = variables
         rate = _keras.learning_rate_of(self._clone)
         # A settable rate is an argument of every step, so that a callback's
         # change is in force at once; a schedule is computed from `iterations` here.
@@ -257,6 +259,20 @@ class ServerOptimizer:
     def averages(self) -> list[keras.Variable] | None:
         """The moving averages of the variables, where the optimizer keeps them."""
         return self._clone._model_variables_moving_average if self._clone.use_ema else None
+
+    def freeze(self, frozen: list[bool], after: int) -> None:
+        """Leaves second moments as they are, in every update that is traced from now on.
+
+        Without effect for optimizers other than Adam and AdamW.
+
+        Args:
+          frozen: per variable, whether its own are left.
+          after: updates that were made until now.
+        """
+        if isinstance(self._clone, Freezable):
+            chosen = zip(self._built_for, frozen, strict=True)
+            self._clone.frozen = frozenset(id(v) for v, f in chosen if f)
+            self._clone.frozen_at = max(1, after)
 
     def apply(self, values, state, gradients, learning_rate, scale=None):
         """One update, as a pure function.
@@ -341,7 +357,8 @@ class RowOptimizer(ServerOptimizer):
 
 def _stateless_clone(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
     cls = type(optimizer)
-    clone_class = type(f"Stateless{cls.__name__}", (cls, _Stateless), {})
+    bases = (Freezable, cls, _Stateless) if can_freeze(optimizer) else (cls, _Stateless)
+    clone_class = type(f"Stateless{cls.__name__}", bases, {})
     config = optimizer.get_config()
     for name in ("clipnorm", "clipvalue", "global_clipnorm", "loss_scale_factor"):
         if name in config:

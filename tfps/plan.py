@@ -103,6 +103,11 @@ class Plan:
         """Whether a step pushes the bucket as a whole."""
         return self.buckets[bucket].kind.treatment != FROZEN and bucket not in self.of_tables
 
+    @property
+    def has_codecs(self) -> bool:
+        """Whether anything pushed passes through a codec; rows of tables do not count."""
+        return any(self.up[i].codec != _IDENTITY for i in range(len(self.buckets)))
+
     def exact(self, bucket: int) -> Channel:
         """The channel without a codec."""
         return self._channel(self.buckets[bucket], _IDENTITY)

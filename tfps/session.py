@@ -1,6 +1,6 @@
 """What `fit`, `evaluate` and `predict` have in common: a model on the servers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 import keras
 
@@ -30,7 +30,13 @@ class Session:
     """
 
     def __init__(
-        self, model: keras.Model, strategy: ParameterServerStrategy, overlap, wire: dict, limit
+        self,
+        model: keras.Model,
+        strategy: ParameterServerStrategy,
+        overlap: int,
+        wire: dict,
+        warmup: int,
+        limit: float,
     ):
         """Keeps its arguments.
 
@@ -39,6 +45,7 @@ class Session:
           strategy: connected.
           overlap: see `TrainStep`.
           wire: arguments of `Plan`.
+          warmup: updates before gradients pass through codecs.
           limit: s that a call on a worker may take.
         """
         self.model = model
@@ -46,6 +53,8 @@ class Session:
         self._strategy = strategy
         self._overlap = overlap
         self._wire = wire
+        self._warmup = warmup
+        self._frozen_at: int | None = None  # updates when codecs took over
         self.program: Program | None = None
         self.store: ParameterStore | None = None
         self.puller: Puller | None = None
@@ -81,19 +90,36 @@ class Session:
         self._modes.clear()
         self.carries.clear()
         self.outer_updates = 0
+        self._frozen_at = None
         plan = Plan(self._strategy, self.program, optimizer, inspection, **self._wire)
         self.store = ParameterStore(plan, optimizer)
         self.puller = Puller(self.store, optimizer)
         self._strategy.placed(plan.placement())
         self._trains = train
 
-    def mode(self, policy: Consistency) -> Mode:
-        """What a policy needs on the servers, made once."""
-        key = mode.key(policy)
+    def is_warming(self, updates: int) -> bool:
+        """Whether, after so many updates, gradients do not pass through codecs yet."""
+        return updates < self._warmup and self.store.plan.has_codecs
+
+    def mode(self, policy: Consistency, warming: bool) -> tuple[Hashable, Mode]:
+        """What a policy needs on the servers, made once, and what tells it from others."""
+        if not warming and self._warmup and self._frozen_at is None:
+            self._frozen_at = self.store.iterations()
+            # It does not come back, and rounds have memory on the servers.
+            self._modes.clear()
+            self._steps.clear()
+        key = mode.key(policy), warming
         if key not in self._modes:
-            workers = self._strategy.cluster.num_workers
-            self._modes[key] = Mode(policy, self.program, self.puller, self._overlap, workers)
-        return self._modes[key]
+            self._modes[key] = Mode(
+                policy,
+                self.program,
+                self.puller,
+                self._overlap,
+                self._strategy.cluster.num_workers,
+                coded=not warming,
+                frozen_at=self._frozen_at,
+            )
+        return key, self._modes[key]
 
     def step(self, kind, feed, make: Callable):
         """A traced step of a kind for this form of input, made once."""

@@ -63,6 +63,7 @@ class Trainer:
         pull: Codec | Callable[[Any], Codec] | None = None,
         overlap: int = 0,
         sparse_updates: str = "exact",
+        push_warmup: int = 0,
         step_timeout: float = 3600.0,
     ):
         """Keeps its arguments; servers are filled when training starts.
@@ -86,6 +87,13 @@ class Trainer:
             of zero, as Keras does (momentum, weight decay). "lazy": nothing, they
             stay as they are bit by bit, and updates cost by the rows looked up
             instead of by the table.
+          push_warmup: updates, counted on the servers, before the codecs of `push`
+            begin; until then gradients are sent as they are. From then on Adam
+            and AdamW leave alone the second moments of what passes through a
+            codec with feedback (Tang et al., "1-bit Adam", 2021), which makes
+            their update linear in the gradient, as feedback needs it. 0: codecs
+            from the start and no such change. A tenth of the training is a good
+            choice.
           step_timeout: seconds that a call on a worker may take, which is
             `steps_per_execution` steps or an exchange of `LocalSteps`; the first
             one is compiled in it too. Beyond that `fit`, `evaluate` and `predict`
@@ -106,10 +114,15 @@ class Trainer:
             raise errors.ConfigError(f"overlap={overlap!r} must be 0, 1 or 2")
         if sparse_updates not in ("exact", "lazy"):
             raise errors.ConfigError(f'sparse_updates={sparse_updates!r} must be "exact" or "lazy"')
+        if isinstance(push_warmup, bool) or not isinstance(push_warmup, int) or push_warmup < 0:
+            raise errors.ConfigError(
+                f"push_warmup={push_warmup!r} is not a number of updates; give a whole number, 0 "
+                "for none"
+            )
         if not step_timeout > 0:
             raise errors.ConfigError(f"step_timeout={step_timeout!r} must be above 0 s")
         wire = {"push": push, "pull": pull, "lazy": sparse_updates == "lazy"}
-        self._session = Session(model, strategy, overlap, wire, step_timeout)
+        self._session = Session(model, strategy, overlap, wire, push_warmup, step_timeout)
         weakref.finalize(self, self._session.dispatcher.close)
         _keras.detach_from_strategy(model)
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import keras
 
-from tfps import _keras, callbacks as callbacks_lib, errors, mode, optimizers
+from tfps import _keras, callbacks as callbacks_lib, errors, optimizers
 from tfps.consistency import Consistency
 from tfps.loop import Drive, MetricTotals
 from tfps.report import Report
@@ -83,16 +83,23 @@ class Epoch:
     def _train(self) -> int:
         steps = 0
         while True:
-            policy = self._policy()
-            steps = self._follow(policy, steps)
-            if self._model.stop_training or self._policy() is policy:
+            policy, warming = self._policy(), self._is_warming()
+            steps = self._follow(policy, warming, steps)
+            if self._model.stop_training or not self._has_changed(policy, warming):
                 return steps
 
-    def _follow(self, policy: Consistency, first: int) -> int:
-        """Trains until the end of the feed, or until another policy is in force.
+    def _is_warming(self) -> bool:
+        return self._session.is_warming(self._applied)
+
+    def _has_changed(self, policy: Consistency, warming: bool) -> bool:
+        return self._policy() is not policy or self._is_warming() != warming
+
+    def _follow(self, policy: Consistency, warming: bool, first: int) -> int:
+        """Trains until the end of the feed, or until it goes on in another way.
 
         Args:
           policy: to follow.
+          warming: whether gradients do not pass through codecs yet.
           first: index of the next batch.
 
         Returns:
@@ -100,9 +107,9 @@ class Epoch:
         """
         session, feed, dispatcher = self._session, self._feed, self._session.dispatcher
         feed.regroup(policy.steps_per_call(self._model.steps_per_execution))
-        way = session.mode(policy)
+        key, way = session.mode(policy, warming)
         self._outer = not way.counts_updates
-        run = session.step(("fit", mode.key(policy)), feed, lambda: way.step(feed))
+        run = session.step(("fit", key), feed, lambda: way.step(feed))
         way.pusher.clear()
         handles = way.pusher.handles()
         # Residuals survive from epoch to epoch and from policy to policy, but what is left
@@ -147,7 +154,7 @@ class Epoch:
             self._end,
             policy.schedule(),
             push,
-            stopped=lambda: self._model.stop_training or self._policy() is not policy,
+            stopped=lambda: self._model.stop_training or self._has_changed(policy, warming),
             first=first,
         ).run()
         for vector in dispatcher.run_on_each(lambda w: run.finish(handles, carries[w], rate())):

@@ -62,6 +62,11 @@ class Codec:
         return False
 
     @property
+    def remembers(self) -> bool:
+        """Whether what a payload leaves out is sent by later ones."""
+        return False
+
+    @property
     def under_feedback(self) -> "Codec":
         """The form of this codec that `ErrorFeedback` wraps; `ConfigError` if there is none."""
         return self

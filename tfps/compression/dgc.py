@@ -74,6 +74,10 @@ class DGC(Codec):
         return True
 
     @property
+    def remembers(self):
+        return True
+
+    @property
     def under_feedback(self):
         raise errors.ConfigError(
             "DGC already keeps what it does not send; use it without ErrorFeedback"

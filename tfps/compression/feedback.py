@@ -56,6 +56,10 @@ class ErrorFeedback(Codec):
         return self.codec.biased
 
     @property
+    def remembers(self):
+        return True
+
+    @property
     def not_for_weights(self):
         return "it sends in later steps what it left out of this one, and weights are sent once"
 
