@@ -350,6 +350,9 @@ def test_local_steps_have_names():
     assert (policy.steps, policy.merge) == (16, "round")
     assert isinstance(policy.outer, keras.optimizers.SGD)
     assert policy.outer.nesterov
+    outer = consistency.parse("local:16,outer=sgd:1.5:0.25").outer
+    assert (float(outer.learning_rate), outer.momentum, outer.nesterov) == (1.5, 0.25, True)
+    assert not consistency.parse("local:16,outer=sgd:1.5").outer.nesterov
 
 
 @pytest.mark.parametrize(
@@ -358,6 +361,7 @@ def test_local_steps_have_names():
         *["", "bsp", "sync:", "sync:1,2", "sync:backups=x", "sync:-1", "sync:true", "sync:1.5"],
         *["bounded", "bounded:-1", "bounded:bound=1,bound=2", "async:steps=1"],
         *["local", "local:0", "local:4,merge=none", "local:4,outer=adam", "local:4,steps=4"],
+        *["local:4,outer=sgd", "local:4,outer=sgd:x", "local:4,outer=sgd:1:2:3"],
     ],
 )
 def test_bad_names_list_those_that_exist(text):

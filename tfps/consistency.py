@@ -146,7 +146,8 @@ class LocalSteps:
     Attributes:
       steps: between two exchanges, at least 1.
       outer: a Keras optimizer, or a `ModelAverage`. "diloco" is
-        `SGD(0.7, momentum=0.9, nesterov=True)`, "average" is `ModelAverage()`.
+        `SGD(0.7, momentum=0.9, nesterov=True)`, "average" is `ModelAverage()`, and
+        "sgd:1.0:0.4" is SGD with that rate and, if there is one, Nesterov momentum.
       merge: "each": a worker's difference is applied as soon as it comes. "round":
         those of all workers are averaged, weighted by examples, and the next
         copies are pulled after that.
@@ -162,12 +163,12 @@ class LocalSteps:
         _require_count("steps", self.steps, 1)
         if self.merge not in ("each", "round"):
             raise errors.ConfigError(f'merge={self.merge!r} must be "each" or "round"')
-        if isinstance(self.outer, str) and self.outer in _OUTER:
-            object.__setattr__(self, "outer", _OUTER[self.outer]())
+        if isinstance(self.outer, str):
+            object.__setattr__(self, "outer", _outer(self.outer))
         if not isinstance(self.outer, keras.optimizers.Optimizer | ModelAverage):
             raise errors.ConfigError(
                 f"outer={self.outer!r} must be a Keras optimizer, a tfps.ModelAverage, "
-                '"average" or "diloco"'
+                '"average", "diloco", or "sgd:rate:momentum" such as "sgd:1.0:0.4"'
             )
         if not isinstance(self.outer, ModelAverage):
             optimizers.require_outer(self.outer)
@@ -200,6 +201,20 @@ class LocalSteps:
             return self.outer
         rate = 1 - self.outer.decay
         return keras.optimizers.SGD(rate if self.in_rounds else rate / workers)
+
+
+def _outer(text: str):
+    """What a text stands for; itself where that is nothing."""
+    if text in _OUTER:
+        return _OUTER[text]()
+    kind, *numbers = text.split(":")
+    try:
+        rate, momentum = map(float, (*numbers, 0)[:2])
+        if kind == "sgd" and 1 <= len(numbers) <= 2:
+            return keras.optimizers.SGD(rate, momentum=momentum, nesterov=momentum > 0)
+    except ValueError:  # No numbers, or not such as SGD takes.
+        pass
+    return text
 
 
 Consistency = Async | BoundedStaleness | Sync | LocalSteps
