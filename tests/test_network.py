@@ -15,12 +15,13 @@ network.FLAGS.mark_as_parsed()
 
 
 def test_flags_become_arguments():
-    flags = {"push": "topk:0.01", "pull": "bfloat16", "overlap": 2, "sparse_updates": "lazy"}
-    with flagsaver.flagsaver(**flags, consistency="bounded:2"):
+    flags = {"push": "topk:0.01", "pull": "bfloat16", "push_warmup": 9, "overlap": 2}
+    with flagsaver.flagsaver(**flags, sparse_updates="lazy", consistency="bounded:2"):
         assert network.arguments() == {
             "push": tfps.compression.TopK(0.01),
             "pull": tfps.compression.BFloat16(),
             "consistency": tfps.BoundedStaleness(2),
+            "push_warmup": 9,
             "overlap": 2,
             "sparse_updates": "lazy",
         }
