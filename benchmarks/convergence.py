@@ -33,7 +33,7 @@ SETTINGS = [
     ("bfloat16", "identity", 0, 2),
     ("int8", "identity", 0, 2),
     ("powersgd:16", "identity", 0.15, 2),
-    ("dgc:0.05,momentum=0", "identity", 0.15, 2),
+    ("dgc:0.05,momentum=0,warmup=300", "identity", 0.15, 2),
     ("onebit", "identity", 0.15, 5),
     ("topk:0.01", "identity", 0.15, 5),
     ("identity", "float16", 0, None),
