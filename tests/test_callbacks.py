@@ -248,3 +248,27 @@ def test_who_looks_at_weights():
     assert not reads_weights_in_batches(c.LambdaCallback(on_epoch_end=lambda e, logs: None))
     assert reads_weights_in_batches(c.LambdaCallback(on_train_batch_end=lambda b, logs: None))
     assert not has_batch_hooks(c.EarlyStopping())
+
+
+def test_a_callback_that_stops_before_the_first_batch(connect):
+    x, y = regression(32)
+    model = mlp()
+    model.compile("sgd", "mse")
+    stop = keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda epoch, logs: setattr(model, "stop_training", True)
+    )
+    history = tfps.Trainer(model, connect()).fit(x, y, epochs=3, callbacks=[stop], verbose=0)
+    assert history.epoch == [0]
+
+
+def test_evaluating_while_workers_are_busy_is_refused(connect):
+    x, y = regression(64)
+    model = mlp()
+    model.compile("sgd", "mse")
+    trainer = tfps.Trainer(model, connect(2))
+    look = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: trainer.evaluate(x, y, verbose=0)
+    )
+    with pytest.raises(tfps.ConfigError, match="from on_epoch_end, not from a hook of a batch"):
+        trainer.fit(x, y, batch_size=4, callbacks=[look], verbose=0)
+    assert len(trainer.fit(x, y, batch_size=4, verbose=0).epoch) == 1

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 import tfps
-from tfps import backlog, faults
+from tfps import backlog, closures, faults
 
 # TensorFlow's executors complain when they are collected after an error.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -328,6 +328,17 @@ def test_fewer_calls_in_flight(connect, double):
         coordinator.__init__(coordinator.strategy, in_flight=in_flight)
         assert coordinator.in_flight == in_flight
         coordinator.fetch([coordinator.schedule(double, args=(1,)) for _ in range(9)])
+
+
+def test_what_is_remembered_of_a_function_has_a_bound(connect, monkeypatch):
+    """Python numbers that TensorFlow takes as one tensor make no graphs, and fill no memory."""
+    monkeypatch.setattr(closures, "_SIGNATURES", 5)
+    coordinator = tfps.ClusterCoordinator(connect(workers=1))
+    twice = tf.function(lambda x: 2 * x, input_signature=[tf.TensorSpec([], tf.int32)])
+    values = [coordinator.schedule(twice, args=(i,)) for i in range(40)]
+    assert coordinator.fetch(values) == [2 * i for i in range(40)]
+    _, known = twice._tfps_traces
+    assert len(known) <= 6
 
 
 # Per-worker values.

@@ -99,3 +99,26 @@ def test_who_is_gone_is_found_though_it_dies_slowly(connect, monkeypatch):
     asked.clear()
     faults.require_alive(cluster, tf.errors.InvalidArgumentError(None, None, "of the model"))
     assert len(asked) == len(cluster.servers)
+
+
+def test_a_step_that_never_ends_is_named_while_others_go_on(connect, monkeypatch):
+    monkeypatch.setattr(module, "_PATIENCE", 0.1)
+    dispatcher = Dispatcher(connect(workers=2).cluster, limit=0.5)
+    release = threading.Event()
+    dispatcher.submit(0, lambda: release.wait(10))
+    with pytest.raises(tfps.StepTimeout, match="worker 0"):
+        for _ in range(100):
+            dispatcher.submit(1, lambda: time.sleep(0.05))
+            dispatcher.next()
+    release.set()
+    dispatcher.drain()
+    dispatcher.close()
+
+
+def test_workers_that_are_busy_are_not_asked(dispatcher):
+    release = threading.Event()
+    dispatcher.submit(0, lambda: release.wait(10), tag="busy")
+    with pytest.raises(tfps.ConfigError, match="in the middle of a step"):
+        dispatcher.run_on_each(lambda w: w)
+    release.set()
+    assert dispatcher.next().tag == "busy"

@@ -7,6 +7,7 @@ from tfps import faults
     ("message", "said"),
     [
         ("plain [Op:Foo]", "plain"),
+        ("", "no message"),
         (
             "Graph execution error:\n\nDetected at node x defined at (most recent call last):\n"
             '  File "a.py", line 1\n\nassertion failed: [bad]\n\t [[{{node x}}]] [Op:__inference]',

@@ -192,3 +192,18 @@ def test_optimizers_that_need_all_steps_are_refused(connect, optimizer, reason):
     with pytest.raises(tfps.ConfigError, match=reason) as caught:
         trained(connect(2), tfps.LocalSteps(2), optimizer())
     assert "\n" not in str(caught.value)
+
+
+def test_policies_with_one_outer_optimizer_share_its_momentum(connect):
+    """The number of steps may change while training."""
+    outer = o.SGD(1.0, momentum=0.5)
+    model = Counting.compiled(o.SGD(1.0))
+    trainer = tfps.Trainer(model, connect(1), tfps.LocalSteps(2, outer))
+    x = np.ones([4, 1], np.float32)
+    trainer.fit(x, x, batch_size=1, verbose=0)
+    np.testing.assert_allclose(model.w, -5.0)  # 2, then 2 + 0.5 * 2.
+    trainer.consistency = tfps.LocalSteps(4, outer)
+    trainer.fit(x, x, batch_size=1, verbose=0)
+    np.testing.assert_allclose(model.w, -10.5)  # 4 + 0.5 * 3 more.
+    assert len(trainer._session._modes) == 1
+    assert tfps.LocalSteps(2).outer is tfps.LocalSteps(4).outer

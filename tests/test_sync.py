@@ -9,6 +9,7 @@ import tensorflow as tf
 
 import tfps
 from tests.conftest import Counting, mlp, regression, relative_error, watched
+from tfps import compression
 
 o = keras.optimizers
 
@@ -161,6 +162,31 @@ def test_workers_that_overflow_are_left_out_of_the_round(connect, overflows):
     trainer.fit(dataset_fn, verbose=0)
     assert not np.array_equal(model.get_weights()[0], before)
     assert np.isfinite(model.get_weights()[0]).all()
+
+
+def test_what_a_codec_still_has_of_a_worker_that_overflows_is_sent_once(connect):
+    """A round in which all overflow is as if it had not been."""
+    x, y = regression(16)
+    weights = []
+    for batches in ([x, x], [x, x * 1e6, x]):
+
+        def dataset_fn(context, batches=batches):
+            return tf.data.Dataset.from_tensor_slices((np.stack(batches), [y] * len(batches)))
+
+        model = scaled(256.0)
+        codec = compression.TopK(0.1, min_bytes=0)
+        tfps.Trainer(model, connect(2), tfps.Sync(), push=codec).fit(dataset_fn, verbose=0)
+        assert int(model.optimizer.iterations) == 2
+        weights.append(model.get_weights())
+    for a, b in zip(*weights, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_a_round_has_somebody_to_wait_for(connect):
+    model = mlp()
+    model.compile("sgd", "mse")
+    with pytest.raises(tfps.ConfigError, match="waits for none of 2 workers"):
+        tfps.Trainer(model, connect(2), tfps.Sync(backups=2))
 
 
 # Errors.

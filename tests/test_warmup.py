@@ -107,3 +107,34 @@ def test_bad_warm_ups(connect):
     for bad in (-1, 0.5, True):
         with pytest.raises(tfps.ConfigError, match="is not a number of updates"):
             tfps.Trainer(model, connect(), push_warmup=bad)
+
+
+def test_local_steps_have_no_warm_up(connect):
+    """And one under another policy begins with that policy."""
+    x, y = examples()
+    model = linear()
+    model.compile(keras.optimizers.Adam(0.01), "mse")
+    local = tfps.LocalSteps(2, keras.optimizers.SGD(1.0))
+    trainer = tfps.Trainer(model, connect(), local, push=CODEC, push_warmup=WARMUP)
+    arguments = {"batch_size": BATCH, "shuffle": False, "verbose": 0}
+    coded = CODEC.payload_bytes((1024,), "float32")
+    for _ in range(2):
+        (up,) = trainer.fit(x, y, **arguments).history["push_bytes_per_step"]
+        assert up == coded / 2
+    trainer.consistency = tfps.Async()
+    (up,) = trainer.fit(x, y, **arguments).history["push_bytes_per_step"]
+    assert up == (WARMUP * 4096 + (10 - WARMUP) * coded) / 10
+    assert trainer._session._frozen_at == WARMUP
+
+
+def test_accumulated_gradients_freeze_with_the_updates_that_they_made(connect):
+    """A constant gradient moves every element by the learning rate, before and after."""
+    model = linear()
+    before = model.get_weights()[0]
+    made = keras.optimizers.Adam(0.01, gradient_accumulation_steps=2)
+    model.compile(made, loss=lambda y, p: p)
+    ones = np.ones([40, 32], np.float32)
+    codec = TopK(1.0, min_bytes=0)
+    trainer = tfps.Trainer(model, connect(), push=codec, push_warmup=8)
+    trainer.fit(ones, ones, batch_size=1, verbose=0)
+    np.testing.assert_allclose(before - model.get_weights()[0], 20 * 0.01, rtol=1e-3)

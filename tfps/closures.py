@@ -16,6 +16,11 @@ _LITERALS = (bool, int, float, str, bytes, type(None))
 _EAGER = type(tf.constant(0))
 
 
+# A function that is scheduled with ever new Python numbers, which TensorFlow takes as one
+# tensor, would otherwise be remembered once for each.
+_SIGNATURES = 1000
+
+
 class _Unknown(Exception):
     """An argument of a kind whose signature only TensorFlow can tell."""
 
@@ -136,15 +141,21 @@ class Traces:
         except _Unknown:
             reject_remote_values((args, kwargs))
             graph = self._concrete(function, args, kwargs)
-            if graph not in known:
-                known[graph] = Trace(graph, _tf.defaults_of(function))
-            return known[graph], None
+            return self._of_graph(known, graph, function), None
         trace = known.get(key)
-        if trace is None:
-            with self._lock:
-                graph = self._concrete(function, args, kwargs)
-                trace = known[key] = Trace(graph, _tf.defaults_of(function))
+        if trace is not None:
+            return trace, leaves
+        with self._lock:
+            graph = self._concrete(function, args, kwargs)
+            if len(known) >= _SIGNATURES:
+                return self._of_graph(known, graph, function), None
+            trace = known[key] = Trace(graph, _tf.defaults_of(function))
         return trace, leaves
+
+    def _of_graph(self, known: dict, graph, function) -> Trace:
+        if graph not in known:
+            known[graph] = Trace(graph, _tf.defaults_of(function))
+        return known[graph]
 
     def _known(self, function) -> dict:
         """What is known of a function: kept by it, so that it goes when the function goes."""

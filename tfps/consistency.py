@@ -5,6 +5,7 @@ what the servers do with a push is read from its attributes.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -148,6 +149,7 @@ class LocalSteps:
       outer: a Keras optimizer, or a `ModelAverage`. "diloco" is
         `SGD(0.7, momentum=0.9, nesterov=True)`, "average" is `ModelAverage()`, and
         "sgd:1.0:0.4" is SGD with that rate and, if there is one, Nesterov momentum.
+        Policies with the same `outer` and `merge` share its state on the servers.
       merge: "each": a worker's difference is applied as soon as it comes. "round":
         those of all workers are averaged, weighted by examples, and the next
         copies are pulled after that.
@@ -203,8 +205,9 @@ class LocalSteps:
         return keras.optimizers.SGD(rate if self.in_rounds else rate / workers)
 
 
+@functools.cache
 def _outer(text: str):
-    """What a text stands for; itself where that is nothing."""
+    """What a text stands for, the same object each time; itself where that is nothing."""
     if text in _OUTER:
         return _OUTER[text]()
     kind, *numbers = text.split(":")

@@ -217,7 +217,6 @@ class WorkerFeed:
     def begin_epoch(self) -> None:
         if self._steps is None:
             self._ended = [True] * len(self._datasets)
-            self._todo = [math.inf] * len(self._datasets)
             for w in range(len(self._datasets)):
                 self._restart(w)
         self._left = self._steps or math.inf

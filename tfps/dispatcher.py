@@ -53,6 +53,7 @@ class Dispatcher:
         """
         self._cluster = cluster
         self._limit = limit
+        self._looked = time.monotonic()
         self._begun: list[float | None] = [None] * cluster.num_workers
         self._done: queue.SimpleQueue = queue.SimpleQueue()
         self._todo = [queue.SimpleQueue() for _ in range(cluster.num_workers)]
@@ -88,21 +89,28 @@ class Dispatcher:
           StepTimeout: all answer, but a call takes longer than the limit.
         """
         while True:
-            try:
+            with contextlib.suppress(queue.Empty):
                 worker, tag, value, error = self._done.get(timeout=_PATIENCE)
                 break
-            except queue.Empty:
-                # A long step is no error; a server that is gone is one, and
-                # TensorFlow may not notice.
-                faults.require_alive(self._cluster)
-                self._require_progress()
+            self._look()
+        if time.monotonic() - self._looked > _PATIENCE:
+            self._look()  # Others may go on while one hangs.
         self.pending -= 1
         if error is not None:
             raise self._translated(worker, error) from error
         return Completion(worker, tag, value)
 
     def run_on_each(self, function: Callable[[int], Any]) -> list[Any]:
-        """Calls `function(worker)` under every worker's device; results by worker."""
+        """Calls `function(worker)` under every worker's device; results by worker.
+
+        Raises:
+          ConfigError: other calls are under way.
+        """
+        if self.pending:
+            raise errors.ConfigError(
+                "the workers are in the middle of a step; call fit, evaluate and predict from "
+                "on_epoch_end, not from a hook of a batch"
+            )
         for w in range(self.num_workers):
             self.submit(w, lambda w=w: function(w))
         try:
@@ -152,10 +160,16 @@ class Dispatcher:
             faults.require_alive(self._cluster, e)
             raise errors.Error(summary(e.message)) from e
 
-    def _require_progress(self) -> None:
-        now = time.monotonic()
-        for worker, begun in enumerate(self._begun):
-            if begun is not None and now - begun > self._limit:
+    def _look(self) -> None:
+        """Asks after calls that take long."""
+        now = self._looked = time.monotonic()
+        running = {w: begun for w, begun in enumerate(self._begun) if begun is not None}
+        if any(now - begun > _PATIENCE for begun in running.values()):
+            # A long step is no error; a server that is gone is one, and TensorFlow may
+            # not notice.
+            faults.require_alive(self._cluster)
+        for worker, begun in running.items():
+            if now - begun > self._limit:
                 address = self._cluster.spec["worker"][worker]
                 raise errors.StepTimeout(
                     f"worker {worker} ({address}) answers, but has not finished a call for "

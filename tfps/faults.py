@@ -114,5 +114,6 @@ def summary(message: str) -> str:
         if not text or line.startswith((" ", "\t")) or text.startswith(_FRAMING):
             continue
         lines.append(text)
-    found = " ".join(dict.fromkeys(lines)) or message.strip().splitlines()[-1].strip()
+    last = (message.strip().splitlines() or ["no message"])[-1].strip()
+    found = " ".join(dict.fromkeys(lines)) or last
     return re.sub(r"\s*\[Op:\w+\]", "", found)

@@ -17,7 +17,7 @@ from tfps.update import Applied, Summed
 def key(policy: Consistency):
     """Equal for policies that share what is on the servers."""
     if isinstance(policy, LocalSteps):
-        return policy
+        return policy.outer, policy.merge
     return policy.in_rounds, policy.staleness_scaling
 
 

@@ -267,12 +267,12 @@ class ServerOptimizer:
 
         Args:
           frozen: per variable, whether its own are left.
-          after: updates that were made until now.
+          after: pushes that were applied until now.
         """
         if isinstance(self._clone, Freezable):
             chosen = zip(self._built_for, frozen, strict=True)
             self._clone.frozen = frozenset(id(v) for v, f in chosen if f)
-            self._clone.frozen_at = max(1, after)
+            self._clone.frozen_at = max(1, after // (self._clone.gradient_accumulation_steps or 1))
 
     def apply(self, values, state, gradients, learning_rate, scale=None):
         """One update, as a pure function.

@@ -16,6 +16,11 @@ from tfps.store import ParameterStore
 from tfps.strategy import ParameterServerStrategy
 
 
+def _warms(key) -> bool:
+    """Whether it is the key of a step of the warm-up."""
+    return isinstance(key, tuple) and key[0][0] == "fit" and key[0][1][1]
+
+
 class Session:
     """A model, its variables on the servers, and the steps that were traced for it.
 
@@ -97,17 +102,22 @@ class Session:
         self._strategy.placed(plan.placement())
         self._trains = train
 
-    def is_warming(self, updates: int) -> bool:
-        """Whether, after so many updates, gradients do not pass through codecs yet."""
-        return updates < self._warmup and self.store.plan.has_codecs
+    def is_warming(self, policy: Consistency, updates: int) -> bool:
+        """Whether gradients do not pass through codecs yet.
+
+        Args:
+          policy: in force. Local steps have no warm-up: what they push are differences.
+          updates: of the compiled optimizer on the servers.
+        """
+        return not policy.local_steps and updates < self._warmup and self.store.plan.has_codecs
 
     def mode(self, policy: Consistency, warming: bool) -> tuple[Hashable, Mode]:
         """What a policy needs on the servers, made once, and what tells it from others."""
-        if not warming and self._warmup and self._frozen_at is None:
+        if self._warmup and self._frozen_at is None and not (warming or policy.local_steps):
             self._frozen_at = self.store.iterations()
-            # It does not come back, and rounds have memory on the servers.
-            self._modes.clear()
-            self._steps.clear()
+            # What was for the warm-up does not come back, and rounds have memory on the servers.
+            self._modes = {key: made for key, made in self._modes.items() if not key[1]}
+            self._steps = {key: made for key, made in self._steps.items() if not _warms(key)}
         key = mode.key(policy), warming
         if key not in self._modes:
             self._modes[key] = Mode(

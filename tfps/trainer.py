@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tfps import _keras, callbacks as callbacks_lib, errors, optimizers
 from tfps.compression import Codec
-from tfps.consistency import Async, Consistency
+from tfps.consistency import Async, Consistency, Sync
 from tfps.inference import EvaluateStep, PredictStep
 from tfps.loop import Drive, MetricTotals
 from tfps.report import Report
@@ -87,13 +87,14 @@ class Trainer:
             of zero, as Keras does (momentum, weight decay). "lazy": nothing, they
             stay as they are bit by bit, and updates cost by the rows looked up
             instead of by the table.
-          push_warmup: updates, counted on the servers, before the codecs of `push`
-            begin; until then gradients are sent as they are. From then on Adam
-            and AdamW leave alone the second moments of what passes through a
-            codec with feedback (Tang et al., "1-bit Adam", 2021), which makes
-            their update linear in the gradient, as feedback needs it. 0: codecs
-            from the start and no such change. A tenth of the training is a good
-            choice.
+          push_warmup: pushes applied by the servers (`optimizer.iterations`) before the
+            codecs of `push` begin; until then gradients are sent as they are, but
+            rows of tables, which have no feedback, pass through their codec. From
+            then on Adam and AdamW leave alone the second moments of what passes
+            through a codec with feedback (Tang et al., "1-bit Adam", 2021), which
+            makes their update linear in the gradient, as feedback needs it. 0:
+            codecs from the start and no such change. A tenth of the training is a
+            good choice. `LocalSteps` has no warm-up.
           step_timeout: seconds that a call on a worker may take, which is
             `steps_per_execution` steps or an exchange of `LocalSteps`; the first
             one is compiled in it too. Beyond that `fit`, `evaluate` and `predict`
@@ -138,6 +139,12 @@ class Trainer:
                 f"consistency={policy!r} is no policy; use tfps.Async(), BoundedStaleness(bound), "
                 "Sync(backups) or LocalSteps(steps)"
             )
+        workers = self.strategy.cluster.num_workers
+        if isinstance(policy, Sync) and policy.backups >= workers:
+            raise errors.ConfigError(
+                f"{policy} waits for none of {workers} worker{'s' if workers > 1 else ''}; have "
+                "fewer backups than workers"
+            )
         self._consistency = policy
 
     @_errors_named
@@ -179,6 +186,7 @@ class Trainer:
           ConfigError: model, optimizer or data cannot be trained here.
           WorkerError: a step failed; names the worker.
           TaskLost: a worker or ps went away.
+          StepTimeout: a call took longer than `step_timeout`.
         """
         model = self.model
         _keras.check_compiled(model, "fit")
@@ -363,7 +371,7 @@ class Trainer:
         self._drive(
             feed, prepare, callbacks.on_test_batch_begin, end, lambda: model.stop_evaluating
         )
-        if not totals.examples:
+        if not totals.examples and not model.stop_evaluating:
             raise errors.DataError("evaluate was given no batch; the input is empty")
         logs = totals.logs()
         callbacks.on_test_end(logs)

@@ -63,7 +63,7 @@ class Epoch:
             raise
         self._feed.end_epoch()
         seconds = time.perf_counter() - started
-        if not self._totals.examples:
+        if not self._totals.examples and not self._model.stop_training:
             raise errors.DataError("fit was given no batch; the input is empty")
         self._store.fetch()
         # Updates that loss scaling skipped are not counted.
@@ -76,23 +76,25 @@ class Epoch:
             "steps_per_second": steps / seconds,
             "staleness": tally.total_staleness / max(1.0, tally.pushes),
             "staleness_max": tally.max_staleness,
-            "push_bytes_per_step": tally.bytes_up / steps,
-            "pull_bytes_per_step": tally.bytes_down / steps,
+            "push_bytes_per_step": tally.bytes_up / max(1, steps),
+            "pull_bytes_per_step": tally.bytes_down / max(1, steps),
         }
 
     def _train(self) -> int:
         steps = 0
         while True:
-            policy, warming = self._policy(), self._is_warming()
+            policy = self._policy()
+            warming = self._is_warming(policy)
             steps = self._follow(policy, warming, steps)
             if self._model.stop_training or not self._has_changed(policy, warming):
                 return steps
 
-    def _is_warming(self) -> bool:
-        return self._session.is_warming(self._applied)
+    def _is_warming(self, policy: Consistency) -> bool:
+        updates = self._applied - self._session.outer_updates
+        return self._session.is_warming(policy, updates)
 
     def _has_changed(self, policy: Consistency, warming: bool) -> bool:
-        return self._policy() is not policy or self._is_warming() != warming
+        return self._policy() is not policy or self._is_warming(policy) != warming
 
     def _follow(self, policy: Consistency, warming: bool, first: int) -> int:
         """Trains until the end of the feed, or until it goes on in another way.

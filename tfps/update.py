@@ -145,11 +145,12 @@ class Summed(Applied):
                 if i in self._touched:
                     added.append(_mark(handles["touched"][i], where, True))
             elif i in payloads:
-                channel = optimizer.channel(i)
+                value = optimizer.channel(i).decode(payloads[i])
+                if optimizer.store.loss_scale is not None:
+                    # Of a worker whose gradients overflowed, a codec sends what it still had.
+                    value = tf.where(applies, value, tf.zeros_like(value))
                 added.append(
-                    tf.raw_ops.AssignAddVariableOp(
-                        resource=handles["sums"][i], value=channel.decode(payloads[i])
-                    )
+                    tf.raw_ops.AssignAddVariableOp(resource=handles["sums"][i], value=value)
                 )
         with tf.control_dependencies(added):
             arrived, good = (read(h, tf.int32, ()) for h in handles["counts"][p])

@@ -57,10 +57,12 @@ class RemoteValue(tf.distribute.coordinator.RemoteValue):
         self._wait()
         if self._error is not None:
             raise self._error
+        # Two threads may come here, and one be quicker.
+        result, packed = self._result, self._packed
         if self._local is None:
             with self._backlog.errors_named():
-                self._local = (self._structured(_to_chief(self._result)),)
-            self._result = self._packed = None
+                self._local = (_structured(_to_chief(result), packed),)
+            self._result = None
         return self._local[0]
 
     def fetch(self):
@@ -86,12 +88,10 @@ class RemoteValue(tf.distribute.coordinator.RemoteValue):
             self._event.set()
         return self._event
 
-    def _structured(self, result):
-        return result if self._packed is None else self._packed.packed(result)
-
     def _get_values(self):
         self._wait()
-        return self._structured(self._result) if self._local is None else self._local[0]
+        result = self._result
+        return _structured(result, self._packed) if self._local is None else self._local[0]
 
     def _get_error(self):
         self._wait()
@@ -108,6 +108,10 @@ class RemoteValue(tf.distribute.coordinator.RemoteValue):
     @_type_spec.setter
     def _type_spec(self, spec) -> None:
         self._spec = interned(spec)
+
+
+def _structured(result, packed):
+    return result if packed is None else packed.packed(result)
 
 
 class Resource(RemoteValue):
@@ -166,8 +170,8 @@ def _bring_alike(group: list[RemoteValue]) -> None:
                 stacked = tf.stack(column)
             columns.append(tf.unstack(_to_chief(stacked)))
     for value, *parts in zip(group, *columns, strict=True):
-        value._local = (value._structured(parts),)
-        value._result = value._packed = None
+        value._local = (_structured(parts, value._packed),)
+        value._result = None
 
 
 def _to_chief(structure):
