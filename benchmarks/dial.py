@@ -29,7 +29,7 @@ SETTINGS = [
     "bounded:0",
     "bounded:2",
     "local:16",
-    "local:16,merge=each",
+    "local:16,merge=each,outer=average",
     "local:16,outer=average",
     "local:16,outer=sgd:1.0:0.4",
 ]
