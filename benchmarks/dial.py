@@ -25,13 +25,13 @@ flags.DEFINE_string("output", "runs/dial", "Folder for JSON and plot.")
 SETTINGS = [
     "sync",
     "async",
-    "async:staleness_scaling=true",
+    "local:16,outer=sgd:1.0:0.4",
     "bounded:0",
     "bounded:2",
     "local:16",
-    "local:16,merge=each,outer=average",
     "local:16,outer=average",
-    "local:16,outer=sgd:1.0:0.4",
+    "local:16,merge=each,outer=average",
+    "async:staleness_scaling=true",
 ]
 # What LocalSteps is held to: within so many percent of Sync, with some outer optimizer.
 _BAR = ("local:16", 3.0)
