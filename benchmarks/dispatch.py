@@ -40,11 +40,12 @@ IN_FLIGHT = "tfps, in_flight=2"
 
 
 def coordinators(cluster) -> dict:
-    """Each on a strategy of its own."""
+    """Each on a strategy of its own; a tfps one makes the connection."""
+    ours = [tfps.ParameterServerStrategy(cluster) for _ in range(2)]
     stock = tf.distribute.ParameterServerStrategy(cluster.resolver())
     return {
-        "tfps": tfps.ClusterCoordinator(tfps.ParameterServerStrategy(cluster)),
-        IN_FLIGHT: tfps.ClusterCoordinator(tfps.ParameterServerStrategy(cluster), in_flight=2),
+        "tfps": tfps.ClusterCoordinator(ours[0]),
+        IN_FLIGHT: tfps.ClusterCoordinator(ours[1], in_flight=2),
         "stock": tf.distribute.coordinator.ClusterCoordinator(stock),
     }
 
