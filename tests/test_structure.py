@@ -2,6 +2,8 @@
 
 import ast
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -127,3 +129,10 @@ def test_errors_derive_from_the_base():
 
     public = [v for v in vars(errors).values() if isinstance(v, type)]
     assert all(issubclass(cls, tfps.Error) for cls in public)
+
+
+def test_importing_leaves_tensorflow_to_be_configured():
+    program = (
+        "import tensorflow as tf, tfps; tf.config.threading.set_intra_op_parallelism_threads(1)"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=60)

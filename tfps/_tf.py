@@ -10,6 +10,11 @@ import tensorflow as tf
 from tensorflow.python.distribute.coordinator import coordinator_context, remote_value
 from tensorflow.python.eager import cancellation, context, execute, executor
 from tensorflow.python.eager.polymorphic_function import atomic_function, function_type_utils
+from tensorflow.python.framework import ops
+
+# The type of a tensor outside of graphs; making one to ask it would settle TensorFlow's
+# threads and devices as soon as tfps is imported.
+EagerTensor = ops.EagerTensor
 
 _VARIABLE_CREATION = ("tensorflow.", "tfps.")
 

@@ -13,7 +13,6 @@ from tfps.values import RemoteValue, Resource
 _PER_WORKER = tf.distribute.coordinator.PerWorkerValue
 _REMOTE = tf.distribute.coordinator.RemoteValue
 _LITERALS = (bool, int, float, str, bytes, type(None))
-_EAGER = type(tf.constant(0))
 
 
 # A function that is scheduled with ever new Python numbers, which TensorFlow takes as one
@@ -45,7 +44,7 @@ def signature(x: Any, leaves: list) -> Any:
         return (kind, *x, *[signature(y, leaves) for y in x.values()])
     if kind in _LITERALS:
         return (kind, x)
-    if kind is _EAGER and x.dtype not in (tf.resource, tf.variant):
+    if kind is _tf.EagerTensor and x.dtype not in (tf.resource, tf.variant):
         leaves.append(x)
         return (x.dtype, *x.shape)
     if isinstance(x, _PER_WORKER):
