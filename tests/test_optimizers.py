@@ -6,7 +6,8 @@ import pytest
 import tensorflow as tf
 
 from tfps import optimizers
-from tfps.optimizers import LossScale, ServerOptimizer
+from tfps.loss_scale import LossScale
+from tfps.optimizers import ServerOptimizer
 
 o = keras.optimizers
 

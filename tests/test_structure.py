@@ -36,6 +36,7 @@ ORDER = [
     "layout",
     "frozen",
     "optimizers",
+    "loss_scale",
     "compression",
     "wire",
     "tables",

@@ -168,16 +168,15 @@ class OuterOptimizer(CompiledOptimizer):
         self,
         store: ParameterStore,
         jit_compile: bool,
-        coded: bool,
         optimizer: keras.optimizers.Optimizer,
     ):
         """Makes the optimizer's state on the servers.
 
         Args:
-          store, jit_compile, coded: see `CompiledOptimizer`.
+          store, jit_compile: see `CompiledOptimizer`.
           optimizer: its settings count.
         """
-        super().__init__(store, jit_compile, coded)
+        super().__init__(store, jit_compile)
         self._trained = [
             [i for i, b in enumerate(store.plan.buckets) if b.ps == p and is_trained(b)]
             for p in range(store.plan.num_ps)
@@ -201,7 +200,7 @@ class OuterOptimizer(CompiledOptimizer):
         return self._plan.sends(i) or is_trained(self._plan.buckets[i])
 
     def channel(self, i):
-        return self._plan.whole(i) if self._coded else self._plan.exact(i)
+        return self._plan.whole(i)
 
     def optimizer(self, p):
         return self._optimizers[p]

@@ -60,7 +60,7 @@ class Mode:
         if policy.local_steps:
             require_local(model.optimizer, store.plan)
             self._outer = policy.outer_optimizer(num_workers)
-            optimizer = OuterOptimizer(store, jit_compile, coded, self._outer)
+            optimizer = OuterOptimizer(store, jit_compile, self._outer)
         else:
             optimizer = CompiledOptimizer(store, jit_compile, coded, frozen_at)
         if policy.in_rounds:

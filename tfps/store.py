@@ -7,7 +7,8 @@ import tensorflow as tf
 from tfps import _keras, layout
 from tfps.devices import ps_device
 from tfps.layout import Bucket
-from tfps.optimizers import LossScale, RowOptimizer, ServerOptimizer
+from tfps.loss_scale import LossScale
+from tfps.optimizers import RowOptimizer, ServerOptimizer
 from tfps.plan import ROWS, TRAIN, Plan
 
 
