@@ -68,10 +68,17 @@ class Gradient:
         return self.puller.rows(handles, lookups, seed_of(number))
 
     def change(
-        self, handles, batch, pulled: Pulled, found: dict[int, Found], metrics, number
+        self, batch, pulled: Pulled, found: dict[int, Found], scale, metrics, number
     ) -> tuple[Change, Any, tf.Tensor]:
-        """One step's: (change, new metric values, int64 number of examples)."""
-        scale = self.puller.loss_scale(handles)
+        """One step's: (change, new metric values, int64 number of examples).
+
+        Args:
+          batch: what the dataset yields.
+          pulled, found: the parameters.
+          scale: float32 scalar by which the loss is multiplied.
+          metrics: values before the step.
+          number: int64 scalar, the step's.
+        """
         ids = {i: one.ids for i, one in found.items()}
         rows = {i: one.rows for i, one in found.items()}
         (buckets, row_gradients), metrics, examples, finite = self._compute(
@@ -133,11 +140,6 @@ def kept(before, fresh: list) -> list:
         old if shapes(old) == shapes(new) else new
         for old, new in zip(before.residuals, fresh, strict=True)
     ]
-
-
-def blank(specs):
-    """Zeros in the form of specs; dimensions that are not known are 0."""
-    return tf.nest.map_structure(lambda s: tf.zeros([n or 0 for n in s.shape], s.dtype), specs)
 
 
 def seed_of(number: tf.Tensor) -> tf.Tensor:

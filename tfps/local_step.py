@@ -6,14 +6,14 @@ import tensorflow as tf
 
 from tfps import layout, optimizers
 from tfps.apply import is_trained
-from tfps.gradient import Change, blank, encoded, kept
+from tfps.gradient import Change, encoded, kept
 from tfps.inference import specs
 from tfps.optimizers import ServerOptimizer
 from tfps.plan import FROZEN, LAST, SUM
 from tfps.program import Program
 from tfps.pull import Puller
 from tfps.push import Pusher
-from tfps.repeat import repeat
+from tfps.repeat import blank, repeat
 from tfps.report import Tally, added, of_push, vector, zeros
 
 

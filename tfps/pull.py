@@ -13,7 +13,7 @@ from tfps import layout, optimizers
 from tfps.devices import ps_device
 from tfps.store import ParameterStore, read
 from tfps.tables import Found, Ids, Rows
-from tfps.wire import coalesce
+from tfps.wire import after, coalesce
 
 
 class Pulled(NamedTuple):
@@ -48,16 +48,24 @@ class Puller:
         self._plan = store.plan
         self._static_scale = optimizers.static_loss_scale(optimizer) if optimizer else 1.0
 
-    def pull(self, handles: dict, exact: bool = False, whole: bool = False) -> Pulled:
+    def pull(
+        self,
+        handles: dict,
+        exact: bool = False,
+        whole: bool = False,
+        found: dict[int, Found] | None = None,
+    ) -> Pulled:
         """Reads every bucket on its ps and sends it to the caller's device.
 
         Args:
           handles: of this store.
           exact: send the values as they are, whatever the codecs.
           whole: tables too.
+          found: send the rest after these.
         """
         payloads: list = [()] * len(self._plan.buckets)
         versions = []
+        before = [sent for one in (found or {}).values() for sent in one.sent]
         for p in range(self._plan.num_ps):
             mine = [
                 i
@@ -75,6 +83,7 @@ class Puller:
                         value, channel.initial_state(), tf.zeros([2], "int32")
                     )
                     sent.append(payload)
+                sent = after(sent, [t for ps, rows in before if ps == p for t in rows])
                 messages, restore = coalesce(tf.nest.flatten(sent))
                 versions.append(read(handles["versions"][p], tf.int64, ()))
             arrived = tf.nest.pack_sequence_as(sent, restore(messages))

@@ -68,6 +68,34 @@ def repeat(step, source, count, state, single, conditional=False):
     return done, state
 
 
+def is_plain(spec) -> bool:
+    """Whether batches consist of nothing but ordinary tensors."""
+    return all(isinstance(s, tf.TensorSpec) for s in tf.nest.flatten(spec))
+
+
+def next_of(source, spec) -> tuple[Any, tf.Tensor | None]:
+    """The next batch of a source without a condition for what follows.
+
+    Args:
+      source: an iterator, or one batch.
+      spec: of a batch, which `is_plain`.
+
+    Returns:
+      (batch, bool scalar: whether there was one). Where there was none, zeros are in
+      its place. For a lone batch the scalar is None.
+    """
+    if not is_iterator(source):
+        return source, None
+    element = source.get_next_as_optional()
+    exists = element.has_value()
+    return tf.cond(exists, element.get_value, lambda: blank(spec)), exists
+
+
+def blank(specs):
+    """Zeros in the form of specs; dimensions that are not known are 0."""
+    return tf.nest.map_structure(lambda s: tf.zeros([n or 0 for n in s.shape], s.dtype), specs)
+
+
 def is_iterator(source) -> bool:
     """Whether the source is an iterator on the worker."""
     return isinstance(source, tf.data.Iterator)

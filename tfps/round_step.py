@@ -4,9 +4,9 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from tfps.gradient import Change, Gradient, blank, encoded, kept
+from tfps.gradient import Change, Gradient, encoded, kept
 from tfps.inference import specs
-from tfps.repeat import repeat
+from tfps.repeat import blank, repeat
 from tfps.report import added, of_push, vector, zeros
 
 
@@ -87,7 +87,8 @@ class RoundStep:
     def _change(self, handles, batch, metrics, number):
         found = self._gradient.pull_rows(handles, batch, number)
         pulled = self._gradient.puller.pull(handles)
-        return self._gradient.change(handles, batch, pulled, found, metrics, number)
+        scale = self._gradient.puller.loss_scale(handles)
+        return self._gradient.change(batch, pulled, found, scale, metrics, number)
 
     def _steps(self, handles, source, carry, count, first):
         def step(i, batch, state):

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tfps.gradient import Gradient, blank, encoded, kept
+from tfps.gradient import Gradient, encoded, kept
 from tfps.inference import specs
 from tfps.push import Push
-from tfps.repeat import repeat
+from tfps.repeat import blank, is_plain, next_of, repeat
 from tfps.report import Tally, added, of_push, vector, zeros
+from tfps.wire import after
 
 
 class Carry(NamedTuple):
@@ -58,6 +59,10 @@ class TrainStep:
         self._gradient = gradient
         self._puller, self._pusher = gradient.puller, gradient.pusher
         self._single = single
+        self._batch_spec = batch_spec
+        # A server learns of a condition, or a turn of a loop, in a message that waits
+        # behind the update of the last step: pull and push would follow one another.
+        self._plain = single and overlap > 0 and is_plain(batch_spec)
         self._overlap = overlap
         self.initial = gradient.program.initial_metrics()
         int32, int64, float32 = (tf.TensorSpec([], d) for d in (tf.int32, tf.int64, tf.float32))
@@ -121,47 +126,80 @@ class TrainStep:
             return None
         return self._flush(handles, carry.pending, learning_rate)
 
-    def _step(self, handles, batch, carry, metrics, number, learning_rate):
+    def _step(self, handles, batch, state, number, learning_rate, exists=None):
+        """One step.
+
+        Args:
+          handles: of the pusher.
+          batch: what the dataset yields.
+          state: (carry, metric values, vector of totals).
+          number: int64 scalar, the step's.
+          learning_rate: see `__call__`.
+          exists: bool scalar; false: there is no batch, and nothing is to be done. None: true.
+        """
+        carry, metrics, total = state
         # The servers see what is done with a variable in the order of these lines;
         # what has nothing to do with one another goes on at the same time.
         found = self._gradient.pull_rows(handles, batch, number)  # ps -> worker
+        scale = self._puller.loss_scale(handles)
+        pending = self._due(carry, found, exists)
         if self._overlap == 1:
-            pushed = self._push(handles, carry.pending, learning_rate)
-        pulled = self._puller.pull(handles)
+            pushed = self._push(handles, pending, learning_rate)
+        pulled = self._puller.pull(handles, found=found)
         if self._overlap == 2:
-            pushed = self._push(handles, carry.pending, learning_rate)
+            pushed = self._push(handles, pending, learning_rate)
         now = carry.pulled if self._overlap else pulled
-        sent, residuals, metrics, tally = self._computed(
-            handles, batch, now, found, carry.residuals, metrics, number
-        )
-        if self._overlap:
-            return Carry(residuals, pulled, sent), metrics, [tally, pushed]
-        pushed = self._push(handles, sent, learning_rate)  # worker -> ps
-        return Carry(residuals), metrics, [tally, pushed]
 
-    def _computed(self, handles, batch, pulled, found, residuals, metrics, number):
+        def computed():
+            return self._computed(batch, now, found, scale, carry.residuals, metrics, number, total)
+
+        if exists is None:
+            sent, residuals, metrics, total = computed()
+        else:
+            sent, residuals, metrics, total = tf.cond(
+                exists, computed, lambda: (carry.pending, carry.residuals, metrics, total)
+            )
+        if self._overlap:
+            return Carry(residuals, pulled, sent), metrics, added(total, pushed)
+        pushed = self._push(handles, sent, learning_rate)  # worker -> ps
+        return Carry(residuals), metrics, added(total, pushed)
+
+    def _due(self, carry: Carry, found, exists) -> Push | tuple:
+        """What the last step is still to push; () without overlap."""
+        if not self._overlap:
+            return ()
+        pending = carry.pending
+        if exists is not None:
+            pending = pending._replace(live=tf.logical_and(pending.live, exists))
+        # Computing waits for the rows, and for nothing else that is under way.
+        return after(pending, [one.rows.values for one in found.values()])
+
+    def _computed(self, batch, pulled, found, scale, residuals, metrics, number, total):
         """From parameters to what is to be pushed."""
         change, metrics, examples = self._gradient.change(
-            handles, batch, pulled, found, metrics, number
+            batch, pulled, found, scale, metrics, number
         )
         sent, residuals = encoded(self._pusher, change, residuals, number)
         tally = self._gradient.tally(change, examples)
-        return sent, residuals, metrics, tally
+        return sent, residuals, metrics, added(total, tally)
 
     def _push(self, handles, sent: Push, learning_rate) -> Tally:
         receipt = self._pusher.push(handles, sent, learning_rate)
         return of_push(sent.live, sent.finite, *receipt, self._pusher.payload_bytes)
 
     def _steps(self, handles, source, carry, count, first, learning_rate):
+        state = (carry, self.initial, zeros())
+        if self._plain:
+            batch, exists = next_of(source, self._batch_spec)
+            carry, metrics, total = self._step(handles, batch, state, first, learning_rate, exists)
+            done = 1 if exists is None else tf.cast(exists, tf.int32)
+            # On the worker, where TensorFlow would leave it on the servers.
+            carry = carry._replace(pulled=after(carry.pulled, [first]))
+            return vector(done, total, metrics), carry
+
         def step(i, batch, state):
-            carry, metrics, total = state
             number = first + tf.cast(i, tf.int64)
-            carry, metrics, tallies = self._step(
-                handles, batch, carry, metrics, number, learning_rate
-            )
-            for tally in tallies:
-                total = added(total, tally)
-            return carry, metrics, total
+            return self._step(handles, batch, state, number, learning_rate)
 
         # What is carried has to stay on the worker. TensorFlow would leave what a
         # function merely passes on where it was made; out of a conditional it comes
@@ -170,7 +208,7 @@ class TrainStep:
             step,
             source,
             count,
-            (carry, self.initial, zeros()),
+            state,
             self._single,
             conditional=self._overlap > 0,
         )
@@ -179,7 +217,10 @@ class TrainStep:
     def _probe(self, handles, batch, pulled, residuals, number):
         """Traced for the form of a push."""
         found = self._gradient.pull_rows(handles, batch, number)
-        return self._computed(handles, batch, pulled, found, residuals, self.initial, number)[0]
+        scale = self._puller.loss_scale(handles)
+        return self._computed(
+            batch, pulled, found, scale, residuals, self.initial, number, zeros()
+        )[0]
 
     def _started(self, handles, residuals):
         # A push that the servers do not apply takes the place of the one before the first.

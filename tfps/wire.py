@@ -103,6 +103,25 @@ class Channel:
         return [tf.reshape(t, shape) for t, shape in zip(parts, self.pieces, strict=True)]
 
 
+def after(tensors, first: Sequence[tf.Tensor]):
+    """Nested tensors that are there only when `first` are there too.
+
+    What is large is sent after what is small in this way: messages to one task share
+    a connection, in the order in which they were ready, and somebody waits for the
+    small ones. It is a data dependency, since TensorFlow's optimizer takes a control
+    dependency from an identity and gives it to those who use the tensor.
+
+    Args:
+      tensors: on the caller's device.
+      first: of the same device, or this moves them there.
+    """
+    flat = tf.nest.flatten(tensors)
+    if not flat or not first:
+        return tensors
+    flat = tf.raw_ops.IdentityN(input=[*flat, *first])[: len(flat)]
+    return tf.nest.pack_sequence_as(tensors, flat)
+
+
 def coalesce(tensors: Sequence[tf.Tensor]) -> tuple[list[tf.Tensor], Callable]:
     """Puts small tensors together, so that they share a message.
 
