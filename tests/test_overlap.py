@@ -7,6 +7,7 @@ import tensorflow as tf
 
 import tfps
 from tests.conftest import mlp, regression
+from tfps.step import TrainStep
 
 
 def delayed_sgd(model, x, y, delay, rate=0.05):
@@ -83,6 +84,69 @@ def test_datasets_of_workers_that_end(connect, overlap, steps):
     assert trainer._session.store.iterations() == 16
     # 8 batches of 2, whose loss is minus the number of updates that the weights have seen.
     assert -8.0 <= history.history["loss"][0] <= 0.0
+
+
+def conditional_devices(function) -> set[str]:
+    """The devices of what is done within the conditionals and loops of a concrete function."""
+    library = {f.signature.name: f for f in function.graph.as_graph_def().library.function}
+    names = ("then_branch", "else_branch", "cond", "body")
+    top = [
+        op.get_attr(name).name
+        for op in function.graph.get_operations()
+        if op.type in ("If", "StatelessIf", "While", "StatelessWhile")
+        for name in names
+        if name in op.node_def.attr
+    ]
+    return {node.device for name in top for node in library[name].node_def}
+
+
+@pytest.mark.parametrize("fed", ["by the chief", "by datasets of the workers"])
+@pytest.mark.parametrize("overlap", [1, 2])
+def test_servers_need_not_be_told_of_a_condition(connect, overlap, fed):
+    """They would learn of it only after all of the last update had arrived."""
+    x, y = regression(64)
+
+    def dataset_fn(context):
+        return tf.data.Dataset.from_tensor_slices((x, y)).batch(16)
+
+    def run(steps):
+        model = mlp()
+        model.compile("sgd", "mse", steps_per_execution=steps)
+        trainer = tfps.Trainer(model, connect(), overlap=overlap)
+        if fed == "by the chief":
+            trainer.fit(x, y, batch_size=16, verbose=0)
+        else:
+            trainer.fit(dataset_fn, verbose=0)
+        (step,) = (s for s in trainer._session._steps.values() if isinstance(s, TrainStep))
+        return conditional_devices(step._run)
+
+    assert not any("ps" in device for device in run(steps=1))
+    # A loop over the steps of a call does span the servers.
+    assert any("ps" in device for device in run(steps=2))
+
+
+@pytest.mark.parametrize("overlap", [1, 2])
+def test_ragged_batches(connect, overlap):
+    """Of these nothing can stand in for a batch that does not exist."""
+    ids = tf.ragged.constant([[1, 2], [3], [4, 5, 6], [7]] * 4, dtype=tf.int64)
+
+    def dataset_fn(context):
+        return tf.data.Dataset.from_tensor_slices((ids, tf.ones([16, 1]))).batch(4)
+
+    class Mean(keras.Model):
+        """The gradient is 1 for any batch."""
+
+        def build(self, shape):
+            self.w = self.add_weight(shape=(), initializer="zeros")
+
+        def call(self, ragged):
+            mean = tf.reduce_mean(tf.cast(ragged, tf.float32), axis=1, keepdims=True)
+            return self.w + 0.0 * mean
+
+    model = Mean()
+    model.compile(keras.optimizers.SGD(1.0), loss=lambda y, p: p, jit_compile=False)
+    tfps.Trainer(model, connect(workers=2), overlap=overlap).fit(dataset_fn, verbose=0)
+    assert model.w.numpy() == -8.0
 
 
 @pytest.mark.parametrize("overlap", [0, 2])
