@@ -51,6 +51,11 @@ def test_bandwidth():
             hosts.bits_per_second(bad)
 
 
+def test_headers_are_no_payload():
+    stats = {"bytes": 2 * 1514 + 66, "packets": 3, "errors": 0}
+    assert hosts.payload(**stats) == 2 * 1448
+
+
 def test_steps_of_a_turn():
     assert fleet.steps_for(0.5, seconds=4.0, at_least=3) == 8
     assert fleet.steps_for(5.0, seconds=4.0, at_least=3) == 3

@@ -17,6 +17,7 @@ from typing import NamedTuple
 HOSTS = ("chief", "worker0", "worker1", "ps0", "ps1")
 SUBNET = "10.78.0"
 MTU = 1500  # bytes
+HEADERS = 14 + 20 + 32  # bytes: Ethernet, IPv4, and TCP with its time stamps
 CONGESTION = "cubic"  # Linux's default, whatever this machine's is
 LATENCY = "50ms"  # the longest that a packet waits in a bucket's queue before it is dropped
 
@@ -24,7 +25,7 @@ _UNITS = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
 
 
 class Traffic(NamedTuple):
-    """Bytes that a host has sent (`up`) and received (`down`) until now."""
+    """Bytes within TCP that a host has sent (`up`) and received (`down`) until now."""
 
     up: int
     down: int
@@ -43,6 +44,16 @@ def bits_per_second(bandwidth: str) -> float:
             "nor none"
         )
     return float(match[1]) * _UNITS[match[2]]
+
+
+def payload(bytes: int, packets: int, **_) -> int:
+    """What an interface has carried, without the headers of its packets.
+
+    Where packets travel through the kernel as one large segment, it counts one packet
+    with one header; so this is right whether they do or not. The links' limits
+    always count every header.
+    """
+    return bytes - packets * HEADERS
 
 
 def burst_bytes(bandwidth: str) -> int:
@@ -131,15 +142,12 @@ class Network:
         return "eth0"
 
     def traffic(self) -> dict[str, Traffic]:
-        """What went over each host's cable, as seen at the bridge: sent is received there.
-
-        Acknowledgements count, and so do headers, except that packets which travel as
-        one large segment (above about 500 Mb/s) count them once; the buckets always
-        count them all.
-        """
+        """What went over each host's cable, as seen at the bridge: sent is received there."""
         links = json.loads(self._ip("switch", "-s", "-j", "link"))
         counters = {link["ifname"]: link["stats64"] for link in links}
-        return {h: Traffic(counters[h]["rx"]["bytes"], counters[h]["tx"]["bytes"]) for h in HOSTS}
+        return {
+            h: Traffic(payload(**counters[h]["rx"]), payload(**counters[h]["tx"])) for h in HOSTS
+        }
 
     def close(self) -> None:
         """Deletes the namespaces, and with them bridge, cables and limits."""
