@@ -17,6 +17,7 @@ ORDER = [
     "parsing",
     "schedule",
     "net",
+    "channels",
     "farewell",
     "cluster",
     "server",

@@ -4,7 +4,7 @@ import math
 
 import tensorflow as tf
 
-from tfps import _keras, _tf, net
+from tfps import _keras, _tf, channels, net
 from tfps.cluster import Cluster
 from tfps.coordinator import ClusterCoordinator
 from tfps.placement import Placement
@@ -59,6 +59,7 @@ class ParameterServerStrategy(tf.distribute.ParameterServerStrategy):
         self._placement = Placement([], cluster.num_ps)
         if "chief" in cluster.spec and not cluster.connected:
             net.require_free(cluster.spec["chief"][0], "chief 0")
+        channels.configure()
         cluster.wait(startup_timeout)
         cluster.connected = True
         with _keras.variables_survive():

@@ -130,6 +130,10 @@ class Network:
                 place = ["dev", device, "root", "tbf"]
                 _run("tc", "-n", self._prefix + at, "qdisc", "replace", *place, *bucket)
 
+    def unplug(self, host: str) -> None:
+        """Cuts a host's cable, so that it is gone without a word."""
+        self._ip("switch", "link", "set", host, "down")
+
     def command(self, host: str) -> list[str]:
         """What a command line begins with, to run on the host."""
         return ["ip", "netns", "exec", self._prefix + host]
