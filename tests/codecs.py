@@ -1,0 +1,79 @@
+"""All codecs, and what their tests have in common."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfps.compression import (
+    DGC,
+    BFloat16,
+    ErrorFeedback,
+    Float16,
+    Identity,
+    Int8,
+    OneBit,
+    PowerSGD,
+    RandomK,
+    Ternary,
+    TopK,
+)
+
+PLAIN = [
+    Identity(),
+    Float16(),
+    BFloat16(),
+    Int8(),
+    Int8("stochastic", block=100),
+    Ternary(),
+    OneBit(),
+    TopK(0.05),
+    RandomK(0.1),
+    RandomK(0.3, unbiased=False),
+    PowerSGD(2),
+]
+WRAPPED = [
+    ErrorFeedback(c) for c in (Float16(), Int8(), OneBit(), TopK(0.05), RandomK(0.3), PowerSGD(2))
+]
+DGCS = [DGC(0.05), DGC(0.05, momentum=0.0, warmup=1)]
+TABLE = [*PLAIN, *WRAPPED, *DGCS]
+SHAPES = [(1,), (7,), (8,), (1023,), (1025,), (30, 50), (3, 4, 5, 20), (1, 40)]
+
+
+def name(codec):
+    if isinstance(codec, ErrorFeedback):
+        return f"feedback-{name(codec.codec)}"
+    fields = [f.name for f in dataclasses.fields(codec) if not f.kw_only]
+    return "-".join([type(codec).__name__, *(str(getattr(codec, f)) for f in fields)])
+
+
+each = pytest.mark.parametrize("codec", TABLE, ids=name)
+
+
+def seed(step=0, tensor=0):
+    return tf.constant([step, tensor], tf.int32)
+
+
+def normal(shape, key=0):
+    return np.random.default_rng(key).normal(size=shape).astype(np.float32)
+
+
+def nbytes(payload):
+    return sum(int(tf.size(t)) * t.dtype.size for t in payload)
+
+
+def run(codec, gradients, dtype=tf.float32):
+    """Encodes and decodes step by step: what arrived, the payloads, the last state."""
+    shape = gradients[0].shape
+    state = codec.initial_state(shape)
+    arrived, payloads = [], []
+    for step, g in enumerate(gradients):
+        payload, state = codec.encode(tf.cast(g, dtype), state, seed(step))
+        arrived.append(codec.decode(payload, shape, dtype))
+        payloads.append(payload)
+    return arrived, payloads, state
+
+
+def low_rank(rank, shape=(60, 40)):
+    return normal((shape[0], rank), 1) @ normal((rank, shape[1]), 2)
