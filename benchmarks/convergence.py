@@ -1,6 +1,6 @@
 """What codecs cost in quality: the demo's language model, the same tokens, each codec.
 
-  python -m benchmarks.convergence --steps=1100 --only=identity,topk
+  python -m benchmarks.convergence --steps=1100 --only=identity --only=topk
 
 Codecs with feedback begin after a warm-up (`push_warmup` of `tfps.Trainer`). Every
 setting trains the model of `python -m models.gpt` on the same text from the same
@@ -20,8 +20,10 @@ FLAGS = flags.FLAGS
 flags.DEFINE_integer("steps", 1100, "Steps of 16 windows of 64 tokens.", lower_bound=20)
 flags.DEFINE_integer("workers", 2, "Workers.", lower_bound=1)
 flags.DEFINE_list("seeds", ["0"], "A run for each.")
-flags.DEFINE_list(
-    "only", [], "Settings whose label contains one of these, others than the usual ones too."
+flags.DEFINE_multi_string(
+    "only",
+    [],
+    "Settings whose label contains this, also unusual ones; may be given more than once.",
 )
 flags.DEFINE_list("flags", [], "More flags of models.gpt, without the dashes: overlap=2.")
 flags.DEFINE_string("output", None, "JSON file for the results.")

@@ -18,7 +18,9 @@ FLAGS = flags.FLAGS
 flags.DEFINE_integer("steps", 2200, "Steps of 16 windows of 64 tokens, in all.", lower_bound=80)
 flags.DEFINE_integer("epochs", 4, "Validations.", lower_bound=1)
 flags.DEFINE_integer("workers", 2, "Workers.", lower_bound=1)
-flags.DEFINE_list("only", [], "Settings that contain one of these; default: all.")
+flags.DEFINE_multi_string(
+    "only", [], "Settings that contain this, and no others; may be given more than once."
+)
 flags.DEFINE_list("flags", [], "More flags of models.gpt, without the dashes: push=int8.")
 flags.DEFINE_string("output", "runs/dial", "Folder for JSON and plot.")
 

@@ -22,7 +22,9 @@ flags.DEFINE_list(
     ["1gbit", "100mbit", "none"],
     "Of each host's link, both ways, as tc writes it; `none` is loopback.",
 )
-flags.DEFINE_list("systems", [], "Only those whose name or family contains one of these.")
+flags.DEFINE_multi_string(
+    "systems", [], "Only those whose name or family contains this; may be given more than once."
+)
 flags.DEFINE_integer("rounds", 3, "Turns of each system on each link.", lower_bound=1)
 flags.DEFINE_integer(
     "warmup", 2, "Steps of a worker before a turn is timed, at most.", lower_bound=1

@@ -1,0 +1,78 @@
+"""`tfps.ClusterCoordinator` and TensorFlow's, of which both promises are asked."""
+
+import collections
+import threading
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfps
+
+STOCK = tf.distribute.coordinator.ClusterCoordinator
+BOTH = pytest.mark.parametrize("kind", ["tfps", "stock"])
+# TensorFlow's executors complain when they are collected after an error.
+UNRAISABLE = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+Point = collections.namedtuple("Point", "x y")
+
+
+@pytest.fixture
+def make(connect):
+    """`make(kind, workers)`: a coordinator on a strategy of the same kind."""
+
+    def get(kind="tfps", workers=2):
+        strategy = connect(workers)
+        if kind == "stock":
+            return STOCK(tf.distribute.ParameterServerStrategy(strategy.cluster.resolver()))
+        return tfps.ClusterCoordinator(strategy)
+
+    return get
+
+
+def calling(function):
+    """A `tf.function` that calls Python: embedded workers share this process."""
+
+    @tf.function
+    def call():
+        return tf.ensure_shape(tf.numpy_function(function, [], tf.bool), [])
+
+    return call
+
+
+@pytest.fixture
+def gate():
+    """A function that waits on its worker until `gate.open()`."""
+
+    class Gate:
+        def __init__(self):
+            self._opened, self.entered = threading.Event(), threading.Semaphore(0)
+            self.open = self._opened.set
+
+        def wait(self):
+            self.entered.release()
+            return np.bool_(self._opened.wait(30))
+
+        def function(self):
+            return calling(self.wait)
+
+    made = Gate()
+    yield made
+    made.open()
+
+
+# Connecting to a cluster of another size makes servers forget the functions that they knew.
+
+
+@pytest.fixture
+def double():
+    return tf.function(lambda x: 2 * x)
+
+
+@pytest.fixture
+def positive():
+    @tf.function
+    def f(x):
+        tf.debugging.assert_greater(x, 0, "not positive")
+        return x
+
+    return f

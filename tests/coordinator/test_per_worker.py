@@ -1,0 +1,92 @@
+"""Per-worker values."""
+
+import collections
+
+import pytest
+import tensorflow as tf
+
+from tests.coordinator.conftest import BOTH, UNRAISABLE
+
+pytestmark = UNRAISABLE
+
+
+@BOTH
+@pytest.mark.parametrize("source", ["function", "dataset", "distributed function", "distributed"])
+def test_per_worker_dataset(make, kind, source):
+    coordinator = make(kind)
+    strategy = coordinator.strategy
+
+    def dataset():
+        return tf.data.Dataset.range(100).map(lambda x: x + 7)
+
+    made = coordinator.create_per_worker_dataset(
+        {
+            "function": lambda: dataset,
+            "dataset": dataset,
+            "distributed function": lambda: (
+                lambda: strategy.distribute_datasets_from_function(lambda context: dataset())
+            ),
+            "distributed": lambda: strategy.experimental_distribute_dataset(dataset()),
+        }[source]()
+    )
+    traced = []
+
+    @tf.function
+    def step(batch):
+        traced.append(1)
+        return strategy.run(lambda x: 2 * x, args=(next(batch["nested"][0]),))
+
+    for _ in range(2):  # Iterators of one dataset share a trace.
+        iterator = iter(made)
+        arguments = [{"nested": [iterator], "other": 1}]
+        values = coordinator.fetch([coordinator.schedule(step, arguments) for _ in range(12)])
+        # Each worker has the whole dataset, in order.
+        counts = collections.Counter(values)
+        assert sum(counts.values()) == 12
+        assert max(counts.values()) <= 2
+        assert min(values) == 14
+    assert len(traced) == 1
+
+
+@BOTH
+def test_the_end_of_a_dataset_is_out_of_range(make, kind):
+    coordinator = make(kind, workers=1)
+    iterator = iter(coordinator.create_per_worker_dataset(lambda: tf.data.Dataset.range(3)))
+    f = tf.function(lambda it: next(it))
+    for _ in range(5):
+        coordinator.schedule(f, args=(iterator,))
+    with pytest.raises(tf.errors.OutOfRangeError):
+        coordinator.join()
+
+
+@BOTH
+def test_resources_of_the_strategys_scope_are_those_of_the_worker(make, kind):
+    coordinator = make(kind)
+    with coordinator.strategy.scope():
+        table = tf.lookup.StaticHashTable(
+            tf.lookup.KeyValueTensorInitializer(["a", "b"], tf.constant([1, 2], tf.int64)), -1
+        )
+
+    @tf.function
+    def f(key):
+        index = tf.distribute.coordinator.experimental_get_current_worker_index()
+        return table.lookup(key), index
+
+    keys = [tf.constant(k) for k in ("a", "b", "c", "a", "b", "c")]
+    values = coordinator.fetch([coordinator.schedule(f, args=(k,)) for k in keys])
+    assert [v for v, _ in values] == [1, 2, -1, 1, 2, -1]
+    assert {index for _, index in values} <= {0, 1}
+
+
+@BOTH
+def test_a_dataset_that_cannot_be_made_fails_what_uses_it(make, kind):
+    coordinator = make(kind, workers=1)
+
+    def dataset():
+        tf.debugging.assert_equal(tf.random.uniform([]), -1.0, "no such data")
+        return tf.data.Dataset.range(3)
+
+    iterator = iter(coordinator.create_per_worker_dataset(dataset))
+    coordinator.schedule(tf.function(lambda it: next(it)), args=(iterator,))
+    with pytest.raises(Exception, match="no such data"):
+        coordinator.join()

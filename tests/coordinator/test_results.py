@@ -1,0 +1,147 @@
+"""What is scheduled, and what is fetched."""
+
+import gc
+import weakref
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.coordinator.conftest import BOTH, UNRAISABLE, Point
+
+pytestmark = UNRAISABLE
+
+
+@BOTH
+def test_results_have_the_structure_that_was_returned(make, kind):
+    coordinator = make(kind)
+
+    @tf.function
+    def nested(x):
+        return {"a": x + 1, "b": (x, [tf.constant("s")])}
+
+    value = coordinator.schedule(nested, args=(tf.constant([1, 2]),))
+    fetched = value.fetch()
+    np.testing.assert_array_equal(fetched["a"], [2, 3])
+    np.testing.assert_array_equal(fetched["b"][0], [1, 2])
+    assert fetched["b"][1] == [b"s"]
+    assert "job:chief" in value.get()["a"].device
+    assert coordinator.schedule(tf.function(lambda: None)).fetch() is None
+    if kind == "tfps":  # TensorFlow's cannot copy a None among tensors.
+        f = tf.function(lambda: (tf.constant(1), None))
+        assert coordinator.schedule(f).fetch() == (1, None)
+    both = coordinator.fetch({"x": (value, 7)})
+    np.testing.assert_array_equal(both["x"][0]["a"], [2, 3])
+    assert both["x"][1] == 7
+
+
+@BOTH
+def test_many_results_at_once(make, kind, positive):
+    coordinator = make(kind)
+
+    @tf.function
+    def f(x):
+        return {"x": x, "text": tf.strings.as_string(x)}
+
+    large = tf.function(lambda x: tf.fill([5000], x))
+    values = [coordinator.schedule(f, args=(tf.constant(i),)) for i in range(300)]
+    values += [coordinator.schedule(large, args=(tf.constant(i),)) for i in range(3)]
+    assert values[7].fetch()["x"] == 7
+    fetched = coordinator.fetch([values, values[:1], 5])
+    assert [v["x"] for v in fetched[0][:300]] == list(range(300))
+    assert [v["text"] for v in fetched[0][:300]] == [b"%d" % i for i in range(300)]
+    assert [v.sum() for v in fetched[0][300:]] == [0, 5000, 10000]
+    assert fetched[1:] == [[{"x": 0, "text": b"0"}], 5]
+    bad = coordinator.schedule(positive, args=(tf.constant(-1),))
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        coordinator.fetch([values, bad])
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        coordinator.join()
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("args", "kwargs", "expected"),
+    [
+        ((tf.constant(5.0),), None, 3.0),
+        ((5.0, 4.0), None, 1.0),
+        ((np.float32(5), np.ones([2], np.float32)), None, [4, 4]),
+        ((tf.ones([2]), np.ones([2], np.float32)), {}, [0, 0]),
+        (None, {"b": tf.constant(1.0), "a": tf.constant(5.0)}, 4.0),
+        ([tf.constant(5.0)], {"b": 1}, 4.0),
+    ],
+)
+def test_arguments(make, kind, args, kwargs, expected):
+    coordinator = make(kind)
+
+    @tf.function
+    def subtract(a, b=2.0):
+        return a - tf.cast(b, tf.float32)
+
+    for _ in range(3):  # The first call decides how inputs are laid out, later ones rely on it.
+        value = coordinator.schedule(subtract, args=args, kwargs=kwargs)
+        np.testing.assert_array_equal(value.fetch(), expected)
+
+
+@BOTH
+def test_keywords_in_another_order_than_the_functions(make, kind):
+    coordinator = make(kind)
+
+    @tf.function
+    def subtract(a, b):
+        return a - b
+
+    one, two, five = tf.constant(1), tf.constant(2), tf.constant(5)
+    for a, b in [(one, one), (one, two), (five, one)]:
+        assert coordinator.schedule(subtract, kwargs={"b": b, "a": a}).fetch() == a - b
+
+
+@BOTH
+def test_structures_that_only_tensorflow_knows(make, kind):
+    coordinator = make(kind)
+    value = tf.Variable(3.0)
+
+    @tf.function
+    def norm(point, ragged):
+        return point.x * point.y + tf.reduce_sum(ragged)
+
+    ragged = tf.ragged.constant([[1.0], [2.0, 3.0]])
+    for _ in range(2):
+        found = coordinator.schedule(norm, args=(Point(value.read_value(), 2.0), ragged))
+        assert found.fetch() == 12
+
+
+@BOTH
+def test_a_concrete_function(make, kind, double):
+    coordinator = make(kind)
+    graph = double.get_concrete_function(tf.TensorSpec([], tf.float32))
+    for x in (1.0, 4.0):
+        assert coordinator.schedule(graph, args=(tf.constant(x),)).fetch() == 2 * x
+
+
+@BOTH
+def test_a_function_is_traced_once_for_a_signature(make, kind):
+    coordinator = make(kind)
+    traced = []
+
+    @tf.function
+    def f(x):
+        traced.append(x.shape)
+        return x
+
+    for _ in range(3):
+        for shape in ([], [2]):
+            coordinator.schedule(f, args=(tf.zeros(shape),))
+    coordinator.join()
+    assert traced == [[], [2]]
+
+
+def test_what_is_known_of_a_function_goes_with_it(make):
+    coordinator = make()
+    f = tf.function(lambda x: x + 1)
+    coordinator.schedule(f, args=(1,)).fetch()
+    coordinator.join()
+    known = weakref.ref(f)
+    del f
+    gc.collect()
+    assert known() is None
