@@ -234,7 +234,7 @@ def histograms(directory):
     ids=["async2", "sync2", "backup3", "async3"],
 )
 def test_logs_agree_with_the_histogram(connect, tmp_path, workers, policy):
-    x, y = regression(96)
+    x, y = regression(48)
     model = mlp()
     model.compile(o.SGD(0.01), "mse", jit_compile=False, steps_per_execution=8)
     board = keras.callbacks.TensorBoard(tmp_path, write_graph=False)
@@ -250,9 +250,9 @@ def test_logs_agree_with_the_histogram(connect, tmp_path, workers, policy):
         if policy.in_rounds:
             assert (mean, most, max(right)) == (0, 0, max(left))
             continue
-        assert counts.sum() == 96
+        assert counts.sum() == 48
         assert most == right.max() >= 1
-        assert (left * counts).sum() <= mean * 96 <= (right * counts).sum() + 1e-6
+        assert (left * counts).sum() <= mean * 48 <= (right * counts).sum() + 1e-6
         assert 0.9 < mean < most + 1e-6
     if policy.in_rounds:
         pushes = sum(len(event[1]) for event in log if event[0] == "due")

@@ -93,9 +93,9 @@ class Dispatcher:
                 worker, tag, value, error = self._done.get(timeout=_PATIENCE)
                 break
             self._look()
+        self.pending -= 1
         if time.monotonic() - self._looked > _PATIENCE:
             self._look()  # Others may go on while one hangs.
-        self.pending -= 1
         if error is not None:
             raise self._translated(worker, error) from error
         return Completion(worker, tag, value)
