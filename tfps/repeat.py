@@ -69,8 +69,10 @@ def repeat(step, source, count, state, single, conditional=False):
 
 
 def is_plain(spec) -> bool:
-    """Whether batches consist of nothing but ordinary tensors."""
-    return all(isinstance(s, tf.TensorSpec) for s in tf.nest.flatten(spec))
+    """Whether batches consist of nothing but tensors of known rank."""
+    return all(
+        isinstance(s, tf.TensorSpec) and s.shape.rank is not None for s in tf.nest.flatten(spec)
+    )
 
 
 def next_of(source, spec) -> tuple[Any, tf.Tensor | None]:
