@@ -18,7 +18,7 @@ class Change(NamedTuple):
     Attributes:
       buckets: per bucket, a tensor; () for one that it leaves alone.
       rows: table -> gradients of its rows.
-      ids: table -> `tables.Ids` of these rows.
+      ids: table -> `tables.Ids` of these rows, without positions.
       versions: int64 [ps], of the parameters with which it was computed.
       finite: bool scalar; false: gradients overflowed (loss scaling).
       loss_scale: float32 scalar that was used.
@@ -79,15 +79,23 @@ class Gradient:
           metrics: values before the step.
           number: int64 scalar, the step's.
         """
-        ids = {i: one.ids for i, one in found.items()}
+        # The model has the positions already, with the rows.
+        ids = {i: one.ids._replace(positions=[]) for i, one in found.items()}
         rows = {i: one.rows for i, one in found.items()}
         (buckets, row_gradients), metrics, examples, finite = self._compute(
             pulled, rows, batch, metrics, number, scale
         )
-        # To nested structures None is a leaf, and () is nothing.
-        buckets = [() if b is None else b for b in buckets]
-        change = Change(buckets, row_gradients, ids, pulled.versions, finite, scale)
+        change = Change(_full(buckets), row_gradients, ids, pulled.versions, finite, scale)
         return change, metrics, examples
+
+    def change_specs(self) -> Change:
+        """The specs of a change, known without tracing the model."""
+        buckets, rows = self.pusher.update_specs()
+        looked_up = Ids(tf.TensorSpec([None], tf.int64), [], tf.TensorSpec([], tf.int32))
+        ids = dict.fromkeys(self.puller.tables, looked_up)
+        versions = tf.TensorSpec([self.puller.store.plan.num_ps], tf.int64)
+        finite, scale = tf.TensorSpec([], tf.bool), tf.TensorSpec([], tf.float32)
+        return Change(_full(buckets), rows, ids, versions, finite, scale)
 
     def tally(self, change: Change, examples) -> Tally:
         """What computing a change counts: all but its push."""
@@ -105,6 +113,11 @@ class Gradient:
         gradients, finite = optimizers.prepare(self._optimizer, gradients, scale)
         updates = self.pusher.pack_updates(gradients, state, new_state)
         return updates, metrics, examples, finite
+
+
+def _full(buckets: list) -> list:
+    # To nested structures None is a leaf, and () is nothing.
+    return [() if b is None else b for b in buckets]
 
 
 def encoded(pusher: Pusher, change: Change, residuals, number, share=None) -> tuple[Push, list]:

@@ -88,7 +88,7 @@ class Mode:
             self._program, self._puller, self.pusher, model.optimizer, model.jit_compile
         )
         if self._policy.in_rounds:
-            return RoundStep(gradient, feed.source_spec, feed.batch_spec)
+            return RoundStep(gradient, feed.source_spec)
         return TrainStep(gradient, feed.source_spec, feed.batch_spec, single, self._overlap)
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from tfps import layout
+from tfps.apply import is_trained
 from tfps.devices import ps_device
 from tfps.plan import LAST, SUM, TRAIN, state_treatment
 from tfps.store import ParameterStore, read, write
@@ -90,6 +91,19 @@ class Pusher:
             layout.pack([b for b, s in zip(self._plan.buckets, sent, strict=True) if s], changes)
         )
         return [next(packed) if s else None for s in sent], rows
+
+    def update_specs(self) -> tuple[list, dict[int, tf.TensorSpec]]:
+        """The specs of what `pack_updates` returns."""
+        buckets = [
+            tf.TensorSpec(b.shape, b.dtype) if self._sends(i) else None
+            for i, b in enumerate(self._plan.buckets)
+        ]
+        rows = {}
+        for i, table in self._plan.tables.items():
+            bucket = self._plan.buckets[table.parts[0].bucket]
+            if self._update.optimizer.by_rows and is_trained(bucket):
+                rows[i] = tf.TensorSpec([None, *bucket.shape[1:]], bucket.dtype)
+        return buckets, rows
 
     def initial_residuals(self) -> list[tuple]:
         """What the codecs of a worker remember, before its first step; made on its device."""

@@ -32,17 +32,13 @@ class RoundStep:
       initial: the metric variables' values at the start of each call.
     """
 
-    def __init__(self, gradient: Gradient, source, batch_spec):
+    def __init__(self, gradient: Gradient, source):
         """Traces both calls; see `TrainStep` for the arguments."""
         self._gradient = gradient
         self.initial = gradient.program.initial_metrics()
         int32, int64, float32 = (tf.TensorSpec([], d) for d in (tf.int32, tf.int64, tf.float32))
         handles = gradient.pusher.handles()
-        self._change_specs = specs(
-            tf.function(self._probe, autograph=False).get_concrete_function(
-                handles, batch_spec, int64
-            )
-        )
+        self._change_specs = gradient.change_specs()
         residuals = tf.function(gradient.pusher.initial_residuals, autograph=False)
         carry = RoundCarry(specs(residuals.get_concrete_function()), self._change_specs)
         self._run = tf.function(self._steps, autograph=False).get_concrete_function(
@@ -110,6 +106,3 @@ class RoundStep:
         receipt = pusher.push(handles, sent, learning_rate, expected)
         tally = of_push(sent.live, sent.finite, *receipt, pusher.payload_bytes)
         return vector(tf.constant(0), tally, self.initial), RoundCarry(residuals, carry.change)
-
-    def _probe(self, handles, batch, number):
-        return self._change(handles, batch, self.initial, number)[0]

@@ -5,6 +5,7 @@ order in which the data flows. It is traced once for a form of input; the same
 concrete function then runs on every worker.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -72,11 +73,9 @@ class TrainStep:
         if overlap:
             pull = tf.function(self._puller.pull, autograph=False)
             pulled = specs(pull.get_concrete_function(handles))
-            self._pending_specs = specs(
-                tf.function(self._probe, autograph=False).get_concrete_function(
-                    handles, batch_spec, pulled, carry.residuals, int64
-                )
-            )
+            push = tf.function(functools.partial(encoded, self._pusher), autograph=False)
+            sent = push.get_concrete_function(gradient.change_specs(), carry.residuals, int64)
+            self._pending_specs, _ = specs(sent)
             self._start = tf.function(self._started, autograph=False).get_concrete_function(
                 handles, carry.residuals
             )
@@ -213,14 +212,6 @@ class TrainStep:
             conditional=self._overlap > 0,
         )
         return vector(done, total, metrics), carry
-
-    def _probe(self, handles, batch, pulled, residuals, number):
-        """Traced for the form of a push."""
-        found = self._gradient.pull_rows(handles, batch, number)
-        scale = self._puller.loss_scale(handles)
-        return self._computed(
-            batch, pulled, found, scale, residuals, self.initial, number, zeros()
-        )[0]
 
     def _started(self, handles, residuals):
         # A push that the servers do not apply takes the place of the one before the first.
