@@ -18,6 +18,7 @@ ORDER = [
     "schedule",
     "net",
     "channels",
+    "xla",
     "farewell",
     "cluster",
     "server",

@@ -8,7 +8,7 @@ import sys
 
 import tensorflow as tf
 
-from tfps import channels, errors, farewell, net
+from tfps import channels, errors, farewell, net, xla
 from tfps.cluster import Cluster
 
 _CHIEF_TIMEOUT = 3600.0  # s; tasks may be started in any order, by hand, on many machines
@@ -35,6 +35,8 @@ def start(cluster: Cluster, job: str, index: int) -> tf.distribute.Server:
     """
     net.require_free(cluster.spec[job][index], f"{job} {index}")
     channels.configure()
+    if job == "ps":
+        xla.configure()
     config = tf.compat.v1.ConfigProto(
         inter_op_parallelism_threads=inter_op_threads(cluster.num_workers)
     )

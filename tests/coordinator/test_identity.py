@@ -52,7 +52,7 @@ def test_its_threads_end_with_it(connect):
     gc.collect()
     before = lanes()
     coordinator = tfps.ClusterCoordinator(connect(workers=1))
-    assert lanes() == before  # None before there is work.
+    assert not lanes() - before  # None before there is work; those of others may end meanwhile.
     f = tf.function(lambda: None)
     coordinator.schedule(f).fetch()
     (mine,) = lanes() - before
