@@ -5,6 +5,8 @@ import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+# Its plugin would import it after the tests, when CPython 3.11's parser was seen to fail.
+import hypothesis  # noqa: F401
 import keras
 import numpy as np
 import pytest

@@ -178,8 +178,8 @@ class Dispatcher:
                 )
 
     def _translated(self, worker: int, error: Exception) -> Exception:
+        faults.require_alive(self._cluster, error)
         if not isinstance(error, tf.errors.OpError):
             return error
-        faults.require_alive(self._cluster, error)
         address = self._cluster.spec["worker"][worker]
         return errors.WorkerError(worker, address, summary(error.message))

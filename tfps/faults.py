@@ -45,7 +45,8 @@ def _silent(cluster: Cluster) -> list[str]:
 
 def _of_network(error: Exception | None) -> bool:
     if not isinstance(error, tf.errors.OpError):
-        return False
+        # TensorFlow cannot bind arguments whose shapes it has to ask of a task that is gone.
+        return isinstance(error, TypeError)
     return isinstance(error, tf.errors.UnavailableError) or bool(
         re.search(r"connect|recvmsg|sendmsg|socket", error.message, re.IGNORECASE)
     )
