@@ -1,6 +1,7 @@
 import threading
 import time
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -44,6 +45,30 @@ def test_errors_of_tensorflow_name_the_worker(dispatcher):
     with pytest.raises(tfps.WorkerError, match=r"worker 1 \(127.0.0.1:\d+\) failed: .*not equal"):
         dispatcher.next()
     assert dispatcher.run_on_each(lambda w: w) == [0, 1]
+
+
+def test_an_error_of_one_worker_is_not_that_of_another(dispatcher):
+    entered, release = threading.Event(), threading.Event()
+
+    def wait():
+        entered.set()
+        return np.bool_(release.wait(10))
+
+    @tf.function
+    def slow():
+        return tf.ensure_shape(tf.numpy_function(wait, [], tf.bool), [])
+
+    @tf.function
+    def check(x):
+        tf.debugging.assert_equal(x, tf.constant(2), "not equal")
+
+    dispatcher.submit(0, lambda: bool(slow()))
+    entered.wait(10)
+    dispatcher.submit(1, lambda: check(tf.constant(1)))
+    with pytest.raises(tfps.WorkerError, match="worker 1"):
+        dispatcher.next()
+    release.set()
+    assert dispatcher.next() == (0, None, True)
 
 
 def test_other_errors_pass_unchanged(dispatcher):

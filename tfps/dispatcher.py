@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tfps import errors, faults
+from tfps import _tf, errors, faults
 from tfps.cluster import Cluster
 from tfps.devices import worker_device
 from tfps.faults import summary
@@ -140,16 +140,19 @@ class Dispatcher:
             self._done, self.pending = queue.SimpleQueue(), 0
 
     def _serve(self, worker: int) -> None:
-        while (item := self._todo[worker].get()) is not None:
-            function, tag, done = item
-            self._begun[worker] = time.monotonic()
-            try:
-                with tf.device(worker_device(worker)):
+        # Threads that share an executor share its errors too: what one worker's call raises
+        # would end the others' calls, under their names.
+        with tf.device(worker_device(worker)), _tf.own_executor() as executor:
+            while (item := self._todo[worker].get()) is not None:
+                function, tag, done = item
+                self._begun[worker] = time.monotonic()
+                try:
                     done.put((worker, tag, function(), None))
-            except Exception as e:  # Whatever it is, it belongs to the caller of `next`.
-                done.put((worker, tag, None, e))
-            self._begun[worker] = None
-            del item, function  # They may hold tensors of the worker.
+                except Exception as e:  # Whatever it is, it belongs to the caller of `next`.
+                    executor.clear_error()
+                    done.put((worker, tag, None, e))
+                self._begun[worker] = None
+                del item, function  # They may hold tensors of the worker.
 
     @contextlib.contextmanager
     def errors_named(self):

@@ -42,8 +42,8 @@ def repeat(step, source, count, state, single, conditional=False):
             lambda: (tf.constant(1), step(tf.constant(0), source, state)),
             lambda: (tf.constant(0), state),
         )
-    # The end of an iterator is asked for, not run into: an error of one worker's
-    # call can end what other workers are doing on the same servers.
+    # The end of an iterator is asked for, not run into: no update may be under way
+    # in a call that ends with an error.
     if single:
         element = source.get_next_as_optional()
 
