@@ -56,6 +56,15 @@ def own_executor():
             own.clear_error()
 
 
+def independent(op: tf.Operation) -> None:
+    """Runs a stateful operation of the function being traced when its own inputs allow it.
+
+    Those that touch no resource TensorFlow runs in the order in which they were traced,
+    wherever they are placed.
+    """
+    ops.get_default_graph().experimental_acd_manager.run_independently(op)
+
+
 def device_in_scope() -> str:
     """The device of the `tf.device` blocks around; tracing depends on it."""
     return context.context().device_name

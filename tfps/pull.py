@@ -53,7 +53,7 @@ class Puller:
         handles: dict,
         exact: bool = False,
         whole: bool = False,
-        found: dict[int, Found] | None = None,
+        first: tf.Tensor | None = None,
     ) -> Pulled:
         """Reads every bucket on its ps and sends it to the caller's device.
 
@@ -61,11 +61,10 @@ class Puller:
           handles: of this store.
           exact: send the values as they are, whatever the codecs.
           whole: tables too.
-          found: send the rest after these.
+          first: a `wire.token` for which to wait.
         """
         payloads: list = [()] * len(self._plan.buckets)
         versions = []
-        before = [sent for one in (found or {}).values() for sent in one.sent]
         for p in range(self._plan.num_ps):
             mine = [
                 i
@@ -73,17 +72,20 @@ class Puller:
                 if b.ps == p and (whole or i not in self._plan.of_tables)
             ]
             with tf.device(ps_device(p)):
+                values = {
+                    i: read(handles["values"][i], bucket.dtype, bucket.shape)
+                    for i, bucket in enumerate(self._plan.buckets)
+                    if i in mine
+                }
+                values = after(values, first)
                 sent = []
-                for i in mine:
-                    bucket = self._plan.buckets[i]
-                    value = read(handles["values"][i], bucket.dtype, bucket.shape)
+                for i, value in values.items():
                     channel = self._plan.exact(i) if exact else self._plan.down[i]
                     # Weights are rounded to the nearest: no codec for them draws numbers.
                     payload, _ = channel.encode(
                         value, channel.initial_state(), tf.zeros([2], "int32")
                     )
                     sent.append(payload)
-                sent = after(sent, [t for ps, rows in before if ps == p for t in rows])
                 messages, restore = coalesce(tf.nest.flatten(sent))
                 versions.append(read(handles["versions"][p], tf.int64, ()))
             arrived = tf.nest.pack_sequence_as(sent, restore(messages))

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from tfps import layout
+from tfps import _tf, layout
 from tfps.apply import is_trained
 from tfps.devices import ps_device
 from tfps.plan import LAST, SUM, TRAIN, state_treatment
@@ -235,9 +235,11 @@ class Pusher:
                 tf.raw_ops.AssignAddVariableOp(resource=handle, value=value)
 
     def _locked_update(self, p, handles, arrived, payloads, rows, sent, rate, expected):
-        with tf.control_dependencies(arrived):
+        # Here, before any branch: what a branch takes in, TensorFlow asks for where it comes
+        # from, and the worker's answer would wait behind all that is under way.
+        rate, applies = tf.identity(rate), tf.logical_and(sent.live, sent.finite)
+        with tf.control_dependencies([*arrived, rate]):
             lock = tf.raw_ops.MutexLock(mutex=handles["locks"][p])
-        applies = tf.logical_and(sent.live, sent.finite)
         with tf.control_dependencies([lock]):
             version = read(handles["versions"][p], tf.int64, ())
             missed = version - sent.versions[p]
@@ -249,7 +251,8 @@ class Pusher:
             if p == 0 and self._store.loss_scale:
                 written += self._update_loss_scale(handles, sent, updated)
         with tf.control_dependencies(written):
-            tf.raw_ops.ConsumeMutexLock(mutex_lock=lock)
+            # Or the lock of one ps would be held until that of the ps before is free.
+            _tf.independent(tf.raw_ops.ConsumeMutexLock(mutex_lock=lock))
         return Receipt(missed, updated)
 
     def _update_loss_scale(self, handles, sent, updated):

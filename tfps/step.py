@@ -15,7 +15,7 @@ from tfps.inference import specs
 from tfps.push import Push
 from tfps.repeat import blank, is_plain, next_of, repeat
 from tfps.report import Tally, added, of_push, vector, zeros
-from tfps.wire import after
+from tfps.wire import after, here, token
 
 
 class Carry(NamedTuple):
@@ -24,7 +24,7 @@ class Carry(NamedTuple):
     Attributes:
       residuals: what the codecs have not sent yet.
       pulled: the parameters of the next step; () without overlap.
-      pending: what the last step is still to push; () without overlap.
+      pending: what the last step is still to push; () but with `overlap` 2.
     """
 
     residuals: list
@@ -35,12 +35,11 @@ class Carry(NamedTuple):
 class TrainStep:
     """Up to `count` training steps on a worker in one call.
 
-    With `overlap` 0, a step pulls, computes and pushes. With 1, it computes while
-    the update of the step before is pushed and then, by the same servers, the
-    parameters of the next step are sent: the network and the arithmetic work at
-    the same time, and a gradient misses one update of its own worker. With 2,
-    that push and that pull go on at the same time as well, one up and one down
-    the line, and a gradient misses two.
+    With `overlap` 0, a step pulls, computes and pushes. With 1, the parameters of the
+    next step are pulled while it computes, and of what it pushes every bucket leaves
+    when its gradients are known: a gradient misses one update of its own worker. With
+    2, the push waits for the next step, in which nothing but the rows of tables is
+    waited for, and a gradient misses two.
 
     Attributes:
       initial: the metric variables' values at the start of each call.
@@ -75,13 +74,14 @@ class TrainStep:
             pulled = specs(pull.get_concrete_function(handles))
             push = tf.function(functools.partial(encoded, self._pusher), autograph=False)
             sent = push.get_concrete_function(gradient.change_specs(), carry.residuals, int64)
-            self._pending_specs, _ = specs(sent)
+            self._sent_specs, _ = specs(sent)
             self._start = tf.function(self._started, autograph=False).get_concrete_function(
                 handles, carry.residuals
             )
-            carry = Carry(carry.residuals, pulled, self._pending_specs)
+            carry = Carry(carry.residuals, pulled, self._sent_specs if overlap == 2 else ())
+        if overlap == 2:
             self._flush = tf.function(self._flushed, autograph=False).get_concrete_function(
-                handles, self._pending_specs, float32
+                handles, self._sent_specs, float32
             )
         self._run = tf.function(self._steps, autograph=False).get_concrete_function(
             handles, source, carry, int32, int64, float32
@@ -121,7 +121,7 @@ class TrainStep:
         Returns:
           A vector as a call does, of 0 steps; None if nothing was pending.
         """
-        if not self._overlap:
+        if self._overlap < 2:
             return None
         return self._flush(handles, carry.pending, learning_rate)
 
@@ -141,37 +141,35 @@ class TrainStep:
         # what has nothing to do with one another goes on at the same time.
         found = self._gradient.pull_rows(handles, batch, number)  # ps -> worker
         scale = self._puller.loss_scale(handles)
-        pending = self._due(carry, found, exists)
-        if self._overlap == 1:
-            pushed = self._push(handles, pending, learning_rate)
-        pulled = self._puller.pull(handles, found=found)
+        # Computing waits for the rows: with one step ahead they go before all the rest. With
+        # two, the last update is sent at once, and the servers' acknowledgement waits for it.
+        first = token([one.rows.values for one in found.values()]) if self._overlap == 1 else None
+        pulled = self._puller.pull(handles, first=first)
         if self._overlap == 2:
-            pushed = self._push(handles, pending, learning_rate)
+            pushed = self._push(handles, self._due(carry, exists), learning_rate)
         now = carry.pulled if self._overlap else pulled
 
         def computed():
             return self._computed(batch, now, found, scale, carry.residuals, metrics, number, total)
 
+        def skipped():
+            sent = carry.pending if self._overlap == 2 else blank(self._sent_specs)
+            return sent, carry.residuals, metrics, total
+
         if exists is None:
             sent, residuals, metrics, total = computed()
         else:
-            sent, residuals, metrics, total = tf.cond(
-                exists, computed, lambda: (carry.pending, carry.residuals, metrics, total)
-            )
-        if self._overlap:
+            sent, residuals, metrics, total = tf.cond(exists, computed, skipped)
+        if self._overlap == 2:
             return Carry(residuals, pulled, sent), metrics, added(total, pushed)
         pushed = self._push(handles, sent, learning_rate)  # worker -> ps
-        return Carry(residuals), metrics, added(total, pushed)
+        return Carry(residuals, pulled if self._overlap else ()), metrics, added(total, pushed)
 
-    def _due(self, carry: Carry, found, exists) -> Push | tuple:
-        """What the last step is still to push; () without overlap."""
-        if not self._overlap:
-            return ()
-        pending = carry.pending
-        if exists is not None:
-            pending = pending._replace(live=tf.logical_and(pending.live, exists))
-        # Computing waits for the rows, and for nothing else that is under way.
-        return after(pending, [one.rows.values for one in found.values()])
+    def _due(self, carry: Carry, exists) -> Push:
+        """What the last step is still to push."""
+        if exists is None:
+            return carry.pending
+        return carry.pending._replace(live=tf.logical_and(carry.pending.live, exists))
 
     def _computed(self, batch, pulled, found, scale, residuals, metrics, number, total):
         """From parameters to what is to be pushed."""
@@ -192,8 +190,7 @@ class TrainStep:
             batch, exists = next_of(source, self._batch_spec)
             carry, metrics, total = self._step(handles, batch, state, first, learning_rate, exists)
             done = 1 if exists is None else tf.cast(exists, tf.int32)
-            # On the worker, where TensorFlow would leave it on the servers.
-            carry = carry._replace(pulled=after(carry.pulled, [first]))
+            carry = carry._replace(pulled=here(carry.pulled))
             return vector(done, total, metrics), carry
 
         def step(i, batch, state):
@@ -214,8 +211,11 @@ class TrainStep:
         return vector(done, total, metrics), carry
 
     def _started(self, handles, residuals):
+        pulled = here(self._puller.pull(handles))
+        if self._overlap < 2:
+            return Carry(residuals, pulled)
         # A push that the servers do not apply takes the place of the one before the first.
-        return Carry(residuals, self._puller.pull(handles), blank(self._pending_specs))
+        return Carry(residuals, pulled, blank(self._sent_specs))
 
     def _flushed(self, handles, pending, learning_rate):
         return vector(tf.constant(0), self._push(handles, pending, learning_rate), self.initial)

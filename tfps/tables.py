@@ -62,12 +62,10 @@ class Found(NamedTuple):
     Attributes:
       ids: of the batch.
       rows: for the model.
-      sent: (ps, what is sent from there) of each part.
     """
 
     ids: Ids
     rows: Rows
-    sent: list[tuple[int, tuple]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +114,7 @@ class Table:
           exact: send them as they are.
         """
         codec = Identity() if exact else self._pull
-        arrived, sent = [], []
+        arrived = []
         for part, wanted in zip(self.parts, self._deal(ids, ids.unique), strict=True):
             with tf.device(ps_device(part.ps)):
                 rows = tf.raw_ops.ResourceGather(
@@ -125,7 +123,6 @@ class Table:
                     dtype=tf.as_dtype(self._dtype),
                 )
                 payload, _ = codec.encode(rows, (), seed)
-            sent.append((part.ps, payload))
             shape = (tf.size(wanted), *self._shape[1:])
             arrived.append(codec.decode(payload, shape, self._dtype))
         if len(arrived) == 1:
@@ -136,7 +133,7 @@ class Table:
         missing = ids.total - tf.size(ids.unique)
         rows = tf.pad(rows, [[0, missing], *([0, 0] for _ in self._shape[1:])])
         rows.set_shape([None, *self._shape[1:]])
-        return Found(ids, Rows(rows, ids.positions), sent)
+        return Found(ids, Rows(rows, ids.positions))
 
     def encode(self, gradient: tf.Tensor, ids: Ids, seed: tf.Tensor) -> list[tuple]:
         """What the worker sends: for each part, (rows within it, payload)."""
