@@ -7,6 +7,7 @@ import tensorflow as tf
 
 import tfps
 from tests.conftest import mlp, regression
+from tfps.devices import worker_device
 from tfps.step import TrainStep
 
 
@@ -117,12 +118,50 @@ def test_servers_need_not_be_told_of_a_condition(connect, overlap, fed):
             trainer.fit(x, y, batch_size=16, verbose=0)
         else:
             trainer.fit(dataset_fn, verbose=0)
-        (step,) = (s for s in trainer._session._steps.values() if isinstance(s, TrainStep))
-        return conditional_devices(step._run)
+        return conditional_devices(traced(trainer)._run)
 
     assert not any("ps" in device for device in run(steps=1))
     # A loop over the steps of a call does span the servers.
     assert any("ps" in device for device in run(steps=2))
+
+
+def traced(trainer) -> TrainStep:
+    """The step of a trainer that has trained."""
+    (step,) = (s for s in trainer._session._steps.values() if isinstance(s, TrainStep))
+    return step
+
+
+@pytest.mark.parametrize("overlap", [1, 2])
+def test_what_a_server_does_under_its_lock_waits_for_nobody_else(connect, overlap):
+    x, y = regression(64)
+    model = mlp()
+    model.compile("adam", "mse")
+    trainer = tfps.Trainer(model, connect(), overlap=overlap)
+    trainer.fit(lambda context: tf.data.Dataset.from_tensor_slices((x, y)).batch(16), verbose=0)
+    ops = traced(trainer)._run.graph.get_operations()
+    updates = [op for op in ops if "Call" in op.type and "job:ps" in op.device]
+    frees = [op for op in ops if op.type == "ConsumeMutexLock"]
+    assert len(updates) == len(frees) == 2
+    for update in updates:
+        taken = [t.op for t in update.inputs if t.dtype != tf.resource]
+        assert {op.device for op in taken} == {update.device}
+    for free in frees:
+        assert {op.device for op in free.control_inputs} == {free.device}
+
+
+@pytest.mark.parametrize("overlap", [1, 2])
+def test_what_a_worker_carries_is_on_the_worker(connect, overlap):
+    """Or its first step would be another graph than the rest, optimized once more."""
+    x, y = regression(64)
+    model = mlp()
+    model.compile("adam", "mse")
+    trainer = tfps.Trainer(model, connect(), overlap=overlap)
+    trainer.fit(x, y, verbose=0)
+    step = traced(trainer)
+    with tf.device(worker_device(0)):
+        carry = step.start(step._pusher.handles(), None)
+    tensors = tf.nest.flatten(carry)
+    assert tensors and all("job:worker" in t.backing_device for t in tensors)
 
 
 @pytest.mark.parametrize("overlap", [1, 2])

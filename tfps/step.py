@@ -15,7 +15,7 @@ from tfps.inference import specs
 from tfps.push import Push
 from tfps.repeat import blank, is_plain, next_of, repeat
 from tfps.report import Tally, added, of_push, vector, zeros
-from tfps.wire import after, here, token
+from tfps.wire import here, token
 
 
 class Carry(NamedTuple):

@@ -77,11 +77,12 @@ class Trainer:
           pull: codec of the parameters, ps to worker, likewise.
           overlap: how many of its own updates a worker's gradient may miss, so that
             computing and the network work at the same time. 0: a step pulls, then
-            computes, then pushes. 1: it computes while the last update is pushed
-            and then the next parameters are pulled. 2: pushing and pulling go
-            on at the same time as well. Other workers' updates are missed besides;
-            the logs' `staleness` counts all. It has no effect in rounds (`Sync`)
-            and with `LocalSteps`.
+            computes, then pushes. 1: the next parameters are pulled while it
+            computes, and what it pushes leaves as the backward pass goes on. 2: an
+            update waits for the next step, and is pushed while that computes; of
+            use where computing takes longer than the push. Other workers' updates
+            are missed besides; the logs' `staleness` counts all. It has no effect
+            in rounds (`Sync`) and with `LocalSteps`.
           sparse_updates: what happens to the rows of an embedding table that a step
             did not look up. "exact": the optimizer updates them with a gradient
             of zero, as Keras does (momentum, weight decay). "lazy": nothing, they
