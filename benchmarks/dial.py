@@ -19,7 +19,10 @@ flags.DEFINE_integer("steps", 2200, "Steps of 16 windows of 64 tokens, in all.",
 flags.DEFINE_integer("epochs", 4, "Validations.", lower_bound=1)
 flags.DEFINE_integer("workers", 2, "Workers.", lower_bound=1)
 flags.DEFINE_multi_string(
-    "only", [], "Settings that contain this, and no others; may be given more than once."
+    "only",
+    [],
+    "Only this setting, or all that contain it if there is none of that name; may be given more "
+    "than once.",
 )
 flags.DEFINE_list("flags", [], "More flags of models.gpt, without the dashes: push=int8.")
 flags.DEFINE_string("output", "runs/dial", "Folder for JSON and plot.")
@@ -112,7 +115,12 @@ def plot(path: str, results: dict[str, dict]) -> bool:
 def main(argv) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
-    chosen = [s for s in SETTINGS if not FLAGS.only or any(o in s for o in FLAGS.only)]
+    names = set(SETTINGS)
+    chosen = [
+        s
+        for s in SETTINGS
+        if not FLAGS.only or any(o == s if o in names else o in s for o in FLAGS.only)
+    ]
     os.makedirs(FLAGS.output, exist_ok=True)
     results: dict[str, dict] = {}
     for setting in chosen:
