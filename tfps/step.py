@@ -38,8 +38,8 @@ class TrainStep:
     With `overlap` 0, a step pulls, computes and pushes. With 1, the parameters of the
     next step are pulled while it computes, and of what it pushes every bucket leaves
     when its gradients are known: a gradient misses one update of its own worker. With
-    2, the push waits for the next step, in which nothing but the rows of tables is
-    waited for, and a gradient misses two.
+    2, the push waits for the next step and goes on from its beginning, and a gradient
+    misses two.
 
     Attributes:
       initial: the metric variables' values at the start of each call.

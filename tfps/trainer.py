@@ -79,10 +79,10 @@ class Trainer:
             computing and the network work at the same time. 0: a step pulls, then
             computes, then pushes. 1: the next parameters are pulled while it
             computes, and what it pushes leaves as the backward pass goes on. 2: an
-            update waits for the next step, and is pushed while that computes; of
-            use where computing takes longer than the push. Other workers' updates
-            are missed besides; the logs' `staleness` counts all. It has no effect
-            in rounds (`Sync`) and with `LocalSteps`.
+            update waits for the next step and is pushed from its first moment on,
+            which on a slow network may save the time of the forward pass. Other
+            workers' updates are missed besides; the logs' `staleness` counts all.
+            It has no effect in rounds (`Sync`) and with `LocalSteps`.
           sparse_updates: what happens to the rows of an embedding table that a step
             did not look up. "exact": the optimizer updates them with a gradient
             of zero, as Keras does (momentum, weight decay). "lazy": nothing, they

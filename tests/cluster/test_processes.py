@@ -108,7 +108,7 @@ def test_every_task_ends_with_the_job(tasks, text, tmp_path):
     # In an order that a person might choose: some servers, the chief, the rest.
     tasks.start("worker", 1)
     tasks.start("chief", 0, *chief_args(text, tmp_path))
-    time.sleep(8)
+    time.sleep(5)
     tasks.start("ps", 0)
     tasks.start("worker", 0)
     codes = tasks.exit_codes(120)
@@ -155,7 +155,7 @@ def test_a_lost_server_ends_the_job_with_its_name(tasks, text, tmp_path, victim)
 def test_a_missing_server_is_named(tasks, text, tmp_path):
     tasks.start("worker", 0)
     tasks.start("worker", 1)
-    tasks.start("chief", 0, *chief_args(text, tmp_path, "--startup_timeout=12"))
+    tasks.start("chief", 0, *chief_args(text, tmp_path, "--startup_timeout=5"))
     codes = tasks.exit_codes(60)
     assert codes["chief0"] == 1
     assert f"ps 0 at {tasks.spec['ps'][0]}" in tasks.log("chief0")
