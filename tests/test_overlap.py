@@ -125,6 +125,16 @@ def test_servers_need_not_be_told_of_a_condition(connect, overlap, fed):
     assert any("ps" in device for device in run(steps=2))
 
 
+def fitted(strategy, overlap) -> TrainStep:
+    """The step of a trainer that has trained with Adam, from datasets of the workers."""
+    x, y = regression(64)
+    model = mlp()
+    model.compile("adam", "mse")
+    trainer = tfps.Trainer(model, strategy, overlap=overlap)
+    trainer.fit(lambda context: tf.data.Dataset.from_tensor_slices((x, y)).batch(16), verbose=0)
+    return traced(trainer)
+
+
 def traced(trainer) -> TrainStep:
     """The step of a trainer that has trained."""
     (step,) = (s for s in trainer._session._steps.values() if isinstance(s, TrainStep))
@@ -133,12 +143,7 @@ def traced(trainer) -> TrainStep:
 
 @pytest.mark.parametrize("overlap", [1, 2])
 def test_what_a_server_does_under_its_lock_waits_for_nobody_else(connect, overlap):
-    x, y = regression(64)
-    model = mlp()
-    model.compile("adam", "mse")
-    trainer = tfps.Trainer(model, connect(), overlap=overlap)
-    trainer.fit(lambda context: tf.data.Dataset.from_tensor_slices((x, y)).batch(16), verbose=0)
-    ops = traced(trainer)._run.graph.get_operations()
+    ops = fitted(connect(), overlap)._run.graph.get_operations()
     updates = [op for op in ops if "Call" in op.type and "job:ps" in op.device]
     frees = [op for op in ops if op.type == "ConsumeMutexLock"]
     assert len(updates) == len(frees) == 2
@@ -152,12 +157,7 @@ def test_what_a_server_does_under_its_lock_waits_for_nobody_else(connect, overla
 @pytest.mark.parametrize("overlap", [1, 2])
 def test_what_a_worker_carries_is_on_the_worker(connect, overlap):
     """Or its first step would be another graph than the rest, optimized once more."""
-    x, y = regression(64)
-    model = mlp()
-    model.compile("adam", "mse")
-    trainer = tfps.Trainer(model, connect(), overlap=overlap)
-    trainer.fit(x, y, verbose=0)
-    step = traced(trainer)
+    step = fitted(connect(), overlap)
     with tf.device(worker_device(0)):
         carry = step.start(step._pusher.handles(), None)
     tensors = tf.nest.flatten(carry)

@@ -141,8 +141,8 @@ class TrainStep:
         # what has nothing to do with one another goes on at the same time.
         found = self._gradient.pull_rows(handles, batch, number)  # ps -> worker
         scale = self._puller.loss_scale(handles)
-        # Computing waits for the rows: with one step ahead they go before all the rest. With
-        # two, the last update is sent at once, and the servers' acknowledgement waits for it.
+        # Computing waits for the rows, so they go before all the rest. Not so with 2: word that
+        # they have come would wait behind the last update, which is under way already.
         first = token([one.rows.values for one in found.values()]) if self._overlap == 1 else None
         pulled = self._puller.pull(handles, first=first)
         if self._overlap == 2:
