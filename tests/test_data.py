@@ -115,3 +115,53 @@ def test_worker_feed_leases_steps_of_an_epoch(connect):
     assert feed.take(1) is None
     feed.done(0, data.Work(None, 2), 1)  # One was not used: it is leased again.
     assert feed.take(1).count == 1
+
+
+def test_lookahead_over_batches_of_the_chief():
+    feed = chief(column(10), batch_size=4, shuffle=False)
+    feed.begin_epoch()
+    ahead = data.Lookahead(feed, 2, ended=lambda: False)
+    held, trained = [None, None], []
+    for w in (0, 1, 0, 1, 1, 0):
+        work = ahead.take(w)
+        if work is None:
+            trained.append(f"worker {w} is done")
+            continue
+        if work.count:
+            trained.append((w, float(held[w])))
+        held[w] = inputs(work.source)[0, 0] if work.takes else None
+        ahead.done(w, work, work.takes)
+    # Batches begin with 0, 4 and 8; worker 0 took the first and the last.
+    assert trained == [(0, 0.0), (1, 4.0), "worker 1 is done", (0, 8.0)]
+    assert ahead.take(0) is None
+
+
+def test_lookahead_ends_with_what_the_workers_hold():
+    feed = chief(column(10), batch_size=1, shuffle=False)
+    feed.begin_epoch()
+    ended = []
+    ahead = data.Lookahead(feed, 2, ended=lambda: bool(ended))
+    first = ahead.take(0)
+    assert (first.count, first.takes) == (0, 1)
+    ahead.done(0, first, 1)
+    ended.append(True)
+    assert ahead.take(1) is None
+    last = ahead.take(0)
+    assert (last.count, last.takes) == (1, 0)
+    assert inputs(last.source).shape == inputs(first.source).shape  # It stands for a batch.
+    ahead.done(0, last, 0)
+    assert ahead.take(0) is None
+    assert inputs(feed.take(0).source)[0, 0] == 1.0  # The next policy goes on from here.
+
+
+def test_lookahead_begins_anew_where_a_dataset_of_a_worker_ends(connect):
+    connect()
+    feed = data.feed(lambda c: tf.data.Dataset.range(2).batch(1), 1, 3, 1)
+    feed.begin_epoch()
+    ahead = data.Lookahead(feed, 1, ended=lambda: False)
+    # What the worker finds when it asks its dataset: two batches, the end, again a batch.
+    for count, takes, taken in ((0, 1, 1), (1, 1, 1), (1, 1, 0), (0, 1, 1), (1, 0, 0)):
+        work = ahead.take(0)
+        assert (work.count, work.takes) == (count, takes)
+        ahead.done(0, work, taken)
+    assert ahead.take(0) is None

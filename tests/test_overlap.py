@@ -7,6 +7,7 @@ import tensorflow as tf
 
 import tfps
 from tests.conftest import mlp, regression
+from tfps.ahead_step import AheadStep
 from tfps.devices import worker_device
 from tfps.step import TrainStep
 
@@ -21,6 +22,7 @@ def delayed_sgd(model, x, y, delay, rate=0.05):
             error = model(x[begin : begin + 32]) - y[begin : begin + 32]
             loss = tf.reduce_mean(error**2)
         gradients = tape.gradient(loss, [v.value for v in model.trainable_variables])
+        gradients = map(tf.convert_to_tensor, gradients)  # Those of tables too.
         new = [w - rate * g.numpy() for w, g in zip(past[-1], gradients, strict=True)]
         past.append(new)
     return past[-1]
@@ -42,6 +44,50 @@ def test_one_worker_misses_just_its_last_updates(connect, overlap, steps):
     # The first steps of an epoch have nothing to miss.
     pushes = len(x) // 32
     assert history.history["staleness"] == [sum(min(i, overlap) for i in range(pushes)) / pushes]
+
+
+@pytest.mark.parametrize("overlap", [1, 2])
+def test_rows_of_tables_are_as_old_as_all_else(connect, overlap):
+    def embedding():
+        keras.utils.set_random_seed(0)
+        ids = keras.Input([6], dtype="int32")
+        x = keras.layers.Flatten()(keras.layers.Embedding(50, 4)(ids))
+        return keras.Model(ids, keras.layers.Dense(1)(x))
+
+    ids = np.random.default_rng(0).integers(50, size=[320, 6]).astype(np.int32)
+    y = np.sin(ids.sum(1, keepdims=True)).astype(np.float32)
+    expected = delayed_sgd(embedding(), ids, y, overlap, rate=1.0)
+    model = embedding()
+    model.compile(keras.optimizers.SGD(1.0), "mse")
+    trainer = tfps.Trainer(model, connect(), overlap=overlap)
+    trainer.fit(ids, y, batch_size=32, shuffle=False, verbose=0)
+    assert trainer._session.store.plan.tables
+    for a, b in zip(model.get_weights(), expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("overlap", [1, 2])
+@pytest.mark.parametrize("length", [3, 100])
+def test_datasets_go_on_where_the_last_epoch_ended(connect, overlap, length):
+    """The weight is the sum of the batches used: 0, 1, 2.., from 0 again after the last."""
+    model = keras.Sequential([keras.Input([1]), keras.layers.Dense(1, use_bias=False)])
+    model.layers[0].kernel.assign([[0.0]])
+    model.compile(keras.optimizers.SGD(1.0), loss=lambda y, p: keras.ops.mean(-p))
+
+    def dataset_fn(context):
+        numbers = tf.cast(tf.range(length), tf.float32)[:, None]
+        return tf.data.Dataset.from_tensor_slices((numbers, numbers)).batch(1)
+
+    trainer = tfps.Trainer(model, connect(), overlap=overlap)
+    used = []
+    for epoch in range(2):
+        trainer.fit(dataset_fn, initial_epoch=epoch, epochs=epoch + 1, steps_per_epoch=5, verbose=0)
+        used.append(float(model.layers[0].kernel[0, 0]))
+    history = trainer.fit(dataset_fn, epochs=2, steps_per_epoch=5, verbose=0).history
+    batches = np.arange(10) % length
+    assert used == [batches[:5].sum(), 2 * batches[:5].sum()]
+    assert float(model.layers[0].kernel[0, 0]) == used[-1] + batches.sum()
+    assert len(history["loss"]) == 2
 
 
 @pytest.mark.parametrize("overlap", [1, 2])
@@ -125,25 +171,51 @@ def test_servers_need_not_be_told_of_a_condition(connect, overlap, fed):
     assert any("ps" in device for device in run(steps=2))
 
 
-def fitted(strategy, overlap) -> TrainStep:
-    """The step of a trainer that has trained with Adam, from datasets of the workers."""
+def sources(tensors) -> set[tf.Operation]:
+    """All operations of a graph that tensors depend on."""
+    found, new = set(), {t.op for t in tensors}
+    while new:
+        found |= new
+        new = {t.op for op in new for t in op.inputs} | {c for op in new for c in op.control_inputs}
+        new -= found
+    return found
+
+
+@pytest.mark.parametrize("overlap", [1, 2])
+def test_computing_waits_for_no_server(connect, overlap):
+    """All that it takes, rows of tables and the scale of the loss too, came before."""
+    ids = np.arange(64, dtype=np.int32)[:, None] % 7
+    model = keras.Sequential([keras.Input([1]), keras.layers.Embedding(7, 4)])
+    model.add(keras.layers.Dense(1))
+    model.compile(keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1)), "mse")
+    trainer = tfps.Trainer(model, connect(), overlap=overlap)
+    trainer.fit(ids, np.ones([64, 1, 1]), batch_size=16, verbose=0)
+    step = traced(trainer)
+    (compute,) = (op for op in step._run.graph.get_operations() if "If" in op.type)
+    assert len(compute.inputs) > len(model.trainable_variables)
+    assert not any("ps" in op.device for op in sources(compute.inputs))
+
+
+def fitted(strategy, overlap, steps=1) -> tfps.Trainer:
+    """A trainer that has trained with Adam, from datasets of the workers."""
     x, y = regression(64)
     model = mlp()
-    model.compile("adam", "mse")
+    model.compile("adam", "mse", steps_per_execution=steps)
     trainer = tfps.Trainer(model, strategy, overlap=overlap)
     trainer.fit(lambda context: tf.data.Dataset.from_tensor_slices((x, y)).batch(16), verbose=0)
-    return traced(trainer)
+    return trainer
 
 
-def traced(trainer) -> TrainStep:
+def traced(trainer) -> AheadStep | TrainStep:
     """The step of a trainer that has trained."""
-    (step,) = (s for s in trainer._session._steps.values() if isinstance(s, TrainStep))
+    kinds = AheadStep, TrainStep
+    (step,) = (s for s in trainer._session._steps.values() if isinstance(s, kinds))
     return step
 
 
 @pytest.mark.parametrize("overlap", [1, 2])
 def test_what_a_server_does_under_its_lock_waits_for_nobody_else(connect, overlap):
-    ops = fitted(connect(), overlap)._run.graph.get_operations()
+    ops = traced(fitted(connect(), overlap))._run.graph.get_operations()
     updates = [op for op in ops if "Call" in op.type and "job:ps" in op.device]
     frees = [op for op in ops if op.type == "ConsumeMutexLock"]
     assert len(updates) == len(frees) == 2
@@ -155,13 +227,16 @@ def test_what_a_server_does_under_its_lock_waits_for_nobody_else(connect, overla
 
 
 @pytest.mark.parametrize("overlap", [1, 2])
-def test_what_a_worker_carries_is_on_the_worker(connect, overlap):
-    """Or its first step would be another graph than the rest, optimized once more."""
-    step = fitted(connect(), overlap)
+@pytest.mark.parametrize("steps", [1, 2])
+def test_what_a_worker_carries_is_on_the_worker(connect, overlap, steps):
+    """Also at first, or its first step would be another graph than the rest."""
+    trainer = fitted(connect(), overlap, steps)
+    step, (carry,) = traced(trainer), trainer._session.carries[False]
     with tf.device(worker_device(0)):
-        carry = step.start(step._pusher.handles(), None)
-    tensors = tf.nest.flatten(carry)
-    assert tensors and all("job:worker" in t.backing_device for t in tensors)
+        first = step.start(step._pusher.handles(), None)
+    for one in first, carry:
+        tensors = tf.nest.flatten(one)
+        assert tensors and all("job:worker" in t.backing_device for t in tensors)
 
 
 @pytest.mark.parametrize("overlap", [1, 2])

@@ -243,7 +243,9 @@ class Batches:
 
 def result(steps):
     examples = float(steps)
-    return report.Report(steps, report.nothing()._replace(examples=examples, good=examples), [])
+    return report.Report(
+        steps, report.nothing()._replace(examples=examples, good=examples), [], steps
+    )
 
 
 def simulate(workers, seconds, feed, schedule):

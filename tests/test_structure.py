@@ -54,6 +54,7 @@ ORDER = [
     "inference",
     "gradient",
     "step",
+    "ahead_step",
     "round_step",
     "local_step",
     "data",

@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from tfps import _keras, errors
 from tfps.devices import worker_device
-from tfps.repeat import Stack
+from tfps.repeat import Stack, blank, is_iterator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +57,30 @@ class Work(NamedTuple):
 
     source: Any
     count: int
+
+    @property
+    def takes(self) -> int:
+        """Batches to take from the source, at most."""
+        return self.count
+
+
+class WorkAhead(NamedTuple):
+    """What a worker that holds a batch already is to run in one call.
+
+    Attributes:
+      source: of the next batch.
+      count: batches that it is to train on: the one that it holds, or 0.
+      following: the work that the next batch is; None if there is to be none.
+    """
+
+    source: Any
+    count: int
+    following: Work | None
+
+    @property
+    def takes(self) -> int:
+        """Batches to take from the source: 1 or 0."""
+        return int(self.following is not None)
 
 
 class ChiefFeed:
@@ -252,6 +276,42 @@ class WorkerFeed:
     def _iterator(self, worker: int):
         with _input_device(worker):
             return iter(self._datasets[worker])
+
+
+class Lookahead:
+    """A feed by which each worker takes its next batch while it trains on the one that it holds."""
+
+    def __init__(self, feed: ChiefFeed | WorkerFeed, num_workers: int, ended: Callable[[], bool]):
+        """Keeps its arguments.
+
+        Args:
+          feed: of single plain batches; its epoch has begun.
+          num_workers: of the cluster.
+          ended: true: no further batch is to be taken.
+        """
+        self._feed = feed
+        self._ended = ended
+        self._holds = [False] * num_workers
+        nothing = feed.source_spec
+        if not is_iterator(nothing):
+            nothing = blank(nothing)
+        self._sources = [nothing] * num_workers
+
+    def take(self, worker: int, most: float = math.inf) -> WorkAhead | None:
+        """The worker's next call, or None when it holds nothing and there is no more."""
+        following = None if self._ended() else self._feed.take(worker, most)
+        if following is not None and is_iterator(following.source):
+            self._sources[worker] = following.source
+        if following is None and not self._holds[worker]:
+            return None
+        source = self._sources[worker] if following is None else following.source
+        return WorkAhead(source, int(self._holds[worker]), following)
+
+    def done(self, worker: int, work: WorkAhead, taken: int) -> None:
+        """Notes whether there was a next batch, which the worker holds now."""
+        self._holds[worker] = taken > 0
+        if work.following is not None:
+            self._feed.done(worker, work.following, taken)
 
 
 def feed(x, num_workers: int, steps_per_epoch, steps_per_execution: int, **data):

@@ -37,9 +37,10 @@ class Drive:
 
         Args:
           dispatcher: of the cluster.
-          feed: a `data.ChiefFeed` or `data.WorkerFeed`, whose epoch has begun.
+          feed: a `data.ChiefFeed`, `data.WorkerFeed` or `data.Lookahead`, whose epoch has
+            begun.
           prepare: `(worker, work)` -> the call to make on the worker; its result has
-            an attribute `steps`, the batches that it used.
+            attributes `steps`, the batches that it used, and `taken`; see `Report`.
           on_begin: called with the index of the first batch of each piece of work.
           on_end: called with the index of the last batch completed so far, the index
             of the work's first batch, and the result.
@@ -99,7 +100,8 @@ class Drive:
                 continue
             self._idle.remove(worker)
             self._schedule.started(worker)
-            self._on_begin(self._begun)
+            if work.count:
+                self._on_begin(self._begun)
             call = self._prepare(worker, work)
             self._dispatcher.submit(worker, call, tag=(self._begun, work))
             self._begun += work.count
@@ -118,7 +120,7 @@ class Drive:
             self._settle(worker, first, computed + result)
             return
         first, work = completion.tag
-        self._feed.done(worker, work, result.steps)
+        self._feed.done(worker, work, result.taken)
         if self._schedule.finished(worker, result.steps, _weight(result)):
             self._held[worker] = first, result
         else:

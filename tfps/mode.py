@@ -1,6 +1,7 @@
 """How workers and servers work together under a consistency policy."""
 
 from tfps import errors, optimizers
+from tfps.ahead_step import AheadStep
 from tfps.apply import CompiledOptimizer, OuterOptimizer
 from tfps.consistency import Consistency, LocalSteps
 from tfps.gradient import Gradient
@@ -9,6 +10,7 @@ from tfps.plan import Plan
 from tfps.program import Program
 from tfps.pull import Puller
 from tfps.push import Pusher
+from tfps.repeat import is_plain
 from tfps.round_step import RoundStep
 from tfps.step import TrainStep
 from tfps.update import Applied, Summed
@@ -69,7 +71,7 @@ class Mode:
             update = Applied(optimizer, skips=overlap > 0 and not policy.local_steps)
         self.pusher = Pusher(store, update, policy.staleness_scaling)
 
-    def step(self, feed) -> TrainStep | RoundStep | LocalStep:
+    def step(self, feed) -> TrainStep | AheadStep | RoundStep | LocalStep:
         """Traces what a worker runs, for the form of input of a feed."""
         model, single = self._program.model, feed.group == 1
         if self._policy.local_steps:
@@ -89,7 +91,9 @@ class Mode:
         )
         if self._policy.in_rounds:
             return RoundStep(gradient, feed.source_spec)
-        return TrainStep(gradient, feed.source_spec, feed.batch_spec, single, self._overlap)
+        if self._overlap and single and is_plain(feed.batch_spec):
+            return AheadStep(gradient, feed.source_spec, feed.batch_spec, self._overlap)
+        return TrainStep(gradient, feed.source_spec, single, self._overlap)
 
 
 def require_local(optimizer, plan: Plan) -> None:

@@ -13,7 +13,7 @@ from tfps import layout, optimizers
 from tfps.devices import ps_device
 from tfps.store import ParameterStore, read
 from tfps.tables import Found, Ids, Rows
-from tfps.wire import after, coalesce
+from tfps.wire import coalesce
 
 
 class Pulled(NamedTuple):
@@ -48,20 +48,13 @@ class Puller:
         self._plan = store.plan
         self._static_scale = optimizers.static_loss_scale(optimizer) if optimizer else 1.0
 
-    def pull(
-        self,
-        handles: dict,
-        exact: bool = False,
-        whole: bool = False,
-        first: tf.Tensor | None = None,
-    ) -> Pulled:
+    def pull(self, handles: dict, exact: bool = False, whole: bool = False) -> Pulled:
         """Reads every bucket on its ps and sends it to the caller's device.
 
         Args:
           handles: of this store.
           exact: send the values as they are, whatever the codecs.
           whole: tables too.
-          first: a `wire.token` for which to wait.
         """
         payloads: list = [()] * len(self._plan.buckets)
         versions = []
@@ -77,7 +70,6 @@ class Puller:
                     for i, bucket in enumerate(self._plan.buckets)
                     if i in mine
                 }
-                values = after(values, first)
                 sent = []
                 for i, value in values.items():
                     channel = self._plan.exact(i) if exact else self._plan.down[i]

@@ -75,20 +75,23 @@ def is_plain(spec) -> bool:
     )
 
 
-def next_of(source, spec) -> tuple[Any, tf.Tensor | None]:
+def next_of(source, spec, wanted) -> tuple[Any, tf.Tensor]:
     """The next batch of a source without a condition for what follows.
 
     Args:
       source: an iterator, or one batch.
       spec: of a batch, which `is_plain`.
+      wanted: bool scalar; false: leave an iterator as it is.
 
     Returns:
       (batch, bool scalar: whether there was one). Where there was none, zeros are in
-      its place. For a lone batch the scalar is None.
+      its place.
     """
     if not is_iterator(source):
-        return source, None
-    element = source.get_next_as_optional()
+        return source, wanted
+    element = tf.cond(
+        wanted, source.get_next_as_optional, lambda: tf.experimental.Optional.empty(spec)
+    )
     exists = element.has_value()
     return tf.cond(exists, element.get_value, lambda: blank(spec)), exists
 

@@ -47,30 +47,34 @@ class Report(NamedTuple):
       steps: int, steps done.
       tally: `Tally` of floats and an array.
       metrics: arrays, the change of each metric variable.
+      taken: int, batches taken from the source: those of the steps, or the next one.
     """
 
     steps: int
     tally: Tally
     metrics: list[np.ndarray]
+    taken: int
 
     @classmethod
     def of(cls, vector: tf.Tensor, initial: list[tf.Tensor]) -> "Report":
         """Reads the float64 vector that a step returned."""
         values = vector.numpy()
-        tally = Tally(*values[1 : 1 + _SCALARS].tolist(), values[1 + _SCALARS : 1 + SIZE])
-        offset = 1 + SIZE
+        scalars, counts = np.split(values[2 : 2 + SIZE], [_SCALARS])
+        tally = Tally(*scalars.tolist(), counts)
+        offset = 2 + SIZE
         metrics = []
         for start in initial:
             size = math.prod(start.shape)
             value = values[offset : offset + size].reshape(start.shape)
             metrics.append(value - start.numpy().astype(np.float64))
             offset += size
-        return cls(int(values[0]), tally, metrics)
+        return cls(int(values[0]), tally, metrics, int(values[1]))
 
     def __add__(self, other: "Report") -> "Report":
         """Both together."""
         metrics = [a + b for a, b in zip(self.metrics, other.metrics, strict=True)]
-        return Report(self.steps + other.steps, sum_of(self.tally, other.tally), metrics)
+        tally, taken = sum_of(self.tally, other.tally), self.taken + other.taken
+        return Report(self.steps + other.steps, tally, metrics, taken)
 
 
 def sum_of(one: Tally, other: Tally) -> Tally:
@@ -97,11 +101,12 @@ def added(total: tf.Tensor, tally: Tally) -> tf.Tensor:
     return tf.where(is_max, tf.maximum(total, new), total + new)
 
 
-def vector(steps, tally, metrics) -> tf.Tensor:
-    """What `Report.of` reads, from a `Tally` or a vector of totals."""
+def vector(steps, tally, metrics, taken=None) -> tf.Tensor:
+    """What `Report.of` reads, from a `Tally` or a vector of totals; `taken` None: the steps."""
     # float64 holds the float32 and int32 states of metrics exactly.
     total = _flat(tally) if isinstance(tally, Tally) else tally
-    parts = [tf.cast(steps, tf.float64)[None], total]
+    counts = [steps, steps if taken is None else taken]
+    parts = [tf.stack([tf.cast(n, tf.float64) for n in counts]), total]
     parts += [tf.reshape(tf.cast(m, tf.float64), [-1]) for m in metrics]
     return tf.concat(parts, 0)
 

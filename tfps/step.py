@@ -2,7 +2,8 @@
 
 Read `TrainStep._step` first: it is the whole of parameter-server training, in the
 order in which the data flows. It is traced once for a form of input; the same
-concrete function then runs on every worker.
+concrete function then runs on every worker. Where one call is one step, overlap is
+done by `ahead_step.AheadStep` instead.
 """
 
 import functools
@@ -12,10 +13,10 @@ import tensorflow as tf
 
 from tfps.gradient import Gradient, encoded, kept
 from tfps.inference import specs
-from tfps.push import Push
-from tfps.repeat import blank, is_plain, next_of, repeat
+from tfps.push import Push, Pusher
+from tfps.repeat import blank, repeat
 from tfps.report import Tally, added, of_push, vector, zeros
-from tfps.wire import here, token
+from tfps.wire import here
 
 
 class Carry(NamedTuple):
@@ -45,24 +46,19 @@ class TrainStep:
       initial: the metric variables' values at the start of each call.
     """
 
-    def __init__(self, gradient: Gradient, source, batch_spec, single: bool, overlap: int = 0):
+    def __init__(self, gradient: Gradient, source, single: bool, overlap: int = 0):
         """Traces the step.
 
         Args:
           gradient: the arithmetic.
           source: the form of the input: an iterator, the specs of one batch, or
             a `Stack` of specs.
-          batch_spec: nested specs of one batch.
           single: every call is for one step.
           overlap: 0, 1 or 2, see above.
         """
         self._gradient = gradient
         self._puller, self._pusher = gradient.puller, gradient.pusher
         self._single = single
-        self._batch_spec = batch_spec
-        # A server learns of a condition, or a turn of a loop, in a message that waits
-        # behind the update of the last step: pull and push would follow one another.
-        self._plain = single and overlap > 0 and is_plain(batch_spec)
         self._overlap = overlap
         self.initial = gradient.program.initial_metrics()
         int32, int64, float32 = (tf.TensorSpec([], d) for d in (tf.int32, tf.int64, tf.float32))
@@ -72,8 +68,8 @@ class TrainStep:
         if overlap:
             pull = tf.function(self._puller.pull, autograph=False)
             pulled = specs(pull.get_concrete_function(handles))
-            push = tf.function(functools.partial(encoded, self._pusher), autograph=False)
-            sent = push.get_concrete_function(gradient.change_specs(), carry.residuals, int64)
+            encode = tf.function(functools.partial(encoded, self._pusher), autograph=False)
+            sent = encode.get_concrete_function(gradient.change_specs(), carry.residuals, int64)
             self._sent_specs, _ = specs(sent)
             self._start = tf.function(self._started, autograph=False).get_concrete_function(
                 handles, carry.residuals
@@ -125,7 +121,7 @@ class TrainStep:
             return None
         return self._flush(handles, carry.pending, learning_rate)
 
-    def _step(self, handles, batch, state, number, learning_rate, exists=None):
+    def _step(self, handles, batch, state, number, learning_rate):
         """One step.
 
         Args:
@@ -134,64 +130,26 @@ class TrainStep:
           state: (carry, metric values, vector of totals).
           number: int64 scalar, the step's.
           learning_rate: see `__call__`.
-          exists: bool scalar; false: there is no batch, and nothing is to be done. None: true.
         """
         carry, metrics, total = state
         # The servers see what is done with a variable in the order of these lines;
         # what has nothing to do with one another goes on at the same time.
         found = self._gradient.pull_rows(handles, batch, number)  # ps -> worker
         scale = self._puller.loss_scale(handles)
-        # Computing waits for the rows, so they go before all the rest. Not so with 2: word that
-        # they have come would wait behind the last update, which is under way already.
-        first = token([one.rows.values for one in found.values()]) if self._overlap == 1 else None
-        pulled = self._puller.pull(handles, first=first)
+        pulled = self._puller.pull(handles)
         if self._overlap == 2:
-            pushed = self._push(handles, self._due(carry, exists), learning_rate)
+            pushed = push(self._pusher, handles, carry.pending, learning_rate)
         now = carry.pulled if self._overlap else pulled
-
-        def computed():
-            return self._computed(batch, now, found, scale, carry.residuals, metrics, number, total)
-
-        def skipped():
-            sent = carry.pending if self._overlap == 2 else blank(self._sent_specs)
-            return sent, carry.residuals, metrics, total
-
-        if exists is None:
-            sent, residuals, metrics, total = computed()
-        else:
-            sent, residuals, metrics, total = tf.cond(exists, computed, skipped)
+        sent, residuals, metrics, total = compute(
+            self._gradient, batch, now, found, scale, carry.residuals, metrics, number, total
+        )
         if self._overlap == 2:
             return Carry(residuals, pulled, sent), metrics, added(total, pushed)
-        pushed = self._push(handles, sent, learning_rate)  # worker -> ps
+        pushed = push(self._pusher, handles, sent, learning_rate)  # worker -> ps
         return Carry(residuals, pulled if self._overlap else ()), metrics, added(total, pushed)
-
-    def _due(self, carry: Carry, exists) -> Push:
-        """What the last step is still to push."""
-        if exists is None:
-            return carry.pending
-        return carry.pending._replace(live=tf.logical_and(carry.pending.live, exists))
-
-    def _computed(self, batch, pulled, found, scale, residuals, metrics, number, total):
-        """From parameters to what is to be pushed."""
-        change, metrics, examples = self._gradient.change(
-            batch, pulled, found, scale, metrics, number
-        )
-        sent, residuals = encoded(self._pusher, change, residuals, number)
-        tally = self._gradient.tally(change, examples)
-        return sent, residuals, metrics, added(total, tally)
-
-    def _push(self, handles, sent: Push, learning_rate) -> Tally:
-        receipt = self._pusher.push(handles, sent, learning_rate)
-        return of_push(sent.live, sent.finite, *receipt, self._pusher.payload_bytes)
 
     def _steps(self, handles, source, carry, count, first, learning_rate):
         state = (carry, self.initial, zeros())
-        if self._plain:
-            batch, exists = next_of(source, self._batch_spec)
-            carry, metrics, total = self._step(handles, batch, state, first, learning_rate, exists)
-            done = 1 if exists is None else tf.cast(exists, tf.int32)
-            carry = carry._replace(pulled=here(carry.pulled))
-            return vector(done, total, metrics), carry
 
         def step(i, batch, state):
             number = first + tf.cast(i, tf.int64)
@@ -218,4 +176,28 @@ class TrainStep:
         return Carry(residuals, pulled, blank(self._sent_specs))
 
     def _flushed(self, handles, pending, learning_rate):
-        return vector(tf.constant(0), self._push(handles, pending, learning_rate), self.initial)
+        tally = push(self._pusher, handles, pending, learning_rate)
+        return vector(tf.constant(0), tally, self.initial)
+
+
+def compute(gradient: Gradient, batch, pulled, found, scale, residuals, metrics, number, total):
+    """From parameters to what is to be pushed.
+
+    Args:
+      gradient: the arithmetic.
+      batch, pulled, found, scale, metrics, number: see `Gradient.change`.
+      residuals: of the codecs.
+      total: vector to add to.
+
+    Returns:
+      (`Push`, residuals, metrics, total).
+    """
+    change, metrics, examples = gradient.change(batch, pulled, found, scale, metrics, number)
+    sent, residuals = encoded(gradient.pusher, change, residuals, number)
+    return sent, residuals, metrics, added(total, gradient.tally(change, examples))
+
+
+def push(pusher: Pusher, handles, sent: Push, learning_rate) -> Tally:
+    """Pushes, and tells what that did."""
+    receipt = pusher.push(handles, sent, learning_rate)
+    return of_push(sent.live, sent.finite, *receipt, pusher.payload_bytes)

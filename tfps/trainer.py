@@ -400,6 +400,10 @@ class _Prediction(NamedTuple):
     steps: int
     outputs: Any
 
+    @property
+    def taken(self) -> int:
+        return self.steps
+
 
 def _to_numpy(tensor):
     return tensor.numpy() if isinstance(tensor, tf.Tensor) else tensor

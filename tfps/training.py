@@ -6,7 +6,9 @@ from collections.abc import Callable
 import keras
 
 from tfps import _keras, callbacks as callbacks_lib, errors, optimizers
+from tfps.ahead_step import AheadStep
 from tfps.consistency import Consistency
+from tfps.data import Lookahead
 from tfps.loop import Drive, MetricTotals
 from tfps.report import Report
 from tfps.session import Session
@@ -129,12 +131,10 @@ class Epoch:
             return session.number - count
 
         def prepare(worker, work):
-            chosen = number(work.count), rate()
+            chosen = work.takes, number(work.takes), rate()
 
             def call():
-                vector, carries[worker] = run(
-                    handles, work.source, carries[worker], work.count, *chosen
-                )
+                vector, carries[worker] = run(handles, work.source, carries[worker], *chosen)
                 return Report.of(vector, run.initial)
 
             return call
@@ -148,6 +148,16 @@ class Epoch:
 
             return call
 
+        def changed():
+            return self._has_changed(policy, warming)
+
+        def stopped():
+            return self._model.stop_training or (changed() and not ahead)
+
+        ahead = isinstance(run, AheadStep)
+        if ahead:
+            # Under another policy, too, what the workers hold already is trained on.
+            feed = Lookahead(feed, dispatcher.num_workers, ended=changed)
         last = Drive(
             dispatcher,
             feed,
@@ -156,7 +166,7 @@ class Epoch:
             self._end,
             policy.schedule(),
             push,
-            stopped=lambda: self._model.stop_training or self._has_changed(policy, warming),
+            stopped=stopped,
             first=first,
         ).run()
         for vector in dispatcher.run_on_each(lambda w: run.finish(handles, carries[w], rate())):

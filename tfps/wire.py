@@ -103,45 +103,6 @@ class Channel:
         return [tf.reshape(t, shape) for t, shape in zip(parts, self.pieces, strict=True)]
 
 
-def token(tensors: Sequence[tf.Tensor]) -> tf.Tensor | None:
-    """What is there when all of some tensors are there, for `after`; None if there are none.
-
-    Args:
-      tensors: made on the caller's device. The size of at least one is not known to
-        the graph.
-    """
-    if not tensors:
-        return None
-    # Always 0, which TensorFlow's optimizer does not know.
-    return tf.minimum(tf.add_n([tf.size(t) for t in tensors]), 0)
-
-
-def after(tensors, first: tf.Tensor | None):
-    """Nested tensors that are there only when a token is there too.
-
-    What is large is sent after what is small in this way: messages to one task share
-    a connection, and somebody waits for the small ones. It is a data dependency, of
-    where a slice begins: the whole tensor, which is not copied. TensorFlow's optimizer
-    takes weaker ones away: a control dependency passes from an identity to those who use
-    the tensor, and inputs of an `IdentityN` are dropped when nobody uses them as outputs.
-
-    Args:
-      tensors: on the caller's device. Scalars are left as they are.
-      first: of `token`, on any device.
-    """
-    if first is None:
-        return tensors
-
-    def late(t):
-        if not t.shape.rank:
-            return t
-        whole = t[first:]
-        whole.set_shape(t.shape)
-        return whole
-
-    return tf.nest.map_structure(late, tensors)
-
-
 def here(tensors):
     """Nested tensors, on the caller's device.
 

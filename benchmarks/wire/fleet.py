@@ -17,7 +17,7 @@ from benchmarks.wire.systems import System
 
 _WORKER_HOSTS = tuple(f"worker{i}" for i in range(WORKERS))
 # In namespaces every host has its ports for itself, and the families only must not share.
-_PORTS = {"tfps": 2222, "stock": 2223, "mwms": 2224, "ddp": 2225, "local": 2226}
+_PORTS = {"tfps": 2222, "stock": 2223, "mwms": 2224, "ddp": 2225, "local": 2226, "traffic": 2227}
 
 # How often a family's processes may be lost: each loss costs its timeout and a new start.
 _LOSSES = 3
@@ -248,6 +248,7 @@ class Family:
 
 _STARTS = {
     "tfps": Family._start_tfps,
+    "traffic": Family._start_tfps,
     "local": Family._start_tfps,
     "alone": Family._start_alone,
     "stock": Family._start_stock,

@@ -9,8 +9,9 @@ class System:
 
     Attributes:
       name: as in the tables.
-      family: systems of a family share their processes: `tfps`, `local` (tfps with
-        `LocalSteps`), `alone` (workers that never communicate), `stock`, `mwms` or `ddp`.
+      family: systems of a family share their processes: `tfps`, `traffic` (tfps with a
+        model that hardly computes), `local` (tfps with `LocalSteps`), `alone` (workers that
+        never communicate), `stock`, `mwms` or `ddp`.
       settings: what its program is told.
       lossless: whether gradients and weights arrive as they were sent.
       stride: a worker's steps come in so many at a time.
@@ -29,6 +30,12 @@ def _tfps(push: str, pull: str, overlap: int, xla: bool = False, lazy: bool = Fa
     settings = {"push": push, "pull": pull, "overlap": overlap, "xla": xla}
     settings["sparse_updates"] = "lazy" if lazy else "exact"
     return System(name, "tfps", settings, push == pull == "identity")
+
+
+def _traffic(codec: str, overlap: int) -> System:
+    whole = _tfps(codec, codec, overlap)
+    name = f"{whole.name}, no computing"
+    return System(name, "traffic", {**whole.settings, "computes": False}, whole.lossless)
 
 
 def _local(steps: int, merge: str, push: str, pull: str) -> System:
@@ -63,6 +70,8 @@ SYSTEMS = (
     _tfps("randomk:0.1", "int8", 1, xla=True, lazy=True),
     _tfps("dgc:0.01", "int8", 1),
     _tfps("powersgd:4", "int8", 1),
+    _traffic("identity", 2),
+    _traffic("int8", 2),
     _local(_EXCHANGE, "each", "int8", "int8"),
     _local(_EXCHANGE, "each", "topk:0.01", "int8"),
     _local(_EXCHANGE, "round", "topk:0.01", "int8"),
@@ -78,6 +87,7 @@ SYSTEMS = (
 # The Python module that a family cannot do without.
 NEEDS = {
     "tfps": "tensorflow",
+    "traffic": "tensorflow",
     "local": "tensorflow",
     "alone": "tensorflow",
     "stock": "tf_keras",

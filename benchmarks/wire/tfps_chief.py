@@ -47,7 +47,7 @@ def trainer(settings: str) -> tfps.Trainer:
     settings = json.loads(settings)
     strategy = connected()
     return tfps.Trainer(
-        model_keras.keras3(settings["xla"]),
+        model_keras.keras3(settings["xla"], settings.get("computes", True)),
         strategy,
         tfps.consistency.parse(settings.get("consistency", "async")),
         push=tfps.compression.parse(settings["push"]),

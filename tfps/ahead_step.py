@@ -1,0 +1,170 @@
+"""What a worker runs to train while its next batch and the parameters for it arrive."""
+
+import functools
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from tfps.gradient import Gradient, encoded, kept
+from tfps.inference import specs
+from tfps.pull import Pulled
+from tfps.push import Push
+from tfps.repeat import blank, next_of
+from tfps.report import added, vector, zeros
+from tfps.step import compute, push
+from tfps.tables import Found
+from tfps.wire import here
+
+
+class Held(NamedTuple):
+    """A batch, and all that a worker needs to train on it.
+
+    Attributes:
+      batch: what the dataset yields.
+      exists: bool scalar; false: there is none, and the rest means nothing.
+      number: int64 scalar, the step's.
+      pulled: the parameters.
+      found: table -> the rows that the batch looks up.
+      scale: float32 scalar by which the loss is multiplied.
+    """
+
+    batch: Any
+    exists: tf.Tensor
+    number: tf.Tensor
+    pulled: Pulled
+    found: dict[int, Found]
+    scale: tf.Tensor
+
+
+class AheadCarry(NamedTuple):
+    """What a worker keeps from one call to the next.
+
+    Attributes:
+      residuals: what the codecs have not sent yet.
+      held: for the next step.
+      pending: what the last step is still to push; () but with `overlap` 2.
+    """
+
+    residuals: list
+    held: Held
+    pending: Push | tuple = ()
+
+
+class AheadStep:
+    """A training step that waits for nothing: what it computes with came during the last one.
+
+    A call trains on the batch that the worker holds, takes the next one, and pulls
+    what that needs: parameters, and the rows of tables that it looks up. With `overlap`
+    1, every bucket of a push leaves when its gradients are known: a gradient misses one
+    update of its own worker. With 2, the push waits for the next call and goes on from
+    its beginning, and a gradient misses two.
+
+    There is no condition in which the servers take part. They would learn of it in a
+    message that waits behind the update of the last step, and pull and push would follow one
+    another. Where there is no batch, something without effect is pulled and pushed.
+
+    Attributes:
+      initial: the metric variables' values at the start of each call.
+    """
+
+    def __init__(self, gradient: Gradient, source, batch_spec, overlap: int):
+        """Traces the step.
+
+        Args:
+          gradient: the arithmetic.
+          source: the form of the input: an iterator, or the specs of one batch.
+          batch_spec: nested specs of one batch; `repeat.is_plain`.
+          overlap: 1 or 2, see above.
+        """
+        self._gradient, self._pusher = gradient, gradient.pusher
+        self._batch_spec = batch_spec
+        self._overlap = overlap
+        self.initial = gradient.program.initial_metrics()
+        int32, int64, float32 = (tf.TensorSpec([], d) for d in (tf.int32, tf.int64, tf.float32))
+        handles = self._pusher.handles()
+
+        def form(function, *arguments):
+            return specs(tf.function(function, autograph=False).get_concrete_function(*arguments))
+
+        residuals = form(self._pusher.initial_residuals)
+        self._held = form(self._taken, handles, source, int32, int64)
+        encode = functools.partial(encoded, self._pusher)
+        self._sent, _ = form(encode, gradient.change_specs(), residuals, int64)
+        pending = self._sent if overlap == 2 else ()
+        self._blank = tf.function(self._blanks, autograph=False).get_concrete_function()
+        if overlap == 2:
+            self._flush = tf.function(self._flushed, autograph=False).get_concrete_function(
+                handles, self._sent, float32
+            )
+        self._run = tf.function(self._step, autograph=False).get_concrete_function(
+            handles, source, AheadCarry(residuals, self._held, pending), int32, int64, float32
+        )
+
+    def start(self, handles, before) -> AheadCarry:
+        """Begins an epoch on a worker, which holds no batch yet; see `TrainStep.start`."""
+        del handles
+        held, pending = self._blank()
+        return AheadCarry(kept(before, self._pusher.initial_residuals()), held, pending)
+
+    def __call__(
+        self, handles, source, carry: AheadCarry, count: int, number: int, learning_rate: float
+    ) -> tuple[tf.Tensor, AheadCarry]:
+        """Trains on the batch that is held; to be called under the worker's device.
+
+        Args:
+          handles: of the pusher.
+          source: of the next batch.
+          carry: of the call before, or of `start`.
+          count: 1; 0: take no further batch.
+          number: of the step on the next batch; no other step has the same.
+          learning_rate: see `TrainStep`.
+
+        Returns:
+          (float64 vector, see `Report`; the carry for the next call).
+        """
+        return self._run(handles, source, carry, count, number, learning_rate)
+
+    def finish(self, handles, carry: AheadCarry, learning_rate: float) -> tf.Tensor | None:
+        """Pushes what is pending; see `TrainStep.finish`."""
+        if self._overlap < 2:
+            return None
+        return self._flush(handles, carry.pending, learning_rate)
+
+    def _step(self, handles, source, carry, count, number, learning_rate):
+        # The servers see what is done with a variable in the order of these lines;
+        # what has nothing to do with one another goes on at the same time.
+        held = self._taken(handles, source, count, number)  # ps -> worker, for the next call
+        if self._overlap == 2:
+            pushed = push(self._pusher, handles, carry.pending, learning_rate)
+        now, total = carry.held, zeros()
+
+        def computed():
+            return compute(
+                self._gradient, now.batch, now.pulled, now.found, now.scale, carry.residuals,
+                self.initial, now.number, total,
+            )  # fmt: skip
+
+        def skipped():
+            return blank(self._sent), carry.residuals, self.initial, total
+
+        pending, residuals, metrics, total = tf.cond(now.exists, computed, skipped)
+        if self._overlap == 1:
+            pushed, pending = push(self._pusher, handles, pending, learning_rate), ()
+        total = added(total, pushed)
+        report = vector(now.exists, total, metrics, taken=held.exists)
+        return report, AheadCarry(residuals, here(held), pending)
+
+    def _taken(self, handles, source, count, number) -> Held:
+        """The next batch with what it needs."""
+        batch, exists = next_of(source, self._batch_spec, count > 0)
+        found = self._gradient.pull_rows(handles, batch, number)
+        scale = self._gradient.puller.loss_scale(handles)
+        return Held(batch, exists, number, self._gradient.puller.pull(handles), found, scale)
+
+    def _blanks(self):
+        held = blank(self._held)._replace(exists=tf.constant(False))
+        return held, blank(self._sent) if self._overlap == 2 else ()
+
+    def _flushed(self, handles, pending, learning_rate):
+        tally = push(self._pusher, handles, pending, learning_rate)
+        return vector(tf.constant(0), tally, self.initial)
