@@ -14,7 +14,7 @@ demo: $(VENV)/.base  ## Train a language model on an embedded cluster, in a few 
 ALONE := tests/coordinator tests/test_stragglers.py tests/cluster
 
 test: $(VENV)/.test  ## Run all tests.
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile $(ALONE:%=--ignore=%)
+	$(VENV)/bin/python -m pytest -n 2 --dist worksteal $(ALONE:%=--ignore=%)
 	$(VENV)/bin/python -m pytest $(ALONE)
 
 lint: $(VENV)/.test  ## Check style and structure.

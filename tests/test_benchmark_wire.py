@@ -24,7 +24,7 @@ def test_names_are_unique_and_bars_name_what_exists():
     names = [s.name for s in systems.SYSTEMS]
     assert len(set(names)) == len(names)
     families = {s.family for s in systems.SYSTEMS}
-    assert families == set(systems.NEEDS)
+    assert families == set(systems.NEEDS) == set(report.COLOURS)
     for bar in systems.BARS:
         assert bar.against in families | set(names)
 

@@ -77,12 +77,12 @@ class Trainer:
           pull: codec of the parameters, ps to worker, likewise.
           overlap: how many of its own updates a worker's gradient may miss, so that
             computing and the network work at the same time. 0: a step pulls, then
-            computes, then pushes. 1: the next parameters are pulled while it
-            computes, and what it pushes leaves as the backward pass goes on. 2: an
-            update waits for the next step and is pushed from its first moment on,
-            which on a slow network may save the time of the forward pass. Other
-            workers' updates are missed besides; the logs' `staleness` counts all.
-            It has no effect in rounds (`Sync`) and with `LocalSteps`.
+            computes, then pushes. 1: the next batch is taken and its parameters are
+            pulled while it computes, and what it pushes leaves as the backward pass
+            goes on. 2: an update waits for the next step and is pushed from its
+            first moment on, which on a slow network saves the time of the forward
+            pass. Other workers' updates are missed besides; the logs' `staleness`
+            counts all. It has no effect in rounds (`Sync`) and with `LocalSteps`.
           sparse_updates: what happens to the rows of an embedding table that a step
             did not look up. "exact": the optimizer updates them with a gradient
             of zero, as Keras does (momentum, weight decay). "lazy": nothing, they

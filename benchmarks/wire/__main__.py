@@ -32,7 +32,7 @@ flags.DEFINE_integer(
 flags.DEFINE_integer(
     "steps", None, "Steps of a worker that a turn times; by default, about --seconds' worth."
 )
-flags.DEFINE_float("seconds", 4.0, "That a turn is timed for, if --steps is not given.")
+flags.DEFINE_float("seconds", 8.0, "That a turn is timed for, if --steps is not given.")
 flags.DEFINE_integer("least_steps", 3, "That a turn times, if --steps is not given.", lower_bound=1)
 flags.DEFINE_integer(
     "threads",

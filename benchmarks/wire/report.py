@@ -9,6 +9,16 @@ from importlib import metadata
 from benchmarks.wire.sizes import BATCH, CONTEXT, WORKERS
 from benchmarks.wire.systems import BARS, CUSTOM_LOOP, Bar, System
 
+COLOURS = {  # of a family in the plot
+    "tfps": "tab:blue",
+    "traffic": "tab:purple",
+    "local": "tab:cyan",
+    "alone": "tab:gray",
+    "stock": "tab:orange",
+    "mwms": "tab:green",
+    "ddp": "tab:red",
+}
+
 _PACKAGES = ("tensorflow", "keras", "tf_keras", "torch", "numpy")
 
 
@@ -155,14 +165,6 @@ def plot(path: str, links: dict[str, list[dict]]) -> bool:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    colours = {
-        "tfps": "tab:blue",
-        "local": "tab:cyan",
-        "alone": "tab:gray",
-        "stock": "tab:orange",
-        "mwms": "tab:green",
-        "ddp": "tab:red",
-    }
     height = 1.2 + 0.28 * max(len(results) for results in links.values())
     size = (6.5 * len(links), height)
     figure, panels = pyplot.subplots(1, len(links), figsize=size, squeeze=False)
@@ -175,7 +177,7 @@ def plot(path: str, links: dict[str, list[dict]]) -> bool:
             [r["system"] for r in done],
             steps,
             xerr=[below, above],
-            color=[colours[r["family"]] for r in done],
+            color=[COLOURS[r["family"]] for r in done],
         )
         axes.set_title("loopback" if link == "none" else f"{link} links")
         axes.set_xlabel("ms per step, median and spread")
