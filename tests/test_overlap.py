@@ -1,5 +1,7 @@
 """Overlap: exactly the staleness that it promises, and nothing lost."""
 
+import time
+
 import keras
 import numpy as np
 import pytest
@@ -10,6 +12,8 @@ from tests.conftest import mlp, regression
 from tfps.ahead_step import AheadStep
 from tfps.devices import worker_device
 from tfps.step import TrainStep
+
+FED = pytest.mark.parametrize("fed", ["by the chief", "by datasets of the workers"])
 
 
 def delayed_sgd(model, x, y, delay, rate=0.05):
@@ -87,7 +91,8 @@ def test_datasets_go_on_where_the_last_epoch_ended(connect, overlap, length):
     batches = np.arange(10) % length
     assert used == [batches[:5].sum(), 2 * batches[:5].sum()]
     assert float(model.layers[0].kernel[0, 0]) == used[-1] + batches.sum()
-    assert len(history["loss"]) == 2
+    # Every push is counted, that of the last batch before the dataset began anew too.
+    assert history["push_bytes_per_step"] == [4.0, 4.0]
 
 
 @pytest.mark.parametrize("overlap", [1, 2])
@@ -147,7 +152,7 @@ def conditional_devices(function) -> set[str]:
     return {node.device for name in top for node in library[name].node_def}
 
 
-@pytest.mark.parametrize("fed", ["by the chief", "by datasets of the workers"])
+@FED
 @pytest.mark.parametrize("overlap", [1, 2])
 def test_servers_need_not_be_told_of_a_condition(connect, overlap, fed):
     """They would learn of it only after all of the last update had arrived."""
@@ -171,9 +176,9 @@ def test_servers_need_not_be_told_of_a_condition(connect, overlap, fed):
     assert any("ps" in device for device in run(steps=2))
 
 
-def sources(tensors) -> set[tf.Operation]:
-    """All operations of a graph that tensors depend on."""
-    found, new = set(), {t.op for t in tensors}
+def sources(*ops) -> set[tf.Operation]:
+    """Operations of a graph, and all that they wait for."""
+    found, new = set(), set(ops)
     while new:
         found |= new
         new = {t.op for op in new for t in op.inputs} | {c for op in new for c in op.control_inputs}
@@ -181,19 +186,84 @@ def sources(tensors) -> set[tf.Operation]:
     return found
 
 
-@pytest.mark.parametrize("overlap", [1, 2])
-def test_computing_waits_for_no_server(connect, overlap):
-    """All that it takes, rows of tables and the scale of the loss too, came before."""
-    ids = np.arange(64, dtype=np.int32)[:, None] % 7
+def with_a_table(strategy, overlap, fed) -> AheadStep:
+    """The step of a trainer of a model with an embedding and a scale of the loss."""
+    ids, y = np.arange(64, dtype=np.int32)[:, None] % 7, np.ones([64, 1, 1], np.float32)
     model = keras.Sequential([keras.Input([1]), keras.layers.Embedding(7, 4)])
     model.add(keras.layers.Dense(1))
     model.compile(keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1)), "mse")
+    trainer = tfps.Trainer(model, strategy, overlap=overlap)
+    if fed == "by the chief":
+        trainer.fit(ids, y, batch_size=16, verbose=0)
+    else:
+        trainer.fit(lambda c: tf.data.Dataset.from_tensor_slices((ids, y)).batch(16), verbose=0)
+    assert trainer._session.store.plan.tables
+    return traced(trainer)
+
+
+@FED
+@pytest.mark.parametrize("overlap", [1, 2])
+def test_computing_waits_for_no_server(connect, overlap, fed):
+    """All that it takes, rows of tables and the scale of the loss too, came before."""
+    step = with_a_table(connect(), overlap, fed)
+    conditionals = [op for op in step._run.graph.get_operations() if "If" in op.type]
+    compute = max(conditionals, key=lambda op: len(op.inputs))
+    assert len(compute.inputs) > len(tf.nest.flatten(step._held))
+    assert not any("ps" in op.device for op in sources(compute))
+
+
+@FED
+@pytest.mark.parametrize("overlap", [1, 2])
+def test_a_lock_is_not_held_while_anything_is_on_its_way(connect, overlap, fed):
+    """What TensorFlow itself makes an update wait for, such as reads of rows, included."""
+    step = with_a_table(connect(), overlap, fed)
+    frees = [op for op in step._run.graph.get_operations() if op.type == "ConsumeMutexLock"]
+    assert len(frees) == 2
+    for free in frees:
+        (lock,) = (t.op for t in free.inputs)
+        later = sources(free) - sources(lock) - {lock}
+        given = {op for op in later if op.type in ("Const", "Placeholder")}
+        before = {t.op for op in later for t in op.inputs}
+        before |= {c for op in later for c in op.control_inputs}
+        assert {op.device for op in (later | before) - given if op.inputs} == {lock.device}
+
+
+@pytest.mark.parametrize("overlap", [1, 2])
+def test_nothing_is_updated_in_a_call_whose_input_fails(connect, overlap):
+    def check(number):
+        if number == 3:
+            time.sleep(0.5)  # An update that did not wait would be done.
+            raise ValueError("the fourth batch")
+        return np.float32(number)
+
+    def dataset_fn(context):
+        numbers = tf.data.Dataset.range(6).map(
+            lambda n: tf.reshape(tf.numpy_function(check, [n], tf.float32), [1, 1])
+        )
+        return numbers.map(lambda x: (x, x))
+
+    model = keras.Sequential([keras.Input([1]), keras.layers.Dense(1)])
+    model.compile("adam", "mse")
     trainer = tfps.Trainer(model, connect(), overlap=overlap)
-    trainer.fit(ids, np.ones([64, 1, 1]), batch_size=16, verbose=0)
-    step = traced(trainer)
-    (compute,) = (op for op in step._run.graph.get_operations() if "If" in op.type)
-    assert len(compute.inputs) > len(model.trainable_variables)
-    assert not any("ps" in op.device for op in sources(compute.inputs))
+    with pytest.raises(tfps.WorkerError, match="the fourth batch"):
+        trainer.fit(dataset_fn, verbose=0)
+    assert trainer._session.store.iterations() == 3 - overlap
+
+
+@FED
+@pytest.mark.parametrize("overlap", [1, 2])
+def test_what_stands_in_for_a_batch_can_be_looked_up(connect, overlap, fed):
+    """Zeros could not: ids begin with 1 here, and the number of examples is known."""
+    dataset = tf.data.Dataset.from_tensor_slices((np.arange(1, 9)[:, None], np.ones([8, 1, 4])))
+    dataset = dataset.batch(2, drop_remainder=True)
+    model = keras.Sequential([keras.Input([1]), keras.layers.Lambda(lambda ids: ids - 1)])
+    model.add(keras.layers.Embedding(8, 4))
+    model.compile("sgd", "mse")
+    trainer = tfps.Trainer(model, connect(), overlap=overlap)
+    x = dataset if fed == "by the chief" else lambda context: dataset
+    history = trainer.fit(x, epochs=2, verbose=0).history
+    assert trainer._session.store.plan.tables
+    assert history["loss"][1] < history["loss"][0]
 
 
 def fitted(strategy, overlap, steps=1) -> tfps.Trainer:
@@ -211,19 +281,6 @@ def traced(trainer) -> AheadStep | TrainStep:
     kinds = AheadStep, TrainStep
     (step,) = (s for s in trainer._session._steps.values() if isinstance(s, kinds))
     return step
-
-
-@pytest.mark.parametrize("overlap", [1, 2])
-def test_what_a_server_does_under_its_lock_waits_for_nobody_else(connect, overlap):
-    ops = traced(fitted(connect(), overlap))._run.graph.get_operations()
-    updates = [op for op in ops if "Call" in op.type and "job:ps" in op.device]
-    frees = [op for op in ops if op.type == "ConsumeMutexLock"]
-    assert len(updates) == len(frees) == 2
-    for update in updates:
-        taken = [t.op for t in update.inputs if t.dtype != tf.resource]
-        assert {op.device for op in taken} == {update.device}
-    for free in frees:
-        assert {op.device for op in free.control_inputs} == {free.device}
 
 
 @pytest.mark.parametrize("overlap", [1, 2])

@@ -87,7 +87,10 @@ class AheadStep:
             return specs(tf.function(function, autograph=False).get_concrete_function(*arguments))
 
         residuals = form(self._pusher.initial_residuals)
-        self._held = form(self._taken, handles, source, int32, int64)
+        self._held = form(
+            lambda *arguments: self._taken(*arguments)[0],
+            handles, source, batch_spec, int32, int64,
+        )  # fmt: skip
         encode = functools.partial(encoded, self._pusher)
         self._sent, _ = form(encode, gradient.change_specs(), residuals, int64)
         pending = self._sent if overlap == 2 else ()
@@ -133,10 +136,12 @@ class AheadStep:
     def _step(self, handles, source, carry, count, number, learning_rate):
         # The servers see what is done with a variable in the order of these lines;
         # what has nothing to do with one another goes on at the same time.
-        held = self._taken(handles, source, count, number)  # ps -> worker, for the next call
-        if self._overlap == 2:
-            pushed = push(self._pusher, handles, carry.pending, learning_rate)
         now, total = carry.held, zeros()
+        held, found, sound = self._taken(handles, source, now.batch, count, number)  # ps -> worker
+
+        def pushed(sent, live):  # worker -> ps
+            sent = sent._replace(live=tf.logical_and(live, sound))
+            return push(self._pusher, handles, sent, learning_rate, found)
 
         def computed():
             return compute(
@@ -145,21 +150,37 @@ class AheadStep:
             )  # fmt: skip
 
         def skipped():
-            return blank(self._sent), carry.residuals, self.initial, total
+            pending = carry.pending if self._overlap == 2 else blank(self._sent)
+            return pending, carry.residuals, self.initial, total
 
+        if self._overlap == 2:
+            tally = pushed(carry.pending, tf.logical_and(carry.pending.live, now.exists))
         pending, residuals, metrics, total = tf.cond(now.exists, computed, skipped)
         if self._overlap == 1:
-            pushed, pending = push(self._pusher, handles, pending, learning_rate), ()
-        total = added(total, pushed)
-        report = vector(now.exists, total, metrics, taken=held.exists)
+            tally, pending = pushed(pending, pending.live), ()
+        report = vector(now.exists, added(total, tally), metrics, taken=held.exists)
         return report, AheadCarry(residuals, here(held), pending)
 
-    def _taken(self, handles, source, count, number) -> Held:
-        """The next batch with what it needs."""
-        batch, exists = next_of(source, self._batch_spec, count > 0)
+    def _taken(self, handles, source, before, count, number):
+        """The next batch with what it needs.
+
+        Args:
+          handles, source, count, number: see `__call__`.
+          before: the last batch. It stands in for the next where there is none: a batch of
+            zeros may be one of which the model cannot look up anything.
+
+        Returns:
+          (`Held`, table -> rows as pulled, bool scalar that is there, and true, when the batch
+          is there and right: no update may be under way in a call that ends with its error).
+        """
+        batch, exists = next_of(source, self._batch_spec, count > 0, before)
         found = self._gradient.pull_rows(handles, batch, number)
-        scale = self._gradient.puller.loss_scale(handles)
-        return Held(batch, exists, number, self._gradient.puller.pull(handles), found, scale)
+        puller = self._gradient.puller
+        with tf.control_dependencies([*tf.nest.flatten(batch), exists]):
+            sound = tf.identity(puller.has(found))
+        scale, pulled = puller.loss_scale(handles), puller.pull(handles)
+        kept_rows = {i: one._replace(reads=[]) for i, one in found.items()}
+        return Held(batch, exists, number, pulled, kept_rows, scale), found, sound
 
     def _blanks(self):
         held = blank(self._held)._replace(exists=tf.constant(False))

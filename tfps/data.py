@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from tfps import _keras, errors
 from tfps.devices import worker_device
-from tfps.repeat import Stack, blank, is_iterator
+from tfps.repeat import Stack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,7 @@ class WorkAhead(NamedTuple):
     """What a worker that holds a batch already is to run in one call.
 
     Attributes:
-      source: of the next batch.
+      source: of the next batch; without one, the last source stands in for it.
       count: batches that it is to train on: the one that it holds, or 0.
       following: the work that the next batch is; None if there is to be none.
     """
@@ -292,20 +292,16 @@ class Lookahead:
         self._feed = feed
         self._ended = ended
         self._holds = [False] * num_workers
-        nothing = feed.source_spec
-        if not is_iterator(nothing):
-            nothing = blank(nothing)
-        self._sources = [nothing] * num_workers
+        self._sources: list = [None] * num_workers
 
     def take(self, worker: int, most: float = math.inf) -> WorkAhead | None:
         """The worker's next call, or None when it holds nothing and there is no more."""
         following = None if self._ended() else self._feed.take(worker, most)
-        if following is not None and is_iterator(following.source):
+        if following is not None:
             self._sources[worker] = following.source
-        if following is None and not self._holds[worker]:
+        elif not self._holds[worker]:
             return None
-        source = self._sources[worker] if following is None else following.source
-        return WorkAhead(source, int(self._holds[worker]), following)
+        return WorkAhead(self._sources[worker], int(self._holds[worker]), following)
 
     def done(self, worker: int, work: WorkAhead, taken: int) -> None:
         """Notes whether there was a next batch, which the worker holds now."""

@@ -110,6 +110,11 @@ class Puller:
             found[i] = self._plan.tables[i].pull(handles["values"], ids, seed, exact)
         return found
 
+    def has(self, found: dict[int, Found]) -> tf.Tensor:
+        """bool scalar: whether all rows that were asked for exist."""
+        exist = [self._plan.tables[i].has(one.ids) for i, one in found.items()]
+        return tf.reduce_all(tf.stack([True, *exist]))
+
     def loss_scale(self, handles: dict) -> tf.Tensor:
         """float32 scalar by which workers multiply the loss."""
         if self.store.loss_scale is None:

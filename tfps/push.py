@@ -167,7 +167,7 @@ class Pusher:
         }
         return payloads, rows, after
 
-    def push(self, handles: dict, sent: Push, learning_rate, expected=None) -> "Receipt":
+    def push(self, handles: dict, sent: Push, learning_rate, expected=None, reads=()) -> "Receipt":
         """Sends a step's updates to the servers, which take them in.
 
         On each ps, the update of all its buckets is one atomic step: it waits
@@ -179,6 +179,8 @@ class Pusher:
           sent: on the caller's device.
           learning_rate: float32 scalar.
           expected: int32 scalar, pushes in a round.
+          reads: (ps, tensor) of rows that are read before in the same function. TensorFlow
+            lets no update of a table overtake them, so the lock is not taken before.
         """
         receipt = Receipt(tf.constant(0, tf.int64), tf.constant(False))
         for p in range(self._plan.num_ps):
@@ -208,8 +210,8 @@ class Pusher:
                 if not (self._update.needs(p) or rows or p == 0):
                     continue
                 one = self._locked_update(
-                    p, handles, tf.nest.flatten(arrived), payloads, rows, sent, learning_rate,
-                    expected,
+                    p, handles, tf.nest.flatten(arrived) + [t for ps, t in reads if ps == p],
+                    payloads, rows, sent, learning_rate, expected,
                 )  # fmt: skip
             if p == 0:
                 receipt = one
@@ -237,32 +239,34 @@ class Pusher:
     def _locked_update(self, p, handles, arrived, payloads, rows, sent, rate, expected):
         # Here, before any branch: what a branch takes in, TensorFlow asks for where it comes
         # from, and the worker's answer would wait behind all that is under way.
-        rate, applies = tf.identity(rate), tf.logical_and(sent.live, sent.finite)
-        with tf.control_dependencies([*arrived, rate]):
+        rate, version_then = tf.identity(rate), sent.versions[p]
+        live, finite, scale_then = map(tf.identity, (sent.live, sent.finite, sent.loss_scale))
+        brought = [rate, version_then, live, finite, scale_then]
+        with tf.control_dependencies([*arrived, *brought]):
             lock = tf.raw_ops.MutexLock(mutex=handles["locks"][p])
         with tf.control_dependencies([lock]):
             version = read(handles["versions"][p], tf.int64, ())
-            missed = version - sent.versions[p]
+            missed = version - version_then
             scale = 1 / tf.maximum(1.0, tf.cast(missed, tf.float32)) if self._scaled else None
             written, updated = self._update.update(
-                p, handles, payloads, rows, rate, scale, applies, expected
+                p, handles, payloads, rows, rate, scale, tf.logical_and(live, finite), expected
             )
             written += write([handles["versions"][p]], [version + tf.cast(updated, tf.int64)])
             if p == 0 and self._store.loss_scale:
-                written += self._update_loss_scale(handles, sent, updated)
+                written += self._update_loss_scale(handles, live, finite, scale_then, updated)
         with tf.control_dependencies(written):
             # Or the lock of one ps would be held until that of the ps before is free.
             _tf.independent(tf.raw_ops.ConsumeMutexLock(mutex_lock=lock))
         return Receipt(missed, updated)
 
-    def _update_loss_scale(self, handles, sent, updated):
+    def _update_loss_scale(self, handles, live, finite, scale_then, updated):
         scale, good = (
             read(h, d, ())
             for h, d in zip(handles["loss_scale"], (tf.float32, tf.int32), strict=True)
         )
-        new = self._store.loss_scale.update(scale, good, sent.loss_scale, sent.finite)
+        new = self._store.loss_scale.update(scale, good, scale_then, finite)
         # In rounds, the steps that went well are counted with the update.
-        counts = tf.logical_and(sent.live, tf.logical_or(updated, tf.logical_not(sent.finite)))
+        counts = tf.logical_and(live, tf.logical_or(updated, tf.logical_not(finite)))
         new = [tf.where(counts, n, o) for n, o in zip(new, (scale, good), strict=True)]
         return write(handles["loss_scale"], new)
 

@@ -75,17 +75,17 @@ def is_plain(spec) -> bool:
     )
 
 
-def next_of(source, spec, wanted) -> tuple[Any, tf.Tensor]:
+def next_of(source, spec, wanted, otherwise) -> tuple[Any, tf.Tensor]:
     """The next batch of a source without a condition for what follows.
 
     Args:
       source: an iterator, or one batch.
       spec: of a batch, which `is_plain`.
       wanted: bool scalar; false: leave an iterator as it is.
+      otherwise: what to return where there is no next batch.
 
     Returns:
-      (batch, bool scalar: whether there was one). Where there was none, zeros are in
-      its place.
+      (batch, bool scalar: whether it is one).
     """
     if not is_iterator(source):
         return source, wanted
@@ -93,7 +93,7 @@ def next_of(source, spec, wanted) -> tuple[Any, tf.Tensor]:
         wanted, source.get_next_as_optional, lambda: tf.experimental.Optional.empty(spec)
     )
     exists = element.has_value()
-    return tf.cond(exists, element.get_value, lambda: blank(spec)), exists
+    return tf.cond(exists, element.get_value, lambda: otherwise), exists
 
 
 def blank(specs):

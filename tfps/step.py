@@ -138,7 +138,7 @@ class TrainStep:
         scale = self._puller.loss_scale(handles)
         pulled = self._puller.pull(handles)
         if self._overlap == 2:
-            pushed = push(self._pusher, handles, carry.pending, learning_rate)
+            pushed = push(self._pusher, handles, carry.pending, learning_rate, found)
         now = carry.pulled if self._overlap else pulled
         sent, residuals, metrics, total = compute(
             self._gradient, batch, now, found, scale, carry.residuals, metrics, number, total
@@ -197,7 +197,13 @@ def compute(gradient: Gradient, batch, pulled, found, scale, residuals, metrics,
     return sent, residuals, metrics, added(total, gradient.tally(change, examples))
 
 
-def push(pusher: Pusher, handles, sent: Push, learning_rate) -> Tally:
-    """Pushes, and tells what that did."""
-    receipt = pusher.push(handles, sent, learning_rate)
+def push(pusher: Pusher, handles, sent: Push, learning_rate, found=None) -> Tally:
+    """Pushes, and tells what that did.
+
+    Args:
+      pusher, handles, sent, learning_rate: see `Pusher.push`.
+      found: table -> rows that are pulled before in the same call.
+    """
+    reads = [read for one in (found or {}).values() for read in one.reads]
+    receipt = pusher.push(handles, sent, learning_rate, reads=reads)
     return of_push(sent.live, sent.finite, *receipt, pusher.payload_bytes)

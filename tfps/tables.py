@@ -62,10 +62,12 @@ class Found(NamedTuple):
     Attributes:
       ids: of the batch.
       rows: for the model.
+      reads: (ps, its rows, there) of each part.
     """
 
     ids: Ids
     rows: Rows
+    reads: list[tuple[int, tf.Tensor]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +116,7 @@ class Table:
           exact: send them as they are.
         """
         codec = Identity() if exact else self._pull
-        arrived = []
+        arrived, reads = [], []
         for part, wanted in zip(self.parts, self._deal(ids, ids.unique), strict=True):
             with tf.device(ps_device(part.ps)):
                 rows = tf.raw_ops.ResourceGather(
@@ -123,6 +125,7 @@ class Table:
                     dtype=tf.as_dtype(self._dtype),
                 )
                 payload, _ = codec.encode(rows, (), seed)
+            reads.append((part.ps, rows))
             shape = (tf.size(wanted), *self._shape[1:])
             arrived.append(codec.decode(payload, shape, self._dtype))
         if len(arrived) == 1:
@@ -133,7 +136,12 @@ class Table:
         missing = ids.total - tf.size(ids.unique)
         rows = tf.pad(rows, [[0, missing], *([0, 0] for _ in self._shape[1:])])
         rows.set_shape([None, *self._shape[1:]])
-        return Found(ids, Rows(rows, ids.positions))
+        return Found(ids, Rows(rows, ids.positions), reads)
+
+    def has(self, ids: Ids) -> tf.Tensor:
+        """bool scalar: whether all rows of the ids exist."""
+        exist = tf.logical_and(ids.unique >= 0, ids.unique < self._shape[0])
+        return tf.reduce_all(exist)
 
     def encode(self, gradient: tf.Tensor, ids: Ids, seed: tf.Tensor) -> list[tuple]:
         """What the worker sends: for each part, (rows within it, payload)."""

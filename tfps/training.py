@@ -171,7 +171,7 @@ class Epoch:
         ).run()
         for vector in dispatcher.run_on_each(lambda w: run.finish(handles, carries[w], rate())):
             if vector is not None:
-                self._totals.add(Report.of(vector, run.initial))
+                self._count(Report.of(vector, run.initial))
         return last
 
     def _updates(self) -> int:
@@ -182,11 +182,14 @@ class Epoch:
         if self._reads_weights:
             self._store.load_if_changed()
 
-    def _end(self, last, first, report):
-        del first
+    def _count(self, report):
         self._applied += int(report.tally.updates)
         self._session.outer_updates += int(report.tally.updates) * self._outer
         self._totals.add(report)
+
+    def _end(self, last, first, report):
+        del first
+        self._count(report)
         if not self._watched:
             return
         _keras.set_iterations(self._model.optimizer, self._applied)
