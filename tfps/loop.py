@@ -41,7 +41,8 @@ class Drive:
             begun.
           prepare: `(worker, work)` -> the call to make on the worker; its result has
             attributes `steps`, the batches that it used, and `taken`; see `Report`.
-          on_begin: called with the index of the first batch of each piece of work.
+          on_begin: called with the index of the first batch of each piece of work that
+            has one.
           on_end: called with the index of the last batch completed so far, the index
             of the work's first batch, and the result.
           schedule: who may start when; by default, everybody always. Results of

@@ -51,7 +51,8 @@ class Trainer:
       consistency: the policy that decides which worker may step when: `Async`,
         `BoundedStaleness`, `Sync` or `LocalSteps`. Another one may be assigned at
         any time, between epochs or by a callback: what workers are doing is
-        finished and pushed, then the new one is in force.
+        finished and pushed, batches that they hold already (`overlap`) too, then
+        the new one is in force.
     """
 
     def __init__(
@@ -82,16 +83,18 @@ class Trainer:
             goes on. 2: an update waits for the next step and is pushed from its
             first moment on, which on a slow network saves the time of the forward
             pass. Other workers' updates are missed besides; the logs' `staleness`
-            counts all. It has no effect in rounds (`Sync`) and with `LocalSteps`.
+            counts all. Overlap is at its best where a call is one step
+            (`steps_per_execution=1`) on plain tensors; it has no effect in rounds
+            (`Sync`) and with `LocalSteps`.
           sparse_updates: what happens to the rows of an embedding table that a step
             did not look up. "exact": the optimizer updates them with a gradient
             of zero, as Keras does (momentum, weight decay). "lazy": nothing, they
             stay as they are bit by bit, and updates cost by the rows looked up
             instead of by the table.
           push_warmup: pushes applied by the servers (`optimizer.iterations`) before the
-            codecs of `push` begin; until then gradients are sent as they are, but
-            rows of tables, which have no feedback, pass through their codec. From
-            then on Adam and AdamW leave alone the second moments of what passes
+            codecs of `push` begin; until then, and by workers in the middle of a
+            step, gradients are sent as they are, but rows of tables, which have no
+            feedback, pass through their codec. From then on Adam and AdamW leave alone the second moments of what passes
             through a codec with feedback (Tang et al., "1-bit Adam", 2021), which
             makes their update linear in the gradient, as feedback needs it. 0:
             codecs from the start and no such change. A tenth of the training is a

@@ -30,7 +30,8 @@ class Epoch:
           session: prepared for training.
           feed: of the input.
           callbacks: of the user.
-          policy: gives the one to follow from the next call to a worker on.
+          policy: gives the one to follow; when it changes, batches that workers hold are
+            trained on first.
         """
         self._session = session
         self._feed = feed
