@@ -94,8 +94,9 @@ class Trainer:
           push_warmup: pushes applied by the servers (`optimizer.iterations`) before the
             codecs of `push` begin; until then, and by workers in the middle of a
             step, gradients are sent as they are, but rows of tables, which have no
-            feedback, pass through their codec. From then on Adam and AdamW leave alone the second moments of what passes
-            through a codec with feedback (Tang et al., "1-bit Adam", 2021), which
+            feedback, pass through their codec. From then on Adam and AdamW leave
+            alone the second moments of what passes through a codec with feedback
+            (Tang et al., "1-bit Adam", 2021), which
             makes their update linear in the gradient, as feedback needs it. 0:
             codecs from the start and no such change. A tenth of the training is a
             good choice. `LocalSteps` has no warm-up.
