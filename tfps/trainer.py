@@ -96,10 +96,10 @@ class Trainer:
             step, gradients are sent as they are, but rows of tables, which have no
             feedback, pass through their codec. From then on Adam and AdamW leave
             alone the second moments of what passes through a codec with feedback
-            (Tang et al., "1-bit Adam", 2021), which
-            makes their update linear in the gradient, as feedback needs it. 0:
-            codecs from the start and no such change. A tenth of the training is a
-            good choice. `LocalSteps` has no warm-up.
+            (Tang et al., "1-bit Adam", 2021), which makes their update linear in the
+            gradient, as feedback needs it. 0: codecs from the start and no such
+            change. A tenth of the training is a good choice. `LocalSteps` has no
+            warm-up.
           step_timeout: seconds that a call on a worker may take, which is
             `steps_per_execution` steps or an exchange of `LocalSteps`; the first
             one is compiled in it too. Beyond that `fit`, `evaluate` and `predict`
