@@ -9,6 +9,7 @@ import tensorflow as tf
 
 import tfps
 from tests.conftest import mlp, regression
+from tests.graphs import conditional_devices, sources
 from tfps.ahead_step import AheadStep
 from tfps.devices import worker_device
 from tfps.step import TrainStep
@@ -138,20 +139,6 @@ def test_datasets_of_workers_that_end(connect, overlap, steps):
     assert -8.0 <= history.history["loss"][0] <= 0.0
 
 
-def conditional_devices(function) -> set[str]:
-    """The devices of what is done within the conditionals and loops of a concrete function."""
-    library = {f.signature.name: f for f in function.graph.as_graph_def().library.function}
-    names = ("then_branch", "else_branch", "cond", "body")
-    top = [
-        op.get_attr(name).name
-        for op in function.graph.get_operations()
-        if op.type in ("If", "StatelessIf", "While", "StatelessWhile")
-        for name in names
-        if name in op.node_def.attr
-    ]
-    return {node.device for name in top for node in library[name].node_def}
-
-
 @FED
 @pytest.mark.parametrize("overlap", [1, 2])
 def test_servers_need_not_be_told_of_a_condition(connect, overlap, fed):
@@ -174,16 +161,6 @@ def test_servers_need_not_be_told_of_a_condition(connect, overlap, fed):
     assert not any("ps" in device for device in run(steps=1))
     # A loop over the steps of a call does span the servers.
     assert any("ps" in device for device in run(steps=2))
-
-
-def sources(*ops) -> set[tf.Operation]:
-    """Operations of a graph, and all that they wait for."""
-    found, new = set(), set(ops)
-    while new:
-        found |= new
-        new = {t.op for op in new for t in op.inputs} | {c for op in new for c in op.control_inputs}
-        new -= found
-    return found
 
 
 def with_a_table(strategy, overlap, fed) -> AheadStep:

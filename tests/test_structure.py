@@ -56,6 +56,7 @@ ORDER = [
     "step",
     "ahead_step",
     "round_step",
+    "local_copy",
     "local_step",
     "data",
     "consistency",

@@ -4,17 +4,28 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from tfps import layout, optimizers
-from tfps.apply import is_trained
+from tfps import optimizers
 from tfps.gradient import Change, encoded, kept
 from tfps.inference import specs
-from tfps.optimizers import ServerOptimizer
-from tfps.plan import FROZEN, LAST, SUM
+from tfps.local_copy import LocalCopy
 from tfps.program import Program
 from tfps.pull import Puller
-from tfps.push import Pusher
+from tfps.push import Push, Pusher
 from tfps.repeat import blank, repeat
 from tfps.report import Tally, added, of_push, vector, zeros
+from tfps.wire import here
+
+
+class Copy(NamedTuple):
+    """Where a worker's steps begin.
+
+    Attributes:
+      values: per bucket, the parameters.
+      versions: int64 [ps], the updates that are in them.
+    """
+
+    values: list
+    versions: tf.Tensor
 
 
 class LocalCarry(NamedTuple):
@@ -23,12 +34,16 @@ class LocalCarry(NamedTuple):
     Attributes:
       residuals: what the codecs have not sent yet.
       inner: the state of the worker's optimizer.
-      change: how its copy differs from what it pulled, until that is pushed.
+      copy: that the next exchange begins with; () without overlap.
+      change: the difference of the last exchange; () where it is not needed any more.
+      pending: that difference, encoded; () but where the next exchange pushes it.
     """
 
     residuals: list
     inner: list
-    change: Change
+    copy: Copy | tuple = ()
+    change: Change | tuple = ()
+    pending: Push | tuple = ()
 
 
 class LocalStep:
@@ -36,6 +51,15 @@ class LocalStep:
 
     In rounds the push is a call of its own, made when the chief says so; otherwise
     it is the end of the same call.
+
+    With `overlap` 1, what is pulled is for the next exchange and arrives while this one
+    trains. With 2, the difference of the last exchange is on its way at the same time
+    (in rounds, as with 1). The next copy is what was pulled and, on it, the worker's own
+    differences that were not in it: see `LocalCopy.advanced`. Related: Wang et al.,
+    "Overlap Local-SGD", 2020; Kale et al., "Eager updates for overlapped communication and
+    computation in DiLoCo", 2025.
+
+    The servers take part in no condition; see `AheadStep`.
 
     Attributes:
       initial: the metric variables' values at the start of each call.
@@ -52,8 +76,9 @@ class LocalStep:
         jit_compile: bool,
         in_rounds: bool,
         outer,
+        overlap: int,
     ):
-        """Traces both calls.
+        """Traces the calls.
 
         Args:
           program, puller, pusher, optimizer: see `Gradient`; the optimizer is the
@@ -63,56 +88,56 @@ class LocalStep:
           jit_compile: compile a step with XLA.
           in_rounds: whether pushing is a call of its own.
           outer: the servers' optimizer, for its learning rate.
+          overlap: 0, 1 or 2, see above.
         """
-        self._program = program
         self._puller = puller
         self._pusher = pusher
-        self._optimizer = optimizer
         self._single = single
         self._in_rounds = in_rounds
         self._outer = outer
-        self._plan = puller.store.plan
-        self._trained = [i for i, b in enumerate(self._plan.buckets) if is_trained(b)]
-        # On the chief: what every worker's state begins as.
-        self._inner = ServerOptimizer(
-            optimizer,
-            [puller.store.stored[i] for i in self._trained],
-            [self._plan.buckets[i].kind.decayed for i in self._trained],
-        )
+        self._overlap = min(overlap, 1) if in_rounds else overlap
+        self._local = LocalCopy(program, puller, optimizer, jit_compile)
         self.initial = program.initial_metrics()
-        self._train = tf.function(self._trained_once, jit_compile=jit_compile, autograph=False)
         int32, int64, float32 = (tf.TensorSpec([], d) for d in (tf.int32, tf.int64, tf.float32))
         handles = pusher.handles()
-        pulled = specs(tf.function(self._pull, autograph=False).get_concrete_function(handles))
-        values, versions = pulled
-        self._change_specs = specs(
-            tf.function(self._difference, autograph=False).get_concrete_function(
-                values, values, versions
-            )
+
+        def traced(function, *arguments):
+            return tf.function(function, autograph=False).get_concrete_function(*arguments)
+
+        self._copy = traced(self._pulled, handles)
+        copy = specs(self._copy)
+        residuals = specs(traced(pusher.initial_residuals))
+        self._change = specs(traced(self._changed, copy, copy.values))
+        self._sent, _ = specs(
+            traced(lambda *a: encoded(pusher, *a), self._change, residuals, int64)
         )
-        residuals = tf.function(pusher.initial_residuals, autograph=False)
         carry = LocalCarry(
-            specs(residuals.get_concrete_function()),
-            [tf.TensorSpec(v.shape, v.dtype) for v in self._inner.state],
-            self._change_specs if in_rounds else (),
+            residuals,
+            [tf.TensorSpec(v.shape, v.dtype) for v in self._local.inner.state],
+            copy if self._overlap else (),
+            self._change if in_rounds or self._overlap == 2 else (),
+            self._sent if self._overlap == 2 else (),
         )
-        self._run = tf.function(self._steps, autograph=False).get_concrete_function(
-            handles, source, carry, int32, int64, float32, float32
-        )
+        self._run = traced(self._steps, handles, source, carry, int32, int64, float32, float32)
         if in_rounds:
-            self._push = tf.function(self._pushed, autograph=False).get_concrete_function(
-                handles, carry, int64, float32, int32, float32
-            )
+            self._push = traced(self._pushed, handles, carry, int64, float32, int32, float32)
+        if self._overlap == 2:
+            self._flush = traced(self._flushed, handles, self._sent, float32)
 
     def start(self, handles, before) -> LocalCarry:
         """See `TrainStep.start`; the worker's optimizer goes on where it was."""
-        del handles
         residuals = kept(before, self._pusher.initial_residuals())
         if isinstance(before, LocalCarry):
             inner = before.inner
         else:
-            inner = [tf.identity(v.value) for v in self._inner.state]
-        return LocalCarry(residuals, inner, blank(self._change_specs) if self._in_rounds else ())
+            inner = [tf.identity(v.value) for v in self._local.inner.state]
+        return LocalCarry(
+            residuals,
+            inner,
+            self._copy(handles) if self._overlap else (),
+            blank(self._change) if self._in_rounds or self._overlap == 2 else (),
+            blank(self._sent) if self._overlap == 2 else (),
+        )
 
     def __call__(self, handles, source, carry, count, first, learning_rate):
         """One exchange, of up to `count` steps; see `TrainStep`."""
@@ -133,84 +158,82 @@ class LocalStep:
             handles, carry, number, share, expected, optimizers.settable_rate(self._outer)
         )
 
-    def finish(self, handles, carry, learning_rate) -> None:
-        """Nothing is pending between exchanges."""
+    def finish(self, handles, carry, learning_rate) -> tf.Tensor | None:
+        """Pushes what is pending; see `TrainStep.finish`."""
+        del learning_rate
+        if self._overlap < 2:
+            return None
+        return self._flush(handles, carry.pending, optimizers.settable_rate(self._outer))
 
-    def _pull(self, handles):
+    def _pulled(self, handles) -> Copy:
         pulled = self._puller.pull(handles, whole=True)
-        return list(self._puller.decode(pulled).values()), pulled.versions
+        return here(Copy(list(self._puller.decode(pulled).values()), pulled.versions))
 
-    def _trained_once(self, values, inner, batch, metrics, number, learning_rate):
-        """One step on the worker's copy."""
-        whole = self._puller.variables(dict(enumerate(values)))
-        n = len(self._program.trainable)
-        trainable = [whole[i] for i in range(n)]
-        state = [whole[i] for i in range(n, len(whole))]
-        scale = tf.constant(optimizers.static_loss_scale(self._optimizer))
-        gradients, new_state, metrics, examples = self._program.train(
-            trainable, state, metrics, number, scale, batch
-        )
-        gradients, _ = optimizers.prepare(self._optimizer, gradients, scale)
-        changed = {i: g for i, g in enumerate(gradients) if g is not None}
-        updated, inner = self._inner.apply(
-            [values[i] for i in self._trained],
-            inner,
-            layout.pack([self._plan.buckets[i] for i in self._trained], changed),
-            learning_rate,
-        )
-        after = dict(zip(self._trained, updated, strict=True))
-        latest = {
-            n + k: old if new is None else new
-            for k, (old, new) in enumerate(zip(state, new_state, strict=True))
-        }
-        written = [i for i, b in enumerate(self._plan.buckets) if b.kind.treatment in (LAST, SUM)]
-        packed = layout.pack([self._plan.buckets[i] for i in written], latest)
-        after.update(zip(written, packed, strict=True))
-        return [after.get(i, v) for i, v in enumerate(values)], inner, metrics, examples
-
-    def _difference(self, before, after, versions) -> Change:
-        """What the servers are to be told: as a gradient, the way back to where it began."""
-        buckets: list = []
-        for bucket, old, new in zip(self._plan.buckets, before, after, strict=True):
-            treatment = bucket.kind.treatment
-            told = {LAST: lambda o, n: n, SUM: lambda o, n: n - o, FROZEN: lambda o, n: ()}
-            buckets.append(told.get(treatment, lambda o, n: o - n)(old, new))
-        return Change(buckets, {}, {}, versions, tf.constant(True), tf.constant(1.0))
+    def _changed(self, copy: Copy, after) -> Change:
+        told = self._local.difference(copy.values, after)
+        return Change(told, {}, {}, copy.versions, tf.constant(True), tf.constant(1.0))
 
     def _steps(self, handles, source, carry, count, first, learning_rate, outer_rate):
-        before, versions = self._pull(handles)
-        arrived = Tally(bytes_down=self._puller.payload_bytes(whole=True))
+        arrived = self._pulled(handles)  # ps -> worker; with overlap, for the next exchange
+        copy = carry.copy if self._overlap else arrived
+        counted = Tally(bytes_down=self._puller.payload_bytes(whole=True))
 
         def step(i, batch, state):
             values, inner, metrics, total = state
             number = first + tf.cast(i, tf.int64)
-            values, inner, metrics, examples = self._train(
+            values, inner, metrics, examples = self._local.step(
                 values, inner, batch, metrics, number, learning_rate
             )
             return values, inner, metrics, added(total, Tally(examples, tf.constant(True)))
 
-        state = before, carry.inner, self.initial, added(zeros(), arrived)
+        state = copy.values, carry.inner, self.initial, added(zeros(), counted)
         done, (after, inner, metrics, total) = repeat(
             step, source, count, state, self._single, conditional=True
         )
-        change = self._difference(before, after, versions)
+        change = self._changed(copy, after)
         if self._in_rounds:
-            return vector(done, total, metrics), LocalCarry(carry.residuals, inner, change)
+            ahead = self._next(arrived, after, [change], 0) if self._overlap else ()
+            return vector(done, total, metrics), LocalCarry(carry.residuals, inner, ahead, change)
 
-        def exchange():
+        def told():
             sent, residuals = encoded(self._pusher, change, carry.residuals, first)
-            return residuals, added(total, self._told(handles, sent, outer_rate, None))
+            return sent, residuals, change if self._overlap == 2 else ()
 
-        # Where there was no batch left, there is nothing to say.
-        residuals, total = tf.cond(done > 0, exchange, lambda: (carry.residuals, total))
-        return vector(done, total, metrics), LocalCarry(residuals, inner, ())
+        def nothing():  # Where there was no batch left.
+            pending = carry.pending if self._overlap == 2 else blank(self._sent)
+            return pending, carry.residuals, carry.change
+
+        some = done > 0
+        sent, residuals, last = tf.cond(some, told, nothing)
+        after_it = LocalCarry(residuals, inner)
+        if self._overlap == 1:
+            ahead = self._next(arrived, after, [change], tf.cast(some, tf.int64))
+            after_it = after_it._replace(copy=ahead)
+        if self._overlap == 2:
+            own = tf.cast(carry.pending.live, tf.int64) + tf.cast(some, tf.int64)
+            ahead = self._next(arrived, after, [carry.change, change], own)
+            after_it = after_it._replace(copy=ahead, change=last, pending=sent)
+            # No update may be under way in a call that ends with an error of its input, and
+            # a call without a step counts nothing.
+            sent = carry.pending._replace(live=tf.logical_and(carry.pending.live, some))
+        total = added(total, self._told(handles, sent, outer_rate))  # worker -> ps
+        return vector(done, total, metrics), after_it
+
+    def _next(self, arrived: Copy, after, changes: list[Change], own) -> Copy:
+        """The next copy, with `own` updates that this worker adds to what has arrived."""
+        differences = [change.buckets for change in changes]
+        values = self._local.advanced(arrived.values, after, differences)
+        return here(Copy(values, arrived.versions + own))
 
     def _pushed(self, handles, carry, number, share, expected, outer_rate):
         sent, residuals = encoded(self._pusher, carry.change, carry.residuals, number, share)
         tally = self._told(handles, sent, outer_rate, expected)
-        after = LocalCarry(residuals, carry.inner, carry.change)
-        return vector(tf.constant(0), tally, self.initial), after
+        return vector(tf.constant(0), tally, self.initial), carry._replace(residuals=residuals)
 
-    def _told(self, handles, sent, outer_rate, expected) -> Tally:
+    def _flushed(self, handles, pending, outer_rate):
+        tally = self._told(handles, pending, outer_rate)
+        return vector(tf.constant(0), tally, self.initial)
+
+    def _told(self, handles, sent, outer_rate, expected=None) -> Tally:
         receipt = self._pusher.push(handles, sent, outer_rate, expected)
         return of_push(sent.live, sent.finite, *receipt, self._pusher.payload_bytes)

@@ -47,7 +47,7 @@ class Mode:
           policy: one of those.
           program: a compiled model's.
           puller: the traffic down.
-          overlap: see `TrainStep`; without effect in rounds and local steps.
+          overlap: see `TrainStep` and `LocalStep`; without effect in rounds of `Sync`.
           num_workers: of the cluster.
           coded, frozen_at: see `CompiledOptimizer`.
 
@@ -68,7 +68,7 @@ class Mode:
         if policy.in_rounds:
             update = Summed(optimizer)
         else:
-            update = Applied(optimizer, skips=overlap > 0 and not policy.local_steps)
+            update = Applied(optimizer, skips=overlap > 0 or bool(policy.local_steps))
         self.pusher = Pusher(store, update, policy.staleness_scaling)
 
     def step(self, feed) -> TrainStep | AheadStep | RoundStep | LocalStep:
@@ -85,6 +85,7 @@ class Mode:
                 model.jit_compile,
                 self._policy.in_rounds,
                 self._outer,
+                self._overlap,
             )
         gradient = Gradient(
             self._program, self._puller, self.pusher, model.optimizer, model.jit_compile

@@ -1,0 +1,118 @@
+"""The arithmetic of a worker's own copy of the model, for training on it."""
+
+import tensorflow as tf
+
+from tfps import layout, optimizers
+from tfps.apply import is_trained
+from tfps.optimizers import ServerOptimizer
+from tfps.plan import FROZEN, LAST, SUM
+from tfps.program import Program
+from tfps.pull import Puller
+
+
+class LocalCopy:
+    """Steps on a copy, and what they changed; inside of `tf.function`s.
+
+    A copy is a list of tensors, one for each bucket of the plan.
+
+    Attributes:
+      inner: the worker's optimizer, as variables on the chief: what every worker's
+        state begins as.
+    """
+
+    def __init__(self, program: Program, puller: Puller, optimizer, jit_compile: bool):
+        """Makes the optimizer's state.
+
+        Args:
+          program: the model.
+          puller: the traffic down, which knows how variables lie in buckets.
+          optimizer: the worker's.
+          jit_compile: compile a step with XLA.
+        """
+        self._program, self._puller, self._optimizer = program, puller, optimizer
+        self._buckets = puller.store.plan.buckets
+        self._trained = [i for i, b in enumerate(self._buckets) if is_trained(b)]
+        self.inner = ServerOptimizer(
+            optimizer,
+            [puller.store.stored[i] for i in self._trained],
+            [self._buckets[i].kind.decayed for i in self._trained],
+        )
+        self.step = tf.function(self._step, jit_compile=jit_compile, autograph=False)
+
+    def _step(self, values, inner, batch, metrics, number, learning_rate):
+        """One training step.
+
+        Args:
+          values: the copy.
+          inner: state of the worker's optimizer.
+          batch: what the dataset yields.
+          metrics: values before the step.
+          number: int64 scalar, the step's.
+          learning_rate: float32 scalar.
+
+        Returns:
+          (copy, state of the optimizer, metric values, int64 number of examples).
+        """
+        whole = self._puller.variables(dict(enumerate(values)))
+        n = len(self._program.trainable)
+        trainable = [whole[i] for i in range(n)]
+        state = [whole[i] for i in range(n, len(whole))]
+        scale = tf.constant(optimizers.static_loss_scale(self._optimizer))
+        gradients, new_state, metrics, examples = self._program.train(
+            trainable, state, metrics, number, scale, batch
+        )
+        gradients, _ = optimizers.prepare(self._optimizer, gradients, scale)
+        changed = {i: g for i, g in enumerate(gradients) if g is not None}
+        updated, inner = self.inner.apply(
+            [values[i] for i in self._trained],
+            inner,
+            layout.pack([self._buckets[i] for i in self._trained], changed),
+            learning_rate,
+        )
+        after = dict(zip(self._trained, updated, strict=True))
+        latest = {
+            n + k: old if new is None else new
+            for k, (old, new) in enumerate(zip(state, new_state, strict=True))
+        }
+        written = [i for i, b in enumerate(self._buckets) if b.kind.treatment in (LAST, SUM)]
+        packed = layout.pack([self._buckets[i] for i in written], latest)
+        after.update(zip(written, packed, strict=True))
+        return [after.get(i, v) for i, v in enumerate(values)], inner, metrics, examples
+
+    def difference(self, before, after) -> list:
+        """What the servers are to be told, a tensor for each bucket; () for nothing.
+
+        Of what is trained, as a gradient, the way back to where it began; of the model's
+        state, the latest value, or how much was added.
+        """
+        told = {LAST: lambda o, n: n, SUM: lambda o, n: n - o, FROZEN: lambda o, n: ()}
+        return [
+            told.get(b.kind.treatment, lambda o, n: o - n)(old, new)
+            for b, old, new in zip(self._buckets, before, after, strict=True)
+        ]
+
+    def advanced(self, pulled, after, differences: list[list]) -> list:
+        """A copy as pulled, and on it what the servers had not been told, or not applied.
+
+        So a worker sees its own writes at once, wherever they are (read-my-writes, Ho et al.,
+        "More effective distributed ML via a stale synchronous parallel parameter server",
+        2013), and only those of others come later. Of state that is no sum, such as moving
+        averages, its own is the latest.
+
+        Args:
+          pulled: the servers' values.
+          after: the worker's copy.
+          differences: those that are not in what was pulled.
+        """
+        fresh = []
+        for i, bucket in enumerate(self._buckets):
+            kind = bucket.kind.treatment
+            own = [d[i] for d in differences]
+            if kind == LAST:
+                fresh.append(after[i])
+            elif kind == FROZEN:
+                fresh.append(pulled[i])
+            else:
+                total = tf.add_n(own)
+                fresh.append(pulled[i] + total if kind == SUM else pulled[i] - total)
+        return fresh
