@@ -161,7 +161,8 @@ class Family:
         """
         if not self._programs:
             self.start()
-        message = {"settings": system.settings, "warmup": warmup, "steps": steps}
+        message = {"settings": system.settings, "stride": system.stride}
+        message |= {"warmup": warmup, "steps": steps}
         what = f"{warmup} + {steps} steps of {system.name}"
         for program in self.speakers:
             program.tell(message)

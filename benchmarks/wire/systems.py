@@ -38,16 +38,16 @@ def _traffic(codec: str, overlap: int) -> System:
     return System(name, "traffic", {**whole.settings, "computes": False}, whole.lossless)
 
 
-def _local(steps: int, merge: str, push: str, pull: str) -> System:
+def _local(steps: int, merge: str, push: str, pull: str, overlap: int) -> System:
     settings = {
         "push": push,
         "pull": pull,
-        "overlap": 0,
+        "overlap": overlap,
         "xla": False,
         "sparse_updates": "exact",
         "consistency": f"local:{steps},merge={merge}",
     }
-    name = f"tfps LocalSteps({steps}), merge {merge}, {push} / {pull}"
+    name = f"tfps LocalSteps({steps}), merge {merge}, {push} / {pull}, overlap {overlap}"
     return System(name, "local", settings, push == pull == "identity", stride=steps)
 
 
@@ -72,9 +72,12 @@ SYSTEMS = (
     _tfps("powersgd:4", "int8", 1),
     _traffic("identity", 2),
     _traffic("int8", 2),
-    _local(_EXCHANGE, "each", "int8", "int8"),
-    _local(_EXCHANGE, "each", "topk:0.01", "int8"),
-    _local(_EXCHANGE, "round", "topk:0.01", "int8"),
+    _local(_EXCHANGE, "each", "topk:0.01", "int8", 0),
+    _local(_EXCHANGE, "each", "topk:0.01", "int8", 1),
+    _local(_EXCHANGE, "each", "int8", "int8", 2),
+    _local(_EXCHANGE, "each", "identity", "identity", 2),
+    _local(_EXCHANGE, "round", "topk:0.01", "int8", 1),
+    _local(_EXCHANGE, "round", "int8", "int8", 1),
     System("workers alone", "alone", {}, True, stride=_EXCHANGE),
     System(CUSTOM_LOOP, "stock", {"loop": "custom"}, True),
     System("stock PSS, tf_keras fit", "stock", {"loop": "fit"}, True),

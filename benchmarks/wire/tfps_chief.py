@@ -66,11 +66,11 @@ def handle(message: dict) -> dict:
 
     With steps that overlap, a clock that ran to the last step would count steps
     that were begun before it started, and ones with no successor beside them. So
-    as many more steps as overlap are taken before and after: wherever the clock
+    as many more calls as overlap are made before and after: wherever the clock
     starts and stops, as many are under way.
     """
     turn = trainer(json.dumps(message["settings"]))
-    around = message["settings"]["overlap"]
+    around = message["settings"]["overlap"] * message["stride"]
     first = WORKERS * (message["warmup"] + around)
     last = first + WORKERS * message["steps"]
     steps = last + WORKERS * around
