@@ -27,15 +27,14 @@ flags.DEFINE_multi_string(
 flags.DEFINE_list("flags", [], "More flags of models.gpt, without the dashes: push=int8.")
 flags.DEFINE_string("output", "runs/dial", "Folder for JSON and plot.")
 
-# A policy, and more flags of models.gpt, apart from one another by a space.
 SETTINGS = [
     "sync",
     "async",
     "local:16,outer=sgd:1.0:0.4",
-    "local:16,outer=sgd:1.0:0.4 overlap=1",
+    "local:16,outer=sgd:1.0:0.4,delay=4",
     "local:16,merge=each,outer=sgd:0.7",
-    "local:16,merge=each,outer=sgd:0.7 overlap=1",
-    "local:16,merge=each,outer=sgd:0.7 overlap=2",
+    "local:16,merge=each,outer=sgd:0.7,delay=4",
+    "local:16,merge=each,outer=sgd:0.7,delay=16",
     "bounded:0",
     "bounded:2",
     "local:16",
@@ -50,13 +49,11 @@ _BAR = ("local:16", 3.0)
 def train(setting: str) -> dict:
     """One run; see `gpt_runs.train`. Adds `seconds` spent training, and tokens in each."""
     steps = FLAGS.steps // FLAGS.epochs
-    policy, *more = setting.split()
     found = gpt_runs.train(
         f"epochs={FLAGS.epochs}",
         f"steps_per_epoch={steps}",
         f"workers={FLAGS.workers}",
-        f"consistency={policy}",
-        *more,
+        f"consistency={setting}",
         *FLAGS.flags,
     )
     seconds = 0.0

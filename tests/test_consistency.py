@@ -20,6 +20,7 @@ POLICIES = {
     "backup": lambda: tfps.Sync(backups=1),
     "local": lambda: tfps.LocalSteps(2, o.SGD(1.0)),
     "each": lambda: tfps.LocalSteps(2, o.SGD(1.0), merge="each"),
+    "delayed": lambda: tfps.LocalSteps(2, o.SGD(1.0), merge="each", delay=1),
 }
 every = pytest.mark.parametrize("policy", POLICIES)
 
@@ -95,7 +96,7 @@ def switching(trainer, policies, every):
 
 
 def sequence():
-    policies = ("async", "sync", "local", "bounded", "each", "sync", "async")
+    policies = ("async", "sync", "local", "delayed", "bounded", "each", "sync", "delayed")
     return [POLICIES[name]() for name in policies]
 
 

@@ -34,6 +34,7 @@ class Async:
 
     in_rounds: ClassVar[bool] = False
     local_steps: ClassVar[int] = 0
+    delay: ClassVar[int] = 0
 
     def schedule(self) -> Clocks:
         """Bookkeeping for one run over the data."""
@@ -64,6 +65,7 @@ class BoundedStaleness:
 
     in_rounds: ClassVar[bool] = False
     local_steps: ClassVar[int] = 0
+    delay: ClassVar[int] = 0
 
     def __post_init__(self):
         _require_count("bound", self.bound, 0)
@@ -97,6 +99,7 @@ class Sync:
 
     in_rounds: ClassVar[bool] = True
     local_steps: ClassVar[int] = 0
+    delay: ClassVar[int] = 0
     staleness_scaling: ClassVar[bool] = False
 
     def __post_init__(self):
@@ -153,11 +156,17 @@ class LocalSteps:
       merge: "each": a worker's difference is applied as soon as it comes. "round":
         those of all workers are averaged, weighted by examples, and the next
         copies are pulled after that.
+      delay: steps, at most `steps`, that a worker goes on with its own copy while the
+        next one is on its way (and, with `merge="each"`, its difference); then it goes
+        on with what has come and, on that, its own steps since (Douillard et al.,
+        "Streaming DiLoCo with overlapping communication", 2025). What others have
+        learned is used so many steps later. 0: it waits.
     """
 
     steps: int
     outer: Any = "diloco"
     merge: str = "round"
+    delay: int = 0
 
     staleness_scaling: ClassVar[bool] = False
 
@@ -165,6 +174,12 @@ class LocalSteps:
         _require_count("steps", self.steps, 1)
         if self.merge not in ("each", "round"):
             raise errors.ConfigError(f'merge={self.merge!r} must be "each" or "round"')
+        _require_count("delay", self.delay, 0)
+        if self.delay > self.steps:
+            raise errors.ConfigError(
+                f"delay={self.delay} must be at most steps={self.steps}: an exchange is over when "
+                "the next one begins"
+            )
         if isinstance(self.outer, str):
             object.__setattr__(self, "outer", _outer(self.outer))
         if not isinstance(self.outer, keras.optimizers.Optimizer | ModelAverage):

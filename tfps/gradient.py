@@ -155,6 +155,12 @@ def kept(before, fresh: list) -> list:
     ]
 
 
+def at_rest(carry):
+    """What is left of a carry when an epoch is over: no parameters, batches and pushes."""
+    rest = [name for name in carry._fields if name not in ("residuals", "inner")]
+    return carry._replace(**dict.fromkeys(rest, ()))
+
+
 def seed_of(number: tf.Tensor) -> tf.Tensor:
     """int32[2] for the codecs of a step."""
     return tf.stack([tf.cast(number % (1 << 31), tf.int32), 0])

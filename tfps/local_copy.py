@@ -91,28 +91,21 @@ class LocalCopy:
             for b, old, new in zip(self._buckets, before, after, strict=True)
         ]
 
-    def advanced(self, pulled, after, differences: list[list]) -> list:
-        """A copy as pulled, and on it what the servers had not been told, or not applied.
-
-        So a worker sees its own writes at once, wherever they are (read-my-writes, Ho et al.,
-        "More effective distributed ML via a stale synchronous parallel parameter server",
-        2013), and only those of others come later. Of state that is no sum, such as moving
-        averages, its own is the latest.
+    def moved(self, values, difference: list, latest) -> list:
+        """A copy with a difference applied to it, as the servers would do it with a rate of 1.
 
         Args:
-          pulled: the servers' values.
-          after: the worker's copy.
-          differences: those that are not in what was pulled.
+          values: the copy.
+          difference: of `difference`.
+          latest: another copy: of state that is no sum, such as moving averages, its values.
         """
-        fresh = []
-        for i, bucket in enumerate(self._buckets):
-            kind = bucket.kind.treatment
-            own = [d[i] for d in differences]
+
+        def move(value, told, other, kind):
             if kind == LAST:
-                fresh.append(after[i])
-            elif kind == FROZEN:
-                fresh.append(pulled[i])
-            else:
-                total = tf.add_n(own)
-                fresh.append(pulled[i] + total if kind == SUM else pulled[i] - total)
-        return fresh
+                return other
+            if kind == FROZEN:
+                return value
+            return value + told if kind == SUM else value - told
+
+        kinds = [bucket.kind.treatment for bucket in self._buckets]
+        return [move(*one) for one in zip(values, difference, latest, kinds, strict=True)]

@@ -1,5 +1,6 @@
 """What a worker runs to train on a copy of its own (Local SGD, DiLoCo)."""
 
+import functools
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -17,10 +18,10 @@ from tfps.wire import here
 
 
 class Copy(NamedTuple):
-    """Where a worker's steps begin.
+    """Parameters as pulled.
 
     Attributes:
-      values: per bucket, the parameters.
+      values: per bucket.
       versions: int64 [ps], the updates that are in them.
     """
 
@@ -34,14 +35,14 @@ class LocalCarry(NamedTuple):
     Attributes:
       residuals: what the codecs have not sent yet.
       inner: the state of the worker's optimizer.
-      copy: that the next exchange begins with; () without overlap.
+      values: its copy, per bucket; () without a delay.
       change: the difference of the last exchange; () where it is not needed any more.
       pending: that difference, encoded; () but where the next exchange pushes it.
     """
 
     residuals: list
     inner: list
-    copy: Copy | tuple = ()
+    values: list | tuple = ()
     change: Change | tuple = ()
     pending: Push | tuple = ()
 
@@ -52,12 +53,11 @@ class LocalStep:
     In rounds the push is a call of its own, made when the chief says so; otherwise
     it is the end of the same call.
 
-    With `overlap` 1, what is pulled is for the next exchange and arrives while this one
-    trains. With 2, the difference of the last exchange is on its way at the same time
-    (in rounds, as with 1). The next copy is what was pulled and, on it, the worker's own
-    differences that were not in it: see `LocalCopy.advanced`. Related: Wang et al.,
-    "Overlap Local-SGD", 2020; Kale et al., "Eager updates for overlapped communication and
-    computation in DiLoCo", 2025.
+    With a delay, so many steps are taken on the copy that the worker has, while the
+    parameters arrive and, but for rounds, the last difference leaves. Then come all other
+    steps, on what was pulled, moved by the worker's own differences that were not in
+    it: so it sees its own writes at once, wherever they are (read-my-writes, Ho et al.,
+    "More effective distributed ML via a stale synchronous parallel parameter server", 2013).
 
     The servers take part in no condition; see `AheadStep`.
 
@@ -76,7 +76,7 @@ class LocalStep:
         jit_compile: bool,
         in_rounds: bool,
         outer,
-        overlap: int,
+        delay: int,
     ):
         """Traces the calls.
 
@@ -88,14 +88,15 @@ class LocalStep:
           jit_compile: compile a step with XLA.
           in_rounds: whether pushing is a call of its own.
           outer: the servers' optimizer, for its learning rate.
-          overlap: 0, 1 or 2, see above.
+          delay: steps, see above.
         """
         self._puller = puller
         self._pusher = pusher
         self._single = single
         self._in_rounds = in_rounds
         self._outer = outer
-        self._overlap = min(overlap, 1) if in_rounds else overlap
+        self._delay = delay
+        self._goes_on = delay > 0 and not in_rounds  # While what it has to say is on its way.
         self._local = LocalCopy(program, puller, optimizer, jit_compile)
         self.initial = program.initial_metrics()
         int32, int64, float32 = (tf.TensorSpec([], d) for d in (tf.int32, tf.int64, tf.float32))
@@ -104,25 +105,27 @@ class LocalStep:
         def traced(function, *arguments):
             return tf.function(function, autograph=False).get_concrete_function(*arguments)
 
-        self._copy = traced(self._pulled, handles)
-        copy = specs(self._copy)
+        copy = specs(traced(self._pulled, handles))
         residuals = specs(traced(pusher.initial_residuals))
-        self._change = specs(traced(self._changed, copy, copy.values))
-        self._sent, _ = specs(
-            traced(lambda *a: encoded(pusher, *a), self._change, residuals, int64)
-        )
+        self._change_specs = specs(traced(self._changed, copy, copy.values))
+        if not in_rounds:
+            encode = functools.partial(encoded, pusher)
+            self._sent_specs, _ = specs(traced(encode, self._change_specs, residuals, int64))
         carry = LocalCarry(
             residuals,
             [tf.TensorSpec(v.shape, v.dtype) for v in self._local.inner.state],
-            copy if self._overlap else (),
-            self._change if in_rounds or self._overlap == 2 else (),
-            self._sent if self._overlap == 2 else (),
+            copy.values if delay else (),
+            self._change_specs if in_rounds or delay else (),
+            self._sent_specs if self._goes_on else (),
         )
+        self._start = traced(self._started, handles)
         self._run = traced(self._steps, handles, source, carry, int32, int64, float32, float32)
         if in_rounds:
-            self._push = traced(self._pushed, handles, carry, int64, float32, int32, float32)
-        if self._overlap == 2:
-            self._flush = traced(self._flushed, handles, self._sent, float32)
+            self._push = traced(
+                self._pushed, handles, carry.change, residuals, int64, float32, int32, float32
+            )
+        if self._goes_on:
+            self._flush = traced(self._flushed, handles, carry.pending, float32)
 
     def start(self, handles, before) -> LocalCarry:
         """See `TrainStep.start`; the worker's optimizer goes on where it was."""
@@ -131,13 +134,7 @@ class LocalStep:
             inner = before.inner
         else:
             inner = [tf.identity(v.value) for v in self._local.inner.state]
-        return LocalCarry(
-            residuals,
-            inner,
-            self._copy(handles) if self._overlap else (),
-            blank(self._change) if self._in_rounds or self._overlap == 2 else (),
-            blank(self._sent) if self._overlap == 2 else (),
-        )
+        return LocalCarry(residuals, inner, *self._start(handles))
 
     def __call__(self, handles, source, carry, count, first, learning_rate):
         """One exchange, of up to `count` steps; see `TrainStep`."""
@@ -154,28 +151,37 @@ class LocalStep:
     def push(self, handles, carry, number, share, expected, learning_rate):
         """Pushes the difference; see `RoundStep.push`."""
         del learning_rate  # The worker's.
-        return self._push(
-            handles, carry, number, share, expected, optimizers.settable_rate(self._outer)
+        rate = optimizers.settable_rate(self._outer)
+        vector, residuals = self._push(
+            handles, carry.change, carry.residuals, number, share, expected, rate
         )
+        return vector, carry._replace(residuals=residuals)
 
     def finish(self, handles, carry, learning_rate) -> tf.Tensor | None:
         """Pushes what is pending; see `TrainStep.finish`."""
         del learning_rate
-        if self._overlap < 2:
+        if not self._goes_on:
             return None
         return self._flush(handles, carry.pending, optimizers.settable_rate(self._outer))
+
+    def _started(self, handles):
+        """All of a carry that an epoch begins with anew."""
+        return (
+            self._pulled(handles).values if self._delay else (),
+            blank(self._change_specs) if self._in_rounds or self._delay else (),
+            blank(self._sent_specs) if self._goes_on else (),
+        )
 
     def _pulled(self, handles) -> Copy:
         pulled = self._puller.pull(handles, whole=True)
         return here(Copy(list(self._puller.decode(pulled).values()), pulled.versions))
 
-    def _changed(self, copy: Copy, after) -> Change:
-        told = self._local.difference(copy.values, after)
-        return Change(told, {}, {}, copy.versions, tf.constant(True), tf.constant(1.0))
+    def _changed(self, before: Copy, after) -> Change:
+        difference = self._local.difference(before.values, after)
+        return Change(difference, {}, {}, before.versions, tf.constant(True), tf.constant(1.0))
 
     def _steps(self, handles, source, carry, count, first, learning_rate, outer_rate):
-        arrived = self._pulled(handles)  # ps -> worker; with overlap, for the next exchange
-        copy = carry.copy if self._overlap else arrived
+        arrived = self._pulled(handles)  # ps -> worker
         counted = Tally(bytes_down=self._puller.payload_bytes(whole=True))
 
         def step(i, batch, state):
@@ -186,54 +192,77 @@ class LocalStep:
             )
             return values, inner, metrics, added(total, Tally(examples, tf.constant(True)))
 
-        state = copy.values, carry.inner, self.initial, added(zeros(), counted)
-        done, (after, inner, metrics, total) = repeat(
-            step, source, count, state, self._single, conditional=True
-        )
-        change = self._changed(copy, after)
+        def train(until, begin, values, *state):
+            return repeat(
+                step, source, until, (values, *state), self._single, conditional=True, begin=begin
+            )
+
+        state = carry.inner, self.initial, added(zeros(), counted)
+        if not self._delay:
+            before = arrived
+            done, (after, inner, metrics, total) = train(count, 0, arrived.values, *state)
+        else:
+            early = tf.minimum(count, self._delay)
+            done, (after, *state) = train(early, 0, carry.values, *state)
+            before, own = arrived, self._local.difference(carry.values, after)
+            if self._goes_on:
+                before, tally = self._caught_up(handles, arrived, carry, done, after, outer_rate)
+                state[-1] = added(state[-1], tally)
+            values = self._local.moved(before.values, own, after)
+            if self._single:
+                after, (inner, metrics, total) = values, state
+            else:
+                until = tf.where(done < early, done, count)  # At the end of the data: no further.
+                done, (after, inner, metrics, total) = train(until, done, values, *state)
+        change = self._changed(before, after)
+        mine = LocalCarry(carry.residuals, inner, here(after) if self._delay else ())
         if self._in_rounds:
-            ahead = self._next(arrived, after, [change], 0) if self._overlap else ()
-            return vector(done, total, metrics), LocalCarry(carry.residuals, inner, ahead, change)
+            return vector(done, total, metrics), mine._replace(change=change)
 
-        def told():
+        def said():
             sent, residuals = encoded(self._pusher, change, carry.residuals, first)
-            return sent, residuals, change if self._overlap == 2 else ()
+            return sent, residuals, change if self._goes_on else ()
 
-        def nothing():  # Where there was no batch left.
-            pending = carry.pending if self._overlap == 2 else blank(self._sent)
+        def silent():  # Where there was no batch left.
+            pending = carry.pending if self._goes_on else blank(self._sent_specs)
             return pending, carry.residuals, carry.change
 
-        some = done > 0
-        sent, residuals, last = tf.cond(some, told, nothing)
-        after_it = LocalCarry(residuals, inner)
-        if self._overlap == 1:
-            ahead = self._next(arrived, after, [change], tf.cast(some, tf.int64))
-            after_it = after_it._replace(copy=ahead)
-        if self._overlap == 2:
-            own = tf.cast(carry.pending.live, tf.int64) + tf.cast(some, tf.int64)
-            ahead = self._next(arrived, after, [carry.change, change], own)
-            after_it = after_it._replace(copy=ahead, change=last, pending=sent)
-            # No update may be under way in a call that ends with an error of its input, and
-            # a call without a step counts nothing.
-            sent = carry.pending._replace(live=tf.logical_and(carry.pending.live, some))
-        total = added(total, self._told(handles, sent, outer_rate))  # worker -> ps
-        return vector(done, total, metrics), after_it
+        sent, residuals, change = tf.cond(done > 0, said, silent)
+        mine = mine._replace(residuals=residuals)
+        if self._goes_on:
+            return vector(done, total, metrics), mine._replace(change=change, pending=sent)
+        tally, _ = self._told(handles, sent, outer_rate)  # worker -> ps
+        return vector(done, added(total, tally), metrics), mine
 
-    def _next(self, arrived: Copy, after, changes: list[Change], own) -> Copy:
-        """The next copy, with `own` updates that this worker adds to what has arrived."""
-        differences = [change.buckets for change in changes]
-        values = self._local.advanced(arrived.values, after, differences)
-        return here(Copy(values, arrived.versions + own))
+    def _caught_up(self, handles, arrived: Copy, carry, done, after, outer_rate):
+        """The parameters with the last difference in them, which was not when they were read.
 
-    def _pushed(self, handles, carry, number, share, expected, outer_rate):
-        sent, residuals = encoded(self._pusher, carry.change, carry.residuals, number, share)
-        tally = self._told(handles, sent, outer_rate, expected)
-        return vector(tf.constant(0), tally, self.initial), carry._replace(residuals=residuals)
+        It is on its way from the first moment of the call, but is made only when the
+        steps that go on meanwhile are done, and other steps begin when it is made: no update may
+        be under way in a call that ends with an error of its input.
+
+        Returns:
+          (`Copy`, `Tally`).
+        """
+        with tf.control_dependencies(after):
+            live = tf.logical_and(carry.pending.live, done > 0)
+        pending = carry.pending._replace(live=live)
+        tally, made = self._told(handles, pending, outer_rate)  # worker -> ps
+        values = self._local.moved(arrived.values, carry.change.buckets, carry.values)
+        with tf.control_dependencies(made):
+            versions = arrived.versions + tf.cast(carry.pending.live, tf.int64)
+            return Copy([tf.identity(v) for v in values], versions), tally
+
+    def _pushed(self, handles, change, residuals, number, share, expected, outer_rate):
+        sent, residuals = encoded(self._pusher, change, residuals, number, share)
+        tally, _ = self._told(handles, sent, outer_rate, expected)
+        return vector(tf.constant(0), tally, self.initial), residuals
 
     def _flushed(self, handles, pending, outer_rate):
-        tally = self._told(handles, pending, outer_rate)
+        tally, _ = self._told(handles, pending, outer_rate)
         return vector(tf.constant(0), tally, self.initial)
 
-    def _told(self, handles, sent, outer_rate, expected=None) -> Tally:
+    def _told(self, handles, sent, outer_rate, expected=None) -> tuple[Tally, tuple]:
+        """Pushes; (tally, what is there when the updates are made)."""
         receipt = self._pusher.push(handles, sent, outer_rate, expected)
-        return of_push(sent.live, sent.finite, *receipt, self._pusher.payload_bytes)
+        return of_push(sent, receipt, self._pusher.payload_bytes), receipt.made

@@ -47,7 +47,7 @@ class Mode:
           policy: one of those.
           program: a compiled model's.
           puller: the traffic down.
-          overlap: see `TrainStep` and `LocalStep`; without effect in rounds of `Sync`.
+          overlap: see `TrainStep`; without effect in rounds and local steps.
           num_workers: of the cluster.
           coded, frozen_at: see `CompiledOptimizer`.
 
@@ -71,8 +71,13 @@ class Mode:
             update = Applied(optimizer, skips=overlap > 0 or bool(policy.local_steps))
         self.pusher = Pusher(store, update, policy.staleness_scaling)
 
-    def step(self, feed) -> TrainStep | AheadStep | RoundStep | LocalStep:
-        """Traces what a worker runs, for the form of input of a feed."""
+    def step(self, feed, delay: int) -> TrainStep | AheadStep | RoundStep | LocalStep:
+        """Traces what a worker runs.
+
+        Args:
+          feed: whose form of input it is for.
+          delay: of the policy.
+        """
         model, single = self._program.model, feed.group == 1
         if self._policy.local_steps:
             return LocalStep(
@@ -85,7 +90,7 @@ class Mode:
                 model.jit_compile,
                 self._policy.in_rounds,
                 self._outer,
-                self._overlap,
+                delay,
             )
         gradient = Gradient(
             self._program, self._puller, self.pusher, model.optimizer, model.jit_compile

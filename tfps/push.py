@@ -182,7 +182,8 @@ class Pusher:
           reads: (ps, tensor) of rows that are read before in the same function. TensorFlow
             lets no update of a table overtake them, so the lock is not taken before.
         """
-        receipt = Receipt(tf.constant(0, tf.int64), tf.constant(False))
+        receipt = Receipt(tf.constant(0, tf.int64), tf.constant(False), ())
+        made = []
         for p in range(self._plan.num_ps):
             mine = [i for i, b in enumerate(self._plan.buckets) if b.ps == p and sent.payloads[i]]
             messages, restore = coalesce(tf.nest.flatten([sent.payloads[i] for i in mine]))
@@ -213,9 +214,10 @@ class Pusher:
                     p, handles, tf.nest.flatten(arrived) + [t for ps, t in reads if ps == p],
                     payloads, rows, sent, learning_rate, expected,
                 )  # fmt: skip
+            made += one.made
             if p == 0:
                 receipt = one
-        return tf.nest.map_structure(tf.identity, receipt)
+        return tf.nest.map_structure(tf.identity, receipt._replace(made=tuple(made)))
 
     def _sends(self, i: int) -> bool:
         return self._update.optimizer.sends(i)
@@ -224,13 +226,17 @@ class Pusher:
         return self._update.optimizer.channel(i)
 
     def _write_state(self, handles, payloads, live) -> None:
+        live = tf.identity(live)
         for i, payload in payloads.items():
             bucket, handle = self._plan.buckets[i], handles["values"][i]
             if bucket.kind.treatment not in (LAST, SUM) or self._update.takes(i):
                 continue
             value = self._channel(i).decode(payload)
             if bucket.kind.treatment == LAST:
-                value = tf.where(live, value, read(handle, bucket.dtype, bucket.shape))
+                # Not before: what another worker writes meanwhile would be taken back.
+                with tf.control_dependencies([live, value]):
+                    old = read(handle, bucket.dtype, bucket.shape)
+                value = tf.where(live, value, old)
                 tf.raw_ops.AssignVariableOp(resource=handle, value=value)
             else:
                 value = tf.where(live, value, tf.zeros_like(value))
@@ -257,7 +263,8 @@ class Pusher:
         with tf.control_dependencies(written):
             # Or the lock of one ps would be held until that of the ps before is free.
             _tf.independent(tf.raw_ops.ConsumeMutexLock(mutex_lock=lock))
-        return Receipt(missed, updated)
+            made = tf.identity(live)
+        return Receipt(missed, updated, (made,))
 
     def _update_loss_scale(self, handles, live, finite, scale_then, updated):
         scale, good = (
@@ -272,13 +279,15 @@ class Pusher:
 
 
 class Receipt(NamedTuple):
-    """What the first ps says of a push.
+    """What the servers say of a push, the first one of them if nothing else is said.
 
     Attributes:
       staleness: int64 scalar: how many updates were made since the parameters
         were pulled with which it was computed.
       updated: bool scalar: whether the push brought an update.
+      made: a tensor of each ps, which is there when its update is made.
     """
 
     staleness: tf.Tensor
     updated: tf.Tensor
+    made: tuple

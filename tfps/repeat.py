@@ -1,5 +1,6 @@
 """Running a step over a source of batches, inside of a `tf.function`."""
 
+import functools
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -11,7 +12,7 @@ class Stack(NamedTuple):
     batches: Any
 
 
-def repeat(step, source, count, state, single, conditional=False):
+def repeat(step, source, count, state, single, conditional=False, begin=0):
     """Runs `step(i, batch, state) -> state` over a source.
 
     Args:
@@ -21,9 +22,11 @@ def repeat(step, source, count, state, single, conditional=False):
       state: nested tensors.
       single: the count is always 1: no loop is needed.
       conditional: run the step for a lone batch in a conditional.
+      begin: int32 scalar, of these steps, how many were done before; they are not
+        of a lone batch.
 
     Returns:
-      (steps done, state).
+      (steps done, those before included; state).
     """
     if isinstance(source, Stack):
 
@@ -32,7 +35,10 @@ def repeat(step, source, count, state, single, conditional=False):
             return i + 1, step(i, batch, state)
 
         return tf.while_loop(
-            lambda i, _: i < count, body, [tf.constant(0), state], parallel_iterations=1
+            lambda i, _: i < count,
+            body,
+            [tf.convert_to_tensor(begin), state],
+            parallel_iterations=1,
         )
     if not is_iterator(source):
         if not conditional:
@@ -61,9 +67,12 @@ def repeat(step, source, count, state, single, conditional=False):
         element = tf.cond(i + 1 < count, source.get_next_as_optional, lambda: element)
         return i + 1, state, element
 
-    first = source.get_next_as_optional()
+    first = source.get_next_as_optional
+    if isinstance(begin, tf.Tensor):
+        nothing = functools.partial(tf.experimental.Optional.empty, source.element_spec)
+        first = functools.partial(tf.cond, begin < count, first, nothing)
     done, state, _ = tf.while_loop(
-        more, body, [tf.constant(0), state, first], parallel_iterations=1
+        more, body, [tf.convert_to_tensor(begin), state, first()], parallel_iterations=1
     )
     return done, state
 

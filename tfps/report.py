@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from tfps.push import Push, Receipt
+
 # Pushes are counted by staleness; the last count is of all that missed as many or more.
 STALENESSES = 64
 
@@ -111,23 +113,22 @@ def vector(steps, tally, metrics, taken=None) -> tf.Tensor:
     return tf.concat(parts, 0)
 
 
-def of_push(live, finite, staleness, updated, nbytes: int) -> Tally:
-    """The tally of one push.
+def of_push(sent: Push, receipt: Receipt, nbytes: int) -> Tally:
+    """The tally of one push; one that the servers did not take counts nothing.
 
     Args:
-      live, finite: bool scalars; a push that the servers did not take counts nothing.
-      staleness: int64 scalar.
-      updated: bool scalar.
+      sent: the push.
+      receipt: the servers' answer.
       nbytes: that it sent.
     """
-    counts = tf.cast(tf.logical_and(live, finite), tf.float64)
-    bin_ = tf.minimum(staleness, STALENESSES - 1)
-    missed = tf.cast(staleness, tf.float64) * counts
+    counts = tf.cast(tf.logical_and(sent.live, sent.finite), tf.float64)
+    bin_ = tf.minimum(receipt.staleness, STALENESSES - 1)
+    missed = tf.cast(receipt.staleness, tf.float64) * counts
     return Tally(
         pushes=counts,
-        updates=tf.cast(updated, tf.float64),
+        updates=tf.cast(receipt.updated, tf.float64),
         max_staleness=missed,
-        bytes_up=tf.cast(live, tf.float64) * nbytes,
+        bytes_up=tf.cast(sent.live, tf.float64) * nbytes,
         total_staleness=missed,
         staleness=tf.one_hot(bin_, STALENESSES, dtype=tf.float64) * counts,
     )

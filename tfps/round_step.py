@@ -104,5 +104,5 @@ class RoundStep:
         pusher = self._gradient.pusher
         sent, residuals = encoded(pusher, carry.change, carry.residuals, number, share)
         receipt = pusher.push(handles, sent, learning_rate, expected)
-        tally = of_push(sent.live, sent.finite, *receipt, pusher.payload_bytes)
+        tally = of_push(sent, receipt, pusher.payload_bytes)
         return vector(tf.constant(0), tally, self.initial), RoundCarry(residuals, carry.change)

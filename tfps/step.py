@@ -206,4 +206,4 @@ def push(pusher: Pusher, handles, sent: Push, learning_rate, found=None) -> Tall
     """
     reads = [read for one in (found or {}).values() for read in one.reads]
     receipt = pusher.push(handles, sent, learning_rate, reads=reads)
-    return of_push(sent.live, sent.finite, *receipt, pusher.payload_bytes)
+    return of_push(sent, receipt, pusher.payload_bytes)

@@ -84,10 +84,8 @@ class Trainer:
             first moment on, which on a slow network saves the time of the forward
             pass. Other workers' updates are missed besides; the logs' `staleness`
             counts all. Overlap is at its best where a call is one step
-            (`steps_per_execution=1`) on plain tensors. With `LocalSteps`, 1: what is
-            pulled arrives while the worker trains; 2: what it pushes leaves then, too
-            (`merge="each"`); it keeps its own steps meanwhile. No effect in rounds of
-            `Sync`.
+            (`steps_per_execution=1`) on plain tensors; it has no effect in rounds
+            (`Sync`) and with `LocalSteps`, which has a `delay` of its own.
           sparse_updates: what happens to the rows of an embedding table that a step
             did not look up. "exact": the optimizer updates them with a gradient
             of zero, as Keras does (momentum, weight decay). "lazy": nothing, they

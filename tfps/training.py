@@ -9,6 +9,7 @@ from tfps import _keras, callbacks as callbacks_lib, errors, optimizers
 from tfps.ahead_step import AheadStep
 from tfps.consistency import Consistency
 from tfps.data import Lookahead
+from tfps.gradient import at_rest
 from tfps.loop import Drive, MetricTotals
 from tfps.report import Report
 from tfps.session import Session
@@ -114,14 +115,15 @@ class Epoch:
         feed.regroup(policy.steps_per_call(self._model.steps_per_execution))
         key, way = session.mode(policy, warming)
         self._outer = not way.counts_updates
-        run = session.step(("fit", key), feed, lambda: way.step(feed))
+        run = session.step(("fit", key, policy.delay), feed, lambda: way.step(feed, policy.delay))
         way.pusher.clear()
         handles = way.pusher.handles()
         # Residuals survive from epoch to epoch and from policy to policy, but what is left
         # of a gradient is no part of a difference of parameters. Those are pulled anew.
         kind = bool(policy.local_steps)
-        before = session.carries.get(kind, [None] * dispatcher.num_workers)
-        carries = dispatcher.run_on_each(lambda w: run.start(handles, before[w]))
+        # Nothing else may hold what was before, or it would stay on the workers.
+        carries = session.carries.pop(kind, [None] * dispatcher.num_workers)
+        carries = dispatcher.run_on_each(lambda w, old=carries: run.start(handles, old[w]))
         session.carries[kind] = carries
 
         def rate():
@@ -173,6 +175,7 @@ class Epoch:
         for vector in dispatcher.run_on_each(lambda w: run.finish(handles, carries[w], rate())):
             if vector is not None:
                 self._count(Report.of(vector, run.initial))
+        session.carries[kind] = [at_rest(carry) for carry in carries]
         return last
 
     def _updates(self) -> int:

@@ -38,20 +38,21 @@ def _traffic(codec: str, overlap: int) -> System:
     return System(name, "traffic", {**whole.settings, "computes": False}, whole.lossless)
 
 
-def _local(steps: int, merge: str, push: str, pull: str, overlap: int) -> System:
+_EXCHANGE = 32  # steps
+
+
+def _local(merge: str, push: str, pull: str, delay: int) -> System:
     settings = {
         "push": push,
         "pull": pull,
-        "overlap": overlap,
+        "overlap": 0,
         "xla": False,
         "sparse_updates": "exact",
-        "consistency": f"local:{steps},merge={merge}",
+        "consistency": f"local:{_EXCHANGE},merge={merge},delay={delay}",
     }
-    name = f"tfps LocalSteps({steps}), merge {merge}, {push} / {pull}, overlap {overlap}"
-    return System(name, "local", settings, push == pull == "identity", stride=steps)
+    name = f"tfps LocalSteps({_EXCHANGE}), merge {merge}, delay {delay}, {push} / {pull}"
+    return System(name, "local", settings, push == pull == "identity", stride=_EXCHANGE)
 
-
-_EXCHANGE = 32  # steps
 
 CUSTOM_LOOP = "stock PSS, custom loop"
 
@@ -72,12 +73,12 @@ SYSTEMS = (
     _tfps("powersgd:4", "int8", 1),
     _traffic("identity", 2),
     _traffic("int8", 2),
-    _local(_EXCHANGE, "each", "topk:0.01", "int8", 0),
-    _local(_EXCHANGE, "each", "topk:0.01", "int8", 1),
-    _local(_EXCHANGE, "each", "int8", "int8", 2),
-    _local(_EXCHANGE, "each", "identity", "identity", 2),
-    _local(_EXCHANGE, "round", "topk:0.01", "int8", 1),
-    _local(_EXCHANGE, "round", "int8", "int8", 1),
+    _local("each", "topk:0.01", "int8", 0),
+    _local("each", "topk:0.01", "int8", 16),
+    _local("each", "int8", "int8", 16),
+    _local("each", "identity", "identity", 32),
+    _local("round", "topk:0.01", "int8", 0),
+    _local("round", "topk:0.01", "int8", 16),
     System("workers alone", "alone", {}, True, stride=_EXCHANGE),
     System(CUSTOM_LOOP, "stock", {"loop": "custom"}, True),
     System("stock PSS, tf_keras fit", "stock", {"loop": "fit"}, True),

@@ -64,13 +64,14 @@ def dataset_fn(context) -> tf.data.Dataset:
 def handle(message: dict) -> dict:
     """One call of `fit`, timed from the end of its warm-up.
 
-    With steps that overlap, a clock that ran to the last step would count steps
-    that were begun before it started, and ones with no successor beside them. So
-    as many more calls as overlap are made before and after: wherever the clock
-    starts and stops, as many are under way.
+    A clock that ran to the last step would count what was begun before it started and
+    has no successor beside it: steps that overlap, or parts of an exchange. So as
+    many more steps as overlap, or one exchange more, are taken before and after: wherever
+    the clock starts and stops, as many are under way.
     """
     turn = trainer(json.dumps(message["settings"]))
-    around = message["settings"]["overlap"] * message["stride"]
+    stride = message["stride"]
+    around = stride if stride > 1 else message["settings"]["overlap"]
     first = WORKERS * (message["warmup"] + around)
     last = first + WORKERS * message["steps"]
     steps = last + WORKERS * around
