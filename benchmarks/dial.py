@@ -34,7 +34,6 @@ SETTINGS = [
     "local:16,outer=sgd:1.0:0.4,delay=4",
     "local:16,merge=each,outer=sgd:0.7",
     "local:16,merge=each,outer=sgd:0.7,delay=4",
-    "local:16,merge=each,outer=sgd:0.7,delay=16",
     "bounded:0",
     "bounded:2",
     "local:16",

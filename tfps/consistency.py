@@ -157,10 +157,10 @@ class LocalSteps:
         those of all workers are averaged, weighted by examples, and the next
         copies are pulled after that.
       delay: steps, at most `steps`, that a worker goes on with its own copy while the
-        next one is on its way (and, with `merge="each"`, its difference); then it goes
-        on with what has come and, on that, its own steps since (Douillard et al.,
-        "Streaming DiLoCo with overlapping communication", 2025). What others have
-        learned is used so many steps later. 0: it waits.
+        next one is on its way; then it goes on with what has come and, on that, its
+        own steps since (Douillard et al., "Streaming DiLoCo with overlapping
+        communication", 2025). What others have learned is used so many steps later.
+        0: it waits.
     """
 
     steps: int

@@ -11,7 +11,7 @@ from tfps.inference import specs
 from tfps.local_copy import LocalCopy
 from tfps.program import Program
 from tfps.pull import Puller
-from tfps.push import Push, Pusher
+from tfps.push import Pusher
 from tfps.repeat import blank, repeat
 from tfps.report import Tally, added, of_push, vector, zeros
 from tfps.wire import here
@@ -36,15 +36,13 @@ class LocalCarry(NamedTuple):
       residuals: what the codecs have not sent yet.
       inner: the state of the worker's optimizer.
       values: its copy, per bucket; () without a delay.
-      change: the difference of the last exchange; () where it is not needed any more.
-      pending: that difference, encoded; () but where the next exchange pushes it.
+      change: the difference of the last exchange; () but in rounds.
     """
 
     residuals: list
     inner: list
     values: list | tuple = ()
     change: Change | tuple = ()
-    pending: Push | tuple = ()
 
 
 class LocalStep:
@@ -54,9 +52,8 @@ class LocalStep:
     it is the end of the same call.
 
     With a delay, so many steps are taken on the copy that the worker has, while the
-    parameters arrive and, but for rounds, the last difference leaves. Then come all other
-    steps, on what was pulled, moved by the worker's own differences that were not in
-    it: so it sees its own writes at once, wherever they are (read-my-writes, Ho et al.,
+    parameters arrive. Then come all other steps, on what was pulled, moved by what
+    these steps have changed: so it sees its own writes at once (read-my-writes, Ho et al.,
     "More effective distributed ML via a stale synchronous parallel parameter server", 2013).
 
     The servers take part in no condition; see `AheadStep`.
@@ -96,7 +93,6 @@ class LocalStep:
         self._in_rounds = in_rounds
         self._outer = outer
         self._delay = delay
-        self._goes_on = delay > 0 and not in_rounds  # While what it has to say is on its way.
         self._local = LocalCopy(program, puller, optimizer, jit_compile)
         self.initial = program.initial_metrics()
         int32, int64, float32 = (tf.TensorSpec([], d) for d in (tf.int32, tf.int64, tf.float32))
@@ -115,8 +111,7 @@ class LocalStep:
             residuals,
             [tf.TensorSpec(v.shape, v.dtype) for v in self._local.inner.state],
             copy.values if delay else (),
-            self._change_specs if in_rounds or delay else (),
-            self._sent_specs if self._goes_on else (),
+            self._change_specs if in_rounds else (),
         )
         self._start = traced(self._started, handles)
         self._run = traced(self._steps, handles, source, carry, int32, int64, float32, float32)
@@ -124,8 +119,6 @@ class LocalStep:
             self._push = traced(
                 self._pushed, handles, carry.change, residuals, int64, float32, int32, float32
             )
-        if self._goes_on:
-            self._flush = traced(self._flushed, handles, carry.pending, float32)
 
     def start(self, handles, before) -> LocalCarry:
         """See `TrainStep.start`; the worker's optimizer goes on where it was."""
@@ -157,19 +150,14 @@ class LocalStep:
         )
         return vector, carry._replace(residuals=residuals)
 
-    def finish(self, handles, carry, learning_rate) -> tf.Tensor | None:
-        """Pushes what is pending; see `TrainStep.finish`."""
-        del learning_rate
-        if not self._goes_on:
-            return None
-        return self._flush(handles, carry.pending, optimizers.settable_rate(self._outer))
+    def finish(self, handles, carry, learning_rate) -> None:
+        """Nothing is pending between exchanges."""
 
     def _started(self, handles):
         """All of a carry that an epoch begins with anew."""
         return (
             self._pulled(handles).values if self._delay else (),
-            blank(self._change_specs) if self._in_rounds or self._delay else (),
-            blank(self._sent_specs) if self._goes_on else (),
+            blank(self._change_specs) if self._in_rounds else (),
         )
 
     def _pulled(self, handles) -> Copy:
@@ -199,70 +187,36 @@ class LocalStep:
 
         state = carry.inner, self.initial, added(zeros(), counted)
         if not self._delay:
-            before = arrived
             done, (after, inner, metrics, total) = train(count, 0, arrived.values, *state)
         else:
             early = tf.minimum(count, self._delay)
             done, (after, *state) = train(early, 0, carry.values, *state)
-            before, own = arrived, self._local.difference(carry.values, after)
-            if self._goes_on:
-                before, tally = self._caught_up(handles, arrived, carry, done, after, outer_rate)
-                state[-1] = added(state[-1], tally)
-            values = self._local.moved(before.values, own, after)
+            own = self._local.difference(carry.values, after)
+            values = self._local.moved(arrived.values, own, after)
             if self._single:
                 after, (inner, metrics, total) = values, state
             else:
                 until = tf.where(done < early, done, count)  # At the end of the data: no further.
                 done, (after, inner, metrics, total) = train(until, done, values, *state)
-        change = self._changed(before, after)
+        change = self._changed(arrived, after)
         mine = LocalCarry(carry.residuals, inner, here(after) if self._delay else ())
         if self._in_rounds:
             return vector(done, total, metrics), mine._replace(change=change)
 
-        def said():
-            sent, residuals = encoded(self._pusher, change, carry.residuals, first)
-            return sent, residuals, change if self._goes_on else ()
-
-        def silent():  # Where there was no batch left.
-            pending = carry.pending if self._goes_on else blank(self._sent_specs)
-            return pending, carry.residuals, carry.change
-
-        sent, residuals, change = tf.cond(done > 0, said, silent)
-        mine = mine._replace(residuals=residuals)
-        if self._goes_on:
-            return vector(done, total, metrics), mine._replace(change=change, pending=sent)
-        tally, _ = self._told(handles, sent, outer_rate)  # worker -> ps
-        return vector(done, added(total, tally), metrics), mine
-
-    def _caught_up(self, handles, arrived: Copy, carry, done, after, outer_rate):
-        """The parameters with the last difference in them, which was not when they were read.
-
-        It is on its way from the first moment of the call, but is made only when the
-        steps that go on meanwhile are done, and other steps begin when it is made: no update may
-        be under way in a call that ends with an error of its input.
-
-        Returns:
-          (`Copy`, `Tally`).
-        """
-        with tf.control_dependencies(after):
-            live = tf.logical_and(carry.pending.live, done > 0)
-        pending = carry.pending._replace(live=live)
-        tally, made = self._told(handles, pending, outer_rate)  # worker -> ps
-        values = self._local.moved(arrived.values, carry.change.buckets, carry.values)
-        with tf.control_dependencies(made):
-            versions = arrived.versions + tf.cast(carry.pending.live, tf.int64)
-            return Copy([tf.identity(v) for v in values], versions), tally
+        # Where there was no batch left, there is nothing to say.
+        sent, residuals = tf.cond(
+            done > 0,
+            lambda: encoded(self._pusher, change, carry.residuals, first),
+            lambda: (blank(self._sent_specs), carry.residuals),
+        )
+        total = added(total, self._told(handles, sent, outer_rate))  # worker -> ps
+        return vector(done, total, metrics), mine._replace(residuals=residuals)
 
     def _pushed(self, handles, change, residuals, number, share, expected, outer_rate):
         sent, residuals = encoded(self._pusher, change, residuals, number, share)
-        tally, _ = self._told(handles, sent, outer_rate, expected)
+        tally = self._told(handles, sent, outer_rate, expected)
         return vector(tf.constant(0), tally, self.initial), residuals
 
-    def _flushed(self, handles, pending, outer_rate):
-        tally, _ = self._told(handles, pending, outer_rate)
-        return vector(tf.constant(0), tally, self.initial)
-
-    def _told(self, handles, sent, outer_rate, expected=None) -> tuple[Tally, tuple]:
-        """Pushes; (tally, what is there when the updates are made)."""
+    def _told(self, handles, sent, outer_rate, expected=None) -> Tally:
         receipt = self._pusher.push(handles, sent, outer_rate, expected)
-        return of_push(sent, receipt, self._pusher.payload_bytes), receipt.made
+        return of_push(sent, receipt, self._pusher.payload_bytes)

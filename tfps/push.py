@@ -182,8 +182,7 @@ class Pusher:
           reads: (ps, tensor) of rows that are read before in the same function. TensorFlow
             lets no update of a table overtake them, so the lock is not taken before.
         """
-        receipt = Receipt(tf.constant(0, tf.int64), tf.constant(False), ())
-        made = []
+        receipt = Receipt(tf.constant(0, tf.int64), tf.constant(False))
         for p in range(self._plan.num_ps):
             mine = [i for i, b in enumerate(self._plan.buckets) if b.ps == p and sent.payloads[i]]
             messages, restore = coalesce(tf.nest.flatten([sent.payloads[i] for i in mine]))
@@ -214,10 +213,9 @@ class Pusher:
                     p, handles, tf.nest.flatten(arrived) + [t for ps, t in reads if ps == p],
                     payloads, rows, sent, learning_rate, expected,
                 )  # fmt: skip
-            made += one.made
             if p == 0:
                 receipt = one
-        return tf.nest.map_structure(tf.identity, receipt._replace(made=tuple(made)))
+        return tf.nest.map_structure(tf.identity, receipt)
 
     def _sends(self, i: int) -> bool:
         return self._update.optimizer.sends(i)
@@ -263,8 +261,7 @@ class Pusher:
         with tf.control_dependencies(written):
             # Or the lock of one ps would be held until that of the ps before is free.
             _tf.independent(tf.raw_ops.ConsumeMutexLock(mutex_lock=lock))
-            made = tf.identity(live)
-        return Receipt(missed, updated, (made,))
+        return Receipt(missed, updated)
 
     def _update_loss_scale(self, handles, live, finite, scale_then, updated):
         scale, good = (
@@ -279,15 +276,13 @@ class Pusher:
 
 
 class Receipt(NamedTuple):
-    """What the servers say of a push, the first one of them if nothing else is said.
+    """What the first ps says of a push.
 
     Attributes:
       staleness: int64 scalar: how many updates were made since the parameters
         were pulled with which it was computed.
       updated: bool scalar: whether the push brought an update.
-      made: a tensor of each ps, which is there when its update is made.
     """
 
     staleness: tf.Tensor
     updated: tf.Tensor
-    made: tuple

@@ -76,7 +76,6 @@ SYSTEMS = (
     _local("each", "topk:0.01", "int8", 0),
     _local("each", "topk:0.01", "int8", 16),
     _local("each", "int8", "int8", 16),
-    _local("each", "identity", "identity", 32),
     _local("round", "topk:0.01", "int8", 0),
     _local("round", "topk:0.01", "int8", 16),
     System("workers alone", "alone", {}, True, stride=_EXCHANGE),
