@@ -104,11 +104,13 @@ def plot(path: str, results: dict[str, dict]) -> bool:
 
     figure, axes = pyplot.subplots(figsize=(8, 5))
     for name, one in results.items():
-        axes.plot(*zip(*one["curve"], strict=True), marker="o", markersize=3, label=name)
+        # There are more settings than colours.
+        style = "--" if name.startswith("local") else "-"
+        axes.plot(*zip(*one["curve"], strict=True), style, marker="o", markersize=3, label=name)
     axes.set_xlabel("seconds of training")
     axes.set_ylabel("validation loss, nats a token")
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
