@@ -168,21 +168,6 @@ def test_subclassed_model(connect):
     assert (trainer.model.dense.kernel.numpy() >= 0).all()
 
 
-def test_evaluate_and_predict_visit_every_example_once(connect):
-    x, y = regression(333)
-    model = mlp()
-    model.compile("sgd", "mse", metrics=["mae"], steps_per_execution=2)
-    trainer = tfps.Trainer(model, connect(workers=4))
-    mine = trainer.evaluate(x, y, batch_size=20, verbose=0, return_dict=True)
-    theirs = model.evaluate(x, y, batch_size=20, verbose=0, return_dict=True)
-    for name in theirs:
-        np.testing.assert_allclose(mine[name], theirs[name], rtol=1e-5)
-    outputs = trainer.predict(x, batch_size=20, verbose=0)
-    np.testing.assert_allclose(outputs, model.predict(x, verbose=0), rtol=1e-5, atol=1e-6)
-    loss = trainer.evaluate(tf.data.Dataset.from_tensor_slices((x, y)).batch(7), verbose=0)
-    np.testing.assert_allclose(loss, list(theirs.values()), rtol=1e-5)
-
-
 def test_trained_model_is_saved_and_loaded_by_plain_keras(connect, tmp_path):
     x, y = regression(64)
     strategy = connect()
@@ -341,65 +326,6 @@ def test_parameters_and_slots_are_on_the_servers_only(connect):
     assert slots == 3 * model.count_params()
 
 
-def test_errors_are_one_clear_line(connect):
-    x, y = regression(64)
-    strategy = connect()
-    with pytest.raises(tfps.ConfigError, match=r"needs a tfps\.ParameterServerStrategy"):
-        tfps.Trainer(mlp(), None)
-    model = mlp()
-    model.compile("sgd", "mse")
-    trainer = tfps.Trainer(model, strategy)
-    with pytest.raises(tfps.DataError, match="y was given together with a dataset_fn"):
-        trainer.fit(ones, y)
-    with pytest.raises(tfps.DataError, match=r"must return a tf\.data\.Dataset"):
-        trainer.fit(lambda context: 3)
-    with pytest.raises(tfps.DataError, match="predict was given a dataset_fn"):
-        trainer.predict(ones)
-    with pytest.raises(tfps.DataError, match="no batch"):
-        trainer.fit(tf.data.Dataset.from_tensor_slices((x[:0], y[:0])).batch(2), verbose=0)
-    clipped = o.SGD(gradient_accumulation_steps=2, clipnorm=1.0)
-    model.compile(clipped, "mse")
-    with pytest.raises(tfps.ConfigError, match="leave out one of the two"):
-        trainer.fit(x, y)
-    model.compile("sgd", "mse", run_eagerly=True)
-    with pytest.raises(tfps.ConfigError, match="run_eagerly"):
-        trainer.fit(x, y)
-    split = connect(partitioner=tf.distribute.experimental.partitioners.FixedShardsPartitioner(2))
-    model = mlp()
-    model.compile(o.Muon(), "mse")
-    with pytest.raises(tfps.ConfigError, match="Muon needs whole variables"):
-        tfps.Trainer(model, split).fit(x, y)
-
-    class Custom(keras.Sequential):
-        def train_step(self, data):
-            return {}
-
-    model = Custom([keras.Input([8]), keras.layers.Dense(1)])
-    model.compile("sgd", "mse")
-    with pytest.raises(tfps.ConfigError, match="overrides train_step"):
-        tfps.Trainer(model, strategy).fit(x, y)
-
-
-def test_an_error_on_a_worker_names_it(connect):
-    class Picky(keras.Model):
-        def call(self, x):
-            with tf.control_dependencies([tf.debugging.assert_less(x, 100.0, "x is too large")]):
-                return tf.identity(x)
-
-    x = np.ones([64, 1], "float32")
-    x[40] = 1000
-    model = Picky()
-    model.compile("sgd", "mse", jit_compile=False)
-    trainer = tfps.Trainer(model, connect())
-    with pytest.raises(tfps.WorkerError) as caught:
-        trainer.evaluate(x, x, batch_size=8, verbose=0)
-    assert caught.value.worker == 0
-    assert caught.value.address in str(caught.value)
-    assert "x is too large" in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert trainer.evaluate(x[:40], x[:40], batch_size=8, verbose=0) == 0.0
-
-
 def test_compiling_anew_and_freezing_take_effect(connect):
     x, y = regression(64)
     trainer, reference = pair(connect(), lambda: o.SGD(0.1))
@@ -414,26 +340,6 @@ def test_compiling_anew_and_freezing_take_effect(connect):
     assert relative_error(trainer.model, reference) < 1e-5
     assert last["mse"][0] > 0
     assert int(trainer.model.optimizer.iterations) == 4
-
-
-def test_every_validation_sees_the_same_batches(connect):
-    x, y = regression(100)
-    trainer, reference = pair(connect(), lambda: o.SGD(0.0))
-    args = {"epochs": 3, "validation_data": (x, y), "validation_batch_size": 10, "verbose": 0}
-    mine = trainer.fit(x, y, validation_steps=4, **args).history["val_loss"]
-    theirs = reference.fit(x, y, validation_steps=4, **args).history["val_loss"]
-    np.testing.assert_allclose(mine, theirs, rtol=1e-5)
-
-
-def test_predict_needs_neither_fit_nor_compile(connect):
-    x, _ = regression(40)
-    model = mlp()
-    outputs = tfps.Trainer(model, connect()).predict(x, verbose=0)
-    np.testing.assert_allclose(outputs, model.predict(x, verbose=0), rtol=1e-5, atol=1e-6)
-    model.compile("sgd", "mse", metrics=["mae"])
-    trainer = tfps.Trainer(model, connect())
-    trainer.predict(x, verbose=0)
-    assert trainer.evaluate(x, x[:, :1], verbose=0, return_dict=True)["mae"] > 0
 
 
 def test_history_is_json(connect):
