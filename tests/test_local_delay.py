@@ -11,8 +11,7 @@ from tests.graphs import conditional_devices, sources
 
 o = keras.optimizers
 STEPS, BATCH, EXCHANGES = 3, 8, 5
-DELAYS = pytest.mark.parametrize("delay", [1, 2, STEPS])
-MERGES = pytest.mark.parametrize("merge", ["each", "round"])
+DELAYS = pytest.mark.parametrize("delay", [1, STEPS])
 
 
 class Counted(keras.Model):
@@ -161,8 +160,7 @@ def test_no_update_is_lost(connect, delay):
     np.testing.assert_allclose(sent, [13 * 20, 34 * 20])
 
 
-@MERGES
-@pytest.mark.parametrize("fed", ["chief", "worker"])
+@pytest.mark.parametrize("merge, fed", [("each", "chief"), ("round", "worker")])
 def test_the_first_steps_wait_for_no_server(connect, merge, fed):
     """And no condition spans the servers."""
     x, y = regression(64)
