@@ -88,8 +88,8 @@ def fetch(coordinator, function, calls):
 CASES = {
     "empty": (empty_function, keep),
     "scalar": (scalar_function, keep),
-    "scalar, ignored": (scalar_function, drop),
-    "scalar, all fetched": (scalar_function, fetch),
+    "scalar ignored": (scalar_function, drop),
+    "scalar fetched": (scalar_function, fetch),
 }
 
 

@@ -87,15 +87,16 @@ class Trace:
 
     def run(self, closure: "Closure", worker: int, manager: _tf.CancellationManager) -> Any:
         """Calls it on the device in scope; flat outputs if `flat`, else the structure."""
+        wanted = closure.output() is not None
         if self._direct:
-            return self.flat(_tensors(closure.leaves, worker), manager)
+            return self.flat(_tensors(closure.leaves, worker), manager, wanted)
         args, kwargs = on_worker((closure.args, closure.kwargs), worker)
         if self.flat is None:
             return self._function(*args, **kwargs)
         inputs = self.flat.bound(args, kwargs)
         if self._direct is None and closure.leaves is not None:
             self._compare(inputs, _tensors(closure.leaves, worker))
-        return self.flat(inputs, manager)
+        return self.flat(inputs, manager, wanted)
 
     def _compare(self, inputs: list, tensors: list) -> None:
         """Decides whether the leaves as they come are the inputs.

@@ -93,7 +93,8 @@ class ClusterCoordinator(tf.distribute.coordinator.ClusterCoordinator):
           kwargs: its keyword arguments, likewise.
 
         Returns:
-          A `RemoteValue` for what the function returns.
+          A `RemoteValue` for what the function returns. If it is dropped before the
+          function runs, the worker keeps no result.
 
         Raises:
           TypeError: `fn` is not a `tf.function`.

@@ -1,6 +1,7 @@
 """What is scheduled, and what is fetched."""
 
 import gc
+import time
 import weakref
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from tests.coordinator.conftest import BOTH, UNRAISABLE, Point
+from tfps import _tf
 
 pytestmark = UNRAISABLE
 
@@ -57,6 +59,64 @@ def test_many_results_at_once(make, kind, positive):
         coordinator.fetch([values, bad])
     with pytest.raises(tf.errors.InvalidArgumentError):
         coordinator.join()
+
+
+@BOTH
+def test_results_that_nobody_keeps(make, kind):
+    """What a function does is done all the same, and its errors are raised."""
+    coordinator = make(kind)
+    with coordinator.strategy.scope():
+        total = tf.Variable(0)
+        table = tf.lookup.StaticHashTable(
+            tf.lookup.KeyValueTensorInitializer(["a"], tf.constant([5])), -1
+        )
+    traced = []
+
+    @tf.function
+    def add(it, key, x):
+        traced.append(1)
+        index = tf.distribute.coordinator.experimental_get_current_worker_index()
+        return total.assign_add(next(it) + table.lookup(key) + tf.size(x)), index
+
+    made = coordinator.create_per_worker_dataset(lambda: tf.data.Dataset.from_tensors(2).repeat())
+    iterator = iter(made)
+    for _ in range(10):
+        coordinator.schedule(add, args=(iterator, tf.constant("a"), tf.zeros([3])))
+    coordinator.join()
+    assert total.numpy() == 10 * (2 + 5 + 3)
+    last, index = coordinator.schedule(add, args=(iterator, tf.constant("a"), tf.ones([3]))).fetch()
+    assert last == 110
+    assert index in (0, 1)
+    assert len(traced) == 1
+
+    @tf.function
+    def pick(x, i):
+        return tf.gather(x, i)  # Neither stateful nor used.
+
+    for i in (0, 1, 7):
+        coordinator.schedule(pick, args=(tf.zeros([3]), tf.constant(i)))
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"= 7 is not in \[0, 3\)"):
+        coordinator.join()
+
+
+def test_a_result_that_nobody_keeps_is_not_kept(make, gate, monkeypatch):
+    coordinator = make(workers=1)
+    made = []
+    call = _tf.FlatFunction.__call__
+    monkeypatch.setattr(
+        _tf.FlatFunction, "__call__", lambda *args: made.append(call(*args)) or made[-1]
+    )
+    f = tf.function(lambda x: (x, x + 1))
+    one = tf.constant(1)
+    coordinator.schedule(gate.function())
+    assert gate.entered.acquire(timeout=10)
+    kept = coordinator.schedule(f, args=(one,))
+    for _ in range(3):
+        coordinator.schedule(f, args=(one,))
+    gate.open()
+    assert kept.fetch() == (1, 2)
+    coordinator.join()
+    assert [len(outputs) for outputs in made[1:]] == [2, 0, 0, 0]
 
 
 @BOTH
@@ -143,5 +203,7 @@ def test_what_is_known_of_a_function_goes_with_it(make):
     coordinator.join()
     known = weakref.ref(f)
     del f
-    gc.collect()
+    deadline = time.monotonic() + 10
+    while known() is not None and time.monotonic() < deadline:
+        gc.collect()  # It does nothing while another thread collects.
     assert known() is None
