@@ -8,6 +8,7 @@ from tfps import faults
     [
         ("plain [Op:Foo]", "plain"),
         ("", "no message"),
+        (None, "no message"),
         (
             "Graph execution error:\n\nDetected at node x defined at (most recent call last):\n"
             '  File "a.py", line 1\n\nassertion failed: [bad]\n\t [[{{node x}}]] [Op:__inference]',

@@ -5,7 +5,6 @@ Nothing else in the package imports from `tensorflow.python`.
 
 import contextlib
 import sys
-import threading
 
 import tensorflow as tf
 from tensorflow.python.distribute.coordinator import coordinator_context, remote_value
@@ -126,9 +125,8 @@ class FlatFunction:
         self._function = function
         self._defaults = defaults
         self._inner = function._inference_function
+        self._name = self._inner.name.decode()
         self._outputs = len(self._inner.function_type.flat_outputs)
-        self._silent = None if self._outputs else function
-        self._silencing = threading.Lock()
         attrs = context.context().function_call_options.as_attrs()
         self._attrs = tuple(part for item in attrs.items() for part in item)
         self._captures = None
@@ -149,51 +147,19 @@ class FlatFunction:
                 raise
             return [tf.convert_to_tensor(x, i.dtype) for x, i in zip(args, flat, strict=True)]
 
-    def __call__(
-        self, inputs: list[tf.Tensor], manager: CancellationManager, wanted: bool = True
-    ) -> list[tf.Tensor]:
-        """Runs it on the device in scope, until it ends or `manager` cancels it.
-
-        Args:
-          inputs: see `bound`.
-          manager: of the cancellation.
-          wanted: false: all the same is computed, but nothing is returned. A result
-            would stay on its device and cost another message, which frees it.
-
-        Returns:
-          Flat outputs; none if they are not wanted.
-        """
+    def __call__(self, inputs: list[tf.Tensor], manager: CancellationManager) -> list[tf.Tensor]:
+        """Runs it on the device in scope, until it ends or `manager` cancels it."""
         # A capture may be chosen by worker: a table, or the worker's index.
         captures = self._function.captured_inputs if self._captures is None else self._captures
-        graph, outputs = self._inner, self._outputs
-        if not wanted:
-            graph, outputs = self._without_outputs(), 0
-        with atomic_function.InterpolateRuntimeError(graph):
+        with atomic_function.InterpolateRuntimeError(self._inner):
             return execute.execute_with_cancellation(
-                graph.name.decode(),
-                outputs,
+                self._name,
+                self._outputs,
                 inputs + captures,
                 self._attrs,
                 context.context(),
                 manager,
             )
-
-    def _without_outputs(self) -> atomic_function.AtomicFunction:
-        """A function that calls this one, waits for what it returns, and returns nothing."""
-        with self._silencing:
-            if self._silent is None:
-
-                def silent(*inputs):
-                    outputs = [tf.identity(x) for x in self._inner.call_flat(*inputs)]
-                    with tf.control_dependencies(outputs):
-                        independent(tf.no_op())
-
-                specs = [tf.TensorSpec(x.shape, x.dtype) for x in self._function.inputs]
-                # The device in scope is one worker's; the graph is for all.
-                with tf.device(None):
-                    function = tf.function(silent, autograph=False)
-                    self._silent = function.get_concrete_function(*specs)
-            return self._silent._inference_function
 
     def packed(self, outputs: list[tf.Tensor] | None):
         """Flat outputs in the structure that the Python function returned."""

@@ -53,7 +53,8 @@ class Backlog:
         self._round = Round()
         self._stopped = False
         self._news = time.monotonic()
-        self._lock = threading.Lock()
+        # A coordinator that is garbage stops it, and is collected at any line, also under the lock.
+        self._lock = threading.RLock()
         self._work = threading.Condition(self._lock)
         self._room = threading.Condition(self._lock)
         self._settled = threading.Condition(self._lock)
@@ -204,11 +205,10 @@ class Backlog:
             self._settled.notify_all()
 
     def _cancel_waiting(self) -> None:
-        for closure in self._queue:
-            output = closure.output()
+        while self._queue:
+            output = self._queue.popleft().output()
             if output is not None:
                 output._set(None, _cancelled())
-        self._queue.clear()
         self._room.notify_all()
 
     def _raise_pending(self) -> None:

@@ -87,16 +87,15 @@ class Trace:
 
     def run(self, closure: "Closure", worker: int, manager: _tf.CancellationManager) -> Any:
         """Calls it on the device in scope; flat outputs if `flat`, else the structure."""
-        wanted = closure.output() is not None
         if self._direct:
-            return self.flat(_tensors(closure.leaves, worker), manager, wanted)
+            return self.flat(_tensors(closure.leaves, worker), manager)
         args, kwargs = on_worker((closure.args, closure.kwargs), worker)
         if self.flat is None:
             return self._function(*args, **kwargs)
         inputs = self.flat.bound(args, kwargs)
         if self._direct is None and closure.leaves is not None:
             self._compare(inputs, _tensors(closure.leaves, worker))
-        return self.flat(inputs, manager, wanted)
+        return self.flat(inputs, manager)
 
     def _compare(self, inputs: list, tensors: list) -> None:
         """Decides whether the leaves as they come are the inputs.
@@ -158,12 +157,9 @@ class Traces:
         return known[graph]
 
     def _known(self, function) -> dict:
-        """What is known of a function: kept by it, so that it goes when the function goes."""
-        owner, known = function.__dict__.get("_tfps_traces", (None, None))
-        if owner is not self:
-            known = {}
-            function._tfps_traces = (self, known)
-        return known
+        """What is known of a function: kept by it, and gone when it or the coordinator is."""
+        kept = function.__dict__.setdefault("_tfps_traces", weakref.WeakKeyDictionary())
+        return kept.setdefault(self, {})
 
     def _concrete(self, function, args, kwargs) -> tf.types.experimental.ConcreteFunction:
         if isinstance(function, tf.types.experimental.ConcreteFunction):

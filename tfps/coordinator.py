@@ -67,6 +67,9 @@ class ClusterCoordinator(tf.distribute.coordinator.ClusterCoordinator):
             cluster = getattr(strategy, "cluster", None)
             self._backlog = Backlog(cluster or Cluster.from_resolver(strategy._cluster_resolver))
             self._traces = Traces(strategy)
+            # Not the backlog's: specs know their strategy, and the lanes, which have the backlog,
+            # end when nobody knows the strategy any more.
+            self._specs: dict = {}
             self._lanes_lock = threading.Lock()
             self._lanes = 0
             self._has_initialized = True
@@ -93,8 +96,7 @@ class ClusterCoordinator(tf.distribute.coordinator.ClusterCoordinator):
           kwargs: its keyword arguments, likewise.
 
         Returns:
-          A `RemoteValue` for what the function returns. If it is dropped before the
-          function runs, the worker keeps no result.
+          A `RemoteValue` for what the function returns.
 
         Raises:
           TypeError: `fn` is not a `tf.function`.
@@ -166,7 +168,7 @@ class ClusterCoordinator(tf.distribute.coordinator.ClusterCoordinator):
         self._start_lanes()
         values = []
         for worker in range(self._backlog.cluster.num_workers):
-            value = Resource(self._backlog)
+            value = Resource(self._backlog, self._specs)
             value._type_spec = spec
             self._backlog.put_on(worker, ResourceClosure(fn, args, kwargs, value))
             values.append(value)

@@ -102,8 +102,9 @@ def _joined(ours: type, theirs: type) -> type:
 _FRAMING = ("Graph execution error", "Detected at node", "File ", "Traceback", "in user code")
 
 
-def summary(message: str) -> str:
+def summary(message: str | None) -> str:
     """The sentence of a TensorFlow error that says what is wrong, without its tracebacks."""
+    message = message or "no message"
     if several := re.search(r"root error\(s\) found\.\s*\(0\) \w+:", message):
         message = message[several.end() :].lstrip()
     message = re.sub(r"\{\{function_node [^}]*\}\} ?", "", message)
@@ -115,6 +116,6 @@ def summary(message: str) -> str:
         if not text or line.startswith((" ", "\t")) or text.startswith(_FRAMING):
             continue
         lines.append(text)
-    last = (message.strip().splitlines() or ["no message"])[-1].strip()
+    last = (message.strip().splitlines() or [""])[-1].strip()
     found = " ".join(dict.fromkeys(lines)) or last
     return re.sub(r"\s*\[Op:\w+\]", "", found)

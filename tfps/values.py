@@ -11,15 +11,18 @@ from tfps import _tf
 _SMALL = 4096
 _TOGETHER = 256
 
-_interned: dict = {}
 
+def interned(spec, known: dict):
+    """One object for all equal type specs, so that they can be compared by identity.
 
-def interned(spec):
-    """One object for all equal type specs, so that they can be compared by identity."""
+    Args:
+      spec: one, or a structure of them.
+      known: those met before; keeps this one.
+    """
     try:
-        return _interned.setdefault(spec, spec)
-    except TypeError:  # A structure of specs, which has no hash.
-        return spec
+        return known.setdefault(spec, spec)
+    except TypeError:  # A structure that has no hash.
+        return known.setdefault(id(spec), spec)
 
 
 class RemoteValue(tf.distribute.coordinator.RemoteValue):
@@ -28,7 +31,7 @@ class RemoteValue(tf.distribute.coordinator.RemoteValue):
     It stays on the worker until somebody asks for it.
     """
 
-    __slots__ = ("_backlog", "_error", "_event", "_local", "_packed", "_ready", "_result", "_spec")
+    __slots__ = ("_backlog", "_error", "_event", "_local", "_packed", "_ready", "_result")
 
     def __init__(self, backlog, packed_by: _tf.FlatFunction | None = None):
         """Made by `ClusterCoordinator.schedule`.
@@ -41,7 +44,7 @@ class RemoteValue(tf.distribute.coordinator.RemoteValue):
         self._packed = packed_by
         self._ready = False
         self._event = None
-        self._error = self._result = self._local = self._spec = None
+        self._error = self._result = self._local = None
 
     def get(self):
         """Waits for the function and copies its result to the chief.
@@ -101,14 +104,6 @@ class RemoteValue(tf.distribute.coordinator.RemoteValue):
     def _status(self):
         return _tf.RemoteValueStatus.READY if self._ready else _tf.RemoteValueStatus.NOT_READY
 
-    @property
-    def _type_spec(self):
-        return self._spec
-
-    @_type_spec.setter
-    def _type_spec(self, spec) -> None:
-        self._spec = interned(spec)
-
 
 def _structured(result, packed):
     return result if packed is None else packed.packed(result)
@@ -117,11 +112,26 @@ def _structured(result, packed):
 class Resource(RemoteValue):
     """A per-worker value: what a function made on one worker, such as an iterator."""
 
-    __slots__ = ("_components",)
+    __slots__ = ("_components", "_known", "_spec")
 
-    def __init__(self, backlog):
+    def __init__(self, backlog, specs: dict):
+        """Made by the coordinator.
+
+        Args:
+          backlog: see `RemoteValue`.
+          specs: all type specs of the coordinator's resources, by themselves.
+        """
         super().__init__(backlog)
-        self._components = None
+        self._known = specs
+        self._components = self._spec = None
+
+    @property
+    def _type_spec(self):
+        return self._spec
+
+    @_type_spec.setter
+    def _type_spec(self, spec) -> None:
+        self._spec = interned(spec, self._known)
 
     def get(self):
         """Waits for it and copies it to the chief, as it is now: a variable changes."""
@@ -151,25 +161,31 @@ def bring(values: list[RemoteValue]) -> None:
     alike = collections.defaultdict(list)
     for value in values:
         value._wait()
-        if value._packed is not None and value._error is None and value._local is None:
-            parts = value._result or ()
+        if value._error is not None:
+            return  # Whoever gets it first need not wait for those that come after it.
+        # In this order: another thread may be doing the same, and forgets the result last.
+        parts, packed = value._result, value._packed
+        if parts and packed is not None and value._local is None and all(map(_is_small, parts)):
             layout = tuple((t.backing_device, t.dtype, *t.shape) for t in parts)
-            if parts and all(t.shape.num_elements() * t.dtype.size <= _SMALL for t in parts):
-                alike[layout].append(value)
+            alike[layout].append((value, parts))
     for group in alike.values():
         for start in range(0, len(group), _TOGETHER):
             _bring_alike(group[start : start + _TOGETHER])
 
 
-def _bring_alike(group: list[RemoteValue]) -> None:
-    results = [value._result for value in group]
+def _is_small(tensor: tf.Tensor) -> bool:
+    dtype = tensor.dtype  # TensorFlow cannot stack quantized ones.
+    return not dtype.is_quantized and tensor.shape.num_elements() * dtype.size <= _SMALL
+
+
+def _bring_alike(group: list[tuple[RemoteValue, list[tf.Tensor]]]) -> None:
     columns = []
-    with group[0]._backlog.errors_named():
-        for column in zip(*results, strict=True):
+    with group[0][0]._backlog.errors_named():
+        for column in zip(*(parts for _, parts in group), strict=True):
             with tf.device(column[0].backing_device):
                 stacked = tf.stack(column)
             columns.append(tf.unstack(_to_chief(stacked)))
-    for value, *parts in zip(group, *columns, strict=True):
+    for (value, _), *parts in zip(group, *columns, strict=True):
         value._local = (_structured(parts, value._packed),)
         value._result = None
 

@@ -48,6 +48,10 @@ def gate():
             self._opened, self.entered = threading.Event(), threading.Semaphore(0)
             self.open = self._opened.set
 
+        @property
+        def opened(self):
+            return self._opened.is_set()
+
         def wait(self):
             self.entered.release()
             return np.bool_(self._opened.wait(30))

@@ -57,6 +57,20 @@ def test_an_error_names_the_worker(make, positive):
         value.get()
 
 
+@BOTH
+def test_fetch_does_not_wait_for_what_comes_after_an_error(make, kind, gate, positive):
+    coordinator = make(kind, workers=2)
+    slow = coordinator.schedule(gate.function())
+    assert gate.entered.acquire(timeout=10)
+    bad = coordinator.schedule(positive, args=(tf.constant(-1),))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="not positive"):
+        coordinator.fetch([bad, slow])
+    assert not gate.opened
+    gate.open()
+    with pytest.raises(tf.errors.InvalidArgumentError, match="not positive"):
+        coordinator.join()
+
+
 def test_an_error_of_python_names_the_worker(make, double):
     coordinator = make(workers=1)
     resource = coordinator._create_per_worker_resources(lambda: 1 // 0)

@@ -2,12 +2,14 @@
 
 import gc
 import threading
+import time
 
 import pytest
 import tensorflow as tf
 
 import tfps
 from tests.coordinator.conftest import STOCK, UNRAISABLE
+from tfps import values
 
 pytestmark = UNRAISABLE
 
@@ -45,7 +47,8 @@ def test_what_it_refuses(connect):
         tfps.ClusterCoordinator(connect(), in_flight=9)
 
 
-def test_its_threads_end_with_it(connect):
+@pytest.mark.parametrize("data", ["none", "dataset", "distributed"])
+def test_its_threads_end_with_it(connect, data):
     def lanes():
         return {t for t in threading.enumerate() if t.name.startswith("tfps-worker-0.")}
 
@@ -53,10 +56,39 @@ def test_its_threads_end_with_it(connect):
     before = lanes()
     coordinator = tfps.ClusterCoordinator(connect(workers=1))
     assert not lanes() - before  # None before there is work; those of others may end meanwhile.
-    f = tf.function(lambda: None)
-    coordinator.schedule(f).fetch()
+    f = tf.function(lambda it: None)
+    iterator = None
+    if data != "none":
+        dataset = tf.data.Dataset.range(3)
+        if data == "distributed":
+            dataset = coordinator.strategy.experimental_distribute_dataset(dataset)
+        iterator = iter(coordinator.create_per_worker_dataset(dataset))
+        del dataset
+    coordinator.schedule(f, args=(iterator,)).fetch()
     (mine,) = lanes() - before
-    del coordinator, f
-    gc.collect()
-    mine.join(10)
+    # It may outlive the coordinator, unless its trace, which is TensorFlow's, knows the strategy.
+    f = None if data == "distributed" else f
+    del coordinator, iterator
+    deadline = time.monotonic() + 10
+    while mine.is_alive() and time.monotonic() < deadline:
+        gc.collect()
+        mine.join(0.1)
     assert not mine.is_alive()
+
+
+def test_it_may_be_collected_while_its_own_lock_is_held(connect, gate, monkeypatch):
+    coordinator = tfps.ClusterCoordinator(connect(workers=1))
+    value = coordinator.schedule(gate.function())
+    assert gate.entered.acquire(timeout=10)
+    del coordinator
+    timer = threading.Timer(0.5, gate.open)
+    timer.start()
+    event = threading.Event
+
+    def collecting():
+        gc.collect()
+        return event()
+
+    monkeypatch.setattr(values.threading, "Event", collecting)
+    with pytest.raises(tf.errors.CancelledError):
+        value.get()  # It was cancelled with the coordinator.

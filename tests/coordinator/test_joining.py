@@ -127,5 +127,5 @@ def test_what_is_remembered_of_a_function_has_a_bound(connect, monkeypatch):
     twice = tf.function(lambda x: 2 * x, input_signature=[tf.TensorSpec([], tf.int32)])
     values = [coordinator.schedule(twice, args=(i,)) for i in range(40)]
     assert coordinator.fetch(values) == [2 * i for i in range(40)]
-    _, known = twice._tfps_traces
+    (known,) = twice._tfps_traces.values()
     assert len(known) <= 6

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from tests.coordinator.conftest import BOTH, UNRAISABLE, Point
-from tfps import _tf
+from tfps import values
 
 pytestmark = UNRAISABLE
 
@@ -62,6 +62,30 @@ def test_many_results_at_once(make, kind, positive):
 
 
 @BOTH
+def test_results_that_cannot_be_stacked(make, kind):
+    coordinator = make(kind)
+    f = tf.function(lambda x: tf.bitcast(x, tf.qint8))
+    quantized = [coordinator.schedule(f, args=(tf.constant(i, tf.int8),)) for i in range(3)]
+    assert len(coordinator.fetch(quantized)) == 3
+
+
+def test_threads_may_fetch_the_same_results(make, monkeypatch):
+    """One forgets what is on the worker while the other is about to copy it."""
+    coordinator = make()
+    f = tf.function(lambda x: x + 1)
+    results = [coordinator.schedule(f, args=(tf.constant(i),)) for i in range(3)]
+    bring_alike = values._bring_alike
+
+    def late(group):
+        monkeypatch.setattr(values, "_bring_alike", bring_alike)
+        assert coordinator.fetch(results) == [1, 2, 3]  # As another thread would.
+        bring_alike(group)
+
+    monkeypatch.setattr(values, "_bring_alike", late)
+    assert coordinator.fetch(results) == [1, 2, 3]
+
+
+@BOTH
 def test_results_that_nobody_keeps(make, kind):
     """What a function does is done all the same, and its errors are raised."""
     coordinator = make(kind)
@@ -97,26 +121,6 @@ def test_results_that_nobody_keeps(make, kind):
         coordinator.schedule(pick, args=(tf.zeros([3]), tf.constant(i)))
     with pytest.raises(tf.errors.InvalidArgumentError, match=r"= 7 is not in \[0, 3\)"):
         coordinator.join()
-
-
-def test_a_result_that_nobody_keeps_is_not_kept(make, gate, monkeypatch):
-    coordinator = make(workers=1)
-    made = []
-    call = _tf.FlatFunction.__call__
-    monkeypatch.setattr(
-        _tf.FlatFunction, "__call__", lambda *args: made.append(call(*args)) or made[-1]
-    )
-    f = tf.function(lambda x: (x, x + 1))
-    one = tf.constant(1)
-    coordinator.schedule(gate.function())
-    assert gate.entered.acquire(timeout=10)
-    kept = coordinator.schedule(f, args=(one,))
-    for _ in range(3):
-        coordinator.schedule(f, args=(one,))
-    gate.open()
-    assert kept.fetch() == (1, 2)
-    coordinator.join()
-    assert [len(outputs) for outputs in made[1:]] == [2, 0, 0, 0]
 
 
 @BOTH
