@@ -142,6 +142,17 @@ def test_a_step_that_never_ends_is_named_while_others_go_on(connect, monkeypatch
     dispatcher.close()
 
 
+def test_what_drain_gave_up_on_ends_before_anything_new(dispatcher, monkeypatch):
+    monkeypatch.setattr(module, "_DRAIN", 0.05)
+    release, ended = threading.Event(), []
+    dispatcher.submit(0, lambda: ended.append(release.wait(10)))
+    dispatcher.drain()
+    assert dispatcher.pending == 0
+    threading.Timer(0.2, release.set).start()
+    dispatcher.settle()
+    assert ended == [True]
+
+
 def test_workers_that_are_busy_are_not_asked(dispatcher):
     release = threading.Event()
     dispatcher.submit(0, lambda: release.wait(10), tag="busy")

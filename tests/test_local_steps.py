@@ -207,3 +207,28 @@ def test_policies_with_one_outer_optimizer_share_its_momentum(connect):
     np.testing.assert_allclose(model.w, -10.5)  # 4 + 0.5 * 3 more.
     assert len(trainer._session._modes) == 1
     assert tfps.LocalSteps(2).outer is tfps.LocalSteps(4).outer
+
+
+def test_batches_without_sample_weights_may_say_so(connect):
+    """Keras takes None for them from a generator; a call has several batches in one stack."""
+    x, y = regression(64)
+    weights = []
+    for missing in ((), (None,)):
+        batches = ((x[i : i + 8], y[i : i + 8], *missing) for i in range(0, 64, 8))
+        model = mlp()
+        model.compile(o.SGD(0.05), "mse")
+        tfps.Trainer(model, connect(1), tfps.LocalSteps(4)).fit(batches, verbose=0)
+        weights.append(model)
+    assert relative_error(*weights) == 0
+
+
+def test_what_cannot_train_on_copies_is_refused_at_once(connect):
+    model = mlp()
+    model.compile(o.SGD(0.05, use_ema=True), "mse")
+    with pytest.raises(tfps.ConfigError, match="use_ema"):
+        tfps.Trainer(model, connect(), tfps.LocalSteps(4))
+    trainer = tfps.Trainer(model, connect())
+    model.compile(o.LossScaleOptimizer(o.SGD(0.05)), "mse")
+    with pytest.raises(tfps.ConfigError, match="LossScaleOptimizer"):
+        trainer.consistency = tfps.LocalSteps(4)
+    assert trainer.consistency == tfps.Async()

@@ -45,6 +45,15 @@ def test_load_if_changed(connect):
     assert not store.load_if_changed()
 
 
+def test_a_value_that_is_no_number_is_no_change(connect):
+    model = mlp()
+    model.layers[0].bias.assign(np.full(16, np.nan))
+    store = make(connect(), model)
+    assert not store.load_if_changed()
+    model.layers[0].bias.assign(np.zeros(16))
+    assert store.load_if_changed()
+
+
 def test_both_servers_hold_a_part(connect):
     store = make(connect(), mlp(units=64))
     held = [sum(b.nbytes for b in store.plan.buckets if b.ps == p) for p in (0, 1)]

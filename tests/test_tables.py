@@ -183,6 +183,10 @@ def test_lazy_is_refused_where_it_has_no_meaning(connect):
     net.compile(keras.optimizers.Adafactor(), "mse")
     with pytest.raises(tfps.ConfigError, match="Adafactor needs whole"):
         tfps.Trainer(net, connect(), sparse_updates="lazy").fit(x, y, verbose=0)
+    net.compile("sgd", "mse")
+    local = tfps.Trainer(net, connect(), tfps.LocalSteps(2), sparse_updates="lazy")
+    with pytest.raises(tfps.ConfigError, match="LocalSteps updates whole tables"):
+        local.fit(x, y, verbose=0)
     with pytest.raises(tfps.ConfigError, match='must be "exact" or "lazy"'):
         tfps.Trainer(net, connect(), sparse_updates="eager")
 

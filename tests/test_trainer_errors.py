@@ -1,12 +1,15 @@
 """What a `Trainer` refuses, and how it says what went wrong."""
 
+import threading
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import tfps
-from tests.conftest import mlp, regression
+from tests.conftest import Counting, mlp, regression
+from tfps import dispatcher
 
 o = keras.optimizers
 
@@ -72,3 +75,37 @@ def test_an_error_on_a_worker_names_it(connect):
     assert "x is too large" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert trainer.evaluate(x[:40], x[:40], batch_size=8, verbose=0) == 0.0
+
+
+def test_a_call_that_outlives_its_fit_pushes_before_the_next_one(connect, monkeypatch):
+    monkeypatch.setattr(dispatcher, "_DRAIN", 0.1)
+    release, waits = threading.Event(), threading.Event()
+
+    def slow(index):
+        if index == 1:
+            waits.set()
+            release.wait(20)
+        return np.float32(index)
+
+    def dataset_fn(context):
+        index = context.worker_index
+        one = tf.data.Dataset.from_tensors(index).repeat(40).prefetch(0)
+        one = one.map(lambda i: tf.reshape(tf.numpy_function(slow, [i], tf.float32), [1, 1]))
+        return one.map(lambda x: (x, x))
+
+    def interrupt(batch, logs):
+        waits.wait(20)
+        raise KeyboardInterrupt
+
+    model = Counting.compiled(o.SGD(1.0))
+    model.build((None, 1))
+    trainer = tfps.Trainer(model, connect(2))
+    stop = keras.callbacks.LambdaCallback(on_train_batch_end=interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(dataset_fn, callbacks=[stop], verbose=0)
+    model.set_weights([np.zeros(4, np.float32), np.int32(0)])
+    threading.Timer(0.5, release.set).start()
+    x = np.ones([12, 1], np.float32)
+    trainer.fit(x, x, batch_size=1, verbose=0)
+    np.testing.assert_array_equal(model.w, np.full(4, -12.0))
+    assert int(model.batches) == 12

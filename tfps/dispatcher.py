@@ -64,6 +64,7 @@ class Dispatcher:
         for thread in self._threads:
             thread.start()
         self.pending = 0
+        self._strays = False  # whether calls may still run that `drain` gave up on
 
     @property
     def num_workers(self) -> int:
@@ -120,6 +121,12 @@ class Dispatcher:
             raise
         return [c.value for c in sorted(completions, key=lambda c: c.worker)]
 
+    def settle(self) -> None:
+        """Waits for calls of before that did not end in time: they may still push."""
+        if self._strays:
+            self.run_on_each(lambda worker: None)
+            self._strays = False
+
     def close(self) -> None:
         """Ends the threads once their present calls return."""
         for todo in self._todo:
@@ -138,6 +145,7 @@ class Dispatcher:
             # What a lost task was doing may never return; it must not come back
             # as a result of something else.
             self._done, self.pending = queue.SimpleQueue(), 0
+            self._strays = True
 
     def _serve(self, worker: int) -> None:
         # Threads that share an executor share its errors too: what one worker's call raises

@@ -1,12 +1,14 @@
 """How workers and servers work together under a consistency policy."""
 
+import keras
+
 from tfps import errors, optimizers
 from tfps.ahead_step import AheadStep
 from tfps.apply import CompiledOptimizer, OuterOptimizer
 from tfps.consistency import Consistency, LocalSteps
 from tfps.gradient import Gradient
 from tfps.local_step import LocalStep
-from tfps.plan import Plan
+from tfps.plan import ROWS, Plan
 from tfps.program import Program
 from tfps.pull import Puller
 from tfps.push import Pusher
@@ -102,8 +104,8 @@ class Mode:
         return TrainStep(gradient, feed.source_spec, single, self._overlap)
 
 
-def require_local(optimizer, plan: Plan) -> None:
-    """Raises `ConfigError` for what cannot be trained on copies."""
+def require_local(optimizer: keras.optimizers.Optimizer, plan: Plan | None) -> None:
+    """Raises `ConfigError` for what cannot be trained on copies, as far as it is known."""
     if optimizers.is_dynamically_scaled(optimizer):
         raise errors.ConfigError(
             "LocalSteps does not go with a LossScaleOptimizer, whose scale all workers share; "
@@ -114,9 +116,16 @@ def require_local(optimizer, plan: Plan) -> None:
             "LocalSteps does not go with use_ema=True: the averages would be of the workers' "
             "copies; use outer=tfps.ModelAverage(decay) instead"
         )
+    if plan is None:
+        return
     if plan.remote:
         large = plan.specs[next(iter(plan.remote))]
         raise errors.ConfigError(
             f"LocalSteps trains on whole copies, but {large.path} {large.shape} is too large for "
             "one machine (max_chief_bytes); use Async, BoundedStaleness or Sync"
+        )
+    if any(bucket.kind.treatment == ROWS for bucket in plan.buckets):
+        raise errors.ConfigError(
+            'LocalSteps updates whole tables, which sparse_updates="lazy" does not; use "exact", '
+            "or Async, BoundedStaleness or Sync"
         )

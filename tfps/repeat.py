@@ -31,7 +31,8 @@ def repeat(step, source, count, state, single, conditional=False, begin=0):
     if isinstance(source, Stack):
 
         def body(i, state):
-            batch = tf.nest.map_structure(lambda t: t[i], source.batches)
+            # What a batch does not have, sample weights say, is None.
+            batch = tf.nest.map_structure(lambda t: None if t is None else t[i], source.batches)
             return i + 1, step(i, batch, state)
 
         return tf.while_loop(

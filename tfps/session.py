@@ -82,6 +82,7 @@ class Session:
 
     def prepare(self, feed, train: bool, targets: bool = True) -> None:
         """Builds the model, reads it, and creates and fills the servers' variables."""
+        self.dispatcher.settle()
         _keras.build(self.model, feed.batch_spec, targets)
         if self.program and not self.program.is_current():
             # Compiled anew, or frozen in part: as in Keras, another training.

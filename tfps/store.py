@@ -124,8 +124,7 @@ class ParameterStore:
     def load_if_changed(self) -> bool:
         """Fills the servers where the model was changed since the last `load` or `fetch`."""
         changed = not self._synced or not all(
-            np.array_equal(self.plan.variables[i].numpy(), old.numpy())
-            for i, old in self._synced.items()
+            _same(self.plan.variables[i].numpy(), old.numpy()) for i, old in self._synced.items()
         )
         if changed:
             self.load()
@@ -192,3 +191,8 @@ def write(handles, values) -> list[tf.Operation]:
         tf.raw_ops.AssignVariableOp(resource=h, value=v)
         for h, v in zip(handles, values, strict=True)
     ]
+
+
+def _same(a: np.ndarray, b: np.ndarray) -> bool:
+    # A value that is no number is no change; looking for those takes longer.
+    return np.array_equal(a, b) or np.array_equal(a, b, equal_nan=True)

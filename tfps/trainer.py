@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfps import _keras, callbacks as callbacks_lib, errors, optimizers
+from tfps import _keras, callbacks as callbacks_lib, errors, mode, optimizers
 from tfps.compression import Codec
 from tfps.consistency import Async, Consistency, Sync
 from tfps.inference import EvaluateStep, PredictStep
@@ -115,7 +115,6 @@ class Trainer:
             )
         self.model = model
         self.strategy = strategy
-        self.consistency = consistency or Async()
         if overlap not in (0, 1, 2):
             raise errors.ConfigError(f"overlap={overlap!r} must be 0, 1 or 2")
         if sparse_updates not in ("exact", "lazy"):
@@ -130,6 +129,7 @@ class Trainer:
         wire = {"push": push, "pull": pull, "lazy": sparse_updates == "lazy"}
         self._session = Session(model, strategy, overlap, wire, push_warmup, step_timeout)
         weakref.finalize(self, self._session.dispatcher.close)
+        self.consistency = consistency or Async()
         _keras.detach_from_strategy(model)
 
     @property
@@ -150,6 +150,10 @@ class Trainer:
                 f"{policy} waits for none of {workers} worker{'s' if workers > 1 else ''}; have "
                 "fewer backups than workers"
             )
+        if policy.local_steps and (optimizer := getattr(self.model, "optimizer", None)):
+            # Here, or it would end the epoch in which a callback assigns it.
+            store = self._session.store
+            mode.require_local(optimizer, store and store.plan)
         self._consistency = policy
 
     @_errors_named
