@@ -12,23 +12,31 @@ import numpy as np
 import pytest
 
 import tfps
+from tfps import net
 
-_current: dict = {}
+_clusters: dict = {}
+_current: list = []
 
 
 @pytest.fixture
 def connect():
     """`connect(workers, ps, partitioner)`: a strategy on an embedded cluster.
 
-    A process is connected to one cluster at a time, so the last one is kept and
-    used again as long as tests ask for the same size.
+    Servers never end, and have a hundred threads each, so there is one cluster of a size.
+    A process is connected to one at a time, each time from a port that no other server of
+    its own has.
     """
 
     def get(workers=1, ps=2, partitioner=None):
-        if _current.get("size") != (workers, ps):
-            _current["cluster"] = tfps.LocalCluster(workers, ps)
-            _current["size"] = (workers, ps)
-        return tfps.ParameterServerStrategy(_current["cluster"], partitioner)
+        size = workers, ps
+        if size not in _clusters:
+            _clusters[size] = tfps.LocalCluster(workers, ps)
+        elif size not in _current:
+            cluster = _clusters[size]
+            cluster.spec["chief"][:] = [f"127.0.0.1:{port}" for port in net.free_ports(1)]
+            cluster.connected = False
+        _current[:] = [size]
+        return tfps.ParameterServerStrategy(_clusters[size], partitioner)
 
     return get
 
