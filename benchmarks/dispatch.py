@@ -2,7 +2,8 @@
 
 They run on one embedded cluster, in turns; tfps also with two functions in flight on
 a worker. The functions do next to nothing, so what is measured is the coordinator, and
-the remote call that none can do without. Then the memory of functions that wait, each
+the remote call that none can do without; for the empty function on one worker, that call by
+itself is measured too. Then the memory of functions that wait, each
 coordinator in a process of its own.
 
   python -m benchmarks.dispatch
@@ -37,6 +38,7 @@ flags.DEFINE_enum("memory_of", None, ["tfps", "stock"], "Only that, as JSON.")
 
 BAR = 0.35  # of stock's time
 IN_FLIGHT = "tfps, in_flight=2"
+ALONE = "the call alone"
 
 
 def coordinators(cluster) -> dict:
@@ -93,6 +95,14 @@ CASES = {
 }
 
 
+def alone(_, function, calls):
+    """TensorFlow calls it on the worker, without any coordinator."""
+    graph = function.get_concrete_function()
+    with tf.device("/job:worker/task:0"):
+        for _ in range(calls):
+            graph()
+
+
 def turn(use, coordinator, function, calls) -> float:
     """µs for each call; the first quarter is not measured, so that what was before ends."""
     gc.collect()
@@ -114,6 +124,8 @@ def compare(workers: int) -> list[dict]:
         for name, coordinator in made.items():
             function = make()  # One for each: it keeps what a coordinator knows of it.
             runs[name] = functools.partial(turn, use, coordinator, function, FLAGS.calls)
+        if case == "empty" and workers == 1:
+            runs[ALONE] = functools.partial(turn, alone, None, make(), FLAGS.calls)
         for run in runs.values():
             run()
         rates = measure.alternate(runs, FLAGS.rounds)
