@@ -158,7 +158,9 @@ class Traces:
 
     def _known(self, function) -> dict:
         """What is known of a function: kept by it, and gone when it or the coordinator is."""
-        kept = function.__dict__.setdefault("_tfps_traces", weakref.WeakKeyDictionary())
+        kept = function.__dict__.get("_tfps_traces")
+        if kept is None:
+            kept = function._tfps_traces = weakref.WeakKeyDictionary()
         return kept.setdefault(self, {})
 
     def _concrete(self, function, args, kwargs) -> tf.types.experimental.ConcreteFunction:
