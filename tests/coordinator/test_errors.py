@@ -63,9 +63,13 @@ def test_fetch_does_not_wait_for_what_comes_after_an_error(make, kind, gate, pos
     slow = coordinator.schedule(gate.function())
     assert gate.entered.acquire(timeout=10)
     bad = coordinator.schedule(positive, args=(tf.constant(-1),))
+    # Whoever waits for the slow one sees the gate open.
+    timer = threading.Timer(5, gate.open)
+    timer.start()
     with pytest.raises(tf.errors.InvalidArgumentError, match="not positive"):
         coordinator.fetch([bad, slow])
     assert not gate.opened
+    timer.cancel()
     gate.open()
     with pytest.raises(tf.errors.InvalidArgumentError, match="not positive"):
         coordinator.join()

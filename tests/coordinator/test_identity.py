@@ -81,8 +81,7 @@ def test_it_may_be_collected_while_its_own_lock_is_held(connect, gate, monkeypat
     value = coordinator.schedule(gate.function())
     assert gate.entered.acquire(timeout=10)
     del coordinator
-    timer = threading.Timer(0.5, gate.open)
-    timer.start()
+    threading.Timer(0.5, gate.open).start()
     event = threading.Event
 
     def collecting():
