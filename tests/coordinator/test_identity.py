@@ -3,6 +3,7 @@
 import gc
 import threading
 import time
+import weakref
 
 import pytest
 import tensorflow as tf
@@ -80,13 +81,16 @@ def test_it_may_be_collected_while_its_own_lock_is_held(connect, gate, monkeypat
     coordinator = tfps.ClusterCoordinator(connect(workers=1))
     value = coordinator.schedule(gate.function())
     assert gate.entered.acquire(timeout=10)
+    alive = weakref.ref(coordinator)
     del coordinator
-    threading.Timer(0.5, gate.open).start()
-    event = threading.Event
 
     def collecting():
-        gc.collect()
-        return event()
+        monkeypatch.undo()
+        deadline = time.monotonic() + 10
+        while alive() is not None and time.monotonic() < deadline:
+            gc.collect()  # It does nothing while another thread collects.
+        threading.Timer(0.1, gate.open).start()
+        return threading.Event()
 
     monkeypatch.setattr(values.threading, "Event", collecting)
     with pytest.raises(tf.errors.CancelledError):
