@@ -27,6 +27,8 @@ ORDER = [
     "_keras",
     "devices",
     "faults",
+    "packing",
+    "results",
     "values",
     "closures",
     "backlog",

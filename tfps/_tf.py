@@ -5,6 +5,7 @@ Nothing else in the package imports from `tensorflow.python`.
 
 import contextlib
 import sys
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 from tensorflow.python.distribute.coordinator import coordinator_context, remote_value
@@ -96,6 +97,11 @@ def nothing_recorded(function: tf.types.experimental.ConcreteFunction) -> bool:
     return not any(output.dtype in (tf.resource, tf.variant) for output in outputs)
 
 
+def compiled(function: tf.types.experimental.ConcreteFunction) -> bool:
+    """Whether XLA compiles it as a whole, as `jit_compile=True` says."""
+    return function.function_def.attr["_XlaMustCompile"].b
+
+
 @contextlib.contextmanager
 def being_scheduled(strategy: tf.distribute.Strategy):
     """The strategy's scope, in which its methods know that the coordinator calls them."""
@@ -115,18 +121,29 @@ class FlatFunction:
     arguments, recording and packing results, which a coordinator needs once.
     """
 
-    def __init__(self, function: tf.types.experimental.ConcreteFunction, defaults: dict):
+    def __init__(
+        self,
+        function: tf.types.experimental.ConcreteFunction,
+        defaults: dict,
+        store: Callable | None = None,
+        place: Sequence[tf.TensorSpec] = (),
+    ):
         """Prepares the calls of a graph.
 
         Args:
           function: the graph.
           defaults: of its Python function's arguments, by name.
+          store: called in the graph with the flat outputs, and with the tensors of a place;
+            a call returns what it returns.
+          place: specs of those tensors.
         """
         self._function = function
         self._defaults = defaults
         self._inner = function._inference_function
-        self._name = self._inner.name.decode()
-        self._outputs = len(self._inner.function_type.flat_outputs)
+        self._called = function if store is None else self._storing(store, place)
+        self._graph = self._called._inference_function
+        self._name = self._graph.name.decode()
+        self._outputs = len(self._graph.function_type.flat_outputs)
         attrs = context.context().function_call_options.as_attrs()
         self._attrs = tuple(part for item in attrs.items() for part in item)
         self._captures = None
@@ -147,15 +164,38 @@ class FlatFunction:
                 raise
             return [tf.convert_to_tensor(x, i.dtype) for x, i in zip(args, flat, strict=True)]
 
-    def __call__(self, inputs: list[tf.Tensor], manager: CancellationManager) -> list[tf.Tensor]:
-        """Runs it on the device in scope, until it ends or `manager` cancels it."""
+    def _storing(self, store, place) -> tf.types.experimental.ConcreteFunction:
+        """A graph that calls the function, with the inputs of a place besides."""
+        inputs = [tf.TensorSpec(x.shape, x.dtype) for x in self._function.inputs]
+
+        def call(*tensors):
+            outputs = self._inner.call_flat(*tensors[: len(inputs)])
+            return store(outputs, *tensors[len(inputs) :])
+
+        # The device in scope is one worker's; the graph is for all.
+        with tf.device(None):
+            return tf.function(call, autograph=False).get_concrete_function(*inputs, *place)
+
+    def __call__(
+        self,
+        inputs: list[tf.Tensor],
+        manager: CancellationManager,
+        place: Sequence[tf.Tensor] = (),
+    ) -> list[tf.Tensor]:
+        """Runs it on the device in scope, until it ends or `manager` cancels it.
+
+        Args:
+          inputs: see `bound`.
+          manager: of the cancellation.
+          place: where to put the outputs.
+        """
         # A capture may be chosen by worker: a table, or the worker's index.
         captures = self._function.captured_inputs if self._captures is None else self._captures
-        with atomic_function.InterpolateRuntimeError(self._inner):
+        with atomic_function.InterpolateRuntimeError(self._graph):
             return execute.execute_with_cancellation(
                 self._name,
                 self._outputs,
-                inputs + captures,
+                [*inputs, *captures, *place],
                 self._attrs,
                 context.context(),
                 manager,

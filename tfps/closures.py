@@ -1,13 +1,16 @@
 """A call that waits for a worker: which graph, with which tensors."""
 
+import copy
+import functools
 import threading
 import weakref
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from tfps import _tf
+from tfps import _tf, results
+from tfps.packing import Packing
 from tfps.values import RemoteValue, Resource
 
 _PER_WORKER = tf.distribute.coordinator.PerWorkerValue
@@ -75,27 +78,63 @@ def on_worker(structure: Any, worker: int) -> Any:
     return tf.nest.map_structure(own, structure)
 
 
+class Lane(NamedTuple):
+    """Where a closure is run, one after the other.
+
+    Attributes:
+      worker: its index.
+      results: small ones that this lane has computed.
+    """
+
+    worker: int
+    results: results.Results
+
+
 class Trace:
     """A graph for arguments of one signature, and how to get its inputs from them."""
 
     def __init__(self, function: tf.types.experimental.ConcreteFunction, defaults: dict):
         self._function = function
-        self.flat = None
+        self.flat = self._packing = None
         if function.function_type is not None and _tf.nothing_recorded(function):
-            self.flat = _tf.FlatFunction(function, defaults)
+            store, place = None, ()
+            if Packing.fits(function.outputs):
+                self._packing = Packing(function.outputs)
+                store, place = functools.partial(results.store, self._packing), results.PLACE
+            elif _tf.compiled(function):
+                store = list  # TensorFlow cannot call it on a worker, but can what calls it.
+            self.flat = _tf.FlatFunction(function, defaults, store, place)
         self._direct: bool | None = None
 
-    def run(self, closure: "Closure", worker: int, manager: _tf.CancellationManager) -> Any:
+    def for_another_signature(self) -> "Trace":
+        """One that calls the same graph: what is stateful in it is there once."""
+        other = copy.copy(self)
+        other._direct = None
+        return other
+
+    def run(self, closure: "Closure", lane: Lane, manager: _tf.CancellationManager) -> Any:
         """Calls it on the device in scope; flat outputs if `flat`, else the structure."""
         if self._direct:
-            return self.flat(_tensors(closure.leaves, worker), manager)
-        args, kwargs = on_worker((closure.args, closure.kwargs), worker)
+            return self._call(_tensors(closure.leaves, lane.worker), lane, manager)
+        args, kwargs = on_worker((closure.args, closure.kwargs), lane.worker)
         if self.flat is None:
             return self._function(*args, **kwargs)
         inputs = self.flat.bound(args, kwargs)
         if self._direct is None and closure.leaves is not None:
-            self._compare(inputs, _tensors(closure.leaves, worker))
-        return self.flat(inputs, manager)
+            self._compare(inputs, _tensors(closure.leaves, lane.worker))
+        return self._call(inputs, lane, manager)
+
+    def _call(self, inputs: list, lane: Lane, manager) -> list[tf.Tensor] | results.Row:
+        if self._packing is None:
+            return self.flat(inputs, manager)
+        row = lane.results.row(self._packing)
+        try:
+            self.flat(inputs, manager, row.place())
+        except BaseException:
+            lane.results.abandon(self._packing)
+            raise
+        row.written()
+        return row
 
     def _compare(self, inputs: list, tensors: list) -> None:
         """Decides whether the leaves as they come are the inputs.
@@ -146,10 +185,11 @@ class Traces:
             return trace, leaves
         with self._lock:
             graph = self._concrete(function, args, kwargs)
+            trace = self._of_graph(known, graph, function)
             if len(known) >= _SIGNATURES:
-                return self._of_graph(known, graph, function), None
-            trace = known[key] = Trace(graph, _tf.defaults_of(function))
-        return trace, leaves
+                return trace, None
+            known[key] = trace.for_another_signature()
+        return known[key], leaves
 
     def _of_graph(self, known: dict, graph, function) -> Trace:
         if graph not in known:
@@ -200,8 +240,8 @@ class Closure:
         self.leaves = leaves
         self.output = weakref.ref(output)
 
-    def run(self, worker: int, manager: _tf.CancellationManager) -> Any:
-        return self.trace.run(self, worker, manager)
+    def run(self, lane: Lane, manager: _tf.CancellationManager) -> Any:
+        return self.trace.run(self, lane, manager)
 
 
 class ResourceClosure:
@@ -215,6 +255,6 @@ class ResourceClosure:
         self.kwargs = kwargs
         self.output = weakref.ref(output)
 
-    def run(self, worker: int, manager: _tf.CancellationManager) -> Any:
-        args, kwargs = on_worker((self.args, self.kwargs), worker)
+    def run(self, lane: Lane, manager: _tf.CancellationManager) -> Any:
+        args, kwargs = on_worker((self.args, self.kwargs), lane.worker)
         return self.function(*args, **kwargs)

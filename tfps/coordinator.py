@@ -7,9 +7,10 @@ import tensorflow as tf
 
 from tfps import _tf, errors, faults
 from tfps.backlog import Backlog
-from tfps.closures import Closure, ResourceClosure, Traces, concrete, reject_remote_values
+from tfps.closures import Closure, Lane, ResourceClosure, Traces, concrete, reject_remote_values
 from tfps.cluster import Cluster
 from tfps.devices import worker_device
+from tfps.results import Results
 from tfps.values import RemoteValue, Resource, bring
 
 # The servers' thread pools (`server.inter_op_threads`) are sized with this in mind.
@@ -200,8 +201,10 @@ class _Dispatch(NamedTuple):
 
 def _serve(backlog: Backlog, worker: int, lane: int) -> None:
     """A lane: runs closures on a worker, one after the other. It does not keep the coordinator."""
+    device = worker_device(worker)
+    here = Lane(worker, Results(f"{device}/device:CPU:0"))
     with (
-        tf.device(worker_device(worker)),
+        tf.device(device),
         _tf.dispatch_context(_Dispatch(worker)),
         _tf.own_executor() as executor,
     ):
@@ -209,7 +212,7 @@ def _serve(backlog: Backlog, worker: int, lane: int) -> None:
             closure, its_round = work
             result = error = None
             try:
-                result = closure.run(worker, its_round and its_round.manager)
+                result = closure.run(here, its_round and its_round.manager)
             except BaseException as e:  # It belongs to whoever waits for the closure.
                 error = e
             if error is not None:

@@ -6,6 +6,7 @@ import threading
 import tensorflow as tf
 
 from tfps import _tf
+from tfps.results import Row
 
 # Results of up to this many bytes share a message when several are fetched, so many in each.
 _SMALL = 4096
@@ -94,6 +95,8 @@ class RemoteValue(tf.distribute.coordinator.RemoteValue):
     def _get_values(self):
         self._wait()
         result = self._result
+        if isinstance(result, Row):
+            return self.get()
         return _structured(result, self._packed) if self._local is None else self._local[0]
 
     def _get_error(self):
@@ -164,8 +167,10 @@ def bring(values: list[RemoteValue]) -> None:
         if value._error is not None:
             return  # Whoever gets it first need not wait for those that come after it.
         # In this order: another thread may be doing the same, and forgets the result last.
-        parts, packed = value._result, value._packed
-        if parts and packed is not None and value._local is None and all(map(_is_small, parts)):
+        parts, done = value._result, value._local is not None
+        if done or value._packed is None or isinstance(parts, Row):  # Rows are copied together.
+            continue
+        if parts and all(map(_is_small, parts)):
             layout = tuple((t.backing_device, t.dtype, *t.shape) for t in parts)
             alike[layout].append((value, parts))
     for group in alike.values():
@@ -200,5 +205,7 @@ def _to_chief(structure):
 
     if structure is None:
         return None
+    if isinstance(structure, Row):
+        return structure.tensors()
     with tf.device(_tf.chief_device()):
         return tf.nest.map_structure(copied, structure)

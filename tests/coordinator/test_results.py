@@ -72,17 +72,18 @@ def test_results_that_cannot_be_stacked(make, kind):
 def test_threads_may_fetch_the_same_results(make, monkeypatch):
     """One forgets what is on the worker while the other is about to copy it."""
     coordinator = make()
-    f = tf.function(lambda x: x + 1)
+    f = tf.function(tf.strings.as_string)
     results = [coordinator.schedule(f, args=(tf.constant(i),)) for i in range(3)]
     bring_alike = values._bring_alike
 
     def late(group):
         monkeypatch.setattr(values, "_bring_alike", bring_alike)
-        assert coordinator.fetch(results) == [1, 2, 3]  # As another thread would.
+        assert coordinator.fetch(results) == [b"0", b"1", b"2"]  # As another thread would.
         bring_alike(group)
 
     monkeypatch.setattr(values, "_bring_alike", late)
-    assert coordinator.fetch(results) == [1, 2, 3]
+    assert coordinator.fetch(results) == [b"0", b"1", b"2"]
+    assert values._bring_alike is bring_alike
 
 
 @BOTH

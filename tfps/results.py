@@ -1,0 +1,144 @@
+"""Small results of scheduled functions: rows of a buffer on the worker that computed them.
+
+A tensor that a function returns costs a second message when nobody holds it any more, which frees
+it on the worker. A row is just written again.
+"""
+
+import threading
+import weakref
+
+import numpy as np
+import tensorflow as tf
+
+from tfps import _tf
+from tfps.packing import Packing
+
+# Results that are held at a time: when all rows are taken, they are copied elsewhere together.
+_ROWS = 64
+
+# What tells a function where to put its result: a buffer, and the index of a row.
+PLACE = (tf.TensorSpec([], tf.resource), tf.TensorSpec([], tf.int64))
+
+
+def store(packing: Packing, outputs: list[tf.Tensor], buffer: tf.Tensor, index: tf.Tensor) -> None:
+    """Writes outputs to a place, in a graph that runs on the buffer's worker."""
+    with tf.device("/device:CPU:0"):
+        row = packing.pack(outputs)
+        tf.raw_ops.ResourceScatterUpdate(resource=buffer, indices=index, updates=row)
+
+
+class Results:
+    """The buffers of a lane, by width."""
+
+    def __init__(self, device: str):
+        """Makes none yet.
+
+        Args:
+          device: where they will be, a CPU of the worker.
+        """
+        self._device = device
+        self._indices: list[tf.Tensor] = []  # Of rows, scalars on the worker.
+        self._buffers: dict[int, _Buffer] = {}
+
+    def row(self, packing: Packing) -> "Row":
+        """A place for one result. Only one thread may ask, and no other takes rows."""
+        buffer = self._buffers.get(packing.width)
+        if buffer is None:
+            with tf.device(self._device):
+                self._indices = self._indices or tf.unstack(tf.range(_ROWS, dtype=tf.int64))
+                buffer = self._buffers[packing.width] = _Buffer(packing.width, self._indices)
+        return Row(buffer, buffer.take(), packing)
+
+    def abandon(self, packing: Packing) -> None:
+        """After an error: the call may go on, on the worker, and write its row at any time."""
+        del self._buffers[packing.width]
+
+
+class Row:
+    """One result: in the buffer, or in a copy of it after a while."""
+
+    __slots__ = ("__weakref__", "_buffer", "_copy", "_index", "_packing")
+
+    def __init__(self, buffer: "_Buffer", index: int, packing: Packing):
+        self._buffer = buffer
+        self._index = index
+        self._packing = packing
+        self._copy: _Copy | None = None
+
+    def place(self) -> tuple[tf.Tensor, tf.Tensor]:
+        """Tensors on the worker as in `PLACE`."""
+        return self._buffer.handle, self._buffer.indices[self._index]
+
+    def written(self) -> None:
+        """Notes that the result is there."""
+        self._buffer.written[self._index] = weakref.ref(self)
+
+    def tensors(self) -> list[tf.Tensor]:
+        """The result, copied to the chief."""
+        # A graph that is being traced has nothing to do with it.
+        with tf.init_scope(), tf.device(_tf.chief_device()):
+            if self._copy is None:
+                self._buffer.copy()
+            return self._packing.unpack(self._copy.on_chief()[self._index])
+
+    def move(self, copy: "_Copy") -> None:
+        """Notes that it is in the copy, too, and need not stay in the buffer."""
+        self._copy = copy
+        self._buffer.release(self._index)
+
+    def __del__(self):
+        if self._copy is None:
+            self._buffer.release(self._index)
+
+
+class _Buffer:
+    """uint8 `[_ROWS, width]` on a worker.
+
+    Attributes:
+      handle: of the variable.
+      indices: of the rows, scalars on the worker.
+      written: the results that are in it, if anybody holds them.
+    """
+
+    def __init__(self, width: int, indices: list[tf.Tensor]):
+        """Makes it on the device in scope."""
+        self._variable = tf.Variable(tf.zeros([_ROWS, width], tf.uint8), trainable=False)
+        self.handle = self._variable.handle
+        self.indices = indices
+        self.written: list[weakref.ref[Row] | None] = [None] * _ROWS
+        self._free = list(range(_ROWS))
+        self._copying = threading.Lock()
+
+    def take(self) -> int:
+        """The index of a row that nobody needs."""
+        while not self._free:
+            self.copy()
+        return self._free.pop()
+
+    def release(self, index: int) -> None:
+        """Gives a row back. The garbage collector calls it at any line, so it takes no lock."""
+        self.written[index] = None
+        self._free.append(index)
+
+    def copy(self) -> None:
+        """Copies what has been written, on the worker, and gives the rows back."""
+        with self._copying:
+            rows = [ref and ref() for ref in self.written]
+            copy = _Copy(tf.raw_ops.ReadVariableOp(resource=self.handle, dtype=tf.uint8))
+            for row in rows:
+                if row is not None:
+                    row.move(copy)
+
+
+class _Copy:
+    """The rows of a buffer at some time: on the worker until one is asked for, then here."""
+
+    def __init__(self, remote: tf.Tensor):
+        self._rows: tf.Tensor | np.ndarray = remote
+        self._lock = threading.Lock()
+
+    def on_chief(self) -> np.ndarray:
+        with self._lock:
+            if not isinstance(self._rows, np.ndarray):
+                self._rows = self._rows.numpy()
+            return self._rows
