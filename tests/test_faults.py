@@ -18,6 +18,10 @@ from tfps import faults
             'in user code:\n\n    File "a.py", line 1\n\n    InvalidArgumentError: bad shape\n',
             "InvalidArgumentError: bad shape",
         ),
+        (
+            "<stack traces unavailable>\nEnd of sequence\n\t [[{{node IteratorGetNext}}]]",
+            "End of sequence",
+        ),
     ],
 )
 def test_summary(message, said):

@@ -86,9 +86,11 @@ def by_worker(value: tf.distribute.coordinator.PerWorkerValue) -> tuple:
     return value._values
 
 
-def defaults_of(function: tf.types.experimental.PolymorphicFunction) -> dict:
-    """The default values of its arguments, by name."""
-    return getattr(function, "_default_values", None) or {}
+def signature_of(function) -> tuple[tf.types.experimental.FunctionType | None, dict]:
+    """How a `tf.function` binds Python arguments, and its default values; none of a graph."""
+    if isinstance(function, tf.types.experimental.ConcreteFunction):
+        return None, {}
+    return function.function_type, getattr(function, "_default_values", None) or {}
 
 
 def nothing_recorded(function: tf.types.experimental.ConcreteFunction) -> bool:
@@ -124,7 +126,7 @@ class FlatFunction:
     def __init__(
         self,
         function: tf.types.experimental.ConcreteFunction,
-        defaults: dict,
+        signature: tuple[tf.types.experimental.FunctionType | None, dict] = (None, {}),
         store: Callable | None = None,
         place: Sequence[tf.TensorSpec] = (),
     ):
@@ -132,13 +134,13 @@ class FlatFunction:
 
         Args:
           function: the graph.
-          defaults: of its Python function's arguments, by name.
+          signature: of the function that it was traced from; see `signature_of`.
           store: called in the graph with the flat outputs, and with the tensors of a place;
             a call returns what it returns.
           place: specs of those tensors.
         """
         self._function = function
-        self._defaults = defaults
+        self._signature, self._defaults = signature
         self._inner = function._inference_function
         self._called = function if store is None else self._storing(store, place)
         self._graph = self._called._inference_function
@@ -153,9 +155,10 @@ class FlatFunction:
     def bound(self, args: tuple, kwargs: dict) -> list[tf.Tensor]:
         """The tensors of Python arguments, in the order of the function's inputs."""
         kind = self._function.function_type
+        signature = self._signature or kind
         try:
             return kind.unpack_inputs(
-                function_type_utils.canonicalize_function_inputs(args, kwargs, kind, self._defaults)
+                function_type_utils.bind_function_inputs(args, kwargs, signature, self._defaults)
             )
         except TypeError:
             # A concrete function may also be called with nothing but its tensors.
@@ -168,13 +171,17 @@ class FlatFunction:
         """A graph that calls the function, with the inputs of a place besides."""
         inputs = [tf.TensorSpec(x.shape, x.dtype) for x in self._function.inputs]
 
+        inner = self._inner
+
         def call(*tensors):
-            outputs = self._inner.call_flat(*tensors[: len(inputs)])
+            outputs = inner.call_flat(*tensors[: len(inputs)])
             return store(outputs, *tensors[len(inputs) :])
 
+        call.__name__ = self._function.graph.name  # TensorFlow's errors name it.
+        function = tf.function(call, autograph=False)
         # The device in scope is one worker's; the graph is for all.
         with tf.device(None):
-            return tf.function(call, autograph=False).get_concrete_function(*inputs, *place)
+            return function.get_concrete_function(*inputs, *place)
 
     def __call__(
         self,

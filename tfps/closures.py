@@ -93,7 +93,7 @@ class Lane(NamedTuple):
 class Trace:
     """A graph for arguments of one signature, and how to get its inputs from them."""
 
-    def __init__(self, function: tf.types.experimental.ConcreteFunction, defaults: dict):
+    def __init__(self, function: tf.types.experimental.ConcreteFunction, signature: tuple):
         self._function = function
         self.flat = self._packing = None
         if function.function_type is not None and _tf.nothing_recorded(function):
@@ -103,7 +103,7 @@ class Trace:
                 store, place = functools.partial(results.store, self._packing), results.PLACE
             elif _tf.compiled(function):
                 store = list  # TensorFlow cannot call it on a worker, but can what calls it.
-            self.flat = _tf.FlatFunction(function, defaults, store, place)
+            self.flat = _tf.FlatFunction(function, signature, store, place)
         self._direct: bool | None = None
 
     def for_another_signature(self) -> "Trace":
@@ -132,8 +132,9 @@ class Trace:
             self.flat(inputs, manager, row.place())
         except BaseException:
             lane.results.abandon(self._packing)
+            del row  # The error's frames know it, and would keep the buffer.
             raise
-        row.written()
+        row.written = True
         return row
 
     def _compare(self, inputs: list, tensors: list) -> None:
@@ -192,9 +193,10 @@ class Traces:
         return known[key], leaves
 
     def _of_graph(self, known: dict, graph, function) -> Trace:
-        if graph not in known:
-            known[graph] = Trace(graph, _tf.defaults_of(function))
-        return known[graph]
+        with self._lock:
+            if graph not in known:
+                known[graph] = Trace(graph, _tf.signature_of(function))
+            return known[graph]
 
     def _known(self, function) -> dict:
         """What is known of a function: kept by it, and gone when it or the coordinator is."""

@@ -99,7 +99,10 @@ def _joined(ours: type, theirs: type) -> type:
     return type(ours.__name__, (ours, theirs), {"__doc__": about, "__module__": ours.__module__})
 
 
-_FRAMING = ("Graph execution error", "Detected at node", "File ", "Traceback", "in user code")
+_FRAMING = (
+    *("Graph execution error", "Detected at node", "File ", "Traceback", "in user code"),
+    "<stack traces unavailable>",
+)
 
 
 def summary(message: str | None) -> str:

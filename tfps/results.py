@@ -4,6 +4,7 @@ A tensor that a function returns costs a second message when nobody holds it any
 it on the worker. A row is just written again.
 """
 
+import functools
 import threading
 import weakref
 
@@ -47,7 +48,7 @@ class Results:
             with tf.device(self._device):
                 self._indices = self._indices or tf.unstack(tf.range(_ROWS, dtype=tf.int64))
                 buffer = self._buffers[packing.width] = _Buffer(packing.width, self._indices)
-        return Row(buffer, buffer.take(), packing)
+        return buffer.take(packing)
 
     def abandon(self, packing: Packing) -> None:
         """After an error: the call may go on, on the worker, and write its row at any time."""
@@ -55,11 +56,16 @@ class Results:
 
 
 class Row:
-    """One result: in the buffer, or in a copy of it after a while."""
+    """One result: in the buffer, or in a copy of it after a while.
 
-    __slots__ = ("__weakref__", "_buffer", "_copy", "_index", "_packing")
+    Attributes:
+      written: whether the result is there.
+    """
+
+    __slots__ = ("__weakref__", "_buffer", "_copy", "_index", "_packing", "written")
 
     def __init__(self, buffer: "_Buffer", index: int, packing: Packing):
+        self.written = False
         self._buffer = buffer
         self._index = index
         self._packing = packing
@@ -68,10 +74,6 @@ class Row:
     def place(self) -> tuple[tf.Tensor, tf.Tensor]:
         """Tensors on the worker as in `PLACE`."""
         return self._buffer.handle, self._buffer.indices[self._index]
-
-    def written(self) -> None:
-        """Notes that the result is there."""
-        self._buffer.written[self._index] = weakref.ref(self)
 
     def tensors(self) -> list[tf.Tensor]:
         """The result, copied to the chief."""
@@ -86,10 +88,6 @@ class Row:
         self._copy = copy
         self._buffer.release(self._index)
 
-    def __del__(self):
-        if self._copy is None:
-            self._buffer.release(self._index)
-
 
 class _Buffer:
     """uint8 `[_ROWS, width]` on a worker.
@@ -97,7 +95,6 @@ class _Buffer:
     Attributes:
       handle: of the variable.
       indices: of the rows, scalars on the worker.
-      written: the results that are in it, if anybody holds them.
     """
 
     def __init__(self, width: int, indices: list[tf.Tensor]):
@@ -105,29 +102,33 @@ class _Buffer:
         self._variable = tf.Variable(tf.zeros([_ROWS, width], tf.uint8), trainable=False)
         self.handle = self._variable.handle
         self.indices = indices
-        self.written: list[weakref.ref[Row] | None] = [None] * _ROWS
         self._free = list(range(_ROWS))
+        self._taken: list[weakref.ref[Row] | None] = [None] * _ROWS
         self._copying = threading.Lock()
 
-    def take(self) -> int:
-        """The index of a row that nobody needs."""
+    def take(self, packing: Packing) -> Row:
+        """A row that nobody needs."""
         while not self._free:
             self.copy()
-        return self._free.pop()
+        index = self._free.pop()
+        row = Row(self, index, packing)
+        # No `__del__`: while one runs, the row can still be found, and given back twice.
+        self._taken[index] = weakref.ref(row, functools.partial(self.release, index))
+        return row
 
-    def release(self, index: int) -> None:
-        """Gives a row back. The garbage collector calls it at any line, so it takes no lock."""
-        self.written[index] = None
+    def release(self, index: int, _=None) -> None:
+        """Takes a row back. The garbage collector calls it at any line, so it takes no lock."""
+        self._taken[index] = None
         self._free.append(index)
 
     def copy(self) -> None:
-        """Copies what has been written, on the worker, and gives the rows back."""
+        """Copies what has been written, on the worker, and takes the rows back."""
         with self._copying:
-            rows = [ref and ref() for ref in self.written]
+            rows = [ref and ref() for ref in self._taken]
+            rows = [row for row in rows if row is not None and row.written]
             copy = _Copy(tf.raw_ops.ReadVariableOp(resource=self.handle, dtype=tf.uint8))
             for row in rows:
-                if row is not None:
-                    row.move(copy)
+                row.move(copy)
 
 
 class _Copy:

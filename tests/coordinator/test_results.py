@@ -148,6 +148,13 @@ def test_arguments(make, kind, args, kwargs, expected):
         np.testing.assert_array_equal(value.fetch(), expected)
 
 
+@pytest.mark.parametrize("kwargs", [{}, {"c": tf.constant(1.0)}, {"b": 2}, {"c": 1.0, "b": 2.0}])
+def test_defaults_of_keywords(make, kwargs):
+    f = tf.function(lambda a, b=3.0, *, c=4.0: a * b + c)
+    a = tf.constant(2.0)
+    assert make().schedule(f, args=(a,), kwargs=kwargs).fetch() == f(a, **kwargs)
+
+
 @BOTH
 def test_keywords_in_another_order_than_the_functions(make, kind):
     coordinator = make(kind)

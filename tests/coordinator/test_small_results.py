@@ -3,6 +3,7 @@
 import concurrent.futures
 import gc
 import itertools
+import threading
 
 import numpy as np
 import pytest
@@ -59,6 +60,40 @@ def test_they_are_fetched_by_many_threads_while_others_are_computed(make, severa
             check(future.result(timeout=60), i)
 
 
+def test_a_row_is_given_back_once(make, monkeypatch):
+    """While one thread drops a result, another copies the buffer, and a lane writes to it."""
+    coordinator = make(workers=1)
+    triple = tf.function(lambda x: 3 * x)
+
+    def scheduled(i):
+        value = coordinator.schedule(triple, args=(tf.constant(i),))
+        coordinator.join()
+        return value
+
+    dropped: list = []
+    dropper = threading.Thread(target=dropped.clear)
+    entered, go = threading.Event(), threading.Event()
+    release = results._Buffer.release
+
+    def slow(*args):
+        if threading.current_thread() is dropper:
+            entered.set()
+            assert go.wait(10)
+        release(*args)
+
+    monkeypatch.setattr(results._Buffer, "release", slow)
+    dropped.append(scheduled(1))
+    held = scheduled(2)
+    dropper.start()
+    assert entered.wait(10)
+    assert held.fetch() == 6
+    before = [scheduled(i) for i in (10, 11)]
+    go.set()
+    dropper.join(10)
+    after = [scheduled(i) for i in (12, 13)]
+    assert coordinator.fetch(before + after) == [30, 33, 36, 39]
+
+
 @BOTH
 def test_seeded_numbers_go_on_whoever_keeps_them(make, kind):
     coordinator = make(kind, workers=1)
@@ -108,7 +143,7 @@ def test_a_call_that_failed_may_write_late_without_harm(make):
     rows = [here.row(packing) for _ in range(results._ROWS)]
     for i, row in enumerate(rows):
         write(tf.constant(i), *row.place())
-        row.written()
+        row.written = True
     write(tf.constant(-1), *late)
     assert [int(row.tensors()[0]) for row in rows] == list(range(results._ROWS))
 
