@@ -1,3 +1,5 @@
+import threading
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -165,3 +167,24 @@ def test_lookahead_begins_anew_where_a_dataset_of_a_worker_ends(connect):
         assert (work.count, work.takes) == (count, takes)
         ahead.done(0, work, taken)
     assert ahead.take(0) is None
+
+
+def test_an_iterator_that_takes_long_to_end_does_so_elsewhere():
+    ended, go = threading.Event(), threading.Event()
+
+    class Slow:
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            raise StopIteration
+
+        def __del__(self):
+            go.wait(10)
+            ended.set()
+
+    made = data._Pass(Slow())
+    del made
+    assert not ended.is_set()
+    go.set()
+    assert ended.wait(10)

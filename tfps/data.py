@@ -6,8 +6,10 @@ are. A `dataset_fn` runs once for each worker and makes that worker's own
 pipeline, on its machine: the way to go when the chief's would be too slow.
 """
 
+import _thread
 import dataclasses
 import math
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -163,9 +165,9 @@ class ChiefFeed:
     def end_epoch(self) -> None:
         self._adapter.on_epoch_end()
 
-    def _new_iterator(self):
+    def _new_iterator(self) -> "_Pass":
         try:
-            return iter(self._dataset)
+            return _Pass(self._dataset)
         except tf.errors.InvalidArgumentError as e:
             if "unknown device" not in e.message:
                 raise
@@ -178,8 +180,7 @@ class ChiefFeed:
         # With steps_per_epoch, the pass goes on from the last epoch and may
         # have ended just there.
         for _ in range(2):
-            # Python's next() would go through two executors of TensorFlow's.
-            element = self._iterator.get_next_as_optional()
+            element = self._iterator.next()
             if element.has_value():
                 self._taken += 1
                 return _without_optionals(element.get_value())
@@ -195,6 +196,28 @@ class ChiefFeed:
             self._iterator = None
             self._left = 0
         return None
+
+
+class _Pass:
+    """An iterator over a dataset of the chief, which ends in a thread of its own.
+
+    An iterator waits for the thread that tunes its dataset, which may just have gone to sleep
+    for up to 60 s (TensorFlow 2.21): once in four passes it does not see that it is told to end.
+    """
+
+    def __init__(self, dataset: tf.data.Dataset):
+        self._own: list = []
+        self._own.append(iter(dataset))
+
+    def next(self):
+        """An optional: the next element, if there is one."""
+        # Python's next() would go through two executors of TensorFlow's.
+        return self._own[0].get_next_as_optional()
+
+    def __del__(self):
+        if self._own and not sys.is_finalizing():
+            # Not `threading`, whose lock the garbage collector may find taken by this very thread.
+            _thread.start_new_thread(self._own.clear, ())
 
 
 class WorkerFeed:
