@@ -42,7 +42,7 @@ class Results:
         self._buffers: dict[int, _Buffer] = {}
 
     def row(self, packing: Packing) -> "Row":
-        """A place for one result. Only one thread may ask, and no other takes rows."""
+        """A place for one result; to be called by the lane's own thread."""
         buffer = self._buffers.get(packing.width)
         if buffer is None:
             with tf.device(self._device):
