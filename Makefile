@@ -11,7 +11,7 @@ demo: $(VENV)/.base  ## Train a language model on an embedded cluster, in a few 
 	$(VENV)/bin/python -m models.gpt --epochs=4 --steps_per_epoch=550
 
 # What measures time, or has real processes or threads at work, gets the machine for itself.
-ALONE := tests/coordinator tests/test_stragglers.py tests/cluster
+ALONE := tests/coordinator tests/training/test_stragglers.py tests/cluster
 
 test: $(VENV)/.test  ## Run all tests.
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal $(ALONE:%=--ignore=%)

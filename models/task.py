@@ -13,7 +13,7 @@ from absl import flags
 
 import tfps
 from models import network
-from tfps import dispatcher, farewell
+from tfps import errors
 
 FLAGS = flags.FLAGS
 
@@ -47,7 +47,7 @@ def run(train: Callable[[Connect], None]) -> int:
       The exit code: 0, or 1 after one line about what went wrong.
     """
     cluster = None
-    message = farewell.DONE
+    failure = None
     try:
         if os.environ.get("TF_CONFIG"):
             cluster = tfps.Cluster.from_env()
@@ -72,21 +72,25 @@ def run(train: Callable[[Connect], None]) -> int:
         train(connect)
         return 0
     except tfps.Error as e:
-        message = str(e)
+        failure = str(e)
     except tf.errors.OpError as e:
-        message = dispatcher.summary(e.message)
+        failure = errors.summary(e.message)
     except KeyboardInterrupt:
-        message = "interrupted"
+        failure = "interrupted"
     except BaseException as e:
-        message = f"{type(e).__name__}: {e}"
+        failure = f"{type(e).__name__}: {e}"
         raise
     finally:
-        _part(cluster, message)
-    print(f"error: {message}", file=sys.stderr, flush=True)
+        _part(cluster, failure)
+    print(f"error: {failure}", file=sys.stderr, flush=True)
     return 1
 
 
-def _part(cluster, message: str) -> None:
+def _part(cluster, failure: str | None) -> None:
     """Lets the servers go: with success, or with the reason of the failure."""
-    if cluster is not None and cluster.task_type == "chief":
-        cluster.close(message)
+    if cluster is None or cluster.task_type != "chief":
+        return
+    if failure is None:
+        cluster.close()
+    else:
+        cluster.close(failure)

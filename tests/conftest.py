@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import tfps
-from tfps import net
+from tfps.cluster import sockets
 
 _clusters: dict = {}
 _current: list = []
@@ -33,7 +33,7 @@ def connect():
             _clusters[size] = tfps.LocalCluster(workers, ps)
         elif size not in _current:
             cluster = _clusters[size]
-            cluster.spec["chief"][:] = [f"127.0.0.1:{port}" for port in net.free_ports(1)]
+            cluster.spec["chief"][:] = [f"127.0.0.1:{port}" for port in sockets.free_ports(1)]
             cluster.connected = False
         _current[:] = [size]
         return tfps.ParameterServerStrategy(_clusters[size], partitioner)

@@ -1,7 +1,9 @@
-"""The shape of the package: what imports what, and what is public."""
+"""The shape of the package: what imports what, what is public, and what the README names."""
 
 import ast
+import functools
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -11,65 +13,22 @@ import tfps
 
 ROOT = pathlib.Path(tfps.__file__).parent.parent
 
-# A module may import from those before it.
+# Packages and modules of `tfps`, from the ground up: each may import only from those before it.
 ORDER = [
-    "errors",
-    "parsing",
-    "schedule",
-    "net",
-    "channels",
-    "xla",
-    "farewell",
-    "cluster",
-    "server",
-    "local",
-    "_tf",
-    "_keras",
-    "devices",
-    "faults",
-    "packing",
-    "results",
-    "values",
-    "closures",
-    "backlog",
-    "coordinator",
-    "placement",
-    "partitioners",
-    "remote",
+    *("errors", "parsing", "_tf", "_keras"),
+    *("cluster", "model", "compression", "coordinator", "store"),
     "strategy",
-    "layout",
-    "frozen",
-    "optimizers",
-    "loss_scale",
-    "compression",
-    "wire",
-    "tables",
-    "program",
-    "plan",
-    "store",
-    "pull",
-    "apply",
-    "update",
-    "push",
-    "report",
-    "repeat",
-    "inference",
-    "gradient",
-    "step",
-    "ahead_step",
-    "round_step",
-    "local_copy",
-    "local_step",
-    "data",
-    "consistency",
-    "mode",
-    "dispatcher",
-    "loop",
-    "session",
-    "callbacks",
-    "training",
-    "trainer",
+    *("worker", "training"),
+    *("partitioners", "consistency", "data", "serve"),  # Thin: where users look for a name.
 ]
+
+PACKAGES = sorted(p.parent.name for p in (ROOT / "tfps").glob("*/__init__.py"))
+
+# Names of public modules that are still to come. Nothing else may take them.
+RESERVED = {"layers", "ledger", "plan", "serving", "snapshot"}
+
+# What programs outside of the core may import from it.
+PUBLIC = {"tfps", *(f"tfps.{name}" for name in tfps.__all__), "tfps.errors"}
 
 
 def imports(path: pathlib.Path) -> list[str]:
@@ -83,41 +42,83 @@ def imports(path: pathlib.Path) -> list[str]:
     return found
 
 
-def module_of(path: pathlib.Path) -> str:
-    """The module, or the package, of tfps that a file belongs to."""
+def room_of(path: pathlib.Path) -> str:
+    """The package, or the module, directly below `tfps` that a file belongs to."""
     return path.relative_to(ROOT / "tfps").parts[0].removesuffix(".py")
 
 
-def sources(package: str) -> list[pathlib.Path]:
-    return sorted((ROOT / package).rglob("*.py"))
+def sources(folder: str) -> list[pathlib.Path]:
+    return sorted((ROOT / folder).rglob("*.py"))
 
 
-def test_order_names_every_module():
-    assert sorted(ORDER) == sorted({module_of(p) for p in sources("tfps")} - {"__init__"})
+@functools.cache
+def rooms_imported(room: str) -> set[str]:
+    """The other rooms from which the files of a room import."""
+    found = set()
+    for path in [p for p in sources("tfps") if room_of(p) == room]:
+        parts = [name.split(".") for name in imports(path)]
+        found |= {p[1] for p in parts if p[0] == "tfps" and len(p) > 1}
+    return found - {room}
 
 
-@pytest.mark.parametrize("module", ORDER)
-def test_imports_point_one_way(module):
-    allowed = set(ORDER[: ORDER.index(module)]) | {module}
-    for path in [p for p in sources("tfps") if module_of(p) == module]:
-        for name in imports(path):
-            parts = name.split(".")
-            if parts[0] == "tfps" and parts[1:] != ["errors"]:
-                assert parts[1] in allowed, f"{path} imports {name}"
+def module_name(path: pathlib.Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-def test_core_imports_neither_launch_nor_models():
+def test_order_names_every_room():
+    assert sorted(ORDER) == sorted({room_of(p) for p in sources("tfps")} - {"__init__"})
+
+
+@pytest.mark.parametrize("room", ORDER)
+def test_imports_point_downwards(room):
+    assert rooms_imported(room) <= set(ORDER[: ORDER.index(room)])
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_states_its_contract(package):
+    text = ast.get_docstring(ast.parse((ROOT / "tfps" / package / "__init__.py").read_text()))
+    does, allowed, promises = text.split("\n\n")
+    assert does.endswith(".") and promises.endswith(".")
+    stated = re.fullmatch(r"May import: (.+)\.", allowed.replace("\n", " "))
+    stated = set(re.split(r",\s*", stated[1]))
+    assert rooms_imported(package) <= stated <= set(ORDER[: ORDER.index(package)])
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_files_of_a_package_import_each_other(package):
+    files = {module_name(p): p for p in sources(f"tfps/{package}")}
+    needs = {
+        name: {f for f in files for i in imports(p) if i == f or i.startswith(f"{f}.")} - {name}
+        for name, p in files.items()
+    }
+    # A package's own `__init__` is found in the names of all of its files.
+    needs = {name: {n for n in found if n not in name} for name, found in needs.items()}
+    while needs:
+        free = [name for name, found in needs.items() if not found & needs.keys()]
+        assert free, f"these import one another: {sorted(needs)}"
+        needs = {name: found for name, found in needs.items() if name not in free}
+
+
+def test_core_imports_nothing_that_is_built_on_it():
     for path in sources("tfps"):
         for name in imports(path):
-            assert name.split(".")[0] not in ("models", "launch", "benchmarks"), path
+            assert name.split(".")[0] not in ("models", "launch", "benchmarks", "examples"), path
+
+
+@pytest.mark.parametrize("folder", ["models", "examples"])
+def test_programs_reach_public_names_only(folder):
+    for path in sources(folder):
+        for name in [n for n in imports(path) if n.split(".")[0] == "tfps"]:
+            # `from tfps.errors import Error` is a name of a public module.
+            assert {name, name.rpartition(".")[0]} & PUBLIC, f"{path} imports {name}"
 
 
 @pytest.mark.parametrize(
     ("prefix", "home"), [("tensorflow.python", "_tf.py"), ("keras.src", "_keras.py")]
 )
 def test_private_names_have_one_home(prefix, home):
-    for package in ("tfps", "models"):
-        for path in sources(package):
+    for folder in ("tfps", "models", "examples"):
+        for path in sources(folder):
             if path.name != home:
                 assert not [n for n in imports(path) if n.startswith(prefix)], path
 
@@ -129,6 +130,25 @@ def test_public_names_are_complete():
     ]
     assert sorted(tfps.__all__) == sorted(imported)
     assert all(getattr(tfps, name).__doc__ for name in tfps.__all__)
+
+
+def test_reserved_names_are_free():
+    assert not RESERVED & {room_of(p) for p in sources("tfps")}
+    assert not RESERVED & set(tfps.__all__)
+
+
+def test_readme_tour_names_every_module():
+    readme = (ROOT / "README.md").read_text()
+    # A point of the tour names a folder, then the files in it.
+    points = re.split(r"\n\d+\. ", readme[readme.index("## A tour of the files") :])
+    for path in [p for p in sources("tfps") if p.name != "__init__.py"]:
+        folder = f"`{path.parent.relative_to(ROOT)}/`"
+        point = "".join(p for p in points if folder in p)
+        assert f"`{path.name}`" in point, f"the tour does not name {path.name} in {folder}"
+
+
+def test_tests_mirror_the_packages():
+    assert set(PACKAGES) <= {p.parent.name for p in (ROOT / "tests").glob("*/__init__.py")}
 
 
 def test_errors_derive_from_the_base():

@@ -1,15 +1,15 @@
 """Parameter-server training for Keras 3 on stock TensorFlow."""
 
-from tfps import compression, consistency, partitioners
-from tfps.cluster import Cluster
-from tfps.local import LocalCluster
-from tfps.coordinator import ClusterCoordinator
-from tfps.values import RemoteValue
+from tfps import compression, consistency, data, partitioners
+from tfps.cluster.spec import Cluster
+from tfps.cluster.local import LocalCluster
+from tfps.coordinator.coordinator import ClusterCoordinator
+from tfps.coordinator.remote_value import RemoteValue
 from tfps.strategy import ParameterServerStrategy
 from tfps.consistency import Async, BoundedStaleness, LocalSteps, ModelAverage, Sync
 from tfps.data import Context
-from tfps.trainer import Trainer
-from tfps.server import serve
+from tfps.training.trainer import Trainer
+from tfps.cluster.server import serve
 from tfps.errors import (
     ChiefLost,
     ClusterConfigError,
@@ -48,6 +48,7 @@ __all__ = [
     "WorkerError",
     "compression",
     "consistency",
+    "data",
     "partitioners",
     "serve",
 ]

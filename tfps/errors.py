@@ -15,8 +15,10 @@ Error
 
 Every message gives the value, the constraint and the remedy in one line.
 Errors of TensorFlow's runtime are mapped into this tree where they enter
-(`faults.py`), and stay reachable as `__cause__`.
+(`cluster/failures.py`), and stay reachable as `__cause__`.
 """
+
+import re
 
 
 class Error(Exception):
@@ -67,3 +69,28 @@ class TaskLost(Error):
 
 class ChiefLost(Error):
     """The chief died, or ended with a failure; raised in the servers."""
+
+
+_FRAMING = (
+    *("Graph execution error", "Detected at node", "File ", "Traceback", "in user code"),
+    "<stack traces unavailable>",
+)
+
+
+def summary(message: str | None) -> str:
+    """The sentence of a TensorFlow error that says what is wrong, without its tracebacks."""
+    message = message or "no message"
+    if several := re.search(r"root error\(s\) found\.\s*\(0\) \w+:", message):
+        message = message[several.end() :].lstrip()
+    message = re.sub(r"\{\{function_node [^}]*\}\} ?", "", message)
+    lines = []
+    for line in message.splitlines():
+        text = line.strip()
+        if text.startswith(("[[", "Additional GRPC error information", "Stack trace for op")):
+            break
+        if not text or line.startswith((" ", "\t")) or text.startswith(_FRAMING):
+            continue
+        lines.append(text)
+    last = (message.strip().splitlines() or [""])[-1].strip()
+    found = " ".join(dict.fromkeys(lines)) or last
+    return re.sub(r"\s*\[Op:\w+\]", "", found)

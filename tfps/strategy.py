@@ -4,11 +4,12 @@ import math
 
 import tensorflow as tf
 
-from tfps import _keras, _tf, channels, net
-from tfps.cluster import Cluster
-from tfps.coordinator import ClusterCoordinator
-from tfps.placement import Placement
-from tfps.remote import RemoteVariable
+from tfps import _keras, _tf
+from tfps.cluster import environment, sockets
+from tfps.cluster.spec import Cluster
+from tfps.coordinator.coordinator import ClusterCoordinator
+from tfps.store.placement import Placement
+from tfps.store.remote_variable import RemoteVariable
 
 MAX_CHIEF_BYTES = 256 << 20
 
@@ -58,8 +59,8 @@ class ParameterServerStrategy(tf.distribute.ParameterServerStrategy):
         self._max_chief_bytes = max_chief_bytes
         self._placement = Placement([], cluster.num_ps)
         if "chief" in cluster.spec and not cluster.connected:
-            net.require_free(cluster.spec["chief"][0], "chief 0")
-        channels.configure()
+            sockets.require_free(cluster.spec["chief"][0], "chief 0")
+        environment.configure_channels()
         cluster.wait(startup_timeout)
         cluster.connected = True
         with _keras.variables_survive():

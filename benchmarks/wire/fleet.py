@@ -140,7 +140,7 @@ class Family:
         """
         _STARTS[self.name](self)
         for program in self._programs:
-            # tfps.server speaks no lines; tfps's chief waits for it by itself.
+            # tfps.serve speaks no lines; tfps's chief waits for it by itself.
             if program.says_ready:
                 program.answer(self._timeout, "start")
 
@@ -218,7 +218,7 @@ class Family:
                 self._spawn(module, host, config, speaks=job == "chief")
 
     def _start_tfps(self) -> None:
-        self._start_cluster("tfps.server", "benchmarks.wire.tfps_chief")
+        self._start_cluster("tfps.serve", "benchmarks.wire.tfps_chief")
 
     def _start_stock(self) -> None:
         self._start_cluster("benchmarks.wire.stock_server", "benchmarks.wire.stock_chief")

@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 import tfps
-from tfps import net
+from tfps.cluster import sockets
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 SMALL = [
@@ -83,7 +83,7 @@ class Tasks:
 
 @pytest.fixture
 def tasks(tmp_path):
-    ports = iter(net.free_ports(4))
+    ports = iter(sockets.free_ports(4))
     spec = {
         job: [f"127.0.0.1:{next(ports)}" for _ in range(n)]
         for job, n in (("chief", 1), ("worker", 2), ("ps", 1))
@@ -211,7 +211,7 @@ def test_a_lost_server_ends_a_join(victim):
 def test_taken_port(tasks, text, tmp_path):
     import socket
 
-    host, port = net.split(tasks.spec["ps"][0])
+    host, port = sockets.split(tasks.spec["ps"][0])
     with socket.socket() as sock:
         sock.bind((host, port))
         sock.listen()

@@ -7,7 +7,8 @@ import tensorflow as tf
 
 import tfps
 from tests.coordinator.conftest import BOTH, UNRAISABLE, Point
-from tfps import backlog, faults
+from tfps.cluster import failures
+from tfps.coordinator import work_queue
 
 pytestmark = UNRAISABLE
 
@@ -111,10 +112,10 @@ def test_a_lost_server_is_noticed_by_whoever_waits(make, gate, monkeypatch, wait
     value = coordinator.schedule(gate.function())
     waiting = coordinator.schedule(double, args=(1,))
     assert gate.entered.acquire(timeout=10)
-    monkeypatch.setattr(backlog, "_PATIENCE", 0.05)
-    monkeypatch.setattr(backlog, "_DRAIN", 0.1)
-    monkeypatch.setattr(backlog, "_LIMIT", 1)
-    monkeypatch.setattr(faults.net, "answers", lambda address, timeout: False)
+    monkeypatch.setattr(work_queue, "_PATIENCE", 0.05)
+    monkeypatch.setattr(work_queue, "_DRAIN", 0.1)
+    monkeypatch.setattr(work_queue, "_LIMIT", 1)
+    monkeypatch.setattr(failures.sockets, "answers", lambda address, timeout: False)
     with pytest.raises(tfps.TaskLost, match=r"worker 0 .* no longer answer") as caught:
         if wait == "fetch":
             value.get()

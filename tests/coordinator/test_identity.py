@@ -10,7 +10,7 @@ import tensorflow as tf
 
 import tfps
 from tests.coordinator.conftest import STOCK, UNRAISABLE
-from tfps import values
+from tfps.coordinator import remote_value
 
 pytestmark = UNRAISABLE
 
@@ -92,6 +92,6 @@ def test_it_may_be_collected_while_its_own_lock_is_held(connect, gate, monkeypat
         threading.Timer(0.1, gate.open).start()
         return threading.Event()
 
-    monkeypatch.setattr(values.threading, "Event", collecting)
+    monkeypatch.setattr(remote_value.threading, "Event", collecting)
     with pytest.raises(tf.errors.CancelledError):
         value.get()  # It was cancelled with the coordinator.

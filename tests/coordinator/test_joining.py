@@ -8,7 +8,7 @@ import tensorflow as tf
 
 import tfps
 from tests.coordinator.conftest import BOTH, STOCK, UNRAISABLE, calling
-from tfps import backlog, closures
+from tfps.coordinator import closures, work_queue
 
 pytestmark = UNRAISABLE
 
@@ -74,7 +74,7 @@ def test_schedule_blocks_while_the_queue_is_full(make, kind, gate, monkeypatch, 
         stock_module = __import__(STOCK.__module__, fromlist=["*"])
         monkeypatch.setattr(stock_module, "_CLOSURE_QUEUE_MAX_SIZE", 2)
     else:
-        monkeypatch.setattr(backlog, "_LIMIT", 2)
+        monkeypatch.setattr(work_queue, "_LIMIT", 2)
     coordinator = make(kind, workers=1)
     coordinator.schedule(gate.function())
     assert gate.entered.acquire(timeout=10)

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from tests.coordinator.conftest import BOTH, UNRAISABLE, Point
-from tfps import values
+from tfps.coordinator import remote_value
 
 pytestmark = UNRAISABLE
 
@@ -74,16 +74,16 @@ def test_threads_may_fetch_the_same_results(make, monkeypatch):
     coordinator = make()
     f = tf.function(tf.strings.as_string)
     results = [coordinator.schedule(f, args=(tf.constant(i),)) for i in range(3)]
-    bring_alike = values._bring_alike
+    bring_alike = remote_value._bring_alike
 
     def late(group):
-        monkeypatch.setattr(values, "_bring_alike", bring_alike)
+        monkeypatch.setattr(remote_value, "_bring_alike", bring_alike)
         assert coordinator.fetch(results) == [b"0", b"1", b"2"]  # As another thread would.
         bring_alike(group)
 
-    monkeypatch.setattr(values, "_bring_alike", late)
+    monkeypatch.setattr(remote_value, "_bring_alike", late)
     assert coordinator.fetch(results) == [b"0", b"1", b"2"]
-    assert values._bring_alike is bring_alike
+    assert remote_value._bring_alike is bring_alike
 
 
 @BOTH

@@ -10,8 +10,9 @@ import pytest
 import tensorflow as tf
 
 from tests.coordinator.conftest import BOTH, UNRAISABLE
-from tfps import _tf, results
-from tfps.packing import Packing
+from tfps import _tf
+from tfps.cluster.byte_row import ByteRow
+from tfps.coordinator import result_buffer
 
 pytestmark = UNRAISABLE
 
@@ -33,7 +34,7 @@ def test_more_results_than_rows(make, several):
     """Some are dropped at once, some looked at early, the others late."""
     coordinator = make()
     kept = {}
-    for i in range(4 * results._ROWS):
+    for i in range(4 * result_buffer._ROWS):
         value = coordinator.schedule(several, args=(tf.constant(i),))
         if i % 3:
             kept[i] = value
@@ -73,7 +74,7 @@ def test_a_row_is_given_back_once(make, monkeypatch):
     dropped: list = []
     dropper = threading.Thread(target=dropped.clear)
     entered, go = threading.Event(), threading.Event()
-    release = results._Buffer.release
+    release = result_buffer._Buffer.release
 
     def slow(*args):
         if threading.current_thread() is dropper:
@@ -81,7 +82,7 @@ def test_a_row_is_given_back_once(make, monkeypatch):
             assert go.wait(10)
         release(*args)
 
-    monkeypatch.setattr(results._Buffer, "release", slow)
+    monkeypatch.setattr(result_buffer._Buffer, "release", slow)
     dropped.append(scheduled(1))
     held = scheduled(2)
     dropper.start()
@@ -133,19 +134,19 @@ def test_they_leave_no_tensors_on_the_worker(make, several, monkeypatch):
 def test_a_call_that_failed_may_write_late_without_harm(make):
     """It may go on, on its worker, while others' results are where it would have been."""
     make(workers=1)
-    here = results.Results("/job:worker/replica:0/task:0/device:CPU:0")
-    packing = Packing([tf.TensorSpec([], tf.int32)])
-    write = tf.function(lambda x, *place: results.store(packing, [x], *place))
+    here = result_buffer.Results("/job:worker/replica:0/task:0/device:CPU:0")
+    packing = ByteRow([tf.TensorSpec([], tf.int32)])
+    write = tf.function(lambda x, *place: result_buffer.store(packing, [x], *place))
     failed = here.row(packing)
     late = failed.place()
     here.abandon(packing)
     del failed
-    rows = [here.row(packing) for _ in range(results._ROWS)]
+    rows = [here.row(packing) for _ in range(result_buffer._ROWS)]
     for i, row in enumerate(rows):
         write(tf.constant(i), *row.place())
         row.written = True
     write(tf.constant(-1), *late)
-    assert [int(row.tensors()[0]) for row in rows] == list(range(results._ROWS))
+    assert [int(row.tensors()[0]) for row in rows] == list(range(result_buffer._ROWS))
 
 
 def test_an_error_leaves_results_as_they_are(make, several, positive):

@@ -1,4 +1,10 @@
-"""Codecs: what gradients and weights are turned into to cross the network."""
+"""Codecs: what gradients and parameters are turned into to cross the network.
+
+May import: errors, parsing.
+
+A codec is an immutable value and a pair of pure functions; what it remembers between steps goes in
+and comes out, so that a step that carries it can be compiled, and moved.
+"""
 
 from tfps.compression.base import Codec, Identity
 from tfps.compression.casts import BFloat16, Float16

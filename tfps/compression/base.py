@@ -11,7 +11,7 @@ import math
 import tensorflow as tf
 
 from tfps import errors
-from tfps.compression import rounding
+from tfps.compression.kernels import rounding
 
 # Identity must cost nothing where nothing is gained: a bias or a gain of a few
 # hundred floats is smaller than the message that carries it.

@@ -6,10 +6,11 @@ import math
 import tensorflow as tf
 
 from tfps import errors
-from tfps.compression import largest, scattering, sparsify
+from tfps.compression import sparsify
 from tfps.compression.base import Codec
-from tfps.compression.compiling import compiled
-from tfps.compression.finite import all_finite, bounded
+from tfps.compression.kernels import largest, scattering
+from tfps.compression.kernels.compiling import compiled
+from tfps.compression.kernels.finite import all_finite, bounded
 
 # The fraction that the first step of a warm-up sends.
 _FIRST = 0.25

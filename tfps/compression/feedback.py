@@ -6,9 +6,9 @@ import tensorflow as tf
 
 from tfps import errors
 from tfps.compression.base import MIN_BYTES, Codec
-from tfps.compression.compiling import compiled
 from tfps.compression.dgc import DGC
-from tfps.compression.finite import all_finite, bounded
+from tfps.compression.kernels.compiling import compiled
+from tfps.compression.kernels.finite import all_finite, bounded
 
 
 @compiled

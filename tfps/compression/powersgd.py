@@ -6,8 +6,8 @@ import math
 import tensorflow as tf
 
 from tfps import errors
-from tfps.compression import hashing
 from tfps.compression.base import Codec
+from tfps.compression.kernels import hashing
 
 # A column that shrinks by so much when others are taken out of it was made of them.
 _DEPENDENT = 1e-5

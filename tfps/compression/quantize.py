@@ -4,8 +4,8 @@ import dataclasses
 
 import tensorflow as tf
 
-from tfps.compression import blocks, rounding
 from tfps.compression.base import Codec
+from tfps.compression.kernels import blocks, rounding
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,8 +5,8 @@ import dataclasses
 import tensorflow as tf
 
 from tfps import errors
-from tfps.compression import blocks, hashing, rounding
 from tfps.compression.base import Codec
+from tfps.compression.kernels import blocks, hashing, rounding
 
 
 def _pack(codes: list[tf.Tensor], bits: int) -> tf.Tensor:

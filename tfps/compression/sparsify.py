@@ -6,8 +6,8 @@ import math
 import tensorflow as tf
 
 from tfps import errors
-from tfps.compression import largest, scattering, strata
 from tfps.compression.base import Codec
+from tfps.compression.kernels import largest, scattering, strata
 
 
 def require_ratio(ratio: float) -> None:

@@ -1,0 +1,45 @@
+"""What XLA does on a ps."""
+
+import os
+import subprocess
+import sys
+
+import tensorflow as tf
+
+from tfps.cluster import environment
+
+# What XLA makes of the largest element of each row.
+PROGRAM = """
+import tensorflow as tf
+x = tf.random.normal([1024, 128])
+largest = tf.function(lambda x: tf.reduce_max(tf.exp(x), 1), jit_compile=True)
+print("ynn" in largest.experimental_get_compiler_ir(x)(stage="optimized_hlo"))
+"""
+
+
+def uses_the_library(environ):
+    environ = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "XLA_FLAGS": "", **environ}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env=environ, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()[-1] == "True"
+
+
+def test_reductions_on_a_ps_are_xlas_own():
+    environ = {}
+    environment.configure_xla(environ)
+    assert not uses_the_library(environ)
+    assert uses_the_library({})
+
+
+def test_users_flags_count(monkeypatch):
+    environ = {"XLA_FLAGS": "--xla_dump_to=there"}
+    environment.configure_xla(environ)
+    environment.configure_xla(environ)
+    flag = "--xla_cpu_experimental_ynn_fusion_type="
+    assert environ["XLA_FLAGS"].split() == ["--xla_dump_to=there", flag]
+    monkeypatch.setattr(tf, "__version__", "2.99.0")
+    environ = {}
+    environment.configure_xla(environ)
+    assert not environ

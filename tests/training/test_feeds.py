@@ -1,0 +1,190 @@
+import threading
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfps
+from tfps.training import feeds
+from tfps.worker.batch_loop import Stack
+
+
+def drain(feed, workers=2):
+    """Takes everything in turn, as if each worker used all it was given."""
+    feed.begin_epoch()
+    taken = []
+    while True:
+        works = [(w, feed.take(w)) for w in range(workers)]
+        works = [(w, work) for w, work in works if work is not None]
+        if not works:
+            break
+        for w, work in works:
+            batches = work.source.batches if isinstance(work.source, Stack) else work.source
+            taken.append((w, work.count, batches))
+            feed.done(w, work, work.count)
+    feed.end_epoch()
+    return taken
+
+
+def inputs(batch):
+    return batch[0] if isinstance(batch, tuple) else batch
+
+
+def column(n):
+    return np.arange(float(n))[:, None]
+
+
+def chief(x, **args):
+    return feeds.feed(x, 2, args.pop("steps", None), args.pop("group", 1), **args)
+
+
+def test_every_batch_once_and_in_order():
+    feed = chief(column(10), batch_size=4, shuffle=False)
+    assert feed.num_batches == 3
+    for _ in range(2):
+        parts = [inputs(batch).numpy() for _, _, batch in drain(feed)]
+        assert [len(p) for p in parts] == [4, 4, 2]
+        np.testing.assert_array_equal(np.concatenate(parts), column(10))
+
+
+def test_batches_of_one_shape_travel_as_a_stack():
+    feed = chief(column(11), batch_size=2, shuffle=False, group=3)
+    stacks = [(count, tuple(inputs(batch).shape)) for _, count, batch in drain(feed)]
+    assert stacks == [(3, (3, 2, 1)), (2, (2, 2, 1)), (1, (1, 1, 1))]
+
+
+def test_steps_per_epoch_goes_on_where_the_last_epoch_ended():
+    feed = chief(column(8), batch_size=2, shuffle=False, steps=3)
+    assert [inputs(batch).numpy()[0, 0] for _, _, batch in drain(feed)] == [0, 2, 4]
+    with pytest.warns(UserWarning, match="ended after 1 of steps_per_epoch=3"):
+        drain(feed)
+    assert len(drain(feed)) == 3
+
+
+def test_data_that_ends_within_a_group_ends_the_epoch():
+    feed = chief(column(10), batch_size=2, shuffle=False, steps=10, group=8)
+    with pytest.warns(UserWarning, match="ended after 5 of steps_per_epoch=10"):
+        assert sum(count for _, count, _ in drain(feed)) == 5
+
+
+def test_exactly_used_up_data_begins_anew():
+    feed = chief(column(6), batch_size=2, shuffle=False, steps=3)
+    assert len(drain(feed)) == len(drain(feed)) == 3
+
+
+def test_missing_parts_are_none():
+    feed = chief(np.zeros([4, 2]), y=np.zeros([4, 1]), batch_size=2)
+    assert feed.batch_spec[0].shape[1:] == [2]
+    assert len(feed.batch_spec) == 2 or feed.batch_spec[2] is None
+    x, y = drain(feed)[0][2][:2]
+    assert (x.shape, y.shape) == ((2, 2), (2, 1))
+
+
+def test_context_shards():
+    parts = [feeds.Context(i, 3).shard("abcdefgh") for i in range(3)]
+    assert parts == [["a", "d", "g"], ["b", "e", "h"], ["c", "f"]]
+    with pytest.raises(tfps.DataError, match="2 item"):
+        feeds.Context(0, 3).shard("ab")
+
+
+def test_worker_feed(connect):
+    connect(workers=2)
+
+    def dataset_fn(context):
+        return tf.data.Dataset.range(3).map(lambda i: i + 10 * context.worker_index).batch(1)
+
+    feed = feeds.feed(dataset_fn, 2, None, 2)
+    assert (
+        "worker/replica:0/task:1" in feed._iterators[1]._iterator_resource.device
+        if feed._iterators[1] is not None
+        else True
+    )
+    feed.begin_epoch()
+    first, second = feed.take(0), feed.take(1)
+    assert (first.count, second.count) == (2, 2)
+    assert "task:1" in second.source._iterator_resource.device
+    feed.done(0, first, 1)  # It had one batch only.
+    assert feed.take(0) is None
+    assert feed.take(1) is not None
+
+
+def test_worker_feed_leases_steps_of_an_epoch(connect):
+    connect(workers=2)
+    feed = feeds.feed(lambda c: tf.data.Dataset.range(100).batch(1), 2, 5, 2)
+    feed.begin_epoch()
+    counts = [feed.take(w).count for w in (0, 1, 0)]
+    assert counts == [2, 2, 1]
+    assert feed.take(1) is None
+    feed.done(0, feeds.Work(None, 2), 1)  # One was not used: it is leased again.
+    assert feed.take(1).count == 1
+
+
+def test_lookahead_over_batches_of_the_chief():
+    feed = chief(column(10), batch_size=4, shuffle=False)
+    feed.begin_epoch()
+    ahead = feeds.Lookahead(feed, 2, ended=lambda: False)
+    held, trained = [None, None], []
+    for w in (0, 1, 0, 1, 1, 0):
+        work = ahead.take(w)
+        if work is None:
+            trained.append(f"worker {w} is done")
+            continue
+        if work.count:
+            trained.append((w, float(held[w])))
+        held[w] = inputs(work.source)[0, 0] if work.takes else None
+        ahead.done(w, work, work.takes)
+    # Batches begin with 0, 4 and 8; worker 0 took the first and the last.
+    assert trained == [(0, 0.0), (1, 4.0), "worker 1 is done", (0, 8.0)]
+    assert ahead.take(0) is None
+
+
+def test_lookahead_ends_with_what_the_workers_hold():
+    feed = chief(column(10), batch_size=1, shuffle=False)
+    feed.begin_epoch()
+    ended = []
+    ahead = feeds.Lookahead(feed, 2, ended=lambda: bool(ended))
+    first = ahead.take(0)
+    assert (first.count, first.takes) == (0, 1)
+    ahead.done(0, first, 1)
+    ended.append(True)
+    assert ahead.take(1) is None
+    last = ahead.take(0)
+    assert (last.count, last.takes) == (1, 0)
+    assert inputs(last.source).shape == inputs(first.source).shape  # It stands for a batch.
+    ahead.done(0, last, 0)
+    assert ahead.take(0) is None
+    assert inputs(feed.take(0).source)[0, 0] == 1.0  # The next policy goes on from here.
+
+
+def test_lookahead_begins_anew_where_a_dataset_of_a_worker_ends(connect):
+    connect()
+    feed = feeds.feed(lambda c: tf.data.Dataset.range(2).batch(1), 1, 3, 1)
+    feed.begin_epoch()
+    ahead = feeds.Lookahead(feed, 1, ended=lambda: False)
+    # What the worker finds when it asks its dataset: two batches, the end, again a batch.
+    for count, takes, taken in ((0, 1, 1), (1, 1, 1), (1, 1, 0), (0, 1, 1), (1, 0, 0)):
+        work = ahead.take(0)
+        assert (work.count, work.takes) == (count, takes)
+        ahead.done(0, work, taken)
+    assert ahead.take(0) is None
+
+
+def test_an_iterator_that_takes_long_to_end_does_so_elsewhere():
+    ended, go = threading.Event(), threading.Event()
+
+    class Slow:
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            raise StopIteration
+
+        def __del__(self):
+            go.wait(10)
+            ended.set()
+
+    made = feeds._Pass(Slow())
+    del made
+    assert not ended.is_set()
+    go.set()
+    assert ended.wait(10)

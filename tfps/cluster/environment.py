@@ -1,0 +1,53 @@
+"""Environment variables that TensorFlow reads when a process starts to use it.
+
+Both have to be set before the process makes its first connection, or first uses XLA. What the user
+has set stays in force.
+"""
+
+import os
+from collections.abc import MutableMapping
+
+import tensorflow as tf
+
+# TensorFlow (2.21) reads this variable when a process makes its first channel. The names and
+# meanings of the options are those of gRPC's channel arguments.
+CHANNEL_VARIABLE = "TF_GRPC_DEFAULT_OPTIONS"
+
+CHANNEL_OPTIONS = {
+    # While a call waits for an answer, the other side is asked this often whether it is still
+    # there. gRPC's servers hang up on clients that ask more often than every 5 minutes.
+    "grpc.keepalive_time_ms": 330_000,
+    # By default, gRPC asks at most twice while nothing else is sent; 0 lifts that limit.
+    "grpc.http2.max_pings_without_data": 0,
+    # How long an answer to that question, or TCP's acknowledgement of any data, may be missing.
+    "grpc.keepalive_timeout_ms": 60_000,
+}
+
+XLA_VARIABLE = "XLA_FLAGS"
+
+# XLA for CPUs in TensorFlow 2.21 gives some reductions, such as the largest magnitude of each
+# block of `Int8`, to a library (YNNPACK), which compiles a program when a reduction first runs. A
+# ps on which two workers made their first pull at the same time was seen to crash there. The
+# flag is set for this version only, because XLA ends a process that sets a flag it does not know.
+_XLA_VERSION = "2.21."
+_XLA_FLAG = "--xla_cpu_experimental_ynn_fusion_type"
+
+
+def configure_channels(environ: MutableMapping[str, str] = os.environ) -> None:
+    """Limits how long a call to a vanished host may take: 60 s if it sends, 390 s if it waits.
+
+    A host that loses power, or its cable, closes no connection. TCP by itself retransmits for a
+    quarter of an hour what is not acknowledged, and waits for ever for an answer. The chief and
+    the servers call this before they connect to anything.
+    """
+    given = environ.get(CHANNEL_VARIABLE, "")
+    named = {option.split("=")[0] for option in given.split(",")}
+    own = [f"{name}={value}" for name, value in CHANNEL_OPTIONS.items() if name not in named]
+    environ[CHANNEL_VARIABLE] = ",".join(([given] if given else []) + own)
+
+
+def configure_xla(environ: MutableMapping[str, str] = os.environ) -> None:
+    """Makes XLA compile reductions itself, without YNNPACK; a ps calls this before it uses XLA."""
+    flags = environ.get(XLA_VARIABLE, "")
+    if tf.__version__.startswith(_XLA_VERSION) and _XLA_FLAG not in flags:
+        environ[XLA_VARIABLE] = f"{flags} {_XLA_FLAG}=".strip()

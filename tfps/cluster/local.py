@@ -1,0 +1,109 @@
+"""A whole cluster on this machine: servers in this process, or processes of their own."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+
+from tfps import errors
+from tfps.cluster import server, shutdown, sockets
+from tfps.cluster.spec import Cluster
+
+
+class LocalCluster(Cluster):
+    """Workers and parameter servers on 127.0.0.1, started by the constructor.
+
+    Embedded (the default), the servers are threads of this process: up in a
+    fraction of a second, gone with the process. With `processes=True` each is a
+    process of its own, as on real machines, at the price of a TensorFlow import
+    (2 to 5 s) and a few hundred MB each.
+
+    Use it as a context manager, or call `close`, to stop the processes; they
+    also stop by themselves when this process is gone.
+
+    Attributes:
+      ended: the server processes that `close` has ended.
+    """
+
+    def __init__(self, workers: int = 2, ps: int = 2, processes: bool = False):
+        """Starts the servers.
+
+        Args:
+          workers: number of workers, at least 1.
+          ps: number of parameter servers, at least 1.
+          processes: give each server a process of its own.
+
+        Raises:
+          ClusterConfigError: a count below 1.
+        """
+        for name, count in (("workers", workers), ("ps", ps)):
+            if count < 1:
+                raise errors.ClusterConfigError(f"{name}={count}; a cluster needs at least 1")
+        ports = iter(sockets.free_ports(1 + workers + ps))
+        spec = {
+            job: [f"127.0.0.1:{next(ports)}" for _ in range(count)]
+            for job, count in (("chief", 1), ("worker", workers), ("ps", ps))
+        }
+        super().__init__(spec)
+        self._processes: list[subprocess.Popen] = []
+        self.ended: list[subprocess.Popen] = []
+        self._servers = []
+        tasks = [(job, i) for job in ("worker", "ps") for i in range(len(spec[job]))]
+        if processes:
+            self._processes = [self._spawn(job, i) for job, i in tasks]
+        else:
+            self._servers = [server.start(self, job, i) for job, i in tasks]
+
+    def _spawn(self, job: str, index: int) -> subprocess.Popen:
+        config = {"cluster": self.spec, "task": {"type": job, "index": index}}
+        environ = dict(os.environ, TF_CONFIG=json.dumps(config), TFPS_PARENT=str(os.getpid()))
+        # The child must find the same packages, wherever this program got them from.
+        environ["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
+        environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tfps.serve"],
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        threading.Thread(
+            target=_forward, args=(process.stderr, f"[{job} {index}] "), daemon=True
+        ).start()
+        return process
+
+    def close(self, message: str = shutdown.DONE, timeout: float = 20.0) -> None:
+        """Ends the server processes; embedded servers end with this process.
+
+        Args:
+          message: what the servers are told; anything but `DONE` makes them
+            exit with 1.
+          timeout: seconds until a process that does not end is killed.
+        """
+        if not self._processes:
+            return
+        shutdown.send(self, message)
+        deadline = time.monotonic() + timeout
+        for process in self._processes:
+            try:
+                process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self.ended += self._processes
+        self._processes = []
+
+
+# What TensorFlow's C++ side says while it loads, whatever the log level.
+_NOTE = re.compile(r"[IWE]\d{4} \d\d:|WARNING: All log messages before absl")
+
+
+def _forward(lines, prefix: str) -> None:
+    """Copies a server's standard error to ours, line by line, marked with its name."""
+    for line in lines:
+        if not _NOTE.match(line):
+            sys.stderr.write(prefix + line)
+            sys.stderr.flush()

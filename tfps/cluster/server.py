@@ -1,0 +1,95 @@
+"""A worker or parameter server: TensorFlow's own gRPC server, and how long it lives.
+
+`python -m tfps.serve` serves the task that TF_CONFIG describes.
+"""
+
+import os
+import sys
+
+import tensorflow as tf
+
+from tfps import errors
+from tfps.cluster import environment, shutdown, sockets
+from tfps.cluster.spec import Cluster
+
+_CHIEF_TIMEOUT = 3600.0  # s; tasks may be started in any order, by hand, on many machines
+
+
+def inter_op_threads(num_workers: int) -> int:
+    """Size of a server's inter-op pool.
+
+    A server blocks one of these threads for each function of another task that
+    waits inside it. With TensorFlow's default, the number of cores, two workers
+    and two ps on a 2-core machine wait for one another for ever.
+    """
+    return max(16, 8 * num_workers)
+
+
+def start(cluster: Cluster, job: str, index: int) -> tf.distribute.Server:
+    """Starts the gRPC server of one task in this process.
+
+    It listens on every interface without credentials, as TensorFlow's servers
+    do: whoever reaches the port can run code in this process.
+
+    Raises:
+      PortInUse: something listens on the task's port already.
+    """
+    sockets.require_free(cluster.spec[job][index], f"{job} {index}")
+    environment.configure_channels()
+    if job == "ps":
+        environment.configure_xla()
+    config = tf.compat.v1.ConfigProto(
+        inter_op_parallelism_threads=inter_op_threads(cluster.num_workers)
+    )
+    return tf.distribute.Server(
+        cluster.served_spec(), job_name=job, task_index=index, protocol="grpc", config=config
+    )
+
+
+def serve(
+    cluster: Cluster,
+    startup_timeout: float = _CHIEF_TIMEOUT,
+    orphaned=lambda: False,
+    report=lambda line: print(line, file=sys.stderr, flush=True),
+) -> None:
+    """Serves this process's task until the chief says that the job is done.
+
+    Args:
+      cluster: with `task_type` `worker` or `ps`.
+      startup_timeout: seconds that the chief may take to appear.
+      orphaned: true once the process that started this one is gone.
+      report: receives lines about what the server waits for.
+
+    Raises:
+      PortInUse: the task's port is taken.
+      StartupTimeout: the chief never appeared.
+      ChiefLost: the chief died, or reported that the job failed.
+    """
+    name = f"{cluster.task_type} {cluster.task_index}"
+    server = start(cluster, cluster.task_type, cluster.task_index)
+    report(f"{name} serves at {cluster.address}")
+    message = shutdown.Receiver(server, cluster).wait(
+        startup_timeout, orphaned, lambda line: report(f"{name}: {line}")
+    )
+    if message != shutdown.DONE:
+        raise errors.ChiefLost(f"the job failed: {message}")
+    report(f"{name}: the job is done")
+
+
+def main() -> None:
+    """Serves TF_CONFIG's task; exits with 0 when the job is done and 1 otherwise."""
+    parent = os.environ.get("TFPS_PARENT")
+    orphaned = (lambda: os.getppid() != int(parent)) if parent else (lambda: False)
+    try:
+        cluster = Cluster.from_env()
+        if cluster.task_type not in ("worker", "ps"):
+            raise errors.ClusterConfigError(
+                f"task type is {cluster.task_type!r}; tfps.serve runs a worker or a ps"
+            )
+        serve(cluster, orphaned=orphaned)
+        code = 0
+    except errors.Error as e:
+        print(f"error: {e}", file=sys.stderr, flush=True)
+        code = 1
+    # TensorFlow's server threads would keep the interpreter from ending.
+    os._exit(code)

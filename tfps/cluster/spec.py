@@ -1,0 +1,201 @@
+"""Which tasks there are, where they listen, and which of them this process is."""
+
+import json
+import os
+from collections.abc import Mapping
+
+import tensorflow as tf
+
+from tfps import errors
+from tfps.cluster import shutdown, sockets
+
+JOBS = ("chief", "worker", "ps", "evaluator")
+
+_EXAMPLE = (
+    '{"cluster": {"chief": ["a:2222"], "worker": ["b:2222"], "ps": ["c:2222"]}, '
+    '"task": {"type": "chief", "index": 0}}'
+)
+
+
+class Cluster:
+    """The tasks of a training job and this process's place among them.
+
+    Attributes:
+      spec: dict, job name -> list of `host:port` addresses.
+      task_type: str, this process's job: `chief`, `worker`, `ps` or `evaluator`.
+      task_index: int, this process's index in its job.
+      connected: bool, whether this process is the chief and has connected.
+    """
+
+    connected = False
+
+    def __init__(
+        self, spec: Mapping[str, list[str]], task_type: str = "chief", task_index: int = 0
+    ):
+        """Checks and keeps the description.
+
+        Args:
+          spec: job name -> addresses; at least one `ps` and one `worker`. A
+            `chief` is needed where tasks are processes of their own.
+          task_type: the job of this process.
+          task_index: its index in the job.
+
+        Raises:
+          ClusterConfigError: names the key, the value and what is expected.
+        """
+        self.spec = _checked_spec(spec)
+        self.task_type, self.task_index = _checked_task(self.spec, task_type, task_index)
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] = os.environ) -> "Cluster":
+        """The cluster that the environment variable `TF_CONFIG` describes.
+
+        Raises:
+          ClusterConfigError: the variable is missing, is not JSON, or describes
+            a cluster that cannot work.
+        """
+        text = environ.get("TF_CONFIG", "")
+        if not text.strip():
+            raise errors.ClusterConfigError(
+                f"TF_CONFIG is not set; set it to JSON such as {_EXAMPLE}"
+            )
+        try:
+            config = json.loads(text)
+        except json.JSONDecodeError as e:
+            raise errors.ClusterConfigError(
+                f"TF_CONFIG is not JSON ({e}); expected something like {_EXAMPLE}"
+            ) from e
+        if not isinstance(config, dict) or not isinstance(config.get("cluster"), dict):
+            raise errors.ClusterConfigError(
+                f"TF_CONFIG has no object under 'cluster'; expected something like {_EXAMPLE}"
+            )
+        task = config.get("task")
+        if not isinstance(task, dict) or "type" not in task:
+            raise errors.ClusterConfigError(
+                f"TF_CONFIG has no 'task' with 'type' and 'index' (got {task!r}); each task needs "
+                'its own, such as {"type": "worker", "index": 0}'
+            )
+        if "chief" not in config["cluster"]:
+            raise errors.ClusterConfigError(
+                "TF_CONFIG 'cluster' names no 'chief'; add one address under 'chief', the task "
+                "that runs the training loop"
+            )
+        return cls(config["cluster"], task["type"], task.get("index", 0))
+
+    @classmethod
+    def from_resolver(cls, resolver: tf.distribute.cluster_resolver.ClusterResolver) -> "Cluster":
+        """The cluster that a TensorFlow cluster resolver describes, seen as the chief."""
+        spec = resolver.cluster_spec().as_dict()
+        return cls({job: list(addresses) for job, addresses in spec.items()})
+
+    @property
+    def num_workers(self) -> int:
+        return len(self.spec["worker"])
+
+    @property
+    def num_ps(self) -> int:
+        return len(self.spec["ps"])
+
+    @property
+    def address(self) -> str:
+        """This process's own `host:port`."""
+        return self.spec[self.task_type][self.task_index]
+
+    @property
+    def servers(self) -> dict[str, str]:
+        """Name -> address of every task that serves: `{"worker 0": "host:port", ...}`."""
+        return {
+            f"{job} {i}": address
+            for job in ("worker", "ps")
+            for i, address in enumerate(self.spec[job])
+        }
+
+    def wait(self, timeout: float, on_wait=None) -> None:
+        """Waits until every worker and ps answers; see `net.wait_for`."""
+        sockets.wait_for(self.servers, timeout, on_wait)
+
+    def close(self, message: str = shutdown.DONE) -> None:
+        """Lets the servers go; to be called by the chief when it is done.
+
+        Args:
+          message: why the job failed; by default it did not. The servers exit
+            with 0 after a success and with 1 otherwise.
+        """
+        shutdown.send(self, message)
+
+    def __enter__(self) -> "Cluster":
+        return self
+
+    def __exit__(self, kind, value, traceback) -> None:
+        self.close(shutdown.DONE if kind is None else f"{kind.__name__}: {value}")
+
+    def resolver(self) -> tf.distribute.cluster_resolver.ClusterResolver:
+        """The description as TensorFlow's strategies take it."""
+        return tf.distribute.cluster_resolver.SimpleClusterResolver(
+            self.served_spec(),
+            task_type=self.task_type,
+            task_id=self.task_index,
+            rpc_layer="grpc",
+        )
+
+    def served_spec(self) -> tf.train.ClusterSpec:
+        """The tasks that take part in TensorFlow's runtime; an evaluator does not."""
+        return tf.train.ClusterSpec({j: a for j, a in self.spec.items() if j != "evaluator"})
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({self.num_workers} workers, {self.num_ps} ps, "
+            f"this is {self.task_type} {self.task_index})"
+        )
+
+
+def _checked_spec(spec: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    seen: dict[str, str] = {}
+    checked = {}
+    for job, addresses in spec.items():
+        if job not in JOBS:
+            raise errors.ClusterConfigError(
+                f"cluster names an unknown job {job!r}; the jobs are {', '.join(JOBS)}"
+            )
+        if not isinstance(addresses, (list, tuple)) or not all(
+            isinstance(a, str) for a in addresses
+        ):
+            raise errors.ClusterConfigError(
+                f"cluster[{job!r}] is {addresses!r}; expected a list of 'host:port' strings"
+            )
+        for i, address in enumerate(addresses):
+            sockets.split(address)
+            if address in seen:
+                raise errors.ClusterConfigError(
+                    f"cluster repeats the address {address!r} ({seen[address]} and {job} {i}); "
+                    "each task needs its own"
+                )
+            seen[address] = f"{job} {i}"
+        checked[job] = list(addresses)
+    for job in ("worker", "ps"):
+        if not checked.get(job):
+            raise errors.ClusterConfigError(
+                f"cluster names no {job!r}; add at least one address under {job!r}"
+            )
+    if len(checked.get("chief", ())) > 1:
+        raise errors.ClusterConfigError(
+            f"cluster names {len(checked['chief'])} chiefs ({checked['chief']}); there is one"
+        )
+    return checked
+
+
+def _checked_task(spec: dict[str, list[str]], job: str, index) -> tuple[str, int]:
+    if job not in JOBS:
+        raise errors.ClusterConfigError(f"task type is {job!r}; expected one of {', '.join(JOBS)}")
+    try:
+        index = int(index)
+    except (TypeError, ValueError):
+        raise errors.ClusterConfigError(f"task index is {index!r}; expected an integer") from None
+    # An embedded cluster needs no address for its chief, nor anybody one for the evaluator.
+    count = len(spec.get(job, ())) or (1 if job in ("chief", "evaluator") else 0)
+    if not 0 <= index < count:
+        raise errors.ClusterConfigError(
+            f"this task is {job} {index}, but the cluster has {count} {job} task(s); the index "
+            f"must be below {count}"
+        )
+    return job, index

@@ -1,0 +1,1 @@
+"""The arithmetic of codecs: blocks, rounding, selection, scattering, random strata."""

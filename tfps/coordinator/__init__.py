@@ -1,0 +1,6 @@
+"""The drop-in for TensorFlow's `ClusterCoordinator`: closures, the work queue and remote values.
+
+May import: errors, _tf, cluster.
+
+Behaves as TensorFlow's class does, and each result stays on its worker until it is asked for.
+"""

@@ -1,0 +1,240 @@
+"""`tf.distribute.coordinator.ClusterCoordinator`, at a fraction of its cost."""
+
+import threading
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from tfps import _tf, errors
+from tfps.cluster import failures
+from tfps.cluster.devices import worker_device
+from tfps.cluster.spec import Cluster
+from tfps.coordinator.closures import (
+    Closure,
+    Lane,
+    ResourceClosure,
+    Traces,
+    concrete,
+    reject_remote_values,
+)
+from tfps.coordinator.remote_value import RemoteValue, Resource, bring
+from tfps.coordinator.result_buffer import Results
+from tfps.coordinator.work_queue import WorkQueue
+
+# The servers' thread pools (`server.inter_op_threads`) are sized with this in mind.
+_MAX_IN_FLIGHT = 4
+
+
+class ClusterCoordinator(tf.distribute.coordinator.ClusterCoordinator):
+    """Runs `tf.function`s on the workers of a parameter-server strategy.
+
+    A drop-in for `tf.distribute.coordinator.ClusterCoordinator`, and an instance
+    of it. There is one for each strategy; a `tfps.ParameterServerStrategy` comes
+    with its own, which TensorFlow's class returns as well.
+
+    What differs: a function is traced and its inputs are laid out once, results
+    stay on the workers until they are fetched, errors name the worker and its
+    address, and a lost worker or ps is a `tfps.TaskLost` within seconds: nothing
+    is run again on another worker.
+    """
+
+    def __new__(cls, strategy, in_flight=None):
+        if not hasattr(strategy, "_is_parameter_server_strategy_v2"):
+            raise errors.ConfigError(
+                f"the strategy is a {type(strategy).__name__}; a ClusterCoordinator works with a "
+                "tfps.ParameterServerStrategy"
+            )
+        made = super().__new__(cls, strategy)
+        if not isinstance(made, cls):
+            raise errors.ConfigError(
+                "the strategy has TensorFlow's ClusterCoordinator already, and a strategy has one; "
+                "use a tfps.ParameterServerStrategy, or make this one before entering its scope"
+            )
+        return made
+
+    def __init__(self, strategy, in_flight: int | None = None):
+        """Makes the strategy's coordinator, or finds it.
+
+        Args:
+          strategy: a `tfps.ParameterServerStrategy`, or TensorFlow's.
+          in_flight: functions, 1 to 4, that run on a worker at the same time, so
+            that one can wait for the network while another computes. None
+            leaves it as it is, which is 1 at first. With more than 1, scheduled
+            functions must not depend on a worker running one at a time.
+
+        Raises:
+          ConfigError: the strategy is of another kind, or `in_flight` out of range.
+        """
+        if in_flight is not None and not 1 <= in_flight <= _MAX_IN_FLIGHT:
+            raise errors.ConfigError(
+                f"in_flight={in_flight}; a worker can run 1 to {_MAX_IN_FLIGHT} functions at once"
+            )
+        if not getattr(self, "_has_initialized", False):
+            # TensorFlow's own constructor would start its threads.
+            self._strategy = strategy
+            strategy.extended._used_with_coordinator = True
+            cluster = getattr(strategy, "cluster", None)
+            self._backlog = WorkQueue(cluster or Cluster.from_resolver(strategy._cluster_resolver))
+            self._traces = Traces(strategy)
+            # Not the backlog's: specs know their strategy, and the lanes, which have the backlog,
+            # end when nobody knows the strategy any more.
+            self._specs: dict = {}
+            self._lanes_lock = threading.Lock()
+            self._lanes = 0
+            self._has_initialized = True
+        if in_flight is not None:
+            self._backlog.resize(in_flight)
+
+    def __del__(self):
+        if getattr(self, "_has_initialized", False):
+            self._backlog.stop()
+
+    @property
+    def in_flight(self) -> int:
+        """Functions that run on a worker at the same time, at most."""
+        return self._backlog.lanes_per_worker
+
+    def schedule(self, fn, args=None, kwargs=None) -> RemoteValue:
+        """Queues a function to be run on some worker, and returns at once.
+
+        Args:
+          fn: a `tf.function` or a concrete function. It is traced when it is
+            first scheduled with arguments of such types and shapes.
+          args: its positional arguments. A per-worker value, such as an iterator
+            of `create_per_worker_dataset`, stands for the worker's own.
+          kwargs: its keyword arguments, likewise.
+
+        Returns:
+          A `RemoteValue` for what the function returns.
+
+        Raises:
+          TypeError: `fn` is not a `tf.function`.
+          ValueError: a `RemoteValue` is among the arguments.
+          Exception: the error of a function scheduled before.
+        """
+        if not isinstance(
+            fn,
+            (
+                tf.types.experimental.PolymorphicFunction,
+                tf.types.experimental.ConcreteFunction,
+            ),
+        ):
+            raise TypeError(
+                f"schedule was given {fn!r}; workers run graphs, so make it a tf.function"
+            )
+        args, kwargs = args or (), kwargs or {}
+        trace, leaves = self._traces.find(fn, args, kwargs)
+        value = RemoteValue(self._backlog, trace.flat)
+        self._start_lanes()
+        self._backlog.put(Closure(trace, args, kwargs, leaves, value))
+        return value
+
+    def join(self) -> None:
+        """Waits until all scheduled functions have ended.
+
+        Raises:
+          WorkerError: a function failed on a worker; it is an instance of
+            TensorFlow's class too, for instance `tf.errors.InvalidArgumentError`.
+            Functions that had not run are cancelled. It is raised once: after
+            it, the coordinator can be used again.
+          TaskLost: a worker or ps is gone; also a `tf.errors.UnavailableError`.
+        """
+        self._backlog.join()
+
+    def done(self) -> bool:
+        """Whether all scheduled functions have ended; raises like `join`."""
+        return self._backlog.done()
+
+    def fetch(self, val):
+        """The results of remote values, with NumPy arrays for tensors; waits for them.
+
+        Many small ones cost less in one call than one by one.
+
+        Args:
+          val: a structure; what is no `RemoteValue` in it stays as it is.
+
+        Raises:
+          Exception: the error of a function; see `RemoteValue.get`.
+        """
+        remote = {
+            id(x): x
+            for x in tf.nest.flatten(val)
+            if isinstance(x, RemoteValue) and not isinstance(x, Resource)
+        }
+        if len(remote) > 1:
+            bring(list(remote.values()))
+        return super().fetch(val)
+
+    def _create_per_worker_resources(self, fn, args=None, kwargs=None):
+        """What `fn` returns on each worker, as a per-worker value."""
+        args, kwargs = args or (), kwargs or {}
+        reject_remote_values((args, kwargs))
+        spec = None
+        if isinstance(fn, tf.types.experimental.PolymorphicFunction):
+            fn = concrete(fn, self._strategy, args, kwargs)
+        if isinstance(fn, tf.types.experimental.ConcreteFunction):
+            spec = tf.nest.map_structure(tf.type_spec_from_value, fn.structured_outputs)
+        self._start_lanes()
+        values = []
+        for worker in range(self._backlog.cluster.num_workers):
+            value = Resource(self._backlog, self._specs)
+            value._type_spec = spec
+            self._backlog.put_on(worker, ResourceClosure(fn, args, kwargs, value))
+            values.append(value)
+        return tf.distribute.coordinator.PerWorkerValue(tuple(values))
+
+    _create_per_worker_variables = _create_per_worker_resources
+
+    def _start_lanes(self) -> None:
+        if self._lanes >= self._backlog.lanes_per_worker:
+            return
+        with self._lanes_lock:
+            workers = range(self._backlog.cluster.num_workers)
+            while self._lanes < self._backlog.lanes_per_worker:
+                for worker in workers:
+                    threading.Thread(
+                        target=_serve,
+                        args=(self._backlog, worker, self._lanes),
+                        name=f"tfps-worker-{worker}.{self._lanes}",
+                        daemon=True,
+                    ).start()
+                self._lanes += 1
+
+
+class _Dispatch(NamedTuple):
+    """What TensorFlow's per-worker resources ask to know while a function is called."""
+
+    worker_index: int
+
+
+def _serve(backlog: WorkQueue, worker: int, lane: int) -> None:
+    """A lane: runs closures on a worker, one after the other. It does not keep the coordinator."""
+    device = worker_device(worker)
+    here = Lane(worker, Results(f"{device}/device:CPU:0"))
+    with (
+        tf.device(device),
+        _tf.dispatch_context(_Dispatch(worker)),
+        _tf.own_executor() as executor,
+    ):
+        while (work := backlog.take(worker, lane)) is not None:
+            closure, its_round = work
+            result = error = None
+            try:
+                result = closure.run(here, its_round and its_round.manager)
+            except BaseException as e:  # It belongs to whoever waits for the closure.
+                error = e
+            if error is not None:
+                executor.clear_error()
+                if not _known(error, its_round):
+                    error = failures.named(backlog.cluster, worker, error)
+            backlog.finished(closure, its_round, result, error)
+            # They may hold tensors of the worker, and errors whole frames.
+            del work, closure, its_round, result, error
+
+
+def _known(error: BaseException, its_round) -> bool:
+    """Whether it needs no name: that of an argument has one, and we ended the call ourselves."""
+    if isinstance(error, errors.Error):
+        return True
+    cancelled = its_round is not None and its_round.manager.is_cancelled
+    return cancelled and isinstance(error, tf.errors.CancelledError)

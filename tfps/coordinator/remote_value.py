@@ -1,0 +1,211 @@
+"""The result of a scheduled function."""
+
+import collections
+import threading
+
+import tensorflow as tf
+
+from tfps import _tf
+from tfps.coordinator.result_buffer import Row
+
+# Results of up to this many bytes share a message when several are fetched, so many in each.
+_SMALL = 4096
+_TOGETHER = 256
+
+
+def interned(spec, known: dict):
+    """One object for all equal type specs, so that they can be compared by identity.
+
+    Args:
+      spec: one, or a structure of them.
+      known: those met before; keeps this one.
+    """
+    try:
+        return known.setdefault(spec, spec)
+    except TypeError:  # A structure that has no hash.
+        return known.setdefault(id(spec), spec)
+
+
+class RemoteValue(tf.distribute.coordinator.RemoteValue):
+    """The result of a function that was scheduled, available once it has run.
+
+    It stays on the worker until somebody asks for it.
+    """
+
+    __slots__ = ("_backlog", "_error", "_event", "_local", "_packed", "_ready", "_result")
+
+    def __init__(self, backlog, packed_by: _tf.FlatFunction | None = None):
+        """Made by `ClusterCoordinator.schedule`.
+
+        Args:
+          backlog: the `WorkQueue` whose worker fills it.
+          packed_by: the function whose flat outputs it is filled with.
+        """
+        self._backlog = backlog
+        self._packed = packed_by
+        self._ready = False
+        self._event = None
+        self._error = self._result = self._local = None
+
+    def get(self):
+        """Waits for the function and copies its result to the chief.
+
+        Returns:
+          The structure that the function returned, of `tf.Tensor`s.
+
+        Raises:
+          WorkerError: the function failed; also an instance of TensorFlow's class.
+          TaskLost: a worker or ps is gone; also a `tf.errors.UnavailableError`.
+          tf.errors.CancelledError: the function was not run because another failed.
+        """
+        self._wait()
+        if self._error is not None:
+            raise self._error
+        # Two threads may come here, and one be quicker.
+        result, packed = self._result, self._packed
+        if self._local is None:
+            with self._backlog.errors_named():
+                self._local = (_structured(_to_chief(result), packed),)
+            self._result = None
+        return self._local[0]
+
+    def fetch(self):
+        """Like `get`, with NumPy arrays in place of tensors."""
+        return tf.nest.map_structure(lambda x: x.numpy() if hasattr(x, "numpy") else x, self.get())
+
+    # What follows is the other side: the backlog, and TensorFlow's per-worker values.
+
+    def _set(self, result, error: BaseException | None = None) -> None:
+        """Fills it in; the backlog's lock is held."""
+        self._result, self._error, self._ready = result, error, True
+        if self._event is not None:
+            self._event.set()
+
+    def _wait(self) -> None:
+        if not self._ready:
+            self._backlog.wait_for(self)
+
+    def _waiter(self) -> threading.Event:
+        """An event that is set when it is ready; the backlog's lock is held."""
+        self._event = self._event or threading.Event()
+        if self._ready:
+            self._event.set()
+        return self._event
+
+    def _get_values(self):
+        self._wait()
+        result = self._result
+        if isinstance(result, Row):
+            return self.get()
+        return _structured(result, self._packed) if self._local is None else self._local[0]
+
+    def _get_error(self):
+        self._wait()
+        return self._error
+
+    @property
+    def _status(self):
+        return _tf.RemoteValueStatus.READY if self._ready else _tf.RemoteValueStatus.NOT_READY
+
+
+def _structured(result, packed):
+    return result if packed is None else packed.packed(result)
+
+
+class Resource(RemoteValue):
+    """A per-worker value: what a function made on one worker, such as an iterator."""
+
+    __slots__ = ("_components", "_known", "_spec")
+
+    def __init__(self, backlog, specs: dict):
+        """Made by the coordinator.
+
+        Args:
+          backlog: see `RemoteValue`.
+          specs: all type specs of the coordinator's resources, by themselves.
+        """
+        super().__init__(backlog)
+        self._known = specs
+        self._components = self._spec = None
+
+    @property
+    def _type_spec(self):
+        return self._spec
+
+    @_type_spec.setter
+    def _type_spec(self, spec) -> None:
+        self._spec = interned(spec, self._known)
+
+    def get(self):
+        """Waits for it and copies it to the chief, as it is now: a variable changes."""
+        value = self.value()
+        with self._backlog.errors_named():
+            return _to_chief(value)
+
+    def value(self):
+        """The thing itself, on its worker; raises like `get`."""
+        self._wait()
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+    def components(self) -> list[tf.Tensor]:
+        """The tensors, handles for instance, by which a function takes it as an argument."""
+        if self._components is None:
+            self._components = tf.nest.flatten(self.value(), expand_composites=True)
+        return self._components
+
+
+def bring(values: list[RemoteValue]) -> None:
+    """Copies small results to the chief together: a copy costs more calls than the function did.
+
+    Only a help to the `get` of each, which raises what there is to raise.
+    """
+    alike = collections.defaultdict(list)
+    for value in values:
+        value._wait()
+        if value._error is not None:
+            return  # Whoever gets it first need not wait for those that come after it.
+        # In this order: another thread may be doing the same, and forgets the result last.
+        parts, done = value._result, value._local is not None
+        if done or value._packed is None or isinstance(parts, Row):  # Rows are copied together.
+            continue
+        if parts and all(map(_is_small, parts)):
+            layout = tuple((t.backing_device, t.dtype, *t.shape) for t in parts)
+            alike[layout].append((value, parts))
+    for group in alike.values():
+        for start in range(0, len(group), _TOGETHER):
+            _bring_alike(group[start : start + _TOGETHER])
+
+
+def _is_small(tensor: tf.Tensor) -> bool:
+    dtype = tensor.dtype  # TensorFlow cannot stack quantized ones.
+    return not dtype.is_quantized and tensor.shape.num_elements() * dtype.size <= _SMALL
+
+
+def _bring_alike(group: list[tuple[RemoteValue, list[tf.Tensor]]]) -> None:
+    columns = []
+    with group[0][0]._backlog.errors_named():
+        for column in zip(*(parts for _, parts in group), strict=True):
+            with tf.device(column[0].backing_device):
+                stacked = tf.stack(column)
+            columns.append(tf.unstack(_to_chief(stacked)))
+    for (value, _), *parts in zip(group, *columns, strict=True):
+        value._local = (_structured(parts, value._packed),)
+        value._result = None
+
+
+def _to_chief(structure):
+    """Tensors and variables copied to this process; other things, iterators say, as they are."""
+
+    def copied(x):
+        if isinstance(x, (tf.distribute.DistributedIterator, tf.data.Iterator)):
+            return x
+        return tf.identity(x)
+
+    if structure is None:
+        return None
+    if isinstance(structure, Row):
+        return structure.tensors()
+    with tf.device(_tf.chief_device()):
+        return tf.nest.map_structure(copied, structure)

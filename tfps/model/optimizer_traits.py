@@ -1,0 +1,97 @@
+"""What the settings of a Keras optimizer mean for training on servers."""
+
+import keras
+
+from tfps import _keras, errors
+
+# One element's update reads no other element, so buckets and shards change nothing.
+_ELEMENTWISE = frozenset(
+    {
+        keras.optimizers.SGD,
+        keras.optimizers.RMSprop,
+        keras.optimizers.Adam,
+        keras.optimizers.AdamW,
+        keras.optimizers.Adagrad,
+        keras.optimizers.Adadelta,
+        keras.optimizers.Adamax,
+        keras.optimizers.Nadam,
+        keras.optimizers.Ftrl,
+        keras.optimizers.Lion,
+    }
+)
+
+
+def inner(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    """The optimizer that updates weights: without the loss scaling around it."""
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        return optimizer.inner_optimizer
+    return optimizer
+
+
+def is_dynamically_scaled(optimizer: keras.optimizers.Optimizer) -> bool:
+    """Whether it scales the loss by a factor of its own that changes (mixed float16)."""
+    return isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+
+
+def is_elementwise(optimizer: keras.optimizers.Optimizer) -> bool:
+    """Whether updating a slice of a variable equals slicing the updated variable."""
+    return type(inner(optimizer)) in _ELEMENTWISE
+
+
+def require_supported(optimizer: keras.optimizers.Optimizer) -> None:
+    """Raises `ConfigError` for settings that mean something else when spread over servers."""
+    one = inner(optimizer)
+    clips = [n for n in ("clipnorm", "clipvalue", "global_clipnorm") if getattr(one, n)]
+    if one.gradient_accumulation_steps and clips:
+        raise errors.ConfigError(
+            f"the optimizer has gradient_accumulation_steps={one.gradient_accumulation_steps} and "
+            f"{clips[0]}={getattr(one, clips[0])}; gradients are clipped on the worker, before "
+            "they accumulate on the servers: leave out one of the two"
+        )
+
+
+def require_lazy(optimizer: keras.optimizers.Optimizer) -> None:
+    """Raises `ConfigError` if the optimizer cannot update some rows of a table alone."""
+    one = inner(optimizer)
+    if not is_elementwise(optimizer):
+        raise errors.ConfigError(
+            f'sparse_updates="lazy" updates single rows, but {type(one).__name__} needs whole '
+            'variables; use "exact", or an elementwise optimizer such as Adam'
+        )
+    if one.gradient_accumulation_steps:
+        raise errors.ConfigError(
+            f"gradient_accumulation_steps={one.gradient_accumulation_steps} updates all rows at "
+            'once, which sparse_updates="lazy" does not; use "exact" or no accumulation'
+        )
+
+
+def require_outer(optimizer: keras.optimizers.Optimizer) -> None:
+    """Raises `ConfigError` if the optimizer cannot take differences of models as gradients."""
+    settings = ("clipnorm", "clipvalue", "global_clipnorm", "weight_decay", "use_ema")
+    settings += ("gradient_accumulation_steps", "loss_scale_factor")
+    name = type(optimizer).__name__
+    for setting in settings:
+        if value := getattr(inner(optimizer), setting):
+            raise errors.ConfigError(
+                f"outer={name} has {setting}={value}, which belongs to the workers' optimizer; "
+                "give it to model.compile"
+            )
+    if not is_elementwise(optimizer) or is_dynamically_scaled(optimizer):
+        raise errors.ConfigError(
+            f"outer={name} must be an elementwise optimizer, such as SGD or Adam"
+        )
+
+
+def settable_rate(optimizer: keras.optimizers.Optimizer) -> float:
+    """The learning rate to send with a step; 0.0 where the servers follow a schedule."""
+    rate = _keras.learning_rate_of(inner(optimizer))
+    if isinstance(rate, keras.Variable):
+        return float(rate.numpy())
+    if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
+        return 0.0
+    return float(rate())
+
+
+def static_loss_scale(optimizer: keras.optimizers.Optimizer) -> float:
+    """The constant factor by which the optimizer scales the loss; 1.0 without one."""
+    return inner(optimizer).loss_scale_factor or 1.0

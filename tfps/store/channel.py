@@ -1,0 +1,98 @@
+"""How a bucket crosses the network: through which codec, in which pieces."""
+
+import dataclasses
+import math
+
+import tensorflow as tf
+
+from tfps import errors
+from tfps.compression import Codec, Identity
+
+
+def chosen(choice, variable, weights: bool) -> Codec:
+    """The codec for a variable's gradients or value.
+
+    Args:
+      choice: a codec, None for none, or a function of the variable giving either.
+      variable: with `path`, `shape` and `dtype`.
+      weights: whether it is for parameters instead of gradients.
+
+    Returns:
+      `Identity` for what is not a floating number, or smaller than the codec's
+      `min_bytes`.
+
+    Raises:
+      ConfigError: it is no codec, or not one for weights.
+    """
+    per_variable = callable(choice) and not isinstance(choice, Codec)
+    codec = choice(variable) if per_variable else choice
+    codec = Identity() if codec is None else codec
+    name = "pull" if weights else "push"
+    if not isinstance(codec, Codec):
+        raise errors.ConfigError(
+            f"{name} gave {codec!r} for {variable.path}; it must be a codec of tfps.compression, "
+            "such as Int8(), or None"
+        )
+    if weights and codec.not_for_weights:
+        raise errors.ConfigError(
+            f"pull={codec!r} does not work for parameters: {codec.not_for_weights}; use Float16, "
+            "BFloat16 or Int8"
+        )
+    dtype = tf.as_dtype(variable.dtype)
+    small = math.prod(variable.shape) * dtype.size < codec.min_bytes
+    return Identity() if small or not dtype.is_floating else codec
+
+
+@dataclasses.dataclass(frozen=True)
+class Channel:
+    """The way of one bucket's values in one direction.
+
+    Attributes:
+      codec: what the values pass through.
+      shape, dtype: of the bucket.
+      pieces: shapes of the parts that are encoded by themselves: the whole
+        bucket, or its shards where the codec needs matrices.
+    """
+
+    codec: Codec
+    shape: tuple[int, ...]
+    dtype: str
+    pieces: tuple[tuple[int, ...], ...]
+
+    def initial_state(self) -> tuple:
+        """What the sender remembers, before the first step."""
+        return tuple(self.codec.initial_state(shape) for shape in self.pieces)
+
+    def encode(self, tensor: tf.Tensor, state: tuple, seed: tf.Tensor) -> tuple[tuple, tuple]:
+        """(payload, state), a tuple for each piece; to be called on the sender's device."""
+        if isinstance(self.codec, Identity):
+            return ((tensor,),), state
+
+        # One function for all pieces: those of a shape, such as the matrices of equal
+        # layers, are compiled once.
+        encode = tf.function(self.codec.encode, jit_compile=self.codec.jit or None, autograph=False)
+        sent = [
+            encode(part, before, seed + tf.constant([0, i]))
+            for i, (part, before) in enumerate(zip(self._split(tensor), state, strict=True))
+        ]
+        return tuple(payload for payload, _ in sent), tuple(after for _, after in sent)
+
+    def decode(self, payload: tuple) -> tf.Tensor:
+        """The bucket's tensor; to be called on the receiver's device."""
+        parts = [
+            tf.reshape(self.codec.decode(part, shape, self.dtype), [-1])
+            for part, shape in zip(payload, self.pieces, strict=True)
+        ]
+        return tf.reshape(parts[0] if len(parts) == 1 else tf.concat(parts, 0), self.shape)
+
+    @property
+    def payload_bytes(self) -> int:
+        """Bytes that it sends in a step, as the codec predicts them."""
+        return sum(self.codec.payload_bytes(shape, self.dtype) for shape in self.pieces)
+
+    def _split(self, tensor) -> list[tf.Tensor]:
+        if len(self.pieces) == 1:
+            return [tf.reshape(tensor, self.pieces[0])]
+        sizes = [math.prod(shape) for shape in self.pieces]
+        parts = tf.split(tf.reshape(tensor, [-1]), sizes)
+        return [tf.reshape(t, shape) for t, shape in zip(parts, self.pieces, strict=True)]

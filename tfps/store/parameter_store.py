@@ -1,0 +1,198 @@
+"""The parameter store: a model's variables and its optimizer, on the servers."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfps import _keras
+from tfps.cluster.devices import ps_device
+from tfps.model.loss_scale import LossScale
+from tfps.model.server_optimizer import RowOptimizer, ServerOptimizer
+from tfps.store.buckets import Bucket, pack
+from tfps.store.plan import ROWS, TRAIN, Plan
+
+
+class ParameterStore:
+    """The buckets of a plan on the parameter servers, and the chief's copy of them.
+
+    Attributes:
+      plan: what is where.
+      stored: per bucket, the `keras.Variable` on its ps.
+      trained: per ps, the buckets that its optimizer updates as a whole.
+      optimizers: per ps, its `ServerOptimizer`, or None.
+      row_optimizers: bucket -> `RowOptimizer`, for parts of tables updated by rows.
+      loss_scale: `LossScale`, or None.
+    """
+
+    def __init__(self, plan: Plan, optimizer: keras.optimizers.Optimizer | None):
+        """Creates the server variables and fills them from the model.
+
+        Args:
+          plan: what is where.
+          optimizer: what the model was compiled with; None for evaluation alone.
+        """
+        self.plan = plan
+        self._optimizer = optimizer
+        self.stored = [self._create(b) for b in plan.buckets]
+        self.trained = [
+            [i for i, b in enumerate(plan.buckets) if b.ps == p and b.kind.treatment == TRAIN]
+            for p in range(plan.num_ps)
+        ]
+        self.optimizers = [self._create_optimizer(mine, p) for p, mine in enumerate(self.trained)]
+        self.row_optimizers = {
+            i: self._create_row_optimizer(b)
+            for i, b in enumerate(plan.buckets)
+            if b.kind.treatment == ROWS
+        }
+        self._locks = [self._create_lock(p) for p in range(plan.num_ps)]
+        self.loss_scale = None
+        self._versions = [self._create_version(p) for p in range(plan.num_ps)]
+        if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+            with tf.device(ps_device(0)):
+                self.loss_scale = LossScale(optimizer)
+        self._synced: dict[int, tf.Tensor] = {}
+        self.load()
+
+    def handles(self) -> dict:
+        """The resource handles of everything on the servers, arguments of every step."""
+        return {
+            "values": [v.value.handle for v in self.stored],
+            "state": [o.handles if o else [] for o in self.optimizers],
+            "row_state": {i: o.handles for i, o in self.row_optimizers.items()},
+            "locks": list(self._locks),
+            "loss_scale": [v.handle for v in self.loss_scale.variables] if self.loss_scale else [],
+            "versions": [v.handle for v in self._versions],
+        }
+
+    def _create(self, bucket: Bucket) -> keras.Variable:
+        # One variable keeps its path, so that an optimizer that goes by names can.
+        first = bucket.shards[0]
+        path = self.plan.specs[first.variable].path if len(bucket.shards) == 1 else "bucket"
+        initial = {
+            "initializer": lambda shape, dtype: tf.zeros(shape, dtype),
+            "shape": bucket.shape,
+            "dtype": bucket.dtype,
+        }
+        if first.variable in self.plan.remote:
+            initial = {"initializer": self.plan.remote[first.variable].parts[bucket.ps]}
+        trained = bucket.kind.treatment in (TRAIN, ROWS)
+        with tf.device(ps_device(bucket.ps)), _keras.path(path) as name:
+            variable = keras.Variable(**initial, trainable=trained, name=name)
+        _keras.mark_remote([variable])
+        if trained:
+            variable.constraint = bucket.kind.constraint
+        return variable
+
+    def _create_optimizer(self, mine: list[int], ps: int) -> ServerOptimizer | None:
+        if not mine:
+            return None
+        with tf.device(ps_device(ps)):
+            built = ServerOptimizer(
+                self._optimizer,
+                [self.stored[i] for i in mine],
+                [self.plan.buckets[i].kind.decayed for i in mine],
+            )
+        _keras.mark_remote(built.variables)
+        return built
+
+    def _create_row_optimizer(self, bucket: Bucket) -> RowOptimizer:
+        with tf.device(ps_device(bucket.ps)):
+            built = RowOptimizer(self._optimizer, bucket.shape, bucket.dtype, bucket.kind.decayed)
+        _keras.mark_remote(built.variables)
+        return built
+
+    def _create_lock(self, ps: int) -> tf.Tensor:
+        with tf.device(ps_device(ps)):
+            return tf.raw_ops.MutexV2(shared_name=f"tfps_apply_{id(self)}", container="")
+
+    def _create_version(self, ps: int) -> tf.Variable:
+        with tf.device(ps_device(ps)):
+            return tf.Variable(0, dtype=tf.int64, trainable=False, name="version")
+
+    # The chief's copy.
+
+    def load(self) -> None:
+        """Fills the servers from the model's variables."""
+        for bucket, stored in zip(self.plan.buckets, self.stored, strict=True):
+            if bucket.shards[0].variable in self.plan.remote:
+                continue
+            mine = {s.variable: self.plan.variables[s.variable].value for s in bucket.shards}
+            (packed,) = pack([bucket], mine)
+            stored.assign(packed)
+        self._note_sync()
+
+    def load_if_changed(self) -> bool:
+        """Fills the servers where the model was changed since the last `load` or `fetch`."""
+        changed = not self._synced or not all(
+            _same(self.plan.variables[i].numpy(), old.numpy()) for i, old in self._synced.items()
+        )
+        if changed:
+            self.load()
+        return changed
+
+    def fetch(self) -> None:
+        """Brings the servers' values into the model's variables."""
+        arrays = {
+            i: np.empty(s.size, tf.as_dtype(s.dtype).as_numpy_dtype)
+            for i, s in enumerate(self.plan.specs)
+            if i not in self.plan.remote
+        }
+        for bucket, stored in zip(self.plan.buckets, self.stored, strict=True):
+            if bucket.shards[0].variable in self.plan.remote:
+                continue
+            flat = np.reshape(stored.numpy(), [-1])
+            offset = 0
+            for shard in bucket.shards:
+                arrays[shard.variable][shard.begin : shard.end] = flat[offset : offset + shard.size]
+                offset += shard.size
+        for i, array in arrays.items():
+            self.plan.variables[i].assign(array.reshape(self.plan.specs[i].shape))
+        self._note_sync()
+
+    def forget_sync(self) -> None:
+        """Makes the next `load_if_changed` load: the servers went on, the model's copy did not."""
+        self._synced = {}
+
+    def _note_sync(self) -> None:
+        # Reading shares the buffer, so this costs memory only once a value is replaced.
+        self._synced = {
+            i: tf.convert_to_tensor(v.value)
+            for i, v in enumerate(self.plan.variables)
+            if i not in self.plan.remote
+        }
+
+    def iterations(self) -> int:
+        """Updates applied so far."""
+        every = [*self.optimizers, *self.row_optimizers.values()]
+        return max((int(o.iterations.numpy()) for o in every if o), default=0)
+
+    def finalize(self) -> None:
+        """Ends training as Keras does: an optimizer with moving averages installs them."""
+        every = [
+            *zip(self.optimizers, self.trained, strict=True),
+            *((o, [i]) for i, o in self.row_optimizers.items()),
+        ]
+        for optimizer, mine in every:
+            if optimizer and optimizer.averages is not None:
+                for i, average in zip(mine, optimizer.averages, strict=True):
+                    self.stored[i].assign(average)
+
+
+def read(handle, dtype, shape) -> tf.Tensor:
+    """The value of a server variable; called on its device."""
+    value = tf.raw_ops.ReadVariableOp(resource=handle, dtype=tf.as_dtype(dtype))
+    value.set_shape(shape)
+    return value
+
+
+def write(handles, values) -> list[tf.Operation]:
+    """Replaces the values of server variables; called on their device."""
+    return [
+        tf.raw_ops.AssignVariableOp(resource=h, value=v)
+        for h, v in zip(handles, values, strict=True)
+    ]
+
+
+def _same(a: np.ndarray, b: np.ndarray) -> bool:
+    # A value that is no number is no change; looking for those takes longer.
+    return np.array_equal(a, b) or np.array_equal(a, b, equal_nan=True)

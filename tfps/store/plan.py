@@ -1,0 +1,252 @@
+"""What of a model goes where, and how it travels: decided before anything exists on a server."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from tfps import _keras, errors
+from tfps.compression import Codec, Identity, with_feedback
+from tfps.model import optimizer_traits, server_optimizer
+from tfps.model.stateless_model import Inspection, StatelessModel
+from tfps.store import placement
+from tfps.store.buckets import Bucket, build_buckets
+from tfps.store.channel import Channel, chosen
+from tfps.store.placement import Placement, Shard, VariableSpec
+from tfps.store.remote_variable import RemoteVariable
+from tfps.store.tables import Ids, Part, Table
+
+# How a bucket is treated: TRAIN and ROWS are updated by the optimizer, as a whole or
+# by rows; of the model's state, LAST is replaced and SUM added to; FROZEN never changes.
+TRAIN, ROWS, LAST, SUM, FROZEN = "train", "rows", "last", "sum", "frozen"
+
+_IDENTITY = Identity()
+
+
+class Plan:
+    """The buckets of one model, their servers and their codecs.
+
+    Attributes:
+      num_ps: number of parameter servers.
+      variables: the model's trainable variables, then its state.
+      num_trainable: how many of them are trainable.
+      remote: variable -> `RemoteVariable`, for those that are on the servers already.
+      specs: of the variables.
+      shards: where each of their elements lives.
+      buckets: how the shards are stored. `Bucket.kind` is a `Kind`.
+      tables: variable -> `tables.Table`, for those of which only rows travel.
+      of_tables: indices of the buckets that hold tables.
+      up, down: per bucket, the `wire.Channel` of what is pushed and what is pulled.
+    """
+
+    def __init__(
+        self,
+        num_ps: int,
+        partitioner: tf.distribute.experimental.partitioners.Partitioner | None,
+        program: StatelessModel,
+        optimizer: keras.optimizers.Optimizer | None,
+        inspection: Inspection,
+        push: Codec | Callable[[Any], Codec] | None = None,
+        pull: Codec | Callable[[Any], Codec] | None = None,
+        lazy: bool = False,
+    ):
+        """Decides.
+
+        Args:
+          num_ps: number of parameter servers.
+          partitioner: how variables are split; None keeps them whole.
+          program: the model.
+          optimizer: what it was compiled with; None for evaluation alone.
+          inspection: what a step does with the variables. A trainable variable
+            without a gradient is stored but never updated, as in Keras.
+          push, pull: the codec for gradients and for parameters, or a function of
+            the variable that gives one.
+          lazy: update only those rows of a table that a step looked up.
+
+        Raises:
+          ConfigError: the partitioner splits a variable, but the optimizer needs
+            variables whole; or it cannot update rows alone; or a codec is none.
+        """
+        self.num_ps = num_ps
+        self.variables = [*program.trainable, *program.state]
+        self.num_trainable = len(program.trainable)
+        self.remote = {
+            i: v.value for i, v in enumerate(self.variables) if isinstance(v.value, RemoteVariable)
+        }
+        self._push = functools.partial(chosen, push, weights=False)
+        self._pull = functools.partial(chosen, pull, weights=True)
+        looked_up = [*inspection.tables, *([False] * len(program.state))]
+        if lazy and optimizer is not None and any(looked_up):
+            optimizer_traits.require_lazy(optimizer)
+        kinds = self._kinds(program, optimizer, inspection, lazy)
+        trained = [kind.treatment in (TRAIN, ROWS) for kind in kinds]
+        constrained = [getattr(v, "constraint", None) is not None for v in self.variables]
+        # What the optimizer must see as a whole.
+        elementwise = optimizer is None or optimizer_traits.is_elementwise(optimizer)
+        whole = [c or (t and not elementwise) for c, t in zip(constrained, trained, strict=True)]
+        self._partitioner = partitioner
+        self.specs = self._specs(optimizer, trained, whole, constrained, looked_up)
+        self.shards = self._place()
+        if not elementwise:
+            self._require_whole(optimizer, trained)
+        alone = [
+            (w and t) or i in self.remote or looked_up[i]
+            for i, (w, t) in enumerate(zip(whole, trained, strict=True))
+        ]
+        intact = [kind.push.matrices for kind in kinds]
+        self.buckets = build_buckets(self.specs, self.shards, kinds, alone, intact)
+        self.tables = {i: self._table(i) for i, t in enumerate(looked_up) if t}
+        self.of_tables = {p.bucket for t in self.tables.values() for p in t.parts}
+        self.up = [self._channel(b, b.kind.push) for b in self.buckets]
+        self.down = [self._channel(b, b.kind.pull) for b in self.buckets]
+
+    def sends(self, bucket: int) -> bool:
+        """Whether a step pushes the bucket as a whole."""
+        return self.buckets[bucket].kind.treatment != FROZEN and bucket not in self.of_tables
+
+    @property
+    def has_codecs(self) -> bool:
+        """Whether anything pushed passes through a codec; rows of tables do not count."""
+        return any(self.up[i].codec != _IDENTITY for i in range(len(self.buckets)))
+
+    def exact(self, bucket: int) -> Channel:
+        """The channel without a codec."""
+        return self._channel(self.buckets[bucket], _IDENTITY)
+
+    def whole(self, bucket: int) -> Channel:
+        """How a push of the bucket travels, even if it is a table's, as a whole."""
+        if bucket not in self.of_tables:
+            return self.up[bucket]
+        held = self.buckets[bucket]
+        variable = self.variables[held.shards[0].variable]
+        return self._channel(held, with_feedback(self._push(variable)))
+
+    def placement(self) -> Placement:
+        """Which part of which variable is on which ps."""
+        return Placement.of(self.specs, self.shards, self.num_ps)
+
+    def row_bytes(self, ids: dict[int, Ids]) -> tuple[tf.Tensor, tf.Tensor]:
+        """float64 scalars: (bytes up, bytes down) of the tables in a step."""
+        zero = tf.constant(0.0, tf.float64)
+        up = [self.tables[i].bytes_up(one) for i, one in ids.items()]
+        down = [self.tables[i].bytes_down(one) for i, one in ids.items()]
+        return tf.add_n([zero, *up]), tf.add_n([zero, *down])
+
+    def _kinds(self, program, optimizer, inspection, lazy) -> list["Kind"]:
+        kinds = []
+        for v, connected, table in zip(
+            program.trainable, inspection.connected, inspection.tables, strict=True
+        ):
+            pull = self._pull(v)
+            if optimizer is None or not connected:
+                kinds.append(Kind(FROZEN, pull=pull))
+                continue
+            treatment = ROWS if lazy and table else TRAIN
+            push = _IDENTITY if table else with_feedback(self._push(v))
+            decayed = _keras.decays(optimizer_traits.inner(optimizer), v)
+            kinds.append(Kind(treatment, push, pull, decayed, v.constraint))
+        for v, updated in zip(program.state, inspection.updated, strict=True):
+            # Of what a step writes back, a codec's error would add up.
+            kinds.append(Kind(state_treatment(v)) if updated else Kind(FROZEN, pull=self._pull(v)))
+        return kinds
+
+    def _specs(self, optimizer, trained, whole, constrained, tables) -> list[VariableSpec]:
+        slots = server_optimizer.slots(optimizer) if optimizer else None
+        # A partitioner that decides by itself is told what must stay whole; others
+        # were asked for the split by the user, who is told that it cannot be.
+        kept = whole if hasattr(self._partitioner, "place") else constrained
+        return [
+            VariableSpec(
+                v.path,
+                tuple(v.shape),
+                keras.backend.standardize_dtype(v.dtype),
+                splittable=not keep,
+                slots=slots(tuple(v.shape)) if t else 0.0,
+                by_rows=table,
+            )
+            for v, keep, t, table in zip(self.variables, kept, trained, tables, strict=True)
+        ]
+
+    def _place(self) -> list[Shard]:
+        here = [i for i in range(len(self.specs)) if i not in self.remote]
+        placed = placement.place([self.specs[i] for i in here], self.num_ps, self._partitioner)
+        shards = [Shard(here[s.variable], s.begin, s.end, s.ps) for s in placed]
+        for i, remote in self.remote.items():
+            row = self.specs[i].size // self.specs[i].shape[0]
+            shards += [
+                Shard(i, begin * row, end * row, ps)
+                for ps, (begin, end) in enumerate(remote.row_ranges)
+            ]
+        return sorted(shards, key=lambda s: (s.variable, s.begin))
+
+    def _require_whole(self, optimizer, trained: Sequence[bool]) -> None:
+        for shard in self.shards:
+            spec = self.specs[shard.variable]
+            if trained[shard.variable] and shard.size != spec.size:
+                name = type(optimizer_traits.inner(optimizer)).__name__
+                raise errors.ConfigError(
+                    f"{name} needs whole variables, but {spec.path} {spec.shape} is split over "
+                    "the servers; use no variable_partitioner (and a larger max_chief_bytes), or "
+                    "an elementwise optimizer such as Adam"
+                )
+
+    def _table(self, variable: int) -> Table:
+        spec = self.specs[variable]
+        width = spec.size // spec.shape[0]
+        parts = [
+            Part(i, b.ps, b.shards[0].begin // width)
+            for i, b in enumerate(self.buckets)
+            if b.shards[0].variable == variable
+        ]
+        return Table(
+            sorted(parts, key=lambda p: p.begin),
+            spec.shape,
+            spec.dtype,
+            self._push(self.variables[variable]).for_rows(),
+            self._pull(self.variables[variable]).for_rows(weights=True),
+        )
+
+    def _channel(self, bucket: Bucket, codec: Codec) -> Channel:
+        pieces = (bucket.shape,)
+        if codec.matrices:
+            pieces = tuple(self._shape_of(shard) for shard in bucket.shards)
+        elif not isinstance(codec, Identity):
+            pieces = ((bucket.size,),)
+        return Channel(codec, bucket.shape, bucket.dtype, pieces)
+
+    def _shape_of(self, shard: Shard) -> tuple[int, ...]:
+        spec = self.specs[shard.variable]
+        if not spec.shape:
+            return ()
+        return (shard.size // (spec.size // spec.shape[0]), *spec.shape[1:])
+
+
+class Kind(NamedTuple):
+    """What the shards of a bucket have in common.
+
+    Attributes:
+      treatment: TRAIN, ROWS, LAST, SUM or FROZEN.
+      push, pull: codecs.
+      decayed: whether weight decay applies.
+      constraint: of Keras, or None.
+    """
+
+    treatment: str
+    push: Codec = _IDENTITY
+    pull: Codec = _IDENTITY
+    decayed: bool = False
+    constraint: Any = None
+
+
+def state_treatment(variable: keras.Variable) -> str:
+    """How concurrent updates of a non-trainable variable combine.
+
+    Integers and variables that declare `aggregation="sum"` are counters: the
+    differences add up, so none is lost. Other values are replaced, and the last
+    writer wins: what is stored is always a value that some worker's model
+    computed, where a sum of averages' differences could leave their range.
+    """
+    counts = not tf.as_dtype(variable.dtype).is_floating and variable.dtype != "bool"
+    return SUM if counts or getattr(variable, "aggregation", None) == "sum" else LAST

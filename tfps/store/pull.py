@@ -1,0 +1,146 @@
+"""What a step reads from the servers.
+
+Every method takes the resource handles as arguments, never as captures: a step
+that was traced once goes on after a variable was replaced.
+"""
+
+from typing import NamedTuple
+
+import keras
+import tensorflow as tf
+
+from tfps.cluster.devices import ps_device
+from tfps.model import optimizer_traits
+from tfps.model.lookups import Rows
+from tfps.store.buckets import unpack
+from tfps.store.messages import coalesce
+from tfps.store.parameter_store import ParameterStore, read
+from tfps.store.tables import Found, Ids
+
+
+class Pulled(NamedTuple):
+    """What a pull brings to a worker.
+
+    Attributes:
+      payloads: per bucket; () for one that is a table's, unless they are whole.
+      versions: int64 [ps], the updates that each had made.
+    """
+
+    payloads: list
+    versions: tf.Tensor
+
+
+class Puller:
+    """Brings parameters from a store to a worker, inside of `tf.function`s.
+
+    Attributes:
+      store: with the variables.
+      tables: indices of those of which only rows travel.
+    """
+
+    def __init__(self, store: ParameterStore, optimizer: keras.optimizers.Optimizer | None):
+        """Keeps its arguments.
+
+        Args:
+          store: with the variables.
+          optimizer: what the model was compiled with, or None.
+        """
+        self.store = store
+        self.tables = list(store.plan.tables)
+        self._plan = store.plan
+        self._static_scale = optimizer_traits.static_loss_scale(optimizer) if optimizer else 1.0
+
+    def pull(self, handles: dict, exact: bool = False, whole: bool = False) -> Pulled:
+        """Reads every bucket on its ps and sends it to the caller's device.
+
+        Args:
+          handles: of this store.
+          exact: send the values as they are, whatever the codecs.
+          whole: tables too.
+        """
+        payloads: list = [()] * len(self._plan.buckets)
+        versions = []
+        for p in range(self._plan.num_ps):
+            mine = [
+                i
+                for i, b in enumerate(self._plan.buckets)
+                if b.ps == p and (whole or i not in self._plan.of_tables)
+            ]
+            with tf.device(ps_device(p)):
+                values = {
+                    i: read(handles["values"][i], bucket.dtype, bucket.shape)
+                    for i, bucket in enumerate(self._plan.buckets)
+                    if i in mine
+                }
+                sent = []
+                for i, value in values.items():
+                    channel = self._plan.exact(i) if exact else self._plan.down[i]
+                    # Weights are rounded to the nearest: no codec for them draws numbers.
+                    payload, _ = channel.encode(
+                        value, channel.initial_state(), tf.zeros([2], "int32")
+                    )
+                    sent.append(payload)
+                messages, restore = coalesce(tf.nest.flatten(sent))
+                versions.append(read(handles["versions"][p], tf.int64, ()))
+            arrived = tf.nest.pack_sequence_as(sent, restore(messages))
+            for i, payload in zip(mine, arrived, strict=True):
+                payloads[i] = payload
+        return Pulled(payloads, tf.stack(versions))
+
+    def payload_bytes(self, whole: bool = False) -> int:
+        """Bytes that a pull brings, as the codecs predict; rows of tables not counted."""
+        mine = [i for i in range(len(self._plan.buckets)) if whole or i not in self._plan.of_tables]
+        return sum(self._plan.down[i].payload_bytes for i in mine)
+
+    def rows(
+        self, handles: dict, lookups: dict[int, list], seed, exact: bool = False
+    ) -> dict[int, Found]:
+        """Reads the rows that a batch looks up.
+
+        Args:
+          handles: of this store.
+          lookups: of `StatelessModel.lookups`.
+          seed: int32[2].
+          exact: send the rows as they are, whatever the codecs.
+
+        Returns:
+          By table.
+        """
+        found = {}
+        for i, lookup in lookups.items():
+            ids = Ids.of(lookup)
+            found[i] = self._plan.tables[i].pull(handles["values"], ids, seed, exact)
+        return found
+
+    def has(self, found: dict[int, Found]) -> tf.Tensor:
+        """bool scalar: whether all rows that were asked for exist."""
+        exist = [self._plan.tables[i].has(one.ids) for i, one in found.items()]
+        return tf.reduce_all(tf.stack([True, *exist]))
+
+    def loss_scale(self, handles: dict) -> tf.Tensor:
+        """float32 scalar by which workers multiply the loss."""
+        if self.store.loss_scale is None:
+            return tf.constant(self._static_scale)
+        with tf.device(ps_device(0)):
+            return read(handles["loss_scale"][0], tf.float32, ())
+
+    def unpack(self, pulled: Pulled, rows: dict[int, Rows], exact: bool = False) -> list:
+        """What was pulled, as the model's variables in the order of `specs`.
+
+        Tensors; for tables, `Rows`.
+        """
+        values = self.decode(pulled, exact)
+        whole = self.variables(values)
+        return [rows[i] if i in rows else whole[i] for i in range(len(self._plan.specs))]
+
+    def decode(self, pulled: Pulled, exact: bool = False) -> dict[int, tf.Tensor]:
+        """Bucket -> its values, of those that were pulled."""
+        channels = self._plan.down
+        if exact:
+            channels = [self._plan.exact(i) for i in range(len(self._plan.buckets))]
+        return {i: channels[i].decode(one) for i, one in enumerate(pulled.payloads) if one}
+
+    def variables(self, values: dict[int, tf.Tensor]) -> dict[int, tf.Tensor]:
+        """Variable -> its tensor, of those that lie in these buckets."""
+        buckets = [self._plan.buckets[i] for i in values]
+        return unpack(buckets, list(values.values()), self._plan.specs)

@@ -1,0 +1,96 @@
+"""Variables too large for the chief: their rows live on the servers from the start."""
+
+import concurrent.futures
+import functools
+
+import numpy as np
+import tensorflow as tf
+
+from tfps import _keras, errors
+from tfps.cluster.devices import ps_device
+from tfps.store.placement import rows_dealt
+
+
+class RemoteVariable:
+    """The value of a Keras variable whose rows were made on the servers.
+
+    It stands where a Keras variable keeps its `tf.Variable`. Reading it as a whole
+    (`numpy`, `model.save`) brings all rows to the chief; nothing else does.
+
+    Attributes:
+      shape: `tf.TensorShape`.
+      dtype: `tf.DType`.
+      row_ranges: (begin, end) on each ps, as equal as can be.
+      parts: `tf.Variable`s by ps.
+    """
+
+    is_remote = True
+
+    def __init__(self, initializer, shape, dtype, num_ps: int, name: str = "variable"):
+        """Makes the rows of each ps on that ps.
+
+        Args:
+          initializer: of Keras. Random ones draw every part by itself, from
+            the distribution of the whole, so the values differ from those of a
+            variable made in one piece with the same seed.
+          shape, dtype: of the whole.
+          num_ps: number of parameter servers.
+          name: for messages.
+
+        Raises:
+          ConfigError: the initializer's values cannot be made part by part.
+        """
+        self.shape, self.dtype, self.name = tf.TensorShape(shape), tf.as_dtype(dtype), name
+        self.trainable = True
+        self.row_ranges = rows_dealt(self.shape[0], num_ps)
+        makers = []
+        for ps, (begin, end) in enumerate(self.row_ranges):
+            part_shape = (end - begin, *self.shape[1:])
+            part = _keras.initializer_of_part(initializer, tuple(self.shape), part_shape, ps)
+            if part is None:
+                raise errors.ConfigError(
+                    f"{name} {tuple(self.shape)} is too large for the chief, and the values of "
+                    f"{type(initializer).__name__} cannot be made part by part; use a "
+                    "random, zero or constant initializer, or raise the strategy's max_chief_bytes"
+                )
+            makers.append(_maker(part, part_shape, dtype))
+        with concurrent.futures.ThreadPoolExecutor(num_ps) as pool:
+            self.parts = list(pool.map(_make, range(num_ps), makers))
+
+    @property
+    def _unique_id(self) -> str:
+        return f"remote_{id(self)}"
+
+    def numpy(self) -> np.ndarray:
+        """All rows, on the chief."""
+        return np.concatenate([part.numpy() for part in self.parts])
+
+    def __array__(self, dtype=None, copy=None):
+        del copy
+        return self.numpy().astype(dtype or self.dtype.as_numpy_dtype, copy=False)
+
+    def __tf_tensor__(self, dtype=None, name=None):
+        if dtype is not None and dtype != self.dtype:
+            raise ValueError(f"{self.name} is {self.dtype.name}, not {tf.as_dtype(dtype).name}")
+        return tf.concat([part.read_value() for part in self.parts], 0, name=name)
+
+    def assign(self, value) -> "RemoteVariable":
+        """Sends every ps its rows of `value`."""
+        for part, (begin, end) in zip(self.parts, self.row_ranges, strict=True):
+            part.assign(value[begin:end])
+        return self
+
+
+def _maker(initializer, shape, dtype):
+    # Compiled, the values are written once, without the copies between the
+    # operations of an initializer. A remote task runs a compiled function only
+    # inside of another one.
+    values = tf.function(
+        functools.partial(initializer, shape, dtype=dtype), jit_compile=True, autograph=False
+    )
+    return tf.function(lambda: values(), autograph=False).get_concrete_function()
+
+
+def _make(ps: int, values) -> tf.Variable:
+    with tf.device(ps_device(ps)):
+        return tf.Variable(values(), trainable=False)

@@ -1,0 +1,112 @@
+"""The arithmetic of a worker's own copy of the model, for training on it."""
+
+import tensorflow as tf
+
+from tfps.model import optimizer_traits, server_optimizer
+from tfps.model.server_optimizer import ServerOptimizer
+from tfps.model.stateless_model import StatelessModel
+from tfps.store.bucket_update import is_trained
+from tfps.store.buckets import pack
+from tfps.store.plan import FROZEN, LAST, SUM
+from tfps.store.pull import Puller
+
+
+class LocalCopy:
+    """Steps on a copy, and what they changed; inside of `tf.function`s.
+
+    A copy is a list of tensors, one for each bucket of the plan.
+
+    Attributes:
+      inner: the worker's optimizer, as variables on the chief: what every worker's
+        state begins as.
+    """
+
+    def __init__(self, program: StatelessModel, puller: Puller, optimizer, jit_compile: bool):
+        """Makes the optimizer's state.
+
+        Args:
+          program: the model.
+          puller: the traffic down, which knows how variables lie in buckets.
+          optimizer: the worker's.
+          jit_compile: compile a step with XLA.
+        """
+        self._program, self._puller, self._optimizer = program, puller, optimizer
+        self._buckets = puller.store.plan.buckets
+        self._trained = [i for i, b in enumerate(self._buckets) if is_trained(b)]
+        self.inner = ServerOptimizer(
+            optimizer,
+            [puller.store.stored[i] for i in self._trained],
+            [self._buckets[i].kind.decayed for i in self._trained],
+        )
+        self.step = tf.function(self._step, jit_compile=jit_compile, autograph=False)
+
+    def _step(self, values, inner, batch, metrics, number, learning_rate):
+        """One training step.
+
+        Args:
+          values: the copy.
+          inner: state of the worker's optimizer.
+          batch: what the dataset yields.
+          metrics: values before the step.
+          number: int64 scalar, the step's.
+          learning_rate: float32 scalar.
+
+        Returns:
+          (copy, state of the optimizer, metric values, int64 number of examples).
+        """
+        whole = self._puller.variables(dict(enumerate(values)))
+        n = len(self._program.trainable)
+        trainable = [whole[i] for i in range(n)]
+        state = [whole[i] for i in range(n, len(whole))]
+        scale = tf.constant(optimizer_traits.static_loss_scale(self._optimizer))
+        gradients, new_state, metrics, examples = self._program.train(
+            trainable, state, metrics, number, scale, batch
+        )
+        gradients, _ = server_optimizer.prepare(self._optimizer, gradients, scale)
+        changed = {i: g for i, g in enumerate(gradients) if g is not None}
+        updated, inner = self.inner.apply(
+            [values[i] for i in self._trained],
+            inner,
+            pack([self._buckets[i] for i in self._trained], changed),
+            learning_rate,
+        )
+        after = dict(zip(self._trained, updated, strict=True))
+        latest = {
+            n + k: old if new is None else new
+            for k, (old, new) in enumerate(zip(state, new_state, strict=True))
+        }
+        written = [i for i, b in enumerate(self._buckets) if b.kind.treatment in (LAST, SUM)]
+        packed = pack([self._buckets[i] for i in written], latest)
+        after.update(zip(written, packed, strict=True))
+        return [after.get(i, v) for i, v in enumerate(values)], inner, metrics, examples
+
+    def difference(self, before, after) -> list:
+        """What the servers are to be told, a tensor for each bucket; () for nothing.
+
+        Of what is trained, as a gradient, the way back to where it began; of the model's
+        state, the latest value, or how much was added.
+        """
+        told = {LAST: lambda o, n: n, SUM: lambda o, n: n - o, FROZEN: lambda o, n: ()}
+        return [
+            told.get(b.kind.treatment, lambda o, n: o - n)(old, new)
+            for b, old, new in zip(self._buckets, before, after, strict=True)
+        ]
+
+    def moved(self, values, difference: list, latest) -> list:
+        """A copy with a difference applied to it, as the servers would do it with a rate of 1.
+
+        Args:
+          values: the copy.
+          difference: of `difference`.
+          latest: another copy: of state that is no sum, such as moving averages, its values.
+        """
+
+        def move(value, told, other, kind):
+            if kind == LAST:
+                return other
+            if kind == FROZEN:
+                return value
+            return value + told if kind == SUM else value - told
+
+        kinds = [bucket.kind.treatment for bucket in self._buckets]
+        return [move(*one) for one in zip(values, difference, latest, kinds, strict=True)]
