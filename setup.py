@@ -7,6 +7,7 @@ setup(
     version="0.1.0",
     description="Parameter-server training for Keras 3 on stock TensorFlow",
     packages=find_packages(include=["tfps", "tfps.*", "models", "models.*"]),
+    package_data={"tfps": ["py.typed"]},
     python_requires=">=3.11",
     install_requires=[
         "tensorflow==2.21.*",
@@ -19,6 +20,7 @@ setup(
         "compare": ["matplotlib", "tf-keras==2.21.*"],
         "test": [
             "hypothesis",
+            "mypy",
             "pytest",
             "pytest-timeout",
             "pytest-xdist",

@@ -84,6 +84,28 @@ def test_a_package_states_its_contract(package):
     assert rooms_imported(package) <= stated <= set(ORDER[: ORDER.index(package)])
 
 
+def public_functions(tree: ast.Module) -> list[ast.FunctionDef]:
+    """Functions, and methods of classes, whose names are public; and constructors."""
+    found = []
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef):
+            found.append(node)
+        elif isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            found += [n for n in node.body if isinstance(n, ast.FunctionDef)]
+    return [f for f in found if not f.name.startswith("_") or f.name in ("__init__", "__call__")]
+
+
+@pytest.mark.parametrize("room", ORDER)
+def test_public_functions_are_annotated(room):
+    for path in [p for p in sources("tfps") if room_of(p) == room]:
+        for f in public_functions(ast.parse(path.read_text())):
+            arguments = [*f.args.posonlyargs, *f.args.args, *f.args.kwonlyargs]
+            bare = [a.arg for a in arguments if not a.annotation and a.arg not in ("self", "cls")]
+            where = f"{path.relative_to(ROOT)}:{f.lineno} {f.name}"
+            assert not bare, f"{where} does not annotate {bare}"
+            assert f.returns or f.name == "__init__", f"{where} does not say what it returns"
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_no_files_of_a_package_import_each_other(package):
     files = {module_name(p): p for p in sources(f"tfps/{package}")}
