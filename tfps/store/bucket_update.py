@@ -85,7 +85,9 @@ class CompiledOptimizer:
           What writes.
         """
         optimizer, mine = self.optimizer(p), self.trained(p)
-        frozen = [self._frozen_at is not None and self.channel(i).codec.remembers for i in mine]
+        frozen = [
+            self._frozen_at is not None and self.channel(i).codec.keeps_residual for i in mine
+        ]
         optimizer.freeze(frozen, self._frozen_at or 0)
         value_handles = [handles["values"][i] for i in mine]
         state_handles = self.state_handles(p, handles)
