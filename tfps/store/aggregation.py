@@ -9,9 +9,10 @@ import itertools
 import tensorflow as tf
 
 from tfps.cluster.devices import ps_device
-from tfps.store.bucket_update import CompiledOptimizer, is_trained
-from tfps.store.parameter_store import read, write
-from tfps.store.plan import LAST
+from tfps.store.bucket_update import CompiledOptimizer
+from tfps.store.buckets import Bucket
+from tfps.store.handles import CountHandles, RoundHandles, ServerHandles
+from tfps.store.resources import read, write
 
 
 class Applied:
@@ -28,9 +29,9 @@ class Applied:
         self._skips = skips or optimizer.store.loss_scale is not None
         self._plan = optimizer.store.plan
 
-    def handles(self) -> dict:
-        """Resource handles of everything on the servers, arguments of every step."""
-        return {**self.optimizer.store.handles(), **self.optimizer.handles()}
+    def handles(self) -> ServerHandles:
+        """The resource handles of everything on the servers, arguments of every step."""
+        return self.optimizer.store.handles()._replace(outer=self.optimizer.outer_handles())
 
     def clear(self) -> None:
         """Forgets what is not applied yet; here, there is nothing."""
@@ -96,7 +97,7 @@ class Summed(Applied):
         super().__init__(optimizer, skips=False)
         self._sums, self._touched = {}, {}
         for i, bucket in enumerate(self._plan.buckets):
-            if not (is_trained(bucket) or _is_averaged(bucket)):
+            if not (bucket.kind.treatment.trained or _is_averaged(bucket)):
                 continue
             with tf.device(ps_device(bucket.ps)):
                 self._sums[i] = _zeros(bucket.shape, bucket.dtype)
@@ -107,13 +108,13 @@ class Summed(Applied):
             with tf.device(ps_device(p)):
                 self._counts.append([_zeros([], tf.int32), _zeros([], tf.int32)])
 
-    def handles(self):
-        return {
-            **super().handles(),
-            "sums": {i: v.handle for i, v in self._sums.items()},
-            "touched": {i: v.handle for i, v in self._touched.items()},
-            "counts": [[v.handle for v in pair] for pair in self._counts],
-        }
+    def handles(self) -> ServerHandles:
+        open_ = RoundHandles(
+            sums={i: v.handle for i, v in self._sums.items()},
+            touched={i: v.handle for i, v in self._touched.items()},
+            counts=[CountHandles(*(v.handle for v in pair)) for pair in self._counts],
+        )
+        return super().handles()._replace(round=open_)
 
     def clear(self):
         counts = itertools.chain.from_iterable(self._counts)
@@ -139,21 +140,21 @@ class Summed(Applied):
                 where, gradients = where[:count], gradients[:count]
                 added.append(
                     tf.raw_ops.ResourceScatterAdd(
-                        resource=handles["sums"][i], indices=where, updates=gradients
+                        resource=handles.round.sums[i], indices=where, updates=gradients
                     )
                 )
                 if i in self._touched:
-                    added.append(_mark(handles["touched"][i], where, True))
+                    added.append(_mark(handles.round.touched[i], where, True))
             elif i in payloads:
                 value = optimizer.channel(i).decode(payloads[i])
                 if optimizer.store.loss_scale is not None:
                     # Of a worker whose gradients overflowed, a codec sends what it still had.
                     value = tf.where(applies, value, tf.zeros_like(value))
                 added.append(
-                    tf.raw_ops.AssignAddVariableOp(resource=handles["sums"][i], value=value)
+                    tf.raw_ops.AssignAddVariableOp(resource=handles.round.sums[i], value=value)
                 )
         with tf.control_dependencies(added):
-            arrived, good = (read(h, tf.int32, ()) for h in handles["counts"][p])
+            arrived, good = (read(h, tf.int32, ()) for h in handles.round.counts[p])
             arrived, good = arrived + 1, good + tf.cast(applies, tf.int32)
             complete = tf.equal(arrived, expected)
 
@@ -168,13 +169,13 @@ class Summed(Applied):
             updated = tf.cond(complete, finish, lambda: tf.constant(False))
         with tf.control_dependencies([updated]):
             again = [tf.where(complete, 0, n) for n in (arrived, good)]
-            return write(handles["counts"][p], again), updated
+            return write(handles.round.counts[p], again), updated
 
     def _finished(self, p, mine, handles, learning_rate, scale):
         buckets, optimizer = self._plan.buckets, self.optimizer
 
         def total(i):
-            return read(handles["sums"][i], buckets[i].dtype, buckets[i].shape)
+            return read(handles.round.sums[i], buckets[i].dtype, buckets[i].shape)
 
         written = []
         if trained := optimizer.trained(p):
@@ -182,9 +183,9 @@ class Summed(Applied):
             written += optimizer.apply(p, handles, sums, {}, learning_rate, scale, None)
         for i in mine:
             if _is_averaged(buckets[i]):
-                written += write([handles["values"][i]], [total(i)])
+                written += write([handles.store.values[i]], [total(i)])
         for i in [i for i in mine if i in self._touched]:
-            mask = read(handles["touched"][i], tf.bool, buckets[i].shape[:1])
+            mask = read(handles.round.touched[i], tf.bool, buckets[i].shape[:1])
             where = tf.where(mask)[:, 0]
             gradients = tf.gather(total(i), where)
             rows = optimizer.apply_rows(i, handles, where, gradients, learning_rate, scale, None)
@@ -192,14 +193,14 @@ class Summed(Applied):
                 zeros = tf.zeros_like(gradients)
                 written.append(
                     tf.raw_ops.ResourceScatterUpdate(
-                        resource=handles["sums"][i], indices=where, updates=zeros
+                        resource=handles.round.sums[i], indices=where, updates=zeros
                     )
                 )
-                written.append(_mark(handles["touched"][i], where, False))
+                written.append(_mark(handles.round.touched[i], where, False))
         with tf.control_dependencies(written):
             whole = [i for i in mine if i not in self._touched]
             zeros = [tf.zeros(buckets[i].shape, buckets[i].dtype) for i in whole]
-            cleared = write([handles["sums"][i] for i in whole], zeros)
+            cleared = write([handles.round.sums[i] for i in whole], zeros)
         with tf.control_dependencies(cleared):
             return tf.constant(True)
 
@@ -214,5 +215,5 @@ def _mark(handle, where, value: bool) -> tf.Operation:
     )
 
 
-def _is_averaged(bucket) -> bool:
-    return bucket.kind.treatment == LAST and tf.as_dtype(bucket.dtype).is_floating
+def _is_averaged(bucket: Bucket) -> bool:
+    return bucket.kind.treatment.averaged(bucket.dtype)

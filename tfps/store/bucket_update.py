@@ -10,8 +10,9 @@ from tfps import _keras
 from tfps.cluster.devices import ps_device
 from tfps.model.server_optimizer import ServerOptimizer
 from tfps.store.channel import Channel
-from tfps.store.parameter_store import ParameterStore, read, write
-from tfps.store.plan import ROWS, TRAIN
+from tfps.store.handles import ServerHandles
+from tfps.store.parameter_store import ParameterStore
+from tfps.store.resources import read, write
 
 
 class CompiledOptimizer:
@@ -46,8 +47,8 @@ class CompiledOptimizer:
         self._coded = coded
         self._frozen_at = frozen_at
 
-    def handles(self) -> dict:
-        """Resource handles, besides those of the store."""
+    def outer_handles(self) -> dict[int, list[tf.Tensor]]:
+        """`ServerHandles.outer`."""
         return {}
 
     def trained(self, p: int) -> list[int]:
@@ -62,11 +63,11 @@ class CompiledOptimizer:
         """How what is pushed of a bucket travels."""
         return self._plan.up[i] if self._coded else self._plan.exact(i)
 
-    def optimizer(self, p: int) -> ServerOptimizer | None:
+    def optimizer(self, p: int) -> ServerOptimizer:
         return self.store.optimizers[p]
 
-    def state_handles(self, p: int, handles: dict) -> list:
-        return handles["state"][p]
+    def state_handles(self, p: int, handles: ServerHandles) -> list[tf.Tensor]:
+        return handles.store.slots[p]
 
     def apply(self, p, handles, arrived, decoders, learning_rate, scale, applies):
         """One update of a ps's buckets.
@@ -89,7 +90,7 @@ class CompiledOptimizer:
             self._frozen_at is not None and self.channel(i).codec.keeps_residual for i in mine
         ]
         optimizer.freeze(frozen, self._frozen_at or 0)
-        value_handles = [handles["values"][i] for i in mine]
+        value_handles = [handles.store.values[i] for i in mine]
         state_handles = self.state_handles(p, handles)
         values = [
             read(h, self._plan.buckets[i].dtype, self._plan.buckets[i].shape)
@@ -127,7 +128,7 @@ class CompiledOptimizer:
           gradients: [n, width].
         """
         optimizer, bucket = self.store.row_optimizers[i], self._plan.buckets[i]
-        state_handles = handles["row_state"][i]
+        state_handles = handles.store.row_slots[i]
 
         def current(handle, dtype, shape, rows):
             if not rows:
@@ -136,7 +137,7 @@ class CompiledOptimizer:
                 resource=handle, indices=where, dtype=tf.as_dtype(dtype)
             )
 
-        value = current(handles["values"][i], bucket.dtype, bucket.shape, True)
+        value = current(handles.store.values[i], bucket.dtype, bucket.shape, True)
         state = [
             current(h, v.dtype, v.shape, rows)
             for h, v, rows in zip(state_handles, optimizer.state, optimizer.by_row, strict=True)
@@ -150,7 +151,7 @@ class CompiledOptimizer:
             if rows
             else tf.raw_ops.AssignVariableOp(resource=h, value=v)
             for h, v, rows in zip(
-                [handles["values"][i], *state_handles],
+                [handles.store.values[i], *state_handles],
                 [new_value, *new_state],
                 [True, *optimizer.by_row],
                 strict=True,
@@ -180,26 +181,26 @@ class OuterOptimizer(CompiledOptimizer):
         """
         super().__init__(store, jit_compile)
         self._trained = [
-            [i for i, b in enumerate(store.plan.buckets) if b.ps == p and is_trained(b)]
+            [i for i, b in enumerate(store.plan.buckets) if b.ps == p and b.kind.treatment.trained]
             for p in range(store.plan.num_ps)
         ]
-        self._optimizers = []
+        self._optimizers = {}
         for p, mine in enumerate(self._trained):
+            if not mine:
+                continue
             with tf.device(ps_device(p)):
                 variables = [store.stored[i] for i in mine]
-                built = ServerOptimizer(optimizer, variables, [False] * len(mine)) if mine else None
-            if built:
-                _keras.mark_remote(built.variables)
-            self._optimizers.append(built)
+                self._optimizers[p] = ServerOptimizer(optimizer, variables, [False] * len(mine))
+            _keras.mark_remote(self._optimizers[p].variables)
 
-    def handles(self):
-        return {"outer": [o.handles if o else [] for o in self._optimizers]}
+    def outer_handles(self):
+        return {p: o.handles for p, o in self._optimizers.items()}
 
     def trained(self, p):
         return self._trained[p]
 
     def sends(self, i):
-        return self._plan.sends(i) or is_trained(self._plan.buckets[i])
+        return self._plan.sends(i) or self._plan.buckets[i].kind.treatment.trained
 
     def channel(self, i):
         return self._plan.whole(i)
@@ -208,9 +209,4 @@ class OuterOptimizer(CompiledOptimizer):
         return self._optimizers[p]
 
     def state_handles(self, p, handles):
-        return handles["outer"][p]
-
-
-def is_trained(bucket) -> bool:
-    """Whether an optimizer updates the bucket."""
-    return bucket.kind.treatment in (TRAIN, ROWS)
+        return handles.outer[p]

@@ -9,7 +9,8 @@ from tfps.cluster.devices import ps_device
 from tfps.model.loss_scale import LossScale
 from tfps.model.server_optimizer import RowOptimizer, ServerOptimizer
 from tfps.store.buckets import Bucket, pack
-from tfps.store.plan import ROWS, TRAIN, Plan
+from tfps.store.handles import LossScaleHandles, RoundHandles, ServerHandles, StoreHandles
+from tfps.store.plan import Plan
 
 
 class ParameterStore:
@@ -19,7 +20,7 @@ class ParameterStore:
       plan: what is where.
       stored: per bucket, the `keras.Variable` on its ps.
       trained: per ps, the buckets that its optimizer updates as a whole.
-      optimizers: per ps, its `ServerOptimizer`, or None.
+      optimizers: ps -> its `ServerOptimizer`, for those that train buckets as a whole.
       row_optimizers: bucket -> `RowOptimizer`, for parts of tables updated by rows.
       loss_scale: `LossScale`, or None.
     """
@@ -35,14 +36,16 @@ class ParameterStore:
         self._optimizer = optimizer
         self.stored = [self._create(b) for b in plan.buckets]
         self.trained = [
-            [i for i, b in enumerate(plan.buckets) if b.ps == p and b.kind.treatment == TRAIN]
+            [i for i, b in enumerate(plan.buckets) if b.ps == p and _is_dense(b)]
             for p in range(plan.num_ps)
         ]
-        self.optimizers = [self._create_optimizer(mine, p) for p, mine in enumerate(self.trained)]
+        self.optimizers = {
+            p: self._create_optimizer(mine, p) for p, mine in enumerate(self.trained) if mine
+        }
         self.row_optimizers = {
             i: self._create_row_optimizer(b)
             for i, b in enumerate(plan.buckets)
-            if b.kind.treatment == ROWS
+            if b.kind.treatment.by_rows
         }
         self._locks = [self._create_lock(p) for p in range(plan.num_ps)]
         self.loss_scale = None
@@ -53,16 +56,18 @@ class ParameterStore:
         self._synced: dict[int, tf.Tensor] = {}
         self.load()
 
-    def handles(self) -> dict:
-        """The resource handles of everything on the servers, arguments of every step."""
-        return {
-            "values": [v.value.handle for v in self.stored],
-            "state": [o.handles if o else [] for o in self.optimizers],
-            "row_state": {i: o.handles for i, o in self.row_optimizers.items()},
-            "locks": list(self._locks),
-            "loss_scale": [v.handle for v in self.loss_scale.variables] if self.loss_scale else [],
-            "versions": [v.handle for v in self._versions],
-        }
+    def handles(self) -> ServerHandles:
+        """The resource handles of everything here, without outer optimizer and rounds."""
+        scale = self.loss_scale
+        store = StoreHandles(
+            values={i: v.value.handle for i, v in enumerate(self.stored)},
+            slots={p: o.handles for p, o in self.optimizers.items()},
+            row_slots={i: o.handles for i, o in self.row_optimizers.items()},
+            locks=list(self._locks),
+            versions=[v.handle for v in self._versions],
+            loss_scale=LossScaleHandles(*(v.handle for v in scale.variables)) if scale else None,
+        )
+        return ServerHandles(store, {}, RoundHandles({}, {}, []))
 
     def _create(self, bucket: Bucket) -> keras.Variable:
         # One variable keeps its path, so that an optimizer that goes by names can.
@@ -75,7 +80,7 @@ class ParameterStore:
         }
         if first.variable in self.plan.remote:
             initial = {"initializer": self.plan.remote[first.variable].parts[bucket.ps]}
-        trained = bucket.kind.treatment in (TRAIN, ROWS)
+        trained = bucket.kind.treatment.trained
         with tf.device(ps_device(bucket.ps)), _keras.path(path) as name:
             variable = keras.Variable(**initial, trainable=trained, name=name)
         _keras.mark_remote([variable])
@@ -83,9 +88,7 @@ class ParameterStore:
             variable.constraint = bucket.kind.constraint
         return variable
 
-    def _create_optimizer(self, mine: list[int], ps: int) -> ServerOptimizer | None:
-        if not mine:
-            return None
+    def _create_optimizer(self, mine: list[int], ps: int) -> ServerOptimizer:
         with tf.device(ps_device(ps)):
             built = ServerOptimizer(
                 self._optimizer,
@@ -163,34 +166,24 @@ class ParameterStore:
 
     def iterations(self) -> int:
         """Updates applied so far."""
-        every = [*self.optimizers, *self.row_optimizers.values()]
-        return max((int(o.iterations.numpy()) for o in every if o), default=0)
+        every = [*self.optimizers.values(), *self.row_optimizers.values()]
+        return max((int(o.iterations.numpy()) for o in every), default=0)
 
     def finalize(self) -> None:
         """Ends training as Keras does: an optimizer with moving averages installs them."""
         every = [
-            *zip(self.optimizers, self.trained, strict=True),
+            *((o, self.trained[p]) for p, o in self.optimizers.items()),
             *((o, [i]) for i, o in self.row_optimizers.items()),
         ]
         for optimizer, mine in every:
-            if optimizer and optimizer.averages is not None:
+            if optimizer.averages is not None:
                 for i, average in zip(mine, optimizer.averages, strict=True):
                     self.stored[i].assign(average)
 
 
-def read(handle, dtype, shape) -> tf.Tensor:
-    """The value of a server variable; called on its device."""
-    value = tf.raw_ops.ReadVariableOp(resource=handle, dtype=tf.as_dtype(dtype))
-    value.set_shape(shape)
-    return value
-
-
-def write(handles, values) -> list[tf.Operation]:
-    """Replaces the values of server variables; called on their device."""
-    return [
-        tf.raw_ops.AssignVariableOp(resource=h, value=v)
-        for h, v in zip(handles, values, strict=True)
-    ]
+def _is_dense(bucket: Bucket) -> bool:
+    """Whether an optimizer updates the bucket as a whole."""
+    return bucket.kind.treatment.trained and not bucket.kind.treatment.by_rows
 
 
 def _same(a: np.ndarray, b: np.ndarray) -> bool:

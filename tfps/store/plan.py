@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -17,10 +17,7 @@ from tfps.store.channel import Channel, chosen
 from tfps.store.placement import Placement, Shard, VariableSpec
 from tfps.store.remote_variable import RemoteVariable
 from tfps.store.tables import Ids, Part, Table
-
-# How a bucket is treated: TRAIN and ROWS are updated by the optimizer, as a whole or
-# by rows; of the model's state, LAST is replaced and SUM added to; FROZEN never changes.
-TRAIN, ROWS, LAST, SUM, FROZEN = "train", "rows", "last", "sum", "frozen"
+from tfps.store.treatment import FROZEN, ROWS, TRAIN, Kind, state_treatment
 
 _IDENTITY = Identity()
 
@@ -81,7 +78,7 @@ class Plan:
         if lazy and optimizer is not None and any(looked_up):
             optimizer_traits.require_lazy(optimizer)
         kinds = self._kinds(program, optimizer, inspection, lazy)
-        trained = [kind.treatment in (TRAIN, ROWS) for kind in kinds]
+        trained = [kind.treatment.trained for kind in kinds]
         constrained = [getattr(v, "constraint", None) is not None for v in self.variables]
         # What the optimizer must see as a whole.
         elementwise = optimizer is None or optimizer_traits.is_elementwise(optimizer)
@@ -104,7 +101,7 @@ class Plan:
 
     def sends(self, bucket: int) -> bool:
         """Whether a step pushes the bucket as a whole."""
-        return self.buckets[bucket].kind.treatment != FROZEN and bucket not in self.of_tables
+        return self.buckets[bucket].kind.treatment.pushed and bucket not in self.of_tables
 
     @property
     def has_codecs(self) -> bool:
@@ -134,7 +131,7 @@ class Plan:
         down = [self.tables[i].bytes_down(one) for i, one in ids.items()]
         return tf.add_n([zero, *up]), tf.add_n([zero, *down])
 
-    def _kinds(self, program, optimizer, inspection, lazy) -> list["Kind"]:
+    def _kinds(self, program, optimizer, inspection, lazy) -> list[Kind]:
         kinds = []
         for v, connected, table in zip(
             program.trainable, inspection.connected, inspection.tables, strict=True
@@ -221,32 +218,3 @@ class Plan:
         if not spec.shape:
             return ()
         return (shard.size // (spec.size // spec.shape[0]), *spec.shape[1:])
-
-
-class Kind(NamedTuple):
-    """What the shards of a bucket have in common.
-
-    Attributes:
-      treatment: TRAIN, ROWS, LAST, SUM or FROZEN.
-      push, pull: codecs.
-      decayed: whether weight decay applies.
-      constraint: of Keras, or None.
-    """
-
-    treatment: str
-    push: Codec = _IDENTITY
-    pull: Codec = _IDENTITY
-    decayed: bool = False
-    constraint: Any = None
-
-
-def state_treatment(variable: keras.Variable) -> str:
-    """How concurrent updates of a non-trainable variable combine.
-
-    Integers and variables that declare `aggregation="sum"` are counters: the
-    differences add up, so none is lost. Other values are replaced, and the last
-    writer wins: what is stored is always a value that some worker's model
-    computed, where a sum of averages' differences could leave their range.
-    """
-    counts = not tf.as_dtype(variable.dtype).is_floating and variable.dtype != "bool"
-    return SUM if counts or getattr(variable, "aggregation", None) == "sum" else LAST

@@ -11,19 +11,20 @@ import tensorflow as tf
 from tfps import _tf
 from tfps.cluster.devices import ps_device
 from tfps.store.aggregation import Applied
-from tfps.store.bucket_update import is_trained
 from tfps.store.buckets import pack
+from tfps.store.handles import ServerHandles
 from tfps.store.messages import coalesce
-from tfps.store.parameter_store import ParameterStore, read, write
-from tfps.store.plan import LAST, SUM, TRAIN, state_treatment
+from tfps.store.parameter_store import ParameterStore
+from tfps.store.resources import read, write
 from tfps.store.tables import Ids
+from tfps.store.treatment import state_treatment
 
 
 class Push(NamedTuple):
     """What a step sends to the servers.
 
     Attributes:
-      payloads: per bucket; () for one that it leaves alone.
+      payloads: bucket -> what its codec sends; only buckets that the step changes.
       rows: table -> what it sends to each of its parts.
       versions: int64 [ps], of the parameters with which it was computed.
       live: bool scalar; false: it is none, and the servers do nothing.
@@ -32,12 +33,24 @@ class Push(NamedTuple):
       loss_scale: float32 scalar that the worker used.
     """
 
-    payloads: list
+    payloads: dict[int, tuple]
     rows: dict[int, list]
     versions: tf.Tensor
     live: tf.Tensor
     finite: tf.Tensor
     loss_scale: tf.Tensor
+
+
+class Updates(NamedTuple):
+    """What a step is to send, before codecs.
+
+    Attributes:
+      buckets: bucket -> a tensor of its shape; only buckets that the step changes.
+      rows: table -> the gradients of the rows that the step looked up, [rows, width].
+    """
+
+    buckets: dict[int, tf.Tensor]
+    rows: dict[int, tf.Tensor]
 
 
 class Pusher:
@@ -61,10 +74,9 @@ class Pusher:
     @property
     def payload_bytes(self) -> int:
         """Bytes that a push sends, as the codecs predict; rows of tables not counted."""
-        mine = [i for i in range(len(self._plan.buckets)) if self._sends(i)]
-        return sum(self._channel(i).payload_bytes for i in mine)
+        return sum(self._channel(i).payload_bytes for i in self._sent)
 
-    def pack_updates(self, gradients, old_state, new_state) -> tuple[list, dict[int, tf.Tensor]]:
+    def pack_updates(self, gradients, old_state, new_state) -> Updates:
         """What a step is to send, before codecs.
 
         Args:
@@ -72,10 +84,6 @@ class Pusher:
             by rows, unless they are pushed whole.
           old_state, new_state: per state variable, the pulled and the new value
             (None if untouched).
-
-        Returns:
-          (a tensor per bucket, None for those that it leaves alone; table -> the
-          gradients of its rows).
         """
         rows = {}
         if self._update.optimizer.by_rows:
@@ -85,35 +93,29 @@ class Pusher:
             zip(old_state, new_state, strict=True), start=self._plan.num_trainable
         ):
             if new is not None:
-                kind = state_treatment(self._plan.variables[i])
-                changes[i] = new - old if kind == SUM else new
-        sent = [self._sends(i) for i in range(len(self._plan.buckets))]
-        packed = iter(
-            pack([b for b, s in zip(self._plan.buckets, sent, strict=True) if s], changes)
-        )
-        return [next(packed) if s else None for s in sent], rows
+                changes[i] = state_treatment(self._plan.variables[i]).change(old, new)
+        packed = pack([self._plan.buckets[i] for i in self._sent], changes)
+        return Updates(dict(zip(self._sent, packed, strict=True)), rows)
 
-    def update_specs(self) -> tuple[list, dict[int, tf.TensorSpec]]:
+    def update_specs(self) -> Updates:
         """The specs of what `pack_updates` returns."""
-        buckets = [
-            tf.TensorSpec(b.shape, b.dtype) if self._sends(i) else None
-            for i, b in enumerate(self._plan.buckets)
-        ]
+        held = {i: self._plan.buckets[i] for i in self._sent}
+        buckets = {i: tf.TensorSpec(b.shape, b.dtype) for i, b in held.items()}
         rows = {}
         for i, table in self._plan.tables.items():
             bucket = self._plan.buckets[table.parts[0].bucket]
-            if self._update.optimizer.by_rows and is_trained(bucket):
+            if self._update.optimizer.by_rows and bucket.kind.treatment.trained:
                 rows[i] = tf.TensorSpec([None, *bucket.shape[1:]], bucket.dtype)
-        return buckets, rows
+        return Updates(buckets, rows)
 
-    def initial_residuals(self) -> list[tuple]:
-        """What the codecs of a worker remember, before its first step; made on its device."""
-        return [
-            self._channel(i).initial_state() if self._sends(i) else ()
-            for i in range(len(self._plan.buckets))
-        ]
+    def initial_residuals(self) -> dict[int, tuple]:
+        """Bucket -> what a worker's codec remembers before the first step.
 
-    def shared(self, updates, share: tf.Tensor):
+        The tensors are made on the caller's device. Every bucket that a step sends has an entry.
+        """
+        return {i: self._channel(i).initial_state() for i in self._sent}
+
+    def shared(self, updates: Updates, share: tf.Tensor) -> Updates:
         """What `pack_updates` returned, times a worker's share of its round.
 
         Args:
@@ -124,18 +126,20 @@ class Pusher:
         def times(t):
             return tf.math.multiply_no_nan(t, tf.cast(share, t.dtype))
 
-        buckets, rows = updates
-        averaged = [
-            b is not None
-            and (self._plan.buckets[i].kind.treatment == TRAIN or self._update.takes(i))
-            for i, b in enumerate(buckets)
-        ]
-        return (
-            [times(t) if a else t for t, a in zip(buckets, averaged, strict=True)],
-            {i: times(t) for i, t in rows.items()},
-        )
+        def averaged(i):
+            return self._plan.buckets[i].kind.treatment.trained or self._update.takes(i)
 
-    def encode(self, updates, ids: dict[int, Ids], residuals, seed, finite):
+        buckets = {i: times(t) if averaged(i) else t for i, t in updates.buckets.items()}
+        return Updates(buckets, {i: times(t) for i, t in updates.rows.items()})
+
+    def encode(
+        self,
+        updates: Updates,
+        ids: dict[int, Ids],
+        residuals: dict[int, tuple],
+        seed: tf.Tensor,
+        finite: tf.Tensor,
+    ) -> tuple[dict[int, tuple], dict[int, list], dict[int, tuple]]:
         """Turns a step's updates into payloads, on the worker.
 
         Args:
@@ -149,26 +153,24 @@ class Pusher:
         Returns:
           (payloads, rows, residuals); see `Push`.
         """
-        buckets, row_gradients = updates
-        payloads, after = [], []
-        for i, (tensor, residual) in enumerate(zip(buckets, residuals, strict=True)):
-            payload = ()
-            if tensor is not None:
-                payload, new = self._channel(i).encode(
-                    tensor, residual, seed + tf.constant([0, 100 * i])
-                )
-                if self._store.loss_scale is not None:
-                    new = tf.nest.map_structure(lambda n, o: tf.where(finite, n, o), new, residual)
-                residual = new
-            payloads.append(payload)
-            after.append(residual)
+        payloads, after = {}, {}
+        for i, tensor in updates.buckets.items():
+            before = residuals[i]
+            payloads[i], new = self._channel(i).encode(
+                tensor, before, seed + tf.constant([0, 100 * i])
+            )
+            if self._store.loss_scale is not None:
+                new = tf.nest.map_structure(lambda n, o: tf.where(finite, n, o), new, before)
+            after[i] = new
         rows = {
             i: self._plan.tables[i].encode(gradient, ids[i], seed)
-            for i, gradient in row_gradients.items()
+            for i, gradient in updates.rows.items()
         }
         return payloads, rows, after
 
-    def push(self, handles: dict, sent: Push, learning_rate, expected=None, reads=()) -> "Receipt":
+    def push(
+        self, handles: ServerHandles, sent: Push, learning_rate, expected=None, reads=()
+    ) -> "Receipt":
         """Sends a step's updates to the servers, which take them in.
 
         On each ps, the update of all its buckets is one atomic step: it waits
@@ -185,8 +187,9 @@ class Pusher:
         """
         receipt = Receipt(tf.constant(0, tf.int64), tf.constant(False))
         for p in range(self._plan.num_ps):
-            mine = [i for i, b in enumerate(self._plan.buckets) if b.ps == p and sent.payloads[i]]
-            messages, restore = coalesce(tf.nest.flatten([sent.payloads[i] for i in mine]))
+            mine = [i for i, b in enumerate(self._plan.buckets) if b.ps == p and i in sent.payloads]
+            mine_sent = {i: sent.payloads[i] for i in mine}
+            messages, restore = coalesce(tf.nest.flatten(mine_sent))
             rows = {
                 part.bucket: (self._plan.tables[i], piece)
                 for i, pieces in sent.rows.items()
@@ -197,15 +200,7 @@ class Pusher:
                 arrived = tf.nest.map_structure(
                     tf.identity, (messages, {i: piece for i, (_, piece) in rows.items()})
                 )
-                payloads = dict(
-                    zip(
-                        mine,
-                        tf.nest.pack_sequence_as(
-                            [sent.payloads[i] for i in mine], restore(arrived[0])
-                        ),
-                        strict=True,
-                    )
-                )
+                payloads = tf.nest.pack_sequence_as(mine_sent, restore(arrived[0]))
                 rows = {i: (table, arrived[1][i]) for i, (table, _) in rows.items()}
                 self._write_state(handles, payloads, sent.live)
                 if not (self._update.needs(p) or rows or p == 0):
@@ -218,8 +213,11 @@ class Pusher:
                 receipt = one
         return tf.nest.map_structure(tf.identity, receipt)
 
-    def _sends(self, i: int) -> bool:
-        return self._update.optimizer.sends(i)
+    @property
+    def _sent(self) -> list[int]:
+        """The buckets that a step pushes as a whole."""
+        every = range(len(self._plan.buckets))
+        return [i for i in every if self._update.optimizer.sends(i)]
 
     def _channel(self, i: int):
         return self._update.optimizer.channel(i)
@@ -227,19 +225,11 @@ class Pusher:
     def _write_state(self, handles, payloads, live) -> None:
         live = tf.identity(live)
         for i, payload in payloads.items():
-            bucket, handle = self._plan.buckets[i], handles["values"][i]
-            if bucket.kind.treatment not in (LAST, SUM) or self._update.takes(i):
+            bucket, handle = self._plan.buckets[i], handles.store.values[i]
+            if not bucket.kind.treatment.state or self._update.takes(i):
                 continue
             value = self._channel(i).decode(payload)
-            if bucket.kind.treatment == LAST:
-                # Not before: what another worker writes meanwhile would be taken back.
-                with tf.control_dependencies([live, value]):
-                    old = read(handle, bucket.dtype, bucket.shape)
-                value = tf.where(live, value, old)
-                tf.raw_ops.AssignVariableOp(resource=handle, value=value)
-            else:
-                value = tf.where(live, value, tf.zeros_like(value))
-                tf.raw_ops.AssignAddVariableOp(resource=handle, value=value)
+            bucket.kind.treatment.write(handle, bucket.dtype, bucket.shape, value, live)
 
     def _locked_update(self, p, handles, arrived, payloads, rows, sent, rate, expected):
         # Here, before any branch: what a branch takes in, TensorFlow asks for where it comes
@@ -248,15 +238,15 @@ class Pusher:
         live, finite, scale_then = map(tf.identity, (sent.live, sent.finite, sent.loss_scale))
         brought = [rate, version_then, live, finite, scale_then]
         with tf.control_dependencies([*arrived, *brought]):
-            lock = tf.raw_ops.MutexLock(mutex=handles["locks"][p])
+            lock = tf.raw_ops.MutexLock(mutex=handles.store.locks[p])
         with tf.control_dependencies([lock]):
-            version = read(handles["versions"][p], tf.int64, ())
+            version = read(handles.store.versions[p], tf.int64, ())
             missed = version - version_then
             scale = 1 / tf.maximum(1.0, tf.cast(missed, tf.float32)) if self._scaled else None
             written, updated = self._update.update(
                 p, handles, payloads, rows, rate, scale, tf.logical_and(live, finite), expected
             )
-            written += write([handles["versions"][p]], [version + tf.cast(updated, tf.int64)])
+            written += write([handles.store.versions[p]], [version + tf.cast(updated, tf.int64)])
             if p == 0 and self._store.loss_scale:
                 written += self._update_loss_scale(handles, live, finite, scale_then, updated)
         with tf.control_dependencies(written):
@@ -267,13 +257,13 @@ class Pusher:
     def _update_loss_scale(self, handles, live, finite, scale_then, updated):
         scale, good = (
             read(h, d, ())
-            for h, d in zip(handles["loss_scale"], (tf.float32, tf.int32), strict=True)
+            for h, d in zip(handles.store.loss_scale, (tf.float32, tf.int32), strict=True)
         )
         new = self._store.loss_scale.update(scale, good, scale_then, finite)
         # In rounds, the steps that went well are counted with the update.
         counts = tf.logical_and(live, tf.logical_or(updated, tf.logical_not(finite)))
         new = [tf.where(counts, n, o) for n, o in zip(new, (scale, good), strict=True)]
-        return write(handles["loss_scale"], new)
+        return write(handles.store.loss_scale, new)
 
 
 class Receipt(NamedTuple):

@@ -92,12 +92,12 @@ class Table:
         self._push, self._pull = push, pull
 
     def pull(
-        self, handles: Sequence[tf.Tensor], ids: Ids, seed: tf.Tensor, exact: bool = False
+        self, handles: dict[int, tf.Tensor], ids: Ids, seed: tf.Tensor, exact: bool = False
     ) -> Found:
         """Reads the rows of these ids.
 
         Args:
-          handles: of all buckets.
+          handles: bucket -> resource handle of its values.
           ids: rows that do not exist are an error of the worker.
           seed: int32[2].
           exact: send them as they are.
