@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from tfps import _keras
 from tfps.cluster.devices import ps_device
+from tfps.model.frozen_adam import Frozen
 from tfps.model.server_optimizer import ServerOptimizer
 from tfps.store.channel import Channel
 from tfps.store.handles import ServerHandles
@@ -39,7 +40,7 @@ class CompiledOptimizer:
             where op by op it would be dozens.
           coded: whether what is pushed passes through codecs.
           frozen_at: updates after which the second moments were left of what
-            passes through a codec that remembers; None: they go on.
+            passes through a codec that keeps a residual; None: they go on.
         """
         self.store = store
         self._plan = store.plan
@@ -86,10 +87,7 @@ class CompiledOptimizer:
           What writes.
         """
         optimizer, mine = self.optimizer(p), self.trained(p)
-        frozen = [
-            self._frozen_at is not None and self.channel(i).codec.keeps_residual for i in mine
-        ]
-        optimizer.freeze(frozen, self._frozen_at or 0)
+        frozen = self._frozen(mine)
         value_handles = [handles.store.values[i] for i in mine]
         state_handles = self.state_handles(p, handles)
         values = [
@@ -108,7 +106,7 @@ class CompiledOptimizer:
             ]
 
             def updated():
-                return optimizer.apply(values, state, gradients, learning_rate, scale)
+                return optimizer.apply(values, state, gradients, learning_rate, scale, frozen)
 
             if applies is None:
                 return updated()
@@ -118,6 +116,12 @@ class CompiledOptimizer:
             values, state, [arrived[i] for i in mine], learning_rate, scale, applies
         )
         return write([*value_handles, *state_handles], [*values, *state])
+
+    def _frozen(self, mine: list[int]) -> Frozen | None:
+        """The second moments that an update of these buckets leaves alone."""
+        if self._frozen_at is None:
+            return None
+        return Frozen([self.channel(i).codec.keeps_residual for i in mine], self._frozen_at)
 
     def apply_rows(self, i, handles, where, gradients, learning_rate, scale, applies):
         """The update of some rows, as if the table had no others; see `apply`.

@@ -176,7 +176,7 @@ class ParameterStore:
             *((o, [i]) for i, o in self.row_optimizers.items()),
         ]
         for optimizer, mine in every:
-            if optimizer.averages is not None:
+            if optimizer.averages:
                 for i, average in zip(mine, optimizer.averages, strict=True):
                     self.stored[i].assign(average)
 

@@ -6,6 +6,7 @@ import keras
 
 from tfps import _keras
 from tfps.cluster.calls import WorkerCalls
+from tfps.model.inspection import inspect
 from tfps.model.stateless_model import StatelessModel
 from tfps.store.parameter_store import ParameterStore
 from tfps.store.plan import Plan
@@ -92,7 +93,7 @@ class Session:
             return
         self.program = self.program or StatelessModel(self.model)
         optimizer = self.model.optimizer if train else None
-        inspection = self.program.inspect(feed.batch_spec, train)
+        inspection = inspect(self.program, feed.batch_spec, train)
         self._steps.clear()
         self._modes.clear()
         self.carries.clear()

@@ -2,6 +2,7 @@
 
 import tensorflow as tf
 
+from tfps.model.row_ids import row_ids
 from tfps.model.stateless_model import StatelessModel
 from tfps.store.pull import Pulled, Puller
 from tfps.worker.batch_loop import is_iterator, repeat
@@ -87,7 +88,7 @@ class Pull:
 
 def _rows(program, puller, handles, batch) -> dict:
     zero = tf.constant(0, tf.int64)
-    lookups = program.lookups(puller.tables, zero, batch, training=False)
+    lookups = row_ids(program, puller.tables, zero, batch, training=False)
     found = puller.rows(handles, lookups, tf.zeros([2], tf.int32), exact=True)
     return {i: one.rows for i, one in found.items()}
 
