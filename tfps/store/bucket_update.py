@@ -220,7 +220,7 @@ class CompiledOptimizer(BucketOptimizer):
     def _frozen(self, mine: Sequence[int]) -> Frozen | None:
         if self._frozen_at is None:
             return None
-        return Frozen([self.channel(i).codec.remembers for i in mine], self._frozen_at)
+        return Frozen([self.channel(i).codec.keeps_residual for i in mine], self._frozen_at)
 
 
 class OuterOptimizer(BucketOptimizer):

@@ -110,7 +110,7 @@ class Plan:
     @property
     def has_codecs(self) -> bool:
         """Whether anything pushed passes through a codec; rows of tables do not count."""
-        return any(self.up[i].codec != _IDENTITY for i in range(len(self.buckets)))
+        return any(not channel.codec.is_identity for channel in self.up)
 
     def exact(self, bucket: int) -> Channel:
         """The channel without a codec."""
@@ -217,7 +217,7 @@ class Plan:
         pieces: tuple[tuple[int, ...], ...] = (bucket.shape,)
         if codec.matrices:
             pieces = tuple(self._shape_of(shard) for shard in bucket.shards)
-        elif not isinstance(codec, Identity):
+        elif not codec.is_identity:
             pieces = ((bucket.size,),)
         return Channel(codec, bucket.shape, bucket.dtype, pieces)
 
