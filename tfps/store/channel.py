@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
@@ -11,9 +10,7 @@ from tfps import errors
 from tfps.compression import Codec, Identity, adapted, is_codec
 
 
-def chosen(
-    choice: Codec | Callable[[Any], Codec | None] | None, variable: Any, weights: bool
-) -> Codec:
+def chosen(choice: Any, variable: Any, weights: bool) -> Codec:
     """The codec for a variable's gradients or value.
 
     Args:
