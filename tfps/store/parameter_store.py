@@ -160,7 +160,7 @@ class ParameterStore:
         self._note_sync()
 
     def forget_sync(self) -> None:
-        """Makes the next `load_if_changed` load, because the servers have moved on without the model."""
+        """Makes the next `load_if_changed` load: the servers have moved on without the model."""
         self._synced = {}
 
     def _note_sync(self) -> None:
