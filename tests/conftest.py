@@ -57,7 +57,7 @@ class _Connected(tfps.ParameterServerStrategy):
         self._num_workers, self._num_ps = len(spec["worker"]), len(spec["ps"])
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def connect():
     """`connect(workers, ps, partitioner)`: a strategy on an embedded cluster.
 
