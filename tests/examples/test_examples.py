@@ -62,6 +62,14 @@ def test_custom_codec():
     assert size - size8 == 3 * 32 * 256 - 4
 
 
+def test_custom_policy():
+    said = run("custom_policy")
+    found = np.reshape(numbers(r"be (\d+) ahead: (\d+) at most, in (\d+) steps", said), (-1, 3))
+    allowed, ahead, steps = found.T
+    assert list(allowed) == list(range(len(allowed))) and np.all(ahead <= allowed)
+    assert ahead[-1] > 0 and steps.sum() == 200
+
+
 def test_large_embedding():
     said = run("large_embedding")
     assert re.search(r"table/embeddings +1/2 +0 +6,400,000", said)
