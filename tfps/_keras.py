@@ -46,6 +46,7 @@ __all__ = [
     "seed_states",
     "set_iterations",
     "should_evaluate",
+    "slot_names",
     "split_validation",
     "to_floats",
     "train_writer",
@@ -261,6 +262,27 @@ def set_iterations(optimizer: keras.optimizers.Optimizer, applied: int) -> None:
     # Not through Keras's own `assign`, whose conversions cost more than the rest
     # of what the chief does for a step.
     getattr(optimizer, "inner_optimizer", optimizer)._iterations.value.assign(applied)
+
+
+def slot_names(optimizer: keras.optimizers.Optimizer) -> list[tuple[int | None, str]]:
+    """For each of a built optimizer's variables, to what it belongs and its name.
+
+    Keras's own names do not tell the two moments of Adafactor apart, so a name is that of the
+    attribute in which the optimizer keeps the variable: by itself, or in a list with an entry for
+    each model variable.
+
+    Returns:
+      (index of the model variable or None, name) of each, in the order of `variables`.
+    """
+    built_for = len(optimizer._trainable_variables)
+    found: dict[int, tuple[int | None, str]] = {}
+    for attribute, value in vars(optimizer).items():
+        name = attribute.lstrip("_")
+        if isinstance(value, keras.Variable):
+            found[id(value)] = None, name
+        elif isinstance(value, list) and len(value) == built_for and name != "variables":
+            found.update((id(v), (i, name)) for i, v in enumerate(value) if v is not None)
+    return [found.get(id(v), (None, f"variable_{k}")) for k, v in enumerate(optimizer.variables)]
 
 
 def learning_rate_of(optimizer: keras.optimizers.Optimizer):

@@ -17,7 +17,7 @@ import tfps
 from models.gpt import __main__ as binary, model as gpt, sample, text, tokenizers
 from models.gpt.progress import bits_per_byte
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(tfps.__file__).parent.parent
 CODE = b"def f(x):\n    return x + 1\n\n\nclass A:\n\tname = 'b  c'\n" * 20
 
 

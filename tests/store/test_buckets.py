@@ -4,6 +4,7 @@ import tensorflow as tf
 
 from tfps.store.buckets import build_buckets, pack, unpack
 from tfps.store.placement import VariableSpec, place
+from tfps.store.treatment import FROZEN, TRAIN, Kind
 
 SHAPES = [(300, 7), (), (5,), (64, 64), (0, 3), (1000,)]
 
@@ -13,7 +14,7 @@ def build(bucket_bytes=4096, shards=3, alone=()):
         VariableSpec(f"v{i}", s, "float16" if i == 2 else "float32") for i, s in enumerate(SHAPES)
     ]
     placed = place(specs, 2, tf.distribute.experimental.partitioners.FixedShardsPartitioner(shards))
-    kinds = [("a",) if i % 2 else ("b",) for i in range(len(specs))]
+    kinds = [Kind(TRAIN if i % 2 else FROZEN) for i in range(len(specs))]
     flags = [i in alone for i in range(len(specs))]
     return specs, build_buckets(specs, placed, kinds, flags, bucket_bytes=bucket_bytes)
 

@@ -76,6 +76,9 @@ def test_handles_are_arguments(connect):
     for bucket, stored in zip(store.plan.buckets, store.stored, strict=True):
         with tf.device(stored.value.device):
             doubled.append(tf.Variable(stored.value * 2.0 if bucket.size else stored.value))
-    handles = {**store.handles(), "values": [v.handle for v in doubled]}
-    for ((a,),), b in zip(concrete(handles).payloads, doubled, strict=True):
+    handles = store.handles()
+    values = {i: v.handle for i, v in enumerate(doubled)}
+    payloads = concrete(handles._replace(store=handles.store._replace(values=values))).payloads
+    for i, b in enumerate(doubled):
+        ((a,),) = payloads[i]
         np.testing.assert_array_equal(a, b)

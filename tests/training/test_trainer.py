@@ -247,7 +247,7 @@ def test_adam_under_load(connect):
     model.compile(o.Adam(2.0**-8), lambda y, p: p, steps_per_execution=10, jit_compile=False)
     trainer = tfps.Trainer(model, connect(workers=4))
     trainer.fit(ones, steps_per_epoch=2000, verbose=0)
-    assert {int(s.iterations.numpy()) for s in trainer._session.store.optimizers if s} == {2000}
+    assert {int(s.iterations.numpy()) for s in trainer._session.store.optimizers.values()} == {2000}
     for value in model.get_weights():
         assert np.isfinite(value).all()
         # With a constant gradient every step of Adam is the learning rate.
@@ -319,7 +319,7 @@ def test_parameters_and_slots_are_on_the_servers_only(connect):
     trainer.fit(x, y, verbose=0)
     assert not model.optimizer.built
     store = trainer._session.store
-    stored = [*store.stored, *(v for s in store.optimizers if s for v in s.state)]
+    stored = [*store.stored, *(v for s in store.optimizers.values() for v in s.state)]
     assert {v.value.device.split("/")[1] for v in stored} == {"job:ps"}
     assert len({v.value.device for v in stored}) == 2
     slots = sum(int(np.prod(v.shape)) for v in stored) - 2  # Without the two `iterations`.

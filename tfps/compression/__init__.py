@@ -2,11 +2,13 @@
 
 May import: errors, parsing.
 
-A codec is an immutable value and a pair of pure functions; what it remembers between steps goes in
-and comes out, so that a step that carries it can be compiled, and moved.
+A codec is an immutable value and a pair of pure functions. What a codec remembers between steps
+goes in and comes out, so that a step that carries this state can be compiled, and moved to another
+worker. `base.Codec` says which members an author of a codec writes, and who calls them.
 """
 
-from tfps.compression.base import Codec, Identity
+from tfps.compression.adapted import adapted, is_codec
+from tfps.compression.base import Codec, Identity, PlainCodec
 from tfps.compression.casts import BFloat16, Float16
 from tfps.compression.dgc import DGC
 from tfps.compression.feedback import ErrorFeedback, with_feedback
@@ -25,10 +27,13 @@ __all__ = [
     "Identity",
     "Int8",
     "OneBit",
+    "PlainCodec",
     "PowerSGD",
     "RandomK",
     "Ternary",
     "TopK",
+    "adapted",
+    "is_codec",
     "parse",
     "with_feedback",
 ]

@@ -28,10 +28,10 @@ def parse(text: str) -> Codec:
     """The codec that a text such as "dgc:0.01,momentum=0.9,warmup=100" names.
 
     Args:
-      text: a name, and after a colon its parameters, separated by commas. They
-        follow the order of the codec's attributes until one is given by name.
+      text: A name, then a colon and parameters separated by commas. Parameters follow the order
+        of the codec's attributes until a parameter is given by name.
 
     Raises:
-      ConfigError: there is no such codec, or it takes no such parameters.
+      ConfigError: There is no such codec, or the codec takes no such parameters.
     """
     return parsing.parse(text, CODECS, "codec", shared=("min_bytes", "feedback"))

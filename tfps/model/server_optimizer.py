@@ -10,6 +10,7 @@ under a lock, and pointed at other variables without tracing again.
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import keras
 import tensorflow as tf
@@ -118,6 +119,18 @@ class _Stateless(keras.optimizers.Optimizer):
             s.assign(ops.where(update, ops.zeros_like(total), total))
 
 
+class Frozen(NamedTuple):
+    """Whose second moments an update leaves as they are; see `Freezable`.
+
+    Attributes:
+      variables: per variable, whether its own stay.
+      after: number of pushes that were applied before they were left.
+    """
+
+    variables: list[bool]
+    after: int
+
+
 class ServerOptimizer:
     """The optimizer of one parameter server, built on that server's buckets.
 
@@ -125,6 +138,8 @@ class ServerOptimizer:
       state: the Keras variables of the optimizer (iterations and slots), in the
         order in which `apply` takes and returns their values. They live on the
         device on which the constructor ran.
+      state_names: per state variable, (index of the variable that it belongs to, or None for
+        what belongs to none of them; name, such as "momentums").
     """
 
     def __init__(self, optimizer: keras.optimizers.Optimizer, variables: list, decayed: list[bool]):
@@ -147,7 +162,10 @@ class ServerOptimizer:
         # A settable rate is an argument of every step, so that a callback's
         # change is in force at once; a schedule is computed from `iterations` here.
         self._rate = rate if isinstance(rate, keras.Variable) else None
-        self.state = [v for v in self._clone.variables if v is not self._rate]
+        named = zip(self._clone.variables, _keras.slot_names(self._clone), strict=True)
+        mine = [(v, name) for v, name in named if v is not self._rate]
+        self.state = [v for v, _ in mine]
+        self.state_names = [name for _, name in mine]
 
     @property
     def variables(self) -> list[keras.Variable]:
@@ -169,21 +187,7 @@ class ServerOptimizer:
         """The moving averages of the variables, where the optimizer keeps them."""
         return self._clone._model_variables_moving_average if self._clone.use_ema else None
 
-    def freeze(self, frozen: list[bool], after: int) -> None:
-        """Leaves second moments as they are, in every update that is traced from now on.
-
-        Without effect for optimizers other than Adam and AdamW.
-
-        Args:
-          frozen: per variable, whether its own are left.
-          after: pushes that were applied until now.
-        """
-        if isinstance(self._clone, Freezable):
-            chosen = zip(self._built_for, frozen, strict=True)
-            self._clone.frozen = frozenset(id(v) for v, f in chosen if f)
-            self._clone.frozen_at = max(1, after // (self._clone.gradient_accumulation_steps or 1))
-
-    def apply(self, values, state, gradients, learning_rate, scale=None):
+    def apply(self, values, state, gradients, learning_rate, scale=None, frozen=None):
         """One update, as a pure function.
 
         Args:
@@ -193,10 +197,17 @@ class ServerOptimizer:
           learning_rate: float32 scalar; ignored where the optimizer follows a
             schedule.
           scale: float32 scalar by which either rate is multiplied, or None.
+          frozen: `Frozen`: whose second moments stay as they are; None if all change. Without
+            effect for optimizers other than Adam and AdamW.
 
         Returns:
           (new values, new state).
         """
+        if isinstance(self._clone, Freezable):
+            stay, after = frozen or ([], 0)
+            chosen = zip(self._built_for, stay, strict=frozen is not None)
+            self._clone.frozen = frozenset(id(v) for v, f in chosen if f)
+            self._clone.frozen_at = max(1, after // (self._clone.gradient_accumulation_steps or 1))
         given = {id(v): t for v, t in zip(self.state, state, strict=True)}
         if self._rate is not None:
             given[id(self._rate)] = learning_rate if scale is None else learning_rate * scale
@@ -255,11 +266,11 @@ class RowOptimizer(ServerOptimizer):
         average = self._clone._model_variables_moving_average[0]
         return [self.state[[v is average for v in self._built].index(True)]]
 
-    def apply(self, values, state, gradients, learning_rate, scale=None):
+    def apply(self, values, state, gradients, learning_rate, scale=None, frozen=None):
         """See `ServerOptimizer.apply`; tensors [rows, width] of as many rows."""
         stored, self.state = self.state, self._built
         try:
-            return super().apply(values, state, gradients, learning_rate, scale)
+            return super().apply(values, state, gradients, learning_rate, scale, frozen)
         finally:
             self.state = stored
 

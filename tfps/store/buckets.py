@@ -10,11 +10,12 @@ one giant message.
 
 import dataclasses
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 
 import tensorflow as tf
 
 from tfps.store.placement import Shard, VariableSpec
+from tfps.store.treatment import Kind
 
 BUCKET_BYTES = 4 << 20
 
@@ -34,7 +35,7 @@ class Bucket:
 
     ps: int
     dtype: str
-    kind: Hashable
+    kind: Kind
     shards: tuple[Shard, ...]
     shape: tuple[int, ...]
 
@@ -50,7 +51,7 @@ class Bucket:
 def build_buckets(
     specs: Sequence[VariableSpec],
     shards: Sequence[Shard],
-    kinds: Sequence[Hashable],
+    kinds: Sequence[Kind],
     alone: Sequence[bool],
     intact: Sequence[bool] | None = None,
     bucket_bytes: int = BUCKET_BYTES,
@@ -60,7 +61,7 @@ def build_buckets(
     Args:
       specs: the variables.
       shards: of `place`; the order is kept within a bucket.
-      kinds: per variable, its treatment; only equal kinds share a bucket.
+      kinds: per variable; only equal kinds share a bucket.
       alone: per variable, whether each shard needs a bucket of its own, in the
         variable's own rank (its update is not elementwise, or goes by rows).
       intact: per variable, whether its shards must not be cut. By default, only
@@ -72,7 +73,7 @@ def build_buckets(
       Buckets by ps, then in the order of their first shard.
     """
     closed: list[Bucket] = []
-    open_: dict[Hashable, list[Shard]] = {}
+    open_: dict[tuple, list[Shard]] = {}
     intact = alone if intact is None else [a or b for a, b in zip(alone, intact, strict=True)]
     shards = [
         piece
@@ -84,7 +85,7 @@ def build_buckets(
         members = open_.pop(key)
         first = members[0]
         spec = specs[first.variable]
-        shape = (sum(s.size for s in members),)
+        shape: tuple[int, ...] = (sum(s.size for s in members),)
         if len(members) == 1 and first.size == spec.size:
             shape = spec.shape
         elif alone[first.variable]:
@@ -93,7 +94,7 @@ def build_buckets(
 
     for shard in shards:
         spec = specs[shard.variable]
-        key = (shard.ps, spec.dtype, kinds[shard.variable])
+        key: tuple = (shard.ps, spec.dtype, kinds[shard.variable])
         if alone[shard.variable]:
             key = (*key, shard)
         held = sum(s.size for s in open_.get(key, ()))

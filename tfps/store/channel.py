@@ -6,7 +6,7 @@ import math
 import tensorflow as tf
 
 from tfps import errors
-from tfps.compression import Codec, Identity
+from tfps.compression import Codec, Identity, adapted, is_codec
 
 
 def chosen(choice, variable, weights: bool) -> Codec:
@@ -24,15 +24,16 @@ def chosen(choice, variable, weights: bool) -> Codec:
     Raises:
       ConfigError: it is no codec, or not one for weights.
     """
-    per_variable = callable(choice) and not isinstance(choice, Codec)
+    per_variable = callable(choice) and not is_codec(choice)
     codec = choice(variable) if per_variable else choice
     codec = Identity() if codec is None else codec
     name = "pull" if weights else "push"
-    if not isinstance(codec, Codec):
+    if not is_codec(codec):
         raise errors.ConfigError(
             f"{name} gave {codec!r} for {variable.path}; it must be a codec of tfps.compression, "
             "such as Int8(), or None"
         )
+    codec = adapted(codec)
     if weights and codec.not_for_weights:
         raise errors.ConfigError(
             f"pull={codec!r} does not work for parameters: {codec.not_for_weights}; use Float16, "
@@ -65,7 +66,7 @@ class Channel:
 
     def encode(self, tensor: tf.Tensor, state: tuple, seed: tf.Tensor) -> tuple[tuple, tuple]:
         """(payload, state), a tuple for each piece; to be called on the sender's device."""
-        if isinstance(self.codec, Identity):
+        if self.codec.is_identity:
             return ((tensor,),), state
 
         # One function for all pieces: those of a shape, such as the matrices of equal

@@ -4,12 +4,21 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfps import _keras
+from tfps import _keras, errors
 from tfps.cluster.devices import ps_device
 from tfps.model.loss_scale import LossScale
 from tfps.model.server_optimizer import RowOptimizer, ServerOptimizer
 from tfps.store.buckets import Bucket, pack
-from tfps.store.plan import ROWS, TRAIN, Plan
+from tfps.store.handles import LossScaleHandles, RoundHandles, ServerHandles, StoreHandles
+from tfps.store.plan import Plan
+from tfps.store.server_state import (
+    Layout,
+    LossScaleState,
+    ServerState,
+    export_optimizers,
+    restore_optimizers,
+    spread,
+)
 
 
 class ParameterStore:
@@ -19,7 +28,7 @@ class ParameterStore:
       plan: what is where.
       stored: per bucket, the `keras.Variable` on its ps.
       trained: per ps, the buckets that its optimizer updates as a whole.
-      optimizers: per ps, its `ServerOptimizer`, or None.
+      optimizers: ps -> its `ServerOptimizer`, for those that train buckets as a whole.
       row_optimizers: bucket -> `RowOptimizer`, for parts of tables updated by rows.
       loss_scale: `LossScale`, or None.
     """
@@ -32,17 +41,20 @@ class ParameterStore:
           optimizer: what the model was compiled with; None for evaluation alone.
         """
         self.plan = plan
+        self._layout = Layout(plan)
         self._optimizer = optimizer
         self.stored = [self._create(b) for b in plan.buckets]
         self.trained = [
-            [i for i, b in enumerate(plan.buckets) if b.ps == p and b.kind.treatment == TRAIN]
+            [i for i, b in enumerate(plan.buckets) if b.ps == p and _is_dense(b)]
             for p in range(plan.num_ps)
         ]
-        self.optimizers = [self._create_optimizer(mine, p) for p, mine in enumerate(self.trained)]
+        self.optimizers = {
+            p: self._create_optimizer(mine, p) for p, mine in enumerate(self.trained) if mine
+        }
         self.row_optimizers = {
             i: self._create_row_optimizer(b)
             for i, b in enumerate(plan.buckets)
-            if b.kind.treatment == ROWS
+            if b.kind.treatment.by_rows
         }
         self._locks = [self._create_lock(p) for p in range(plan.num_ps)]
         self.loss_scale = None
@@ -53,16 +65,18 @@ class ParameterStore:
         self._synced: dict[int, tf.Tensor] = {}
         self.load()
 
-    def handles(self) -> dict:
-        """The resource handles of everything on the servers, arguments of every step."""
-        return {
-            "values": [v.value.handle for v in self.stored],
-            "state": [o.handles if o else [] for o in self.optimizers],
-            "row_state": {i: o.handles for i, o in self.row_optimizers.items()},
-            "locks": list(self._locks),
-            "loss_scale": [v.handle for v in self.loss_scale.variables] if self.loss_scale else [],
-            "versions": [v.handle for v in self._versions],
-        }
+    def handles(self) -> ServerHandles:
+        """The resource handles of everything here, without outer optimizer and rounds."""
+        scale = self.loss_scale
+        store = StoreHandles(
+            values={i: v.value.handle for i, v in enumerate(self.stored)},
+            slots={p: o.handles for p, o in self.optimizers.items()},
+            row_slots={i: o.handles for i, o in self.row_optimizers.items()},
+            locks=list(self._locks),
+            versions=[v.handle for v in self._versions],
+            loss_scale=LossScaleHandles(*(v.handle for v in scale.variables)) if scale else None,
+        )
+        return ServerHandles(store, {}, RoundHandles({}, {}, []))
 
     def _create(self, bucket: Bucket) -> keras.Variable:
         # One variable keeps its path, so that an optimizer that goes by names can.
@@ -75,7 +89,7 @@ class ParameterStore:
         }
         if first.variable in self.plan.remote:
             initial = {"initializer": self.plan.remote[first.variable].parts[bucket.ps]}
-        trained = bucket.kind.treatment in (TRAIN, ROWS)
+        trained = bucket.kind.treatment.trained
         with tf.device(ps_device(bucket.ps)), _keras.path(path) as name:
             variable = keras.Variable(**initial, trainable=trained, name=name)
         _keras.mark_remote([variable])
@@ -83,9 +97,7 @@ class ParameterStore:
             variable.constraint = bucket.kind.constraint
         return variable
 
-    def _create_optimizer(self, mine: list[int], ps: int) -> ServerOptimizer | None:
-        if not mine:
-            return None
+    def _create_optimizer(self, mine: list[int], ps: int) -> ServerOptimizer:
         with tf.device(ps_device(ps)):
             built = ServerOptimizer(
                 self._optimizer,
@@ -132,21 +144,15 @@ class ParameterStore:
 
     def fetch(self) -> None:
         """Brings the servers' values into the model's variables."""
-        arrays = {
-            i: np.empty(s.size, tf.as_dtype(s.dtype).as_numpy_dtype)
-            for i, s in enumerate(self.plan.specs)
-            if i not in self.plan.remote
-        }
-        for bucket, stored in zip(self.plan.buckets, self.stored, strict=True):
-            if bucket.shards[0].variable in self.plan.remote:
-                continue
-            flat = np.reshape(stored.numpy(), [-1])
-            offset = 0
-            for shard in bucket.shards:
-                arrays[shard.variable][shard.begin : shard.end] = flat[offset : offset + shard.size]
-                offset += shard.size
+        arrays = self._layout.whole(
+            {
+                i: self.stored[i].numpy()
+                for i, bucket in enumerate(self.plan.buckets)
+                if bucket.shards[0].variable not in self.plan.remote
+            }
+        )
         for i, array in arrays.items():
-            self.plan.variables[i].assign(array.reshape(self.plan.specs[i].shape))
+            self.plan.variables[i].assign(array)
         self._note_sync()
 
     def forget_sync(self) -> None:
@@ -162,35 +168,73 @@ class ParameterStore:
         }
 
     def iterations(self) -> int:
-        """Updates applied so far."""
-        every = [*self.optimizers, *self.row_optimizers.values()]
-        return max((int(o.iterations.numpy()) for o in every if o), default=0)
+        """Number of updates that the compiled optimizer has applied."""
+        return max((int(o.iterations.numpy()) for o, _ in self._placed()), default=0)
 
     def finalize(self) -> None:
         """Ends training as Keras does: an optimizer with moving averages installs them."""
-        every = [
-            *zip(self.optimizers, self.trained, strict=True),
-            *((o, [i]) for i, o in self.row_optimizers.items()),
-        ]
-        for optimizer, mine in every:
-            if optimizer and optimizer.averages is not None:
+        for optimizer, mine in self._placed():
+            if optimizer.averages is not None:
                 for i, average in zip(mine, optimizer.averages, strict=True):
                     self.stored[i].assign(average)
 
+    # The state of the servers.
 
-def read(handle, dtype, shape) -> tf.Tensor:
-    """The value of a server variable; called on its device."""
-    value = tf.raw_ops.ReadVariableOp(resource=handle, dtype=tf.as_dtype(dtype))
-    value.set_shape(shape)
-    return value
+    def export(self) -> ServerState:
+        """Everything that is on the servers, as arrays on the chief.
+
+        This brings all values and slots here, tables included. No worker may push meanwhile.
+        """
+        arrays = {i: np.asarray(v.numpy()) for i, v in enumerate(self.stored)}
+        scale = self.loss_scale
+        return ServerState(
+            {i: spec.path for i, spec in enumerate(self.plan.specs)},
+            self._layout.whole(arrays),
+            export_optimizers(self._layout, self._placed()),
+            np.array([v.numpy() for v in self._versions]),
+            LossScaleState(*(v.numpy() for v in scale.variables)) if scale else None,
+        )
+
+    def restore(self, state: ServerState) -> None:
+        """Writes an exported state to the servers, and its values into the model's variables.
+
+        Args:
+          state: of a store for the same model and optimizer, in whatever way it was laid out.
+
+        Raises:
+          ConfigError: the state is of another model or optimizer.
+        """
+        shapes = {i: spec.shape for i, spec in enumerate(self.plan.specs)}
+        exported = {i: value.shape for i, value in state.values.items()}
+        if shapes != exported or bool(state.loss_scale) != bool(self.loss_scale):
+            raise errors.ConfigError(
+                f"the state has variables of the shapes {list(exported.values())} and "
+                f"loss_scale={state.loss_scale}, but the model {list(shapes.values())}; restore "
+                "it into the model that it was exported from, compiled alike"
+            )
+        for i, stored in enumerate(self.stored):
+            stored.assign(self._layout.part(i, state.values))
+        restore_optimizers(self._layout, self._placed(), state.optimizer)
+        versions = spread(state.versions, self.plan.num_ps)
+        for variable, version in zip(self._versions, versions, strict=True):
+            variable.assign(version)
+        if self.loss_scale and state.loss_scale:
+            for variable, array in zip(self.loss_scale.variables, state.loss_scale, strict=True):
+                variable.assign(array)
+        for i, value in state.values.items():
+            if i not in self.plan.remote:
+                self.plan.variables[i].assign(value)
+        self._note_sync()
+
+    def _placed(self) -> list[tuple[ServerOptimizer, list[int]]]:
+        """Each optimizer with the buckets that it updates."""
+        whole = [(o, self.trained[p]) for p, o in self.optimizers.items()]
+        return [*whole, *((o, [i]) for i, o in self.row_optimizers.items())]
 
 
-def write(handles, values) -> list[tf.Operation]:
-    """Replaces the values of server variables; called on their device."""
-    return [
-        tf.raw_ops.AssignVariableOp(resource=h, value=v)
-        for h, v in zip(handles, values, strict=True)
-    ]
+def _is_dense(bucket: Bucket) -> bool:
+    """Whether an optimizer updates the bucket as a whole."""
+    return bucket.kind.treatment.trained and not bucket.kind.treatment.by_rows
 
 
 def _same(a: np.ndarray, b: np.ndarray) -> bool:

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -12,15 +12,14 @@ from tfps.compression import Codec, Identity, with_feedback
 from tfps.model import optimizer_traits, server_optimizer
 from tfps.model.stateless_model import Inspection, StatelessModel
 from tfps.store import placement
-from tfps.store.buckets import Bucket, build_buckets
+from tfps.store.buckets import BUCKET_BYTES, Bucket, build_buckets
 from tfps.store.channel import Channel, chosen
+from tfps.store.dense_rows import DenseRows, RowRange
 from tfps.store.placement import Placement, Shard, VariableSpec
 from tfps.store.remote_variable import RemoteVariable
-from tfps.store.tables import Ids, Part, Table
-
-# How a bucket is treated: TRAIN and ROWS are updated by the optimizer, as a whole or
-# by rows; of the model's state, LAST is replaced and SUM added to; FROZEN never changes.
-TRAIN, ROWS, LAST, SUM, FROZEN = "train", "rows", "last", "sum", "frozen"
+from tfps.store.row_storage import Part
+from tfps.store.tables import Ids, Table
+from tfps.store.treatment import FROZEN, ROWS, TRAIN, Kind, state_treatment
 
 _IDENTITY = Identity()
 
@@ -36,8 +35,8 @@ class Plan:
       specs: of the variables.
       shards: where each of their elements lives.
       buckets: how the shards are stored. `Bucket.kind` is a `Kind`.
-      tables: variable -> `tables.Table`, for those of which only rows travel.
-      of_tables: indices of the buckets that hold tables.
+      tables: variable -> its `Table`, for variables of which only rows travel.
+      of_tables: bucket -> the `Table` of which it holds rows.
       up, down: per bucket, the `wire.Channel` of what is pushed and what is pulled.
     """
 
@@ -51,6 +50,7 @@ class Plan:
         push: Codec | Callable[[Any], Codec] | None = None,
         pull: Codec | Callable[[Any], Codec] | None = None,
         lazy: bool = False,
+        bucket_bytes: int = BUCKET_BYTES,
     ):
         """Decides.
 
@@ -63,7 +63,8 @@ class Plan:
             without a gradient is stored but never updated, as in Keras.
           push, pull: the codec for gradients and for parameters, or a function of
             the variable that gives one.
-          lazy: update only those rows of a table that a step looked up.
+          lazy: whether only those rows of a table are updated that a step looked up.
+          bucket_bytes: see `build_buckets`.
 
         Raises:
           ConfigError: the partitioner splits a variable, but the optimizer needs
@@ -81,7 +82,7 @@ class Plan:
         if lazy and optimizer is not None and any(looked_up):
             optimizer_traits.require_lazy(optimizer)
         kinds = self._kinds(program, optimizer, inspection, lazy)
-        trained = [kind.treatment in (TRAIN, ROWS) for kind in kinds]
+        trained = [kind.treatment.trained for kind in kinds]
         constrained = [getattr(v, "constraint", None) is not None for v in self.variables]
         # What the optimizer must see as a whole.
         elementwise = optimizer is None or optimizer_traits.is_elementwise(optimizer)
@@ -96,20 +97,20 @@ class Plan:
             for i, (w, t) in enumerate(zip(whole, trained, strict=True))
         ]
         intact = [kind.push.matrices for kind in kinds]
-        self.buckets = build_buckets(self.specs, self.shards, kinds, alone, intact)
+        self.buckets = build_buckets(self.specs, self.shards, kinds, alone, intact, bucket_bytes)
         self.tables = {i: self._table(i) for i, t in enumerate(looked_up) if t}
-        self.of_tables = {p.bucket for t in self.tables.values() for p in t.parts}
+        self.of_tables = {p.bucket: t for t in self.tables.values() for p in t.storage.parts}
         self.up = [self._channel(b, b.kind.push) for b in self.buckets]
         self.down = [self._channel(b, b.kind.pull) for b in self.buckets]
 
     def sends(self, bucket: int) -> bool:
         """Whether a step pushes the bucket as a whole."""
-        return self.buckets[bucket].kind.treatment != FROZEN and bucket not in self.of_tables
+        return self.buckets[bucket].kind.treatment.pushed and bucket not in self.of_tables
 
     @property
     def has_codecs(self) -> bool:
         """Whether anything pushed passes through a codec; rows of tables do not count."""
-        return any(self.up[i].codec != _IDENTITY for i in range(len(self.buckets)))
+        return any(not channel.codec.is_identity for channel in self.up)
 
     def exact(self, bucket: int) -> Channel:
         """The channel without a codec."""
@@ -134,7 +135,7 @@ class Plan:
         down = [self.tables[i].bytes_down(one) for i, one in ids.items()]
         return tf.add_n([zero, *up]), tf.add_n([zero, *down])
 
-    def _kinds(self, program, optimizer, inspection, lazy) -> list["Kind"]:
+    def _kinds(self, program, optimizer, inspection, lazy) -> list[Kind]:
         kinds = []
         for v, connected, table in zip(
             program.trainable, inspection.connected, inspection.tables, strict=True
@@ -153,7 +154,11 @@ class Plan:
         return kinds
 
     def _specs(self, optimizer, trained, whole, constrained, tables) -> list[VariableSpec]:
-        slots = server_optimizer.slots(optimizer) if optimizer else None
+        def no_slots(shape):
+            del shape
+            return 0.0
+
+        slots = server_optimizer.slots(optimizer) if optimizer else no_slots
         # A partitioner that decides by itself is told what must stay whole; others
         # were asked for the split by the user, who is told that it cannot be.
         kept = whole if hasattr(self._partitioner, "place") else constrained
@@ -195,24 +200,24 @@ class Plan:
     def _table(self, variable: int) -> Table:
         spec = self.specs[variable]
         width = spec.size // spec.shape[0]
-        parts = [
-            Part(i, b.ps, b.shards[0].begin // width)
+        ranges = [
+            RowRange(Part(i, b.ps), b.shards[0].begin // width, b.shards[0].end // width)
             for i, b in enumerate(self.buckets)
             if b.shards[0].variable == variable
         ]
         return Table(
-            sorted(parts, key=lambda p: p.begin),
-            spec.shape,
+            DenseRows(ranges),
+            spec.shape[1:],
             spec.dtype,
             self._push(self.variables[variable]).for_rows(),
             self._pull(self.variables[variable]).for_rows(weights=True),
         )
 
     def _channel(self, bucket: Bucket, codec: Codec) -> Channel:
-        pieces = (bucket.shape,)
+        pieces: tuple[tuple[int, ...], ...] = (bucket.shape,)
         if codec.matrices:
             pieces = tuple(self._shape_of(shard) for shard in bucket.shards)
-        elif not isinstance(codec, Identity):
+        elif not codec.is_identity:
             pieces = ((bucket.size,),)
         return Channel(codec, bucket.shape, bucket.dtype, pieces)
 
@@ -221,32 +226,3 @@ class Plan:
         if not spec.shape:
             return ()
         return (shard.size // (spec.size // spec.shape[0]), *spec.shape[1:])
-
-
-class Kind(NamedTuple):
-    """What the shards of a bucket have in common.
-
-    Attributes:
-      treatment: TRAIN, ROWS, LAST, SUM or FROZEN.
-      push, pull: codecs.
-      decayed: whether weight decay applies.
-      constraint: of Keras, or None.
-    """
-
-    treatment: str
-    push: Codec = _IDENTITY
-    pull: Codec = _IDENTITY
-    decayed: bool = False
-    constraint: Any = None
-
-
-def state_treatment(variable: keras.Variable) -> str:
-    """How concurrent updates of a non-trainable variable combine.
-
-    Integers and variables that declare `aggregation="sum"` are counters: the
-    differences add up, so none is lost. Other values are replaced, and the last
-    writer wins: what is stored is always a value that some worker's model
-    computed, where a sum of averages' differences could leave their range.
-    """
-    counts = not tf.as_dtype(variable.dtype).is_floating and variable.dtype != "bool"
-    return SUM if counts or getattr(variable, "aggregation", None) == "sum" else LAST

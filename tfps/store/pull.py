@@ -13,8 +13,10 @@ from tfps.cluster.devices import ps_device
 from tfps.model import optimizer_traits
 from tfps.model.lookups import Rows
 from tfps.store.buckets import unpack
+from tfps.store.handles import ServerHandles
 from tfps.store.messages import coalesce
-from tfps.store.parameter_store import ParameterStore, read
+from tfps.store.parameter_store import ParameterStore
+from tfps.store.resources import read
 from tfps.store.tables import Found, Ids
 
 
@@ -22,11 +24,12 @@ class Pulled(NamedTuple):
     """What a pull brings to a worker.
 
     Attributes:
-      payloads: per bucket; () for one that is a table's, unless they are whole.
+      payloads: bucket -> what its codec sent. A table's buckets are missing unless tables are
+        pulled whole.
       versions: int64 [ps], the updates that each had made.
     """
 
-    payloads: list
+    payloads: dict[int, tuple]
     versions: tf.Tensor
 
 
@@ -50,7 +53,7 @@ class Puller:
         self._plan = store.plan
         self._static_scale = optimizer_traits.static_loss_scale(optimizer) if optimizer else 1.0
 
-    def pull(self, handles: dict, exact: bool = False, whole: bool = False) -> Pulled:
+    def pull(self, handles: ServerHandles, exact: bool = False, whole: bool = False) -> Pulled:
         """Reads every bucket on its ps and sends it to the caller's device.
 
         Args:
@@ -58,7 +61,7 @@ class Puller:
           exact: send the values as they are, whatever the codecs.
           whole: tables too.
         """
-        payloads: list = [()] * len(self._plan.buckets)
+        payloads = {}
         versions = []
         for p in range(self._plan.num_ps):
             mine = [
@@ -68,23 +71,20 @@ class Puller:
             ]
             with tf.device(ps_device(p)):
                 values = {
-                    i: read(handles["values"][i], bucket.dtype, bucket.shape)
+                    i: read(handles.store.values[i], bucket.dtype, bucket.shape)
                     for i, bucket in enumerate(self._plan.buckets)
                     if i in mine
                 }
-                sent = []
+                sent = {}
                 for i, value in values.items():
                     channel = self._plan.exact(i) if exact else self._plan.down[i]
                     # Weights are rounded to the nearest: no codec for them draws numbers.
-                    payload, _ = channel.encode(
+                    sent[i], _ = channel.encode(
                         value, channel.initial_state(), tf.zeros([2], "int32")
                     )
-                    sent.append(payload)
                 messages, restore = coalesce(tf.nest.flatten(sent))
-                versions.append(read(handles["versions"][p], tf.int64, ()))
-            arrived = tf.nest.pack_sequence_as(sent, restore(messages))
-            for i, payload in zip(mine, arrived, strict=True):
-                payloads[i] = payload
+                versions.append(read(handles.store.versions[p], tf.int64, ()))
+            payloads.update(tf.nest.pack_sequence_as(sent, restore(messages)))
         return Pulled(payloads, tf.stack(versions))
 
     def payload_bytes(self, whole: bool = False) -> int:
@@ -93,7 +93,7 @@ class Puller:
         return sum(self._plan.down[i].payload_bytes for i in mine)
 
     def rows(
-        self, handles: dict, lookups: dict[int, list], seed, exact: bool = False
+        self, handles: ServerHandles, lookups: dict[int, list], seed, exact: bool = False
     ) -> dict[int, Found]:
         """Reads the rows that a batch looks up.
 
@@ -109,7 +109,7 @@ class Puller:
         found = {}
         for i, lookup in lookups.items():
             ids = Ids.of(lookup)
-            found[i] = self._plan.tables[i].pull(handles["values"], ids, seed, exact)
+            found[i] = self._plan.tables[i].pull(handles, ids, seed, exact)
         return found
 
     def has(self, found: dict[int, Found]) -> tf.Tensor:
@@ -117,12 +117,13 @@ class Puller:
         exist = [self._plan.tables[i].has(one.ids) for i, one in found.items()]
         return tf.reduce_all(tf.stack([True, *exist]))
 
-    def loss_scale(self, handles: dict) -> tf.Tensor:
+    def loss_scale(self, handles: ServerHandles) -> tf.Tensor:
         """float32 scalar by which workers multiply the loss."""
-        if self.store.loss_scale is None:
+        dynamic = handles.store.loss_scale
+        if dynamic is None:
             return tf.constant(self._static_scale)
         with tf.device(ps_device(0)):
-            return read(handles["loss_scale"][0], tf.float32, ())
+            return read(dynamic.scale, tf.float32, ())
 
     def unpack(self, pulled: Pulled, rows: dict[int, Rows], exact: bool = False) -> list:
         """What was pulled, as the model's variables in the order of `specs`.
@@ -138,7 +139,7 @@ class Puller:
         channels = self._plan.down
         if exact:
             channels = [self._plan.exact(i) for i in range(len(self._plan.buckets))]
-        return {i: channels[i].decode(one) for i, one in enumerate(pulled.payloads) if one}
+        return {i: channels[i].decode(payload) for i, payload in pulled.payloads.items()}
 
     def variables(self, values: dict[int, tf.Tensor]) -> dict[int, tf.Tensor]:
         """Variable -> its tensor, of those that lie in these buckets."""

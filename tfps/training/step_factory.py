@@ -7,7 +7,7 @@ from tfps.model import optimizer_traits
 from tfps.model.stateless_model import StatelessModel
 from tfps.store.aggregation import Applied, Summed
 from tfps.store.bucket_update import CompiledOptimizer, OuterOptimizer
-from tfps.store.plan import ROWS, Plan
+from tfps.store.plan import Plan
 from tfps.store.pull import Puller
 from tfps.store.push import Pusher
 from tfps.training.consistency import Consistency, LocalSteps
@@ -125,7 +125,7 @@ def require_local(optimizer: keras.optimizers.Optimizer, plan: Plan | None) -> N
             f"LocalSteps trains on whole copies, but {large.path} {large.shape} is too large for "
             "one machine (max_chief_bytes); use Async, BoundedStaleness or Sync"
         )
-    if any(bucket.kind.treatment == ROWS for bucket in plan.buckets):
+    if any(bucket.kind.treatment.by_rows for bucket in plan.buckets):
         raise errors.ConfigError(
             'LocalSteps updates whole tables, which sparse_updates="lazy" does not; use "exact", '
             "or Async, BoundedStaleness or Sync"

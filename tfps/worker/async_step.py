@@ -28,7 +28,7 @@ class Carry(NamedTuple):
       pending: what the last step is still to push; () but with `overlap` 2.
     """
 
-    residuals: list
+    residuals: dict[int, tuple]
     pulled: Any = ()
     pending: Any = ()
 

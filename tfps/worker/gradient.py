@@ -7,7 +7,7 @@ import tensorflow as tf
 from tfps.model import server_optimizer
 from tfps.model.stateless_model import StatelessModel
 from tfps.store.pull import Pulled, Puller
-from tfps.store.push import Push, Pusher
+from tfps.store.push import Push, Pusher, Updates
 from tfps.store.tables import Found, Ids
 from tfps.worker.tally import Tally
 
@@ -16,7 +16,7 @@ class Change(NamedTuple):
     """What a step would change, before codecs.
 
     Attributes:
-      buckets: per bucket, a tensor; () for one that it leaves alone.
+      buckets: bucket -> a tensor of its shape; only buckets that the step changes.
       rows: table -> gradients of its rows.
       ids: table -> `tables.Ids` of these rows, without positions.
       versions: int64 [ps], of the parameters with which it was computed.
@@ -24,7 +24,7 @@ class Change(NamedTuple):
       loss_scale: float32 scalar that was used.
     """
 
-    buckets: list
+    buckets: dict[int, tf.Tensor]
     rows: dict[int, tf.Tensor]
     ids: dict[int, Ids]
     versions: tf.Tensor
@@ -82,10 +82,10 @@ class Gradient:
         # The model has the positions already, with the rows.
         ids = {i: one.ids._replace(positions=[]) for i, one in found.items()}
         rows = {i: one.rows for i, one in found.items()}
-        (buckets, row_gradients), metrics, examples, finite = self._compute(
+        updates, metrics, examples, finite = self._compute(
             pulled, rows, batch, metrics, number, scale
         )
-        change = Change(_full(buckets), row_gradients, ids, pulled.versions, finite, scale)
+        change = Change(updates.buckets, updates.rows, ids, pulled.versions, finite, scale)
         return change, metrics, examples
 
     def change_specs(self) -> Change:
@@ -95,7 +95,7 @@ class Gradient:
         ids = dict.fromkeys(self.puller.tables, looked_up)
         versions = tf.TensorSpec([self.puller.store.plan.num_ps], tf.int64)
         finite, scale = tf.TensorSpec([], tf.bool), tf.TensorSpec([], tf.float32)
-        return Change(_full(buckets), rows, ids, versions, finite, scale)
+        return Change(buckets, rows, ids, versions, finite, scale)
 
     def tally(self, change: Change, examples) -> Tally:
         """What computing a change counts: all but its push."""
@@ -115,12 +115,9 @@ class Gradient:
         return updates, metrics, examples, finite
 
 
-def _full(buckets: list) -> list:
-    # To nested structures None is a leaf, and () is nothing.
-    return [() if b is None else b for b in buckets]
-
-
-def encoded(pusher: Pusher, change: Change, residuals, number, share=None) -> tuple[Push, list]:
+def encoded(
+    pusher: Pusher, change: Change, residuals, number, share=None
+) -> tuple[Push, dict[int, tuple]]:
     """(what is sent, residuals after it).
 
     Args:
@@ -130,7 +127,7 @@ def encoded(pusher: Pusher, change: Change, residuals, number, share=None) -> tu
       number: int64 scalar, the step's.
       share: float32 scalar by which it is multiplied; None: 1.
     """
-    updates = ([None if isinstance(b, tuple) else b for b in change.buckets], change.rows)
+    updates = Updates(change.buckets, change.rows)
     if share is not None:
         updates = pusher.shared(updates, share * tf.cast(change.finite, tf.float32))
     payloads, rows, residuals = pusher.encode(
@@ -141,7 +138,7 @@ def encoded(pusher: Pusher, change: Change, residuals, number, share=None) -> tu
     return sent, residuals
 
 
-def kept(before, fresh: list) -> list:
+def kept(before, fresh: dict[int, tuple]) -> dict[int, tuple]:
     """Residuals to go on with: those of a carry from before where they fit."""
     if before is None:
         return fresh
@@ -149,10 +146,10 @@ def kept(before, fresh: list) -> list:
     def shapes(residual):
         return [(t.shape, t.dtype) for t in tf.nest.flatten(residual)]
 
-    return [
-        old if shapes(old) == shapes(new) else new
-        for old, new in zip(before.residuals, fresh, strict=True)
-    ]
+    def fits(i):
+        return i in before.residuals and shapes(before.residuals[i]) == shapes(fresh[i])
+
+    return {i: before.residuals[i] if fits(i) else new for i, new in fresh.items()}
 
 
 def at_rest(carry):

@@ -5,16 +5,14 @@ import tensorflow as tf
 from tfps.model import optimizer_traits, server_optimizer
 from tfps.model.server_optimizer import ServerOptimizer
 from tfps.model.stateless_model import StatelessModel
-from tfps.store.bucket_update import is_trained
 from tfps.store.buckets import pack
-from tfps.store.plan import FROZEN, LAST, SUM
 from tfps.store.pull import Puller
 
 
 class LocalCopy:
     """Steps on a copy, and what they changed; inside of `tf.function`s.
 
-    A copy is a list of tensors, one for each bucket of the plan.
+    A copy has a tensor for each bucket of the plan, by its index.
 
     Attributes:
       inner: the worker's optimizer, as variables on the chief: what every worker's
@@ -32,7 +30,8 @@ class LocalCopy:
         """
         self._program, self._puller, self._optimizer = program, puller, optimizer
         self._buckets = puller.store.plan.buckets
-        self._trained = [i for i, b in enumerate(self._buckets) if is_trained(b)]
+        self._treatments = {i: b.kind.treatment for i, b in enumerate(self._buckets)}
+        self._trained = [i for i, t in self._treatments.items() if t.trained]
         self.inner = ServerOptimizer(
             optimizer,
             [puller.store.stored[i] for i in self._trained],
@@ -54,7 +53,7 @@ class LocalCopy:
         Returns:
           (copy, state of the optimizer, metric values, int64 number of examples).
         """
-        whole = self._puller.variables(dict(enumerate(values)))
+        whole = self._puller.variables(values)
         n = len(self._program.trainable)
         trainable = [whole[i] for i in range(n)]
         state = [whole[i] for i in range(n, len(whole))]
@@ -75,24 +74,21 @@ class LocalCopy:
             n + k: old if new is None else new
             for k, (old, new) in enumerate(zip(state, new_state, strict=True))
         }
-        written = [i for i, b in enumerate(self._buckets) if b.kind.treatment in (LAST, SUM)]
+        written = [i for i, t in self._treatments.items() if t.state]
         packed = pack([self._buckets[i] for i in written], latest)
         after.update(zip(written, packed, strict=True))
-        return [after.get(i, v) for i, v in enumerate(values)], inner, metrics, examples
+        return {i: after.get(i, v) for i, v in values.items()}, inner, metrics, examples
 
-    def difference(self, before, after) -> list:
-        """What the servers are to be told, a tensor for each bucket; () for nothing.
+    def difference(self, before, after) -> dict[int, tf.Tensor]:
+        """What the servers are to be told, for each bucket that is pushed.
 
         Of what is trained, as a gradient, the way back to where it began; of the model's
         state, the latest value, or how much was added.
         """
-        told = {LAST: lambda o, n: n, SUM: lambda o, n: n - o, FROZEN: lambda o, n: ()}
-        return [
-            told.get(b.kind.treatment, lambda o, n: o - n)(old, new)
-            for b, old, new in zip(self._buckets, before, after, strict=True)
-        ]
+        pushed = {i: t for i, t in self._treatments.items() if t.pushed}
+        return {i: t.change(before[i], after[i]) for i, t in pushed.items()}
 
-    def moved(self, values, difference: list, latest) -> list:
+    def moved(self, values, difference, latest) -> dict[int, tf.Tensor]:
         """A copy with a difference applied to it, as the servers would do it with a rate of 1.
 
         Args:
@@ -100,13 +96,7 @@ class LocalCopy:
           difference: of `difference`.
           latest: another copy: of state that is no sum, such as moving averages, its values.
         """
-
-        def move(value, told, other, kind):
-            if kind == LAST:
-                return other
-            if kind == FROZEN:
-                return value
-            return value + told if kind == SUM else value - told
-
-        kinds = [bucket.kind.treatment for bucket in self._buckets]
-        return [move(*one) for one in zip(values, difference, latest, kinds, strict=True)]
+        return {
+            i: self._treatments[i].moved(v, difference[i], latest[i]) if i in difference else v
+            for i, v in values.items()
+        }

@@ -21,11 +21,11 @@ class Copy(NamedTuple):
     """Parameters as pulled.
 
     Attributes:
-      values: per bucket.
+      values: bucket -> tensor.
       versions: int64 [ps], the updates that are in them.
     """
 
-    values: list
+    values: dict[int, tf.Tensor]
     versions: tf.Tensor
 
 
@@ -35,13 +35,13 @@ class LocalCarry(NamedTuple):
     Attributes:
       residuals: what the codecs have not sent yet.
       inner: the state of the worker's optimizer.
-      values: its copy, per bucket; () without a delay.
+      values: its copy, bucket -> tensor; empty without a delay.
       change: the difference of the last exchange; () but in rounds.
     """
 
-    residuals: list
+    residuals: dict[int, tuple]
     inner: list
-    values: list | tuple = ()
+    values: dict[int, tf.Tensor]
     change: Change | tuple = ()
 
 
@@ -110,7 +110,7 @@ class LocalSGDStep:
         carry = LocalCarry(
             residuals,
             [tf.TensorSpec(v.shape, v.dtype) for v in self._local.inner.state],
-            copy.values if delay else (),
+            copy.values if delay else {},
             self._change_specs if in_rounds else (),
         )
         self._start = traced(self._started, handles)
@@ -156,13 +156,13 @@ class LocalSGDStep:
     def _started(self, handles):
         """All of a carry that an epoch begins with anew."""
         return (
-            self._pulled(handles).values if self._delay else (),
+            self._pulled(handles).values if self._delay else {},
             blank(self._change_specs) if self._in_rounds else (),
         )
 
     def _pulled(self, handles) -> Copy:
         pulled = self._puller.pull(handles, whole=True)
-        return here(Copy(list(self._puller.decode(pulled).values()), pulled.versions))
+        return here(Copy(self._puller.decode(pulled), pulled.versions))
 
     def _changed(self, before: Copy, after) -> Change:
         difference = self._local.difference(before.values, after)
@@ -199,7 +199,7 @@ class LocalSGDStep:
                 until = tf.where(done < early, done, count)  # At the end of the data: no further.
                 done, (after, inner, metrics, total) = train(until, done, values, *state)
         change = self._changed(arrived, after)
-        mine = LocalCarry(carry.residuals, inner, here(after) if self._delay else ())
+        mine = LocalCarry(carry.residuals, inner, here(after) if self._delay else {})
         if self._in_rounds:
             return vector(done, total, metrics), mine._replace(change=change)
 

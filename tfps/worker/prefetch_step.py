@@ -45,7 +45,7 @@ class PrefetchCarry(NamedTuple):
       pending: what the last step is still to push; () but with `overlap` 2.
     """
 
-    residuals: list
+    residuals: dict[int, tuple]
     held: Held
     pending: Push | tuple = ()
 

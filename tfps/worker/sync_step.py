@@ -18,7 +18,7 @@ class SyncCarry(NamedTuple):
       change: what it has computed and not been told to push.
     """
 
-    residuals: list
+    residuals: dict[int, tuple]
     change: Change
 
 

@@ -1,17 +1,19 @@
-"""XLA for the pieces of codecs that cannot be compiled as a whole."""
+"""XLA for parts of codecs that cannot be compiled as a whole."""
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
 
 
-def compiled(function: Callable) -> Callable:
-    """Compiles a function of tensors with XLA; inside of another function, anew.
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiles a function of tensors with XLA, anew for each `tf.function` that calls it.
 
-    A `tf.function` of a module is traced once in a process and remembered. After
-    a connection to another cluster, new servers would be asked to run a function
-    that they were never sent. Inside a function, the caller traces once anyway.
+    TensorFlow remembers what it traced for a `tf.function` of a module. After a connection to
+    another cluster, it would ask the new servers to run a function that was never sent to them.
+    So within another `tf.function`, which is traced for the present cluster, a fresh function is
+    made each time. The caller is traced once, so the function is traced as often as before.
     """
 
     def compile_():

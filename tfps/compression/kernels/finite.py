@@ -1,4 +1,4 @@
-"""Keeping infinities and NaN out of what is remembered."""
+"""Keeping infinities and NaN out of residuals."""
 
 import tensorflow as tf
 
@@ -6,8 +6,9 @@ _LIMIT = 2.0**127
 
 
 def all_finite(tensor: tf.Tensor) -> tf.Tensor:
-    """bool scalar: whether no element is infinite or NaN."""
-    # The sum tells in one cheap pass. It may also overflow by itself: then look closely.
+    """bool scalar: whether every element is finite."""
+    # A finite sum proves it in one cheap pass. A sum of finite elements may overflow, so if the
+    # sum is not finite, the second branch looks at every element.
     return tf.cond(
         tf.math.is_finite(tf.reduce_sum(tensor)),
         lambda: tf.constant(True),
@@ -16,5 +17,5 @@ def all_finite(tensor: tf.Tensor) -> tf.Tensor:
 
 
 def bounded(tensor: tf.Tensor) -> tf.Tensor:
-    """float32 sums that overflowed, or nearly, as +-2**127."""
+    """Clips a float32 tensor to +-2**127, so that sums that overflowed become finite."""
     return tf.clip_by_value(tensor, -_LIMIT, _LIMIT)

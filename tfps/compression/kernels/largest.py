@@ -1,7 +1,7 @@
-"""Finding the largest elements without sorting them all.
+"""Finding the largest elements without sorting all elements.
 
-A threshold is estimated from a sample, as in Deep Gradient Compression (Lin et
-al. 2018), a little too low; only what exceeds it is ordered.
+A threshold is estimated from a sample, as in Deep Gradient Compression (Lin et al. 2018). It is
+chosen a little too low, and only the elements that exceed it are sorted.
 """
 
 import tensorflow as tf
@@ -9,11 +9,11 @@ import tensorflow as tf
 from tfps.compression.kernels import strata
 from tfps.compression.kernels.compiling import compiled
 
-# Of so many elements the threshold is known to a few percent of the sent count.
+# With a sample of this size, the number of elements above the threshold is off by a few percent.
 _SAMPLE = 16384
 
-# Aiming at more candidates than needed makes it rare that there are too few, and
-# more than a few percent too few all but impossible.
+# The threshold aims at this many times the candidates that are needed, and a few more. So there
+# are rarely too few candidates, and hardly ever more than a few percent too few.
 _SURPLUS = 1.15
 _MORE = 4
 
@@ -27,7 +27,7 @@ def _sample(flat, seed):
 
 @compiled
 def _exceeds(flat, threshold):
-    # Bytes, padded to whole words of eight.
+    # uint8 0 or 1 for each element, padded to whole words of eight bytes.
     return tf.pad(tf.cast(tf.abs(flat) > threshold, tf.uint8), [[0, -flat.shape[0] % 8]])
 
 
@@ -37,27 +37,27 @@ def _equals(flat, threshold):
 
 
 def _positions(mask: tf.Tensor) -> tf.Tensor:
-    # `tf.where` looks at one element after the other. Few are set, so it first
-    # looks at them in eights, and then into the few eights that have one.
+    # `tf.where` visits one element after another. Few bytes of the mask are set, so the first
+    # `tf.where` visits words of eight bytes, and the second only the bytes of words that are not 0.
     words = tf.bitcast(tf.reshape(mask, [-1, 8]), tf.int64)
     marked = tf.where(tf.not_equal(words, 0))[:, 0]
     inside = tf.where(tf.not_equal(tf.bitcast(tf.gather(words, marked), tf.uint8), 0))
     return tf.cast(tf.gather(marked, inside[:, 0]) * 8 + inside[:, 1], tf.int32)
 
 
-def largest(flat: tf.Tensor, k, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """About the k elements of largest magnitude, and where they are.
+def largest(flat: tf.Tensor, k: int | tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Finds about the k elements of largest magnitude, and where they are.
 
     Args:
-      flat: float32 [n]; NaN is never among the largest.
-      k: int or int32 scalar, at most n.
-      seed: int32[2].
+      flat: float32 [n]. NaN is never among the largest.
+      k: An int or int32 scalar, at most n.
+      seed: int32 [2].
 
     Returns:
-      (values float32 [k], indices int32 [k]), distinct but for padding: zeros that
-      point where another value was found too, or, if there is none, at the start
-      of a tensor of zeros. There is padding only if the threshold came out a
-      little too high, or no more elements differ from zero.
+      (values float32 [k], indices int32 [k]): Indices are distinct except for padding. Padding is
+      zeros whose index is that of another value, or 0 if the tensor is all zeros. There is padding
+      only if the threshold came out a little too high, or if fewer than k elements differ from
+      zero.
     """
     n = flat.shape[0]
     k = tf.convert_to_tensor(k)
@@ -67,7 +67,7 @@ def largest(flat: tf.Tensor, k, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     threshold = tf.reduce_min(sample.values)
     above = _positions(_exceeds(flat, threshold))
     missing = k - tf.size(above)
-    # Where many elements equal the threshold, any of them fill up.
+    # If many elements equal the threshold, any of them may fill the missing places.
     equal = tf.cond(
         (missing > 0) & (threshold > 0),
         lambda: _positions(_equals(flat, threshold))[:missing],

@@ -1,6 +1,7 @@
 """Rounding rows of floats to eight bits."""
 
 import functools
+from collections.abc import Callable
 
 import tensorflow as tf
 
@@ -9,7 +10,7 @@ from tfps.compression.kernels import hashing
 
 MODES = ("nearest", "stochastic")
 
-# Below this the reciprocal of a scale would overflow; such rows are zero.
+# The reciprocal of a smaller scale would overflow, so rows with a smaller scale become zero.
 TINY = 1e-30
 
 
@@ -21,11 +22,18 @@ def require_mode(rounding: str) -> None:
         )
 
 
-def across(rows: tf.Tensor, combine) -> tf.Tensor:
-    """Combines each row's eighths element by element: [m, width] to [m, width / 8].
+def across(rows: tf.Tensor, combine: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]) -> tf.Tensor:
+    """Combines the eight eighths of each row, element by element.
 
-    Reductions along rows are calls of their own that XLA does not fuse with what
-    makes their input. This is elementwise, and leaves little for them to do.
+    XLA does not fuse a reduction along rows with what makes its input. This function is
+    elementwise, so XLA fuses it, and it leaves an eighth of the work to the reduction.
+
+    Args:
+      rows: [m, width].
+      combine: An associative elementwise function of two tensors.
+
+    Returns:
+      [m, width / 8], or `rows` if the width is not a multiple of 8.
     """
     width = rows.shape[1]
     if not width or width % 8:
@@ -39,16 +47,16 @@ def peak(rows: tf.Tensor) -> tf.Tensor:
 
 
 def to_int8(rows: tf.Tensor, seed: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-    """Multiples of a 127th of each row's largest magnitude.
+    """Rounds to multiples of a 127th of each row's largest magnitude.
 
     Args:
       rows: float32 [m, width].
-      seed: int32[2] to round up or down at random with the right expectation;
-        None rounds to nearest.
+      seed: int32 [2] to round up or down at random with the right expectation; None rounds to
+        nearest.
 
     Returns:
-      (int8 [m, width], float32 [m]): their product is the row. The scale of a
-      row with a non-finite element is not finite.
+      (int8 [m, width], float32 [m]): The product of numbers and scale approximates the row. The
+      scale of a row with a non-finite element is not finite.
     """
     largest = peak(rows)
     inverse = tf.where(largest > TINY, 127.0 / largest, 0.0)
@@ -58,5 +66,5 @@ def to_int8(rows: tf.Tensor, seed: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tens
     else:
         shape = tuple(rows.shape) if rows.shape.is_fully_defined() else tf.shape(rows)
         scaled = tf.floor(scaled + hashing.uniform(seed, shape))
-    # The clip is for the last bit of 127 / largest * largest.
+    # `127 / largest * largest` may exceed 127 by its last bit.
     return tf.cast(tf.clip_by_value(scaled, -127.0, 127.0), tf.int8), largest / 127.0

@@ -1,0 +1,83 @@
+"""The resource handles of all that is on the servers: arguments of every step.
+
+A step takes handles as arguments, never as captures: a step that was traced once goes on
+after a variable was replaced. To the worker's code handles are opaque; it only passes them on.
+"""
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+
+class LossScaleHandles(NamedTuple):
+    """The dynamic loss scale, on ps 0.
+
+    Attributes:
+      scale: of the float32 scalar by which workers multiply the loss.
+      good_steps: of the int32 scalar, steps without an overflow since the scale last changed.
+    """
+
+    scale: tf.Tensor
+    good_steps: tf.Tensor
+
+
+class StoreHandles(NamedTuple):
+    """What `ParameterStore` made.
+
+    Attributes:
+      values: bucket -> its values.
+      slots: ps -> the state of its optimizer, in the order of `ServerOptimizer.state`; only ps
+        that train buckets as a whole.
+      row_slots: bucket -> the state of its row optimizer, in the order of `RowOptimizer.state`.
+      locks: per ps, the mutex under which pushes are applied.
+      versions: per ps, an int64 scalar: the updates that were made there.
+      loss_scale: None if the loss is not scaled dynamically.
+    """
+
+    values: dict[int, tf.Tensor]
+    slots: dict[int, list[tf.Tensor]]
+    row_slots: dict[int, list[tf.Tensor]]
+    locks: list[tf.Tensor]
+    versions: list[tf.Tensor]
+    loss_scale: LossScaleHandles | None
+
+
+class CountHandles(NamedTuple):
+    """The counts of a ps's open round.
+
+    Attributes:
+      arrived: of an int32 scalar, pushes that have come.
+      good: of an int32 scalar, those of them whose gradients did not overflow.
+    """
+
+    arrived: tf.Tensor
+    good: tf.Tensor
+
+
+class RoundHandles(NamedTuple):
+    """What `Summed` made for rounds. All are empty where pushes are applied as they come.
+
+    Attributes:
+      sums: bucket -> the sum of the round's pushes, of the bucket's shape.
+      touched: bucket of a table that is updated by rows -> bool [rows], which rows were pushed.
+      counts: per ps.
+    """
+
+    sums: dict[int, tf.Tensor]
+    touched: dict[int, tf.Tensor]
+    counts: list[CountHandles]
+
+
+class ServerHandles(NamedTuple):
+    """All handles of a step.
+
+    Attributes:
+      store: values, optimizers and locks.
+      outer: ps -> the state of the outer optimizer of `LocalSteps`, in the order of
+        `ServerOptimizer.state`; empty without one.
+      round: the open round.
+    """
+
+    store: StoreHandles
+    outer: dict[int, list[tf.Tensor]]
+    round: RoundHandles

@@ -1,0 +1,174 @@
+"""How the values of a bucket change in training: by an optimizer, by the model itself, or never."""
+
+import abc
+from typing import Any, ClassVar, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from tfps.compression import Codec, Identity
+from tfps.store.resources import read
+
+
+class Treatment(abc.ABC):
+    """What workers and servers do with a bucket.
+
+    The plan gives every bucket one of the five treatments below when it is made. Pull, push,
+    aggregation and the workers' local copies then ask the treatment and compare no names.
+
+    Attributes:
+      trained: whether an optimizer updates the values.
+      by_rows: whether the optimizer updates only those rows of a table that a step looked up.
+      pushed: whether a step sends anything that concerns the values.
+      state: whether the values belong to the model's state, which a step computes itself.
+    """
+
+    trained: ClassVar[bool] = False
+    by_rows: ClassVar[bool] = False
+    pushed: ClassVar[bool] = True
+    state: ClassVar[bool] = False
+
+    def averaged(self, dtype: tf.DType | str) -> bool:
+        """Whether a round replaces values of this dtype by the mean of what its workers sent."""
+        del dtype
+        return False
+
+    @abc.abstractmethod
+    def change(self, before: tf.Tensor, after: tf.Tensor) -> tf.Tensor:
+        """What a worker pushes after it changed its copy of the values.
+
+        Args:
+          before, after: the worker's copy before and after its steps, of one shape.
+        """
+
+    @abc.abstractmethod
+    def moved(self, value: tf.Tensor, change: tf.Tensor, latest: tf.Tensor) -> tf.Tensor:
+        """A value after a change, as the servers make it with a learning rate of 1.
+
+        Args:
+          value: the values to move.
+          change: of `change`.
+          latest: the copy from which the change was computed, after its steps.
+        """
+
+    def write(
+        self,
+        handle: tf.Tensor,
+        dtype: str,
+        shape: tuple[int, ...],
+        value: tf.Tensor,
+        live: tf.Tensor,
+    ) -> None:
+        """Takes a pushed state value in, outside of the ps's lock.
+
+        Only treatments with `state` are written like this. The caller enters the ps's device.
+
+        Args:
+          handle: resource handle of the bucket.
+          dtype, shape: of the bucket.
+          value: the decoded value that was pushed.
+          live: bool scalar; if it is false, the bucket stays as it is.
+        """
+        raise NotImplementedError(f"{self!r} is not written outside of the lock")
+
+    def __repr__(self) -> str:
+        return type(self).__name__.removeprefix("_").upper()
+
+
+class _Train(Treatment):
+    trained = True
+
+    def change(self, before, after):
+        return before - after
+
+    def moved(self, value, change, latest):
+        del latest
+        return value - change
+
+
+class _Rows(_Train):
+    by_rows = True
+
+
+class _Last(Treatment):
+    state = True
+
+    def averaged(self, dtype):
+        return tf.as_dtype(dtype).is_floating
+
+    def change(self, before, after):
+        del before
+        return after
+
+    def moved(self, value, change, latest):
+        del value, change
+        return latest
+
+    def write(self, handle, dtype, shape, value, live):
+        # Not before: what another worker writes meanwhile would be taken back.
+        with tf.control_dependencies([live, value]):
+            old = read(handle, dtype, shape)
+        tf.raw_ops.AssignVariableOp(resource=handle, value=tf.where(live, value, old))
+
+
+class _Sum(Treatment):
+    state = True
+
+    def change(self, before, after):
+        return after - before
+
+    def moved(self, value, change, latest):
+        del latest
+        return value + change
+
+    def write(self, handle, dtype, shape, value, live):
+        del dtype, shape
+        added = tf.where(live, value, tf.zeros_like(value))
+        tf.raw_ops.AssignAddVariableOp(resource=handle, value=added)
+
+
+class _Frozen(Treatment):
+    pushed = False
+
+    def change(self, before, after):
+        raise NotImplementedError("FROZEN values are not pushed")
+
+    def moved(self, value, change, latest):
+        del change, latest
+        return value
+
+
+# TRAIN and ROWS are updated by the optimizer, as a whole or by rows. Of the model's state, LAST is
+# replaced by the value of the last writer, and differences are added to SUM. FROZEN never changes.
+TRAIN, ROWS, LAST, SUM, FROZEN = _Train(), _Rows(), _Last(), _Sum(), _Frozen()
+
+TREATMENTS: tuple[Treatment, ...] = (TRAIN, ROWS, LAST, SUM, FROZEN)
+
+
+def state_treatment(variable: keras.Variable) -> Treatment:
+    """How concurrent updates of a non-trainable variable combine.
+
+    Integers and variables that declare `aggregation="sum"` are counters: the
+    differences add up, so none is lost. Other values are replaced, and the last
+    writer wins: what is stored is always a value that some worker's model
+    computed, where a sum of averages' differences could leave their range.
+    """
+    counts = not tf.as_dtype(variable.dtype).is_floating and variable.dtype != "bool"
+    return SUM if counts or getattr(variable, "aggregation", None) == "sum" else LAST
+
+
+class Kind(NamedTuple):
+    """What the shards of a bucket have in common; only equal kinds share a bucket.
+
+    Attributes:
+      treatment: how the values change.
+      push, pull: the codecs of what is pushed and of what is pulled.
+      decayed: whether the optimizer's weight decay applies.
+      constraint: the Keras constraint, or None if there is none.
+    """
+
+    treatment: Treatment
+    push: Codec = Identity()
+    pull: Codec = Identity()
+    decayed: bool = False
+    constraint: Any = None
