@@ -67,7 +67,7 @@ def test_custom_policy():
     found = np.reshape(numbers(r"be (\d+) ahead: (\d+) at most, in (\d+) steps", said), (-1, 3))
     allowed, ahead, steps = found.T
     assert list(allowed) == list(range(len(allowed))) and np.all(ahead <= allowed)
-    assert ahead[-1] > 0 and steps.sum() == 200
+    assert ahead[-1] > 0 and steps.sum() >= 200
 
 
 def test_large_embedding():
