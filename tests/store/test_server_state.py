@@ -124,7 +124,7 @@ def test_servers_that_disagree_give_the_largest(connect):
 
 def test_a_state_of_another_model_or_optimizer_is_refused(connect):
     state = make(connect(), "momentum").store.export()
-    with pytest.raises(tfps.ConfigError, match="has iterations, momentums, but .* velocities"):
+    with pytest.raises(tfps.ConfigError, match=r"has iterations, momentums, but .* velocities"):
         make(connect(), "adam").store.restore(state)
     with pytest.raises(tfps.ConfigError, match="compiled alike"):
         make(connect(), "loss scale").store.restore(state)

@@ -49,7 +49,7 @@ class StatelessModel:
         self.metrics = list(model.metrics_variables)
         self._compilation = _keras.compilation(model)
         self._seeds = _keras.seed_states(model)
-        self._base_seeds = [v.numpy() for v in self._seeds]
+        self.base_seeds = [v.numpy() for v in self._seeds]
         self._publish = None
 
     def is_current(self) -> bool:
@@ -253,7 +253,7 @@ class StatelessModel:
         x, y, sample_weight = _keras.unpack_batch(_without_optionals(batch))
         with (
             self._tables(trainable) as trainable,
-            self._scope(trainable, state, metrics, self._base_seeds) as scope,
+            self._scope(trainable, state, metrics, self.base_seeds) as scope,
         ):
             y_pred = _keras.call(self.model, x, training=False)
             loss = _keras.compute_loss(self.model, x, y, y_pred, sample_weight, False)
@@ -265,7 +265,7 @@ class StatelessModel:
         x, _, _ = _keras.unpack_batch(_without_optionals(batch))
         with (
             self._tables(trainable) as trainable,
-            self._scope(trainable, state, None, self._base_seeds),
+            self._scope(trainable, state, None, self.base_seeds),
         ):
             return _keras.call(self.model, x, training=False)
 
@@ -293,7 +293,7 @@ class StatelessModel:
                 )
 
     def _seeds_of(self, step) -> list[tf.Tensor]:
-        return [tf.random.fold_in(seed, step) for seed in self._base_seeds]
+        return [tf.random.fold_in(seed, step) for seed in self.base_seeds]
 
     def _scope(self, trainable, state, metrics, seeds) -> keras.StatelessScope:
         pairs = [
