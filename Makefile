@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 demo: $(VENV)/.base  ## Train a language model on an embedded cluster, in a few minutes.
 	$(VENV)/bin/python -m models.gpt --epochs=4 --steps_per_epoch=550
@@ -22,8 +22,11 @@ lint: $(VENV)/.test  ## Check style and structure.
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/python -m pytest -q tests/test_structure.py
 
+docs: $(VENV)/.docs  ## Build the documentation into site/; a warning is an error.
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
+
 clean:  ## Remove the virtual environment and what runs left behind.
-	rm -rf $(VENV) runs build *.egg-info
+	rm -rf $(VENV) runs build site *.egg-info
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else \
@@ -38,4 +41,8 @@ $(VENV)/.base: setup.py constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.test: setup.py constraints.txt $(VENV)/.base
 	$(PIP) -e '.[test]'
+	@touch $@
+
+$(VENV)/.docs: setup.py constraints.txt $(VENV)/.base
+	$(PIP) -e '.[docs]'
 	@touch $@

@@ -62,7 +62,12 @@ def draw_wire(pyplot, panels):
         colors = [TFPS if r[0].startswith("tfps") else OTHERS for r in rows]
         bars = axis.barh([r[0].removeprefix("tfps ") for r in rows], steps, color=colors)
         axis.bar_label(bars, [f"{s:,.0f}" for s in steps], padding=2, fontsize=7)
-        axis.set(xscale="log", xlim=(50, None), title=title, xlabel="ms a step (tfps in green)")
+        axis.set(
+            xscale="log",
+            xlim=(50, 1.6 * max(steps)),
+            title=title,
+            xlabel="ms a step (tfps in green)",
+        )
         axis.set_xticks([100, 200, 500] if max(steps) < 1000 else [100, 1000], minor=False)
         axis.xaxis.set_major_formatter("{x:,.0f}")
         axis.minorticks_off()
