@@ -27,4 +27,8 @@ def _figure(source, language, css_class, options, md, **kwargs) -> str:
 
 @functools.cache
 def _draw(source: str) -> str:
-    return mermaidx.render(source, theme="neutral").svg()
+    config = {
+        "flowchart": {"htmlLabels": True, "wrappingWidth": 500, "rankSpacing": 35},
+        "themeVariables": {"fontSize": "13px"},
+    }
+    return mermaidx.render(source, theme="neutral", config=config).svg()
