@@ -7,6 +7,7 @@ import tensorflow as tf
 from keras import ops
 
 import tfps
+from tfps.model.row_ids import row_ids
 from tfps.model.stateless_model import StatelessModel
 from tfps.store.tables import Ids
 
@@ -209,7 +210,7 @@ def test_ids_are_found_without_the_forward_pass():
 
     @tf.function(autograph=False)
     def ids_of(step, *batch):
-        return program.lookups([0], step, batch, training=True)
+        return row_ids(program, [0], step, batch, training=True)
 
     tokens = tf.TensorSpec([None, 6], tf.int32)
     graph = ids_of.get_concrete_function(tf.TensorSpec([], tf.int64), tokens, tokens).graph

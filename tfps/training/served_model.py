@@ -7,6 +7,7 @@ from typing import Any
 import keras
 
 from tfps.compression import Codec
+from tfps.model.inspection import inspect
 from tfps.model.stateless_model import StatelessModel
 from tfps.store.parameter_store import ParameterStore
 from tfps.store.plan import Plan
@@ -69,7 +70,7 @@ class ServedModel:
           ConfigError: the optimizer, the partitioner and the codecs do not go together.
         """
         optimizer: keras.optimizers.Optimizer | None = program.model.optimizer if train else None
-        inspection = program.inspect(batch_spec, train)
+        inspection = inspect(program, batch_spec, train)
         plan = Plan(
             strategy.cluster.num_ps,
             strategy.variable_partitioner,

@@ -5,6 +5,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfps.model.lookups import Rows
+from tfps.model.row_ids import row_ids
 from tfps.model.stateless_model import StatelessModel
 from tfps.store.handles import ServerHandles
 from tfps.store.pull import Pulled, Puller
@@ -107,6 +108,6 @@ def _exact_pull(puller: Puller):
 def _rows(program, puller, handles, batch) -> dict[int, Rows]:
     """The rows of tables that a batch looks up, exactly."""
     zero = tf.constant(0, tf.int64)
-    lookups = program.lookups(puller.tables, zero, batch, training=False)
+    lookups = row_ids(program, puller.tables, zero, batch, training=False)
     found = puller.rows(handles, lookups, tf.zeros([2], tf.int32), exact=True)
     return {i: one.rows for i, one in found.items()}

@@ -4,7 +4,8 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tfps.model import server_optimizer
+from tfps.model.gradients import unscale_and_clip
+from tfps.model.row_ids import row_ids
 from tfps.model.stateless_model import StatelessModel
 from tfps.store.handles import ServerHandles
 from tfps.store.pull import Pulled, Puller
@@ -107,7 +108,7 @@ class Gradient:
 
     def pull_rows(self, handles: ServerHandles, batch: Any, number: tf.Tensor) -> dict[int, Found]:
         """The rows of tables that a batch looks up; see `pull`."""
-        lookups = self.program.lookups(self.puller.tables, number, batch, training=True)
+        lookups = row_ids(self.program, self.puller.tables, number, batch, training=True)
         return self.puller.rows(handles, lookups, seed_of(number))
 
     def change(
@@ -186,7 +187,7 @@ class Gradient:
         gradients, new_state, metrics, examples = self.program.train(
             trainable, state, metrics, number, scale, batch
         )
-        gradients, finite = server_optimizer.prepare(self._optimizer, gradients, scale)
+        gradients, finite = unscale_and_clip(self._optimizer, gradients, scale)
         updates = self.pusher.pack_updates(gradients, state, new_state)
         return updates, metrics, examples, finite
 

@@ -3,7 +3,8 @@
 import keras
 import tensorflow as tf
 
-from tfps.model import optimizer_traits, server_optimizer
+from tfps.model import optimizer_traits
+from tfps.model.gradients import unscale_and_clip
 from tfps.model.server_optimizer import ServerOptimizer
 from tfps.model.stateless_model import StatelessModel
 from tfps.store.buckets import pack
@@ -70,7 +71,7 @@ class LocalCopy:
         gradients, new_state, metrics, examples = self.program.train(
             trainable, state, metrics, number, scale, batch
         )
-        gradients, _ = server_optimizer.prepare(self._optimizer, gradients, scale)
+        gradients, _ = unscale_and_clip(self._optimizer, gradients, scale)
         changed = {i: g for i, g in enumerate(gradients) if g is not None}
         updated, inner = self.inner.apply(
             [values[i] for i in self._trained],
