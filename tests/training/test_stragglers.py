@@ -15,7 +15,7 @@ import tfps
 from tests.conftest import Counting, watched
 
 HEALTHY, SLOW = 0.08, 0.8  # s
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.timed, pytest.mark.timeout(60)]
 
 
 def ones(context):
@@ -34,7 +34,7 @@ def run(strategy, policy, seconds, steps):
     policy, log = watched(policy)
     model = Counting.compiled(keras.optimizers.SGD(1.0))
     trainer = tfps.Trainer(model, strategy, policy)
-    dispatcher = trainer._session.dispatcher
+    dispatcher = trainer._session.calls
     submit = dispatcher.submit
 
     def slowly(worker, function, tag=None):
