@@ -42,6 +42,7 @@ def test_users_options_count():
 
 
 @pytest.mark.processes
+@pytest.mark.processes
 @pytest.mark.timeout(120)
 def test_a_host_that_vanishes_is_named(tmp_path):
     if why := hosts.why_not():
