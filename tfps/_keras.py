@@ -49,6 +49,7 @@ __all__ = [
     "seed_states",
     "set_iterations",
     "should_evaluate",
+    "slot_names",
     "split_validation",
     "to_floats",
     "train_writer",
@@ -304,6 +305,28 @@ def set_iterations(optimizer: keras.optimizers.Optimizer, applied: int) -> None:
     # The conversions of Keras's own `assign` would cost more than everything else that the chief
     # does for a step.
     getattr(optimizer, "inner_optimizer", optimizer)._iterations.value.assign(applied)
+
+
+def slot_names(optimizer: keras.optimizers.Optimizer) -> list[tuple[int | None, str]]:
+    """Names each of a built optimizer's variables, and says to what the variable belongs.
+
+    Keras's own names do not tell the two moments of Adafactor apart. So a name is that of the
+    attribute in which the optimizer keeps the variable, alone or in a list with an entry for each
+    model variable.
+
+    Returns:
+      In the order of `variables`: (index of the model variable, or None for a variable that
+      belongs to none of them; name, such as "momentums").
+    """
+    built_for = len(optimizer._trainable_variables)
+    found: dict[int, tuple[int | None, str]] = {}
+    for attribute, value in vars(optimizer).items():
+        name = attribute.lstrip("_")
+        if isinstance(value, keras.Variable):
+            found[id(value)] = None, name
+        elif isinstance(value, list) and len(value) == built_for and name != "variables":
+            found.update((id(v), (i, name)) for i, v in enumerate(value) if v is not None)
+    return [found.get(id(v), (None, f"variable_{k}")) for k, v in enumerate(optimizer.variables)]
 
 
 def learning_rate_of(optimizer: keras.optimizers.Optimizer) -> Any:

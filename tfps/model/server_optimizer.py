@@ -39,6 +39,7 @@ class ServerOptimizer:
       variables: All Keras variables that the constructor made, on the device on which it ran.
       state: The state of the optimizer (iterations and slots), in the order in which `apply` takes
         and returns its values: Keras variables.
+      state_names: Per state variable, what it belongs to and its name; see `StatelessOptimizer`.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class ServerOptimizer:
         self._function = StatelessOptimizer(optimizer, variables, decayed)
         self.variables = self._function.variables
         self.state = self._function.state
+        self.state_names = self._function.state_names
 
     @property
     def handles(self) -> list[tf.Tensor]:

@@ -45,6 +45,8 @@ class StatelessModel:
       trainable: The model's trainable variables.
       state: All other weights of the model: batch-norm statistics, counters, frozen layers.
       metrics: The variables of the compiled metrics and of the mean loss.
+      base_seeds: Arrays, the states of the model's random generators, from which a step's seeds
+        are derived.
     """
 
     def __init__(self, model: keras.Model):
@@ -71,7 +73,7 @@ class StatelessModel:
         self.metrics = list(model.metrics_variables)
         self._compilation = _keras.compilation(model)
         self._seeds = _keras.seed_states(model)
-        self._base_seeds = [v.numpy() for v in self._seeds]
+        self.base_seeds = [v.numpy() for v in self._seeds]
         self._publish: Any = None  # The traced function of `publish`.
 
     def is_current(self) -> bool:
@@ -204,7 +206,7 @@ class StatelessModel:
           step: int64 scalar from which random generators are seeded, or None for a step that
             draws no numbers.
         """
-        seeds = self._base_seeds
+        seeds = self.base_seeds
         if step is not None:
             seeds = [tf.random.fold_in(seed, step) for seed in seeds]
         pairs = [

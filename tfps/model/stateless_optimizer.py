@@ -27,6 +27,8 @@ class StatelessOptimizer:
       variables: All Keras variables of the clone: the state and the unused learning rate.
       state: The variables of the state (iterations and slots), in the order in which `apply` takes
         and returns their values.
+      state_names: Per state variable, (index of the variable to which it belongs, or None if it
+        belongs to none of them; name, such as "momentums").
       iterations: Index in `state` of the number of calls of `apply`, an int32 scalar.
       averages: Per variable, the index in `state` of its moving average; empty if the optimizer
         has none.
@@ -59,7 +61,10 @@ class StatelessOptimizer:
         # change is in force at once. A schedule is computed from `iterations` where the update is.
         self._rate = rate if isinstance(rate, keras.Variable) else None
         self.variables = list(self._clone.variables)
-        self.state = [v for v in self.variables if v is not self._rate]
+        named = zip(self.variables, _keras.slot_names(self._clone), strict=True)
+        mine = [(v, name) for v, name in named if v is not self._rate]
+        self.state = [v for v, _ in mine]
+        self.state_names = [name for _, name in mine]
         index = {id(v): i for i, v in enumerate(self.state)}
         self.iterations = index[id(_keras.update_count(self._clone))]
         self.averages = [index[id(v)] for v in _keras.moving_averages(self._clone)]

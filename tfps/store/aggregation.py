@@ -1,168 +1,271 @@
-"""What a parameter server does with what a worker has sent, while it holds its lock.
+"""What a parameter server does with what a worker has pushed, while it holds its lock.
 
-`Applied` lets the optimizer update at once. `Summed` adds the pushes of a round up
-and lets it update with their sum when the last one has come.
+`Applied` lets the optimizer update at once. `Summed` adds up the pushes of a round and lets the
+optimizer update with their sum when the last one has come.
 """
 
-import itertools
+import abc
+from collections.abc import Mapping
+from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from tfps.cluster.devices import ps_device
-from tfps.store.bucket_update import CompiledOptimizer
+from tfps.model.server_optimizer import ServerOptimizer
+from tfps.store.bucket_update import BucketOptimizer, Rate
 from tfps.store.buckets import Bucket
 from tfps.store.handles import CountHandles, RoundHandles, ServerHandles
-from tfps.store.resources import read, write
+from tfps.store.resources import add_rows, read, write, write_rows
+from tfps.store.server_state import (
+    AggregationState,
+    Layout,
+    export_optimizers,
+    restore_optimizers,
+    spread,
+)
+from tfps.store.tables import SentRows
 
 
-class Applied:
-    """A push is applied as it comes."""
+class Arrived(NamedTuple):
+    """A push, or what concerns one ps of it, on this ps.
 
-    def __init__(self, optimizer: CompiledOptimizer, skips: bool):
-        """Keeps its arguments.
+    Attributes:
+      payloads: bucket -> what its codec sent.
+      rows: bucket of a table -> rows that were sent.
+      rate: of the update.
+      applies: bool scalar, whether the push counts: it carries an update, and its gradients are
+        finite.
+      expected: int32 scalar, the number of pushes in a round; None outside of rounds.
+    """
+
+    payloads: Mapping[int, tuple]
+    rows: Mapping[int, SentRows]
+    rate: Rate
+    applies: tf.Tensor
+    expected: tf.Tensor | None
+
+
+class Aggregation(abc.ABC):
+    """When and with what the servers' optimizer updates.
+
+    The pusher asks `needs` and `takes` and calls `update` while it traces a push, once for each
+    ps. The chief calls `clear` between calls, when a run ends in the middle of a round.
+
+    Attributes:
+      optimizer: whose update it is.
+    """
+
+    def __init__(self, optimizer: BucketOptimizer):
+        """Notes what updates.
 
         Args:
-          optimizer: whose update.
-          skips: whether some pushes will not be live; an update then has a branch.
+          optimizer: whose update it is.
         """
         self.optimizer = optimizer
-        self._skips = skips or optimizer.store.loss_scale is not None
         self._plan = optimizer.store.plan
+        self._layout = Layout(self._plan)
 
     def handles(self) -> ServerHandles:
         """The resource handles of everything on the servers, arguments of every step."""
-        return self.optimizer.store.handles()._replace(outer=self.optimizer.outer_handles())
+        outer = {p: o.handles for p, o in self.optimizer.outer().items()}
+        return self.optimizer.store.handles()._replace(outer=outer)
 
+    def export(self) -> AggregationState:
+        """What is on the servers beside the store, as arrays on the chief.
+
+        No worker may push meanwhile.
+        """
+        outer = export_optimizers(self._layout, self._placed())
+        return AggregationState(outer, {}, {}, np.zeros([0, 2], np.int32))
+
+    def restore(self, state: AggregationState) -> None:
+        """Writes an exported state to the servers.
+
+        Args:
+          state: of an aggregation of the same kind, in whatever way it was laid out.
+
+        Raises:
+          ConfigError: the state is of another outer optimizer.
+        """
+        restore_optimizers(self._layout, self._placed(), state.outer)
+
+    def _placed(self) -> list[tuple[ServerOptimizer, list[int]]]:
+        return [(o, self.optimizer.trained(p)) for p, o in self.optimizer.outer().items()]
+
+    @abc.abstractmethod
     def clear(self) -> None:
-        """Forgets what is not applied yet; here, there is nothing."""
+        """Forgets pushes that came and were not applied."""
 
+    @abc.abstractmethod
     def needs(self, p: int) -> bool:
-        """Whether a ps has anything to update."""
-        return bool(self.optimizer.trained(p))
+        """Whether a push changes anything on this ps under the lock, if it has no rows."""
 
+    @abc.abstractmethod
     def takes(self, i: int) -> bool:
-        """Whether a bucket of the model's state is updated here, under the lock."""
-        del i
-        return False
+        """Whether a bucket of the model's state is updated by `update`, under the lock."""
 
-    def update(self, p, handles, payloads, rows, learning_rate, scale, applies, expected):
-        """Takes in one push; called on the ps, which holds its lock.
+    @abc.abstractmethod
+    def update(
+        self, p: int, handles: ServerHandles, push: Arrived
+    ) -> tuple[list[tf.Operation], tf.Tensor]:
+        """Takes in one push. The caller enters the device of the ps and holds its lock.
 
         Args:
           p: index of the ps.
           handles: of `handles`.
-          payloads: bucket -> payload.
-          rows: bucket -> (`Table`, rows and payload) of one that is a table's.
-          learning_rate: float32 scalar.
-          scale: float32 scalar by which the rate is multiplied, or None.
-          applies: bool scalar, whether the push counts.
-          expected: int32 scalar, pushes in a round.
+          push: what concerns this ps.
 
         Returns:
-          (what writes, bool scalar: whether there was an update).
+          (the operations that write, bool scalar: whether there was an update).
         """
-        del expected
+
+
+class Applied(Aggregation):
+    """A push is applied as soon as it comes."""
+
+    def __init__(self, optimizer: BucketOptimizer, skips: bool):
+        """Notes what updates.
+
+        Args:
+          optimizer: whose update it is.
+          skips: whether some pushes will carry no update; the update then has a branch.
+        """
+        super().__init__(optimizer)
+        self._skips = skips or optimizer.store.loss_scale is not None
+
+    def clear(self) -> None:
+        """Does nothing, because nothing waits."""
+
+    def needs(self, p: int) -> bool:
+        return bool(self.optimizer.trained(p))
+
+    def takes(self, i: int) -> bool:
+        del i
+        return False
+
+    def update(
+        self, p: int, handles: ServerHandles, push: Arrived
+    ) -> tuple[list[tf.Operation], tf.Tensor]:
         optimizer = self.optimizer
-        guard = applies if self._skips else None
+        guard = push.applies if self._skips else None
+        tables = self._plan.of_tables
         written = []
         if mine := optimizer.trained(p):
             arrived, decoders = {}, {}
             for i in mine:
-                if i in rows:
-                    # Every row takes part, with a gradient of zero if not looked up.
-                    where, gradients = rows[i][0].decode(rows[i][1])
+                if i in push.rows:
+                    # Every row takes part, with a gradient of zero if it was not looked up.
+                    where, gradients = tables[i].decode(handles, i, push.rows[i])
                     shape = self._plan.buckets[i].shape
                     arrived[i] = tf.scatter_nd(where[:, None], gradients, shape)
                 elif optimizer.channel(i).codec.jit:
-                    arrived[i], decoders[i] = payloads[i], optimizer.channel(i).decode
+                    arrived[i], decoders[i] = push.payloads[i], optimizer.channel(i).decode
                 else:
-                    arrived[i] = optimizer.channel(i).decode(payloads[i])
-            written += optimizer.apply(p, handles, arrived, decoders, learning_rate, scale, guard)
-        for i, (table, piece) in rows.items():
-            if i in optimizer.store.row_optimizers:
-                written += optimizer.apply_rows(
-                    i, handles, *table.decode(piece), learning_rate, scale, guard
-                )
-        return written, applies
+                    arrived[i] = optimizer.channel(i).decode(push.payloads[i])
+            written += optimizer.apply(p, handles, arrived, decoders, push.rate, guard)
+        for i, rows in push.rows.items():
+            if self._plan.buckets[i].kind.treatment.by_rows:
+                where, gradients = tables[i].decode(handles, i, rows)
+                written += optimizer.apply_rows(i, handles, where, gradients, push.rate, guard)
+        return written, push.applies
 
 
-class Summed(Applied):
-    """The pushes of a round are added up; the last one of it brings the update.
+class Counts(NamedTuple):
+    """The counts of a ps's open round; int32 scalars.
 
-    Each comes multiplied by its share, so the sum is the weighted mean.
+    Attributes:
+      arrived: pushes that have come.
+      good: those of them whose gradients did not overflow.
     """
 
-    def __init__(self, optimizer: CompiledOptimizer):
-        """Makes a sum for every bucket on its ps: as much memory again as the parameters."""
-        super().__init__(optimizer, skips=False)
-        self._sums, self._touched = {}, {}
+    arrived: tf.Variable
+    good: tf.Variable
+
+
+class Summed(Aggregation):
+    """The pushes of a round are added up; the last one of the round brings the update.
+
+    Each push comes multiplied by its worker's share, so the sum is the weighted mean.
+
+    Attributes:
+      sums: bucket -> the sum, a variable of the bucket's shape.
+      touched: bucket that is updated by rows -> bool [rows], which rows were pushed.
+      counts: per ps.
+    """
+
+    def __init__(self, optimizer: BucketOptimizer):
+        """Creates a sum for every bucket on its ps: as much memory again as the parameters.
+
+        Args:
+          optimizer: whose update it is.
+        """
+        super().__init__(optimizer)
+        self.sums: dict[int, tf.Variable] = {}
+        self.touched: dict[int, tf.Variable] = {}
         for i, bucket in enumerate(self._plan.buckets):
             if not (bucket.kind.treatment.trained or _is_averaged(bucket)):
                 continue
             with tf.device(ps_device(bucket.ps)):
-                self._sums[i] = _zeros(bucket.shape, bucket.dtype)
-                if optimizer.by_rows and i in optimizer.store.row_optimizers:
-                    self._touched[i] = _zeros(bucket.shape[:1], tf.bool)
-        self._counts = []
+                self.sums[i] = _zeros(bucket.shape, bucket.dtype)
+                if optimizer.by_rows and bucket.kind.treatment.by_rows:
+                    self.touched[i] = _zeros(bucket.shape[:1], tf.bool)
+        self.counts = []
         for p in range(self._plan.num_ps):
             with tf.device(ps_device(p)):
-                self._counts.append([_zeros([], tf.int32), _zeros([], tf.int32)])
+                self.counts.append(Counts(_zeros([], tf.int32), _zeros([], tf.int32)))
 
     def handles(self) -> ServerHandles:
-        open_ = RoundHandles(
-            sums={i: v.handle for i, v in self._sums.items()},
-            touched={i: v.handle for i, v in self._touched.items()},
-            counts=[CountHandles(*(v.handle for v in pair)) for pair in self._counts],
+        open_round = RoundHandles(
+            sums={i: v.handle for i, v in self.sums.items()},
+            touched={i: v.handle for i, v in self.touched.items()},
+            counts=[CountHandles(*(v.handle for v in pair)) for pair in self.counts],
         )
-        return super().handles()._replace(round=open_)
+        return super().handles()._replace(round=open_round)
 
-    def clear(self):
-        counts = itertools.chain.from_iterable(self._counts)
-        for v in [*self._sums.values(), *self._touched.values(), *counts]:
+    def clear(self) -> None:
+        counts = [v for pair in self.counts for v in pair]
+        for v in [*self.sums.values(), *self.touched.values(), *counts]:
             with tf.device(v.device):
                 v.assign(tf.zeros(v.shape, v.dtype))
 
-    def needs(self, p):
-        return any(self._plan.buckets[i].ps == p for i in self._sums)
+    def export(self) -> AggregationState:
+        def arrays(variables):
+            return self._layout.whole({i: v.numpy() for i, v in variables.items()})
 
-    def takes(self, i):
-        return i in self._sums
+        counts = np.array([[v.numpy() for v in pair] for pair in self.counts])
+        sums, touched = arrays(self.sums), arrays(self.touched)
+        return super().export()._replace(sums=sums, touched=touched, counts=counts)
 
-    def update(self, p, handles, payloads, rows, learning_rate, scale, applies, expected):
-        optimizer = self.optimizer
-        mine = [i for i in self._sums if self._plan.buckets[i].ps == p]
-        added = []
-        for i in mine:
-            if i in rows:
-                where, gradients = rows[i][0].decode(rows[i][1])
-                # A worker whose gradients overflowed has touched nothing.
-                count = tf.size(where) * tf.cast(applies, tf.int32)
-                where, gradients = where[:count], gradients[:count]
-                added.append(
-                    tf.raw_ops.ResourceScatterAdd(
-                        resource=handles.round.sums[i], indices=where, updates=gradients
-                    )
-                )
-                if i in self._touched:
-                    added.append(_mark(handles.round.touched[i], where, True))
-            elif i in payloads:
-                value = optimizer.channel(i).decode(payloads[i])
-                if optimizer.store.loss_scale is not None:
-                    # Of a worker whose gradients overflowed, a codec sends what it still had.
-                    value = tf.where(applies, value, tf.zeros_like(value))
-                added.append(
-                    tf.raw_ops.AssignAddVariableOp(resource=handles.round.sums[i], value=value)
-                )
-        with tf.control_dependencies(added):
+    def restore(self, state: AggregationState) -> None:
+        super().restore(state)
+        for variables, arrays in ((self.sums, state.sums), (self.touched, state.touched)):
+            for i, v in variables.items():
+                v.assign(self._layout.part(i, arrays))
+        counts = spread(state.counts, self._plan.num_ps)
+        for pair, numbers in zip(self.counts, counts, strict=True):
+            for v, number in zip(pair, numbers, strict=True):
+                v.assign(number)
+
+    def needs(self, p: int) -> bool:
+        return bool(self._mine(p))
+
+    def takes(self, i: int) -> bool:
+        return i in self.sums
+
+    def update(
+        self, p: int, handles: ServerHandles, push: Arrived
+    ) -> tuple[list[tf.Operation], tf.Tensor]:
+        with tf.control_dependencies(self._add(p, handles, push)):
             arrived, good = (read(h, tf.int32, ()) for h in handles.round.counts[p])
-            arrived, good = arrived + 1, good + tf.cast(applies, tf.int32)
-            complete = tf.equal(arrived, expected)
+            arrived, good = arrived + 1, good + tf.cast(push.applies, tf.int32)
+            complete = tf.equal(arrived, push.expected)
 
             def finish():
                 # Where every gradient of the round overflowed, nothing is applied.
                 return tf.cond(
                     good > 0,
-                    lambda: self._finished(p, mine, handles, learning_rate, scale),
+                    lambda: self._finished(p, handles, push.rate),
                     lambda: tf.constant(False),
                 )
 
@@ -171,36 +274,58 @@ class Summed(Applied):
             again = [tf.where(complete, 0, n) for n in (arrived, good)]
             return write(handles.round.counts[p], again), updated
 
-    def _finished(self, p, mine, handles, learning_rate, scale):
-        buckets, optimizer = self._plan.buckets, self.optimizer
+    def _mine(self, p: int) -> list[int]:
+        return [i for i in self.sums if self._plan.buckets[i].ps == p]
+
+    def _add(self, p: int, handles: ServerHandles, push: Arrived) -> list[tf.Operation]:
+        """Adds a push to the sums."""
+        optimizer, added = self.optimizer, []
+        for i in self._mine(p):
+            if i in push.rows:
+                where, gradients = self._plan.of_tables[i].decode(handles, i, push.rows[i])
+                # A worker whose gradients overflowed has touched nothing.
+                count = tf.size(where) * tf.cast(push.applies, tf.int32)
+                where, gradients = where[:count], gradients[:count]
+                added.append(add_rows(handles.round.sums[i], where, gradients))
+                if i in self.touched:
+                    added.append(_mark(handles.round.touched[i], where, True))
+            elif i in push.payloads:
+                value = optimizer.channel(i).decode(push.payloads[i])
+                if optimizer.store.loss_scale is not None:
+                    # A codec with error feedback sends what it still had, even if the gradients
+                    # overflowed.
+                    value = tf.where(push.applies, value, tf.zeros_like(value))
+                added.append(
+                    tf.raw_ops.AssignAddVariableOp(resource=handles.round.sums[i], value=value)
+                )
+        return added
+
+    def _finished(self, p: int, handles: ServerHandles, rate: Rate) -> tf.Tensor:
+        """Updates with the sums, and clears them; true."""
+        buckets, optimizer, mine = self._plan.buckets, self.optimizer, self._mine(p)
+        totals = handles.round.sums
 
         def total(i):
-            return read(handles.round.sums[i], buckets[i].dtype, buckets[i].shape)
+            return read(totals[i], buckets[i].dtype, buckets[i].shape)
 
         written = []
         if trained := optimizer.trained(p):
-            sums = {i: total(i) for i in trained}
-            written += optimizer.apply(p, handles, sums, {}, learning_rate, scale, None)
+            written += optimizer.apply(p, handles, {i: total(i) for i in trained}, {}, rate, None)
         for i in mine:
             if _is_averaged(buckets[i]):
                 written += write([handles.store.values[i]], [total(i)])
-        for i in [i for i in mine if i in self._touched]:
+        for i in [i for i in mine if i in self.touched]:
             mask = read(handles.round.touched[i], tf.bool, buckets[i].shape[:1])
             where = tf.where(mask)[:, 0]
             gradients = tf.gather(total(i), where)
-            rows = optimizer.apply_rows(i, handles, where, gradients, learning_rate, scale, None)
+            rows = optimizer.apply_rows(i, handles, where, gradients, rate, None)
             with tf.control_dependencies(rows):
-                zeros = tf.zeros_like(gradients)
-                written.append(
-                    tf.raw_ops.ResourceScatterUpdate(
-                        resource=handles.round.sums[i], indices=where, updates=zeros
-                    )
-                )
+                written.append(write_rows(totals[i], where, tf.zeros_like(gradients)))
                 written.append(_mark(handles.round.touched[i], where, False))
         with tf.control_dependencies(written):
-            whole = [i for i in mine if i not in self._touched]
+            whole = [i for i in mine if i not in self.touched]
             zeros = [tf.zeros(buckets[i].shape, buckets[i].dtype) for i in whole]
-            cleared = write([handles.round.sums[i] for i in whole], zeros)
+            cleared = write([totals[i] for i in whole], zeros)
         with tf.control_dependencies(cleared):
             return tf.constant(True)
 
@@ -210,9 +335,7 @@ def _zeros(shape, dtype) -> tf.Variable:
 
 
 def _mark(handle, where, value: bool) -> tf.Operation:
-    return tf.raw_ops.ResourceScatterUpdate(
-        resource=handle, indices=where, updates=tf.fill(tf.shape(where), value)
-    )
+    return write_rows(handle, where, tf.fill(tf.shape(where), value))
 
 
 def _is_averaged(bucket: Bucket) -> bool:

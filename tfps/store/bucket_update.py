@@ -1,7 +1,12 @@
-"""An optimizer on the parameter servers: the update of a ps, from gradients that are there.
+"""How a ps updates its buckets: an optimizer as a pure function between reads and writes.
 
-The model's own, `CompiledOptimizer`, or the `OuterOptimizer` of local steps.
+`CompiledOptimizer` is the one that the model was compiled with, `OuterOptimizer` that of
+`LocalSteps`. An aggregation decides when they run; see `aggregation.Aggregation`.
 """
+
+import abc
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import keras
 import tensorflow as tf
@@ -16,12 +21,165 @@ from tfps.store.parameter_store import ParameterStore
 from tfps.store.resources import read, write
 
 
-class CompiledOptimizer:
-    """The model's own optimizer, as the store keeps it: of whole buckets and of rows.
+class Rate(NamedTuple):
+    """With which learning rate a ps applies an update.
 
     Attributes:
-      by_rows: whether what arrives of a table is rows.
+      learning_rate: float32 scalar; without effect if the optimizer follows a schedule.
+      scale: float32 scalar by which either rate is multiplied, or None for 1.
     """
+
+    learning_rate: tf.Tensor
+    scale: tf.Tensor | None
+
+
+class BucketOptimizer(abc.ABC):
+    """What a server optimizes with, and which buckets that concerns.
+
+    The pusher asks `sends` and `channel` while it traces the worker's side of a push. An
+    aggregation calls `apply` and `apply_rows` while it traces the side of each ps, on its device
+    and under its lock.
+
+    Attributes:
+      store: with the variables.
+      by_rows: whether only rows of tables are pushed. If not, tables are pushed whole.
+    """
+
+    by_rows: bool
+
+    def __init__(self, store: ParameterStore, jit_compile: bool):
+        """Notes what to update.
+
+        Args:
+          store: with the variables.
+          jit_compile: whether the update is compiled with XLA: one fused pass over a bucket
+            where op by op it would be dozens.
+        """
+        self.store = store
+        self._plan = store.plan
+        self._jit_compile = jit_compile
+
+    @abc.abstractmethod
+    def outer(self) -> Mapping[int, ServerOptimizer]:
+        """ps -> an optimizer beside those of the store; empty if there is none."""
+
+    @abc.abstractmethod
+    def trained(self, p: int) -> list[int]:
+        """The buckets of a ps that are updated as a whole."""
+
+    @abc.abstractmethod
+    def sends(self, i: int) -> bool:
+        """Whether a step pushes the bucket as a whole."""
+
+    @abc.abstractmethod
+    def channel(self, i: int) -> Channel:
+        """How what is pushed of a bucket travels."""
+
+    @abc.abstractmethod
+    def _of(self, p: int, handles: ServerHandles) -> tuple[ServerOptimizer, list[tf.Tensor]]:
+        """The optimizer of a ps, and the resource handles of its state."""
+
+    def _frozen(self, mine: Sequence[int]) -> Frozen | None:
+        """Which of these buckets keep their second moments as they are; None if none does."""
+        del mine
+        return None
+
+    def apply(
+        self,
+        p: int,
+        handles: ServerHandles,
+        arrived: Mapping[int, tf.Tensor | tuple],
+        decoders: Mapping[int, Callable[[tuple], tf.Tensor]],
+        rate: Rate,
+        applies: tf.Tensor | None,
+    ) -> list[tf.Operation]:
+        """One update of the buckets that a ps updates as a whole.
+
+        Args:
+          p: index of the ps.
+          handles: of the step.
+          arrived: bucket -> gradient of the bucket's shape, or a payload if it has a decoder.
+          decoders: bucket -> function of its payload. Such payloads are decoded in the same
+            compiled function as the update, in one pass over memory.
+          rate: of the update.
+          applies: bool scalar; if it is false, everything stays as it is. None stands for true
+            and saves the branch.
+
+        Returns:
+          The operations that write.
+        """
+        mine = self.trained(p)
+        optimizer, slots = self._of(p, handles)
+        buckets = [self._plan.buckets[i] for i in mine]
+        value_handles = [handles.store.values[i] for i in mine]
+        frozen = self._frozen(mine)
+        values = [read(h, b.dtype, b.shape) for h, b in zip(value_handles, buckets, strict=True)]
+        state = [read(h, v.dtype, v.shape) for h, v in zip(slots, optimizer.state, strict=True)]
+
+        @tf.function(jit_compile=self._jit_compile, autograph=False)
+        def update(values, state, arrived, rate, applies):
+            gradients = [
+                decoders[i](one) if i in decoders else one
+                for i, one in zip(mine, arrived, strict=True)
+            ]
+
+            def updated():
+                return optimizer.apply(
+                    values, state, gradients, rate.learning_rate, rate.scale, frozen
+                )
+
+            if applies is None:
+                return updated()
+            return tf.cond(applies, updated, lambda: (values, state))
+
+        values, state = update(values, state, [arrived[i] for i in mine], rate, applies)
+        return write([*value_handles, *slots], [*values, *state])
+
+    def apply_rows(
+        self,
+        i: int,
+        handles: ServerHandles,
+        where: tf.Tensor,
+        gradients: tf.Tensor,
+        rate: Rate,
+        applies: tf.Tensor | None,
+    ) -> list[tf.Operation]:
+        """The update of some rows of a table, as if it had no others; see `apply`.
+
+        Args:
+          i: a bucket of the store's `row_optimizers`.
+          handles: of the step.
+          where: int64 [n], row numbers, none of them twice.
+          gradients: [n, ...].
+          rate, applies: see `apply`.
+
+        Returns:
+          The operations that write.
+        """
+        optimizer, storage = self.store.row_optimizers[i], self._plan.of_tables[i].storage
+        every = [handles.store.values[i], *handles.store.row_slots[i]]
+        by_row = [True, *optimizer.by_row]
+        value = storage.gather(every[0], self._plan.buckets[i].dtype, where)
+        state = [
+            storage.gather(h, v.dtype, where) if rows else read(h, v.dtype, v.shape)
+            for h, v, rows in zip(every[1:], optimizer.state, optimizer.by_row, strict=True)
+        ]
+        (new_value,), new_state = optimizer.apply(
+            [value], state, [gradients], rate.learning_rate, rate.scale
+        )
+        before, after = [value, *state], [new_value, *new_state]
+        if applies is not None:
+            after = [tf.where(applies, n, o) for n, o in zip(after, before, strict=True)]
+        return [
+            storage.update(h, where, v)
+            if rows
+            else tf.raw_ops.AssignVariableOp(resource=h, value=v)
+            for h, v, rows in zip(every, after, by_row, strict=True)
+        ]
+
+
+class CompiledOptimizer(BucketOptimizer):
+    """The optimizer that the model was compiled with, as the store keeps it."""
 
     by_rows = True
 
@@ -32,141 +190,44 @@ class CompiledOptimizer:
         coded: bool = True,
         frozen_at: int | None = None,
     ):
-        """Keeps its arguments.
+        """Notes how gradients arrive.
 
         Args:
-          store: with the variables.
-          jit_compile: compile the update with XLA: one fused pass over a bucket
-            where op by op it would be dozens.
-          coded: whether what is pushed passes through codecs.
-          frozen_at: updates after which the second moments were left of what
-            passes through a codec that keeps a residual; None: they go on.
+          store, jit_compile: see `BucketOptimizer`.
+          coded: whether gradients pass through the plan's codecs.
+          frozen_at: number of updates after which Adam's second moments were frozen (the end of
+            the 1-bit Adam warm-up), or None while they still change. Only buckets that are sent
+            through a codec with error feedback are frozen.
         """
-        self.store = store
-        self._plan = store.plan
-        self._jit_compile = jit_compile
+        super().__init__(store, jit_compile)
         self._coded = coded
         self._frozen_at = frozen_at
 
-    def outer_handles(self) -> dict[int, list[tf.Tensor]]:
-        """`ServerHandles.outer`."""
+    def outer(self) -> Mapping[int, ServerOptimizer]:
         return {}
 
     def trained(self, p: int) -> list[int]:
-        """The buckets of a ps that are updated as a whole."""
         return self.store.trained[p]
 
     def sends(self, i: int) -> bool:
-        """Whether a step pushes the bucket as a whole."""
         return self._plan.sends(i)
 
     def channel(self, i: int) -> Channel:
-        """How what is pushed of a bucket travels."""
         return self._plan.up[i] if self._coded else self._plan.exact(i)
 
-    def optimizer(self, p: int) -> ServerOptimizer:
-        return self.store.optimizers[p]
+    def _of(self, p: int, handles: ServerHandles) -> tuple[ServerOptimizer, list[tf.Tensor]]:
+        return self.store.optimizers[p], handles.store.slots[p]
 
-    def state_handles(self, p: int, handles: ServerHandles) -> list[tf.Tensor]:
-        return handles.store.slots[p]
-
-    def apply(self, p, handles, arrived, decoders, learning_rate, scale, applies):
-        """One update of a ps's buckets.
-
-        Args:
-          p: index of the ps.
-          handles: of the store and of this.
-          arrived: bucket -> gradient, or a payload if there is a decoder for it.
-          decoders: bucket -> function. Payloads are decoded in the same pass over
-            memory as the update.
-          learning_rate: float32 scalar.
-          scale: float32 scalar by which the rate is multiplied, or None.
-          applies: bool scalar; false leaves everything as it is. None: true.
-
-        Returns:
-          What writes.
-        """
-        optimizer, mine = self.optimizer(p), self.trained(p)
-        frozen = self._frozen(mine)
-        value_handles = [handles.store.values[i] for i in mine]
-        state_handles = self.state_handles(p, handles)
-        values = [
-            read(h, self._plan.buckets[i].dtype, self._plan.buckets[i].shape)
-            for h, i in zip(value_handles, mine, strict=True)
-        ]
-        state = [
-            read(h, v.dtype, v.shape) for h, v in zip(state_handles, optimizer.state, strict=True)
-        ]
-
-        @tf.function(jit_compile=self._jit_compile, autograph=False)
-        def update(values, state, arrived, learning_rate, scale, applies):
-            gradients = [
-                decoders[i](one) if i in decoders else one
-                for i, one in zip(mine, arrived, strict=True)
-            ]
-
-            def updated():
-                return optimizer.apply(values, state, gradients, learning_rate, scale, frozen)
-
-            if applies is None:
-                return updated()
-            return tf.cond(applies, updated, lambda: (values, state))
-
-        values, state = update(
-            values, state, [arrived[i] for i in mine], learning_rate, scale, applies
-        )
-        return write([*value_handles, *state_handles], [*values, *state])
-
-    def _frozen(self, mine: list[int]) -> Frozen | None:
-        """The second moments that an update of these buckets leaves alone."""
+    def _frozen(self, mine: Sequence[int]) -> Frozen | None:
         if self._frozen_at is None:
             return None
         return Frozen([self.channel(i).codec.keeps_residual for i in mine], self._frozen_at)
 
-    def apply_rows(self, i, handles, where, gradients, learning_rate, scale, applies):
-        """The update of some rows, as if the table had no others; see `apply`.
 
-        Args:
-          i: bucket, of `row_optimizers` of the store.
-          where: int [n], the rows.
-          gradients: [n, width].
-        """
-        optimizer, bucket = self.store.row_optimizers[i], self._plan.buckets[i]
-        state_handles = handles.store.row_slots[i]
+class OuterOptimizer(BucketOptimizer):
+    """The optimizer of `LocalSteps`, for the pseudo-gradients that workers push.
 
-        def current(handle, dtype, shape, rows):
-            if not rows:
-                return read(handle, dtype, shape)
-            return tf.raw_ops.ResourceGather(
-                resource=handle, indices=where, dtype=tf.as_dtype(dtype)
-            )
-
-        value = current(handles.store.values[i], bucket.dtype, bucket.shape, True)
-        state = [
-            current(h, v.dtype, v.shape, rows)
-            for h, v, rows in zip(state_handles, optimizer.state, optimizer.by_row, strict=True)
-        ]
-        (new_value,), new_state = optimizer.apply([value], state, [gradients], learning_rate, scale)
-        if applies is not None:
-            new_value = tf.where(applies, new_value, value)
-            new_state = [tf.where(applies, n, o) for n, o in zip(new_state, state, strict=True)]
-        return [
-            tf.raw_ops.ResourceScatterUpdate(resource=h, indices=where, updates=v)
-            if rows
-            else tf.raw_ops.AssignVariableOp(resource=h, value=v)
-            for h, v, rows in zip(
-                [handles.store.values[i], *state_handles],
-                [new_value, *new_state],
-                [True, *optimizer.by_row],
-                strict=True,
-            )
-        ]
-
-
-class OuterOptimizer(CompiledOptimizer):
-    """The optimizer of `LocalSteps`, for the differences that workers send.
-
-    Tables travel whole: a worker trains on all of its copy.
+    Tables are pushed whole, because a worker trains on a copy of all of them.
     """
 
     by_rows = False
@@ -177,11 +238,11 @@ class OuterOptimizer(CompiledOptimizer):
         jit_compile: bool,
         optimizer: keras.optimizers.Optimizer,
     ):
-        """Makes the optimizer's state on the servers.
+        """Creates the optimizer's state on the servers.
 
         Args:
-          store, jit_compile: see `CompiledOptimizer`.
-          optimizer: its settings count.
+          store, jit_compile: see `BucketOptimizer`.
+          optimizer: its settings count; its own state stays unused.
         """
         super().__init__(store, jit_compile)
         self._trained = [
@@ -197,20 +258,17 @@ class OuterOptimizer(CompiledOptimizer):
                 self._optimizers[p] = ServerOptimizer(optimizer, variables, [False] * len(mine))
             _keras.mark_remote(self._optimizers[p].variables)
 
-    def outer_handles(self):
-        return {p: o.handles for p, o in self._optimizers.items()}
+    def outer(self) -> Mapping[int, ServerOptimizer]:
+        return self._optimizers
 
-    def trained(self, p):
+    def trained(self, p: int) -> list[int]:
         return self._trained[p]
 
-    def sends(self, i):
+    def sends(self, i: int) -> bool:
         return self._plan.sends(i) or self._plan.buckets[i].kind.treatment.trained
 
-    def channel(self, i):
+    def channel(self, i: int) -> Channel:
         return self._plan.whole(i)
 
-    def optimizer(self, p):
-        return self._optimizers[p]
-
-    def state_handles(self, p, handles):
-        return handles.outer[p]
+    def _of(self, p: int, handles: ServerHandles) -> tuple[ServerOptimizer, list[tf.Tensor]]:
+        return self._optimizers[p], handles.outer[p]

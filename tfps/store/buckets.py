@@ -85,7 +85,7 @@ def build_buckets(
         members = open_.pop(key)
         first = members[0]
         spec = specs[first.variable]
-        shape = (sum(s.size for s in members),)
+        shape: tuple[int, ...] = (sum(s.size for s in members),)
         if len(members) == 1 and first.size == spec.size:
             shape = spec.shape
         elif alone[first.variable]:
@@ -94,7 +94,7 @@ def build_buckets(
 
     for shard in shards:
         spec = specs[shard.variable]
-        key = (shard.ps, spec.dtype, kinds[shard.variable])
+        key: tuple = (shard.ps, spec.dtype, kinds[shard.variable])
         if alone[shard.variable]:
             key = (*key, shard)
         held = sum(s.size for s in open_.get(key, ()))

@@ -4,13 +4,21 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfps import _keras
+from tfps import _keras, errors
 from tfps.cluster.devices import ps_device
 from tfps.model.loss_scale import LossScale
 from tfps.model.server_optimizer import RowOptimizer, ServerOptimizer
 from tfps.store.buckets import Bucket, pack
 from tfps.store.handles import LossScaleHandles, RoundHandles, ServerHandles, StoreHandles
 from tfps.store.plan import Plan
+from tfps.store.server_state import (
+    Layout,
+    LossScaleState,
+    ServerState,
+    export_optimizers,
+    restore_optimizers,
+    spread,
+)
 
 
 class ParameterStore:
@@ -33,6 +41,7 @@ class ParameterStore:
           optimizer: what the model was compiled with; None for evaluation alone.
         """
         self.plan = plan
+        self._layout = Layout(plan)
         self._optimizer = optimizer
         self.stored = [self._create(b) for b in plan.buckets]
         self.trained = [
@@ -135,21 +144,15 @@ class ParameterStore:
 
     def fetch(self) -> None:
         """Brings the servers' values into the model's variables."""
-        arrays = {
-            i: np.empty(s.size, tf.as_dtype(s.dtype).as_numpy_dtype)
-            for i, s in enumerate(self.plan.specs)
-            if i not in self.plan.remote
-        }
-        for bucket, stored in zip(self.plan.buckets, self.stored, strict=True):
-            if bucket.shards[0].variable in self.plan.remote:
-                continue
-            flat = np.reshape(stored.numpy(), [-1])
-            offset = 0
-            for shard in bucket.shards:
-                arrays[shard.variable][shard.begin : shard.end] = flat[offset : offset + shard.size]
-                offset += shard.size
+        arrays = self._layout.whole(
+            {
+                i: self.stored[i].numpy()
+                for i, bucket in enumerate(self.plan.buckets)
+                if bucket.shards[0].variable not in self.plan.remote
+            }
+        )
         for i, array in arrays.items():
-            self.plan.variables[i].assign(array.reshape(self.plan.specs[i].shape))
+            self.plan.variables[i].assign(array)
         self._note_sync()
 
     def forget_sync(self) -> None:
@@ -165,20 +168,68 @@ class ParameterStore:
         }
 
     def iterations(self) -> int:
-        """Updates applied so far."""
-        every = [*self.optimizers.values(), *self.row_optimizers.values()]
-        return max((int(o.iterations.numpy()) for o in every), default=0)
+        """Number of updates that the compiled optimizer has applied."""
+        return max((int(o.iterations.numpy()) for o, _ in self._placed()), default=0)
 
     def finalize(self) -> None:
         """Ends training as Keras does: an optimizer with moving averages installs them."""
-        every = [
-            *((o, self.trained[p]) for p, o in self.optimizers.items()),
-            *((o, [i]) for i, o in self.row_optimizers.items()),
-        ]
-        for optimizer, mine in every:
+        for optimizer, mine in self._placed():
             if optimizer.averages:
                 for i, average in zip(mine, optimizer.averages, strict=True):
                     self.stored[i].assign(average)
+
+    # The state of the servers.
+
+    def export(self) -> ServerState:
+        """Everything that is on the servers, as arrays on the chief.
+
+        This brings all values and slots here, tables included. No worker may push meanwhile.
+        """
+        arrays = {i: np.asarray(v.numpy()) for i, v in enumerate(self.stored)}
+        scale = self.loss_scale
+        return ServerState(
+            {i: spec.path for i, spec in enumerate(self.plan.specs)},
+            self._layout.whole(arrays),
+            export_optimizers(self._layout, self._placed()),
+            np.array([v.numpy() for v in self._versions]),
+            LossScaleState(*(v.numpy() for v in scale.variables)) if scale else None,
+        )
+
+    def restore(self, state: ServerState) -> None:
+        """Writes an exported state to the servers, and its values into the model's variables.
+
+        Args:
+          state: of a store for the same model and optimizer, in whatever way it was laid out.
+
+        Raises:
+          ConfigError: the state is of another model or optimizer.
+        """
+        shapes = {i: spec.shape for i, spec in enumerate(self.plan.specs)}
+        exported = {i: value.shape for i, value in state.values.items()}
+        if shapes != exported or bool(state.loss_scale) != bool(self.loss_scale):
+            raise errors.ConfigError(
+                f"the state has variables of the shapes {list(exported.values())} and "
+                f"loss_scale={state.loss_scale}, but the model {list(shapes.values())}; restore "
+                "it into the model that it was exported from, compiled alike"
+            )
+        for i, stored in enumerate(self.stored):
+            stored.assign(self._layout.part(i, state.values))
+        restore_optimizers(self._layout, self._placed(), state.optimizer)
+        versions = spread(state.versions, self.plan.num_ps)
+        for variable, version in zip(self._versions, versions, strict=True):
+            variable.assign(version)
+        if self.loss_scale and state.loss_scale:
+            for variable, array in zip(self.loss_scale.variables, state.loss_scale, strict=True):
+                variable.assign(array)
+        for i, value in state.values.items():
+            if i not in self.plan.remote:
+                self.plan.variables[i].assign(value)
+        self._note_sync()
+
+    def _placed(self) -> list[tuple[ServerOptimizer, list[int]]]:
+        """Each optimizer with the buckets that it updates."""
+        whole = [(o, self.trained[p]) for p, o in self.optimizers.items()]
+        return [*whole, *((o, [i]) for i, o in self.row_optimizers.items())]
 
 
 def _is_dense(bucket: Bucket) -> bool:

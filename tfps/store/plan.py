@@ -13,11 +13,13 @@ from tfps.model import optimizer_traits, server_optimizer
 from tfps.model.inspection import Inspection
 from tfps.model.stateless_model import StatelessModel
 from tfps.store import placement
-from tfps.store.buckets import Bucket, build_buckets
+from tfps.store.buckets import BUCKET_BYTES, Bucket, build_buckets
 from tfps.store.channel import Channel, chosen
+from tfps.store.dense_rows import DenseRows, RowRange
 from tfps.store.placement import Placement, Shard, VariableSpec
 from tfps.store.remote_variable import RemoteVariable
-from tfps.store.tables import Ids, Part, Table
+from tfps.store.row_storage import Part
+from tfps.store.tables import Ids, Table
 from tfps.store.treatment import FROZEN, ROWS, TRAIN, Kind, state_treatment
 
 _IDENTITY = Identity()
@@ -34,8 +36,8 @@ class Plan:
       specs: of the variables.
       shards: where each of their elements lives.
       buckets: how the shards are stored. `Bucket.kind` is a `Kind`.
-      tables: variable -> `tables.Table`, for those of which only rows travel.
-      of_tables: indices of the buckets that hold tables.
+      tables: variable -> its `Table`, for variables of which only rows travel.
+      of_tables: bucket -> the `Table` of which it holds rows.
       up, down: per bucket, the `wire.Channel` of what is pushed and what is pulled.
     """
 
@@ -49,6 +51,7 @@ class Plan:
         push: Codec | Callable[[Any], Codec] | None = None,
         pull: Codec | Callable[[Any], Codec] | None = None,
         lazy: bool = False,
+        bucket_bytes: int = BUCKET_BYTES,
     ):
         """Decides.
 
@@ -61,7 +64,8 @@ class Plan:
             without a gradient is stored but never updated, as in Keras.
           push, pull: the codec for gradients and for parameters, or a function of
             the variable that gives one.
-          lazy: update only those rows of a table that a step looked up.
+          lazy: whether only those rows of a table are updated that a step looked up.
+          bucket_bytes: see `build_buckets`.
 
         Raises:
           ConfigError: the partitioner splits a variable, but the optimizer needs
@@ -94,9 +98,9 @@ class Plan:
             for i, (w, t) in enumerate(zip(whole, trained, strict=True))
         ]
         intact = [kind.push.matrices for kind in kinds]
-        self.buckets = build_buckets(self.specs, self.shards, kinds, alone, intact)
+        self.buckets = build_buckets(self.specs, self.shards, kinds, alone, intact, bucket_bytes)
         self.tables = {i: self._table(i) for i, t in enumerate(looked_up) if t}
-        self.of_tables = {p.bucket for t in self.tables.values() for p in t.parts}
+        self.of_tables = {p.bucket: t for t in self.tables.values() for p in t.storage.parts}
         self.up = [self._channel(b, b.kind.push) for b in self.buckets]
         self.down = [self._channel(b, b.kind.pull) for b in self.buckets]
 
@@ -151,7 +155,11 @@ class Plan:
         return kinds
 
     def _specs(self, optimizer, trained, whole, constrained, tables) -> list[VariableSpec]:
-        slots = server_optimizer.slots(optimizer) if optimizer else None
+        def no_slots(shape):
+            del shape
+            return 0.0
+
+        slots = server_optimizer.slots(optimizer) if optimizer else no_slots
         # A partitioner that decides by itself is told what must stay whole; others
         # were asked for the split by the user, who is told that it cannot be.
         kept = whole if hasattr(self._partitioner, "place") else constrained
@@ -193,21 +201,21 @@ class Plan:
     def _table(self, variable: int) -> Table:
         spec = self.specs[variable]
         width = spec.size // spec.shape[0]
-        parts = [
-            Part(i, b.ps, b.shards[0].begin // width)
+        ranges = [
+            RowRange(Part(i, b.ps), b.shards[0].begin // width, b.shards[0].end // width)
             for i, b in enumerate(self.buckets)
             if b.shards[0].variable == variable
         ]
         return Table(
-            sorted(parts, key=lambda p: p.begin),
-            spec.shape,
+            DenseRows(ranges),
+            spec.shape[1:],
             spec.dtype,
             self._push(self.variables[variable]).for_rows(),
             self._pull(self.variables[variable]).for_rows(weights=True),
         )
 
     def _channel(self, bucket: Bucket, codec: Codec) -> Channel:
-        pieces = (bucket.shape,)
+        pieces: tuple[tuple[int, ...], ...] = (bucket.shape,)
         if codec.matrices:
             pieces = tuple(self._shape_of(shard) for shard in bucket.shards)
         elif not codec.is_identity:

@@ -109,7 +109,7 @@ class Puller:
         found = {}
         for i, lookup in lookups.items():
             ids = Ids.of(lookup)
-            found[i] = self._plan.tables[i].pull(handles.store.values, ids, seed, exact)
+            found[i] = self._plan.tables[i].pull(handles, ids, seed, exact)
         return found
 
     def has(self, found: dict[int, Found]) -> tf.Tensor:
@@ -119,10 +119,11 @@ class Puller:
 
     def loss_scale(self, handles: ServerHandles) -> tf.Tensor:
         """float32 scalar by which workers multiply the loss."""
-        if self.store.loss_scale is None:
+        dynamic = handles.store.loss_scale
+        if dynamic is None:
             return tf.constant(self._static_scale)
         with tf.device(ps_device(0)):
-            return read(handles.store.loss_scale.scale, tf.float32, ())
+            return read(dynamic.scale, tf.float32, ())
 
     def unpack(self, pulled: Pulled, rows: dict[int, Rows], exact: bool = False) -> list:
         """What was pulled, as the model's variables in the order of `specs`.

@@ -32,3 +32,30 @@ def write(handles: Sequence[tf.Tensor], values: Sequence[tf.Tensor]) -> list[tf.
         tf.raw_ops.AssignVariableOp(resource=h, value=v)
         for h, v in zip(handles, values, strict=True)
     ]
+
+
+def read_rows(handle: tf.Tensor, dtype: tf.DType | str, where: tf.Tensor) -> tf.Tensor:
+    """Some rows of a server variable, [n, ...]. The caller enters the server's device.
+
+    Args:
+      handle: resource handle of the variable.
+      dtype: element type of the variable.
+      where: int [n], which rows.
+    """
+    return tf.raw_ops.ResourceGather(resource=handle, indices=where, dtype=tf.as_dtype(dtype))
+
+
+def write_rows(handle: tf.Tensor, where: tf.Tensor, rows: tf.Tensor) -> tf.Operation:
+    """Replaces some rows of a server variable. The caller enters the server's device.
+
+    Args:
+      handle: resource handle of the variable.
+      where: int [n], which rows; none of them twice.
+      rows: [n, ...].
+    """
+    return tf.raw_ops.ResourceScatterUpdate(resource=handle, indices=where, updates=rows)
+
+
+def add_rows(handle: tf.Tensor, where: tf.Tensor, rows: tf.Tensor) -> tf.Operation:
+    """Adds to some rows of a server variable; see `write_rows`."""
+    return tf.raw_ops.ResourceScatterAdd(resource=handle, indices=where, updates=rows)

@@ -1,27 +1,29 @@
 """Tables: variables of which a step needs only the rows that its batch looks up.
 
-Only these rows are pulled, each once, however often the batch names it; and what
-is pushed is one gradient row for each of them.
+Only these rows are pulled, each once, however often the batch names its id; and what is pushed
+is one gradient row for each of them.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from tfps.cluster.devices import ps_device
 from tfps.compression import Codec, Identity
 from tfps.model.lookups import Rows
+from tfps.store.handles import ServerHandles
+from tfps.store.row_storage import RowStorage
 
 
 class Ids(NamedTuple):
     """The ids of a batch, each once.
 
     Attributes:
-      unique: int [u], in the order of their first use.
-      positions: see `Rows`.
-      total: int32 scalar, ids in the batch with repetitions.
+      unique: int64 [u], in the order of their first use.
+      positions: for each lookup, where in `unique` each of its ids is; see `Rows`.
+      total: int32 scalar, number of ids in the batch, repetitions counted.
     """
 
     unique: tf.Tensor
@@ -30,11 +32,12 @@ class Ids(NamedTuple):
 
     @classmethod
     def of(cls, lookups: Sequence[tf.Tensor]) -> "Ids":
-        """From the ids of each lookup, of any shapes."""
+        """The ids of all lookups of one table, integer tensors of any shapes."""
         flat = [tf.cast(tf.reshape(ids, [-1]), tf.int64) for ids in lookups]
         unique, index = tf.unique(tf.concat(flat, 0))
-        # Of constant ids, as those of positions often are, TensorFlow would know
-        # the number, but not in all places; it must not in any.
+        # If the ids are constants, as those of positions often are, TensorFlow infers how many
+        # there are in some places and not in others, and the shapes do not match. So the number
+        # is hidden from it.
         unique = tf.compat.v1.placeholder_with_default(unique, [None])
         parts = tf.split(index, [tf.size(ids) for ids in flat], num=len(flat))
         positions = [tf.reshape(p, tf.shape(ids)) for p, ids in zip(parts, lookups, strict=True)]
@@ -49,7 +52,7 @@ class Found(NamedTuple):
     Attributes:
       ids: of the batch.
       rows: for the model.
-      reads: (ps, its rows, there) of each part.
+      reads: (ps, the rows as they were read there) of each part.
     """
 
     ids: Ids
@@ -57,116 +60,124 @@ class Found(NamedTuple):
     reads: list[tuple[int, tf.Tensor]]
 
 
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """The rows of a table that one ps holds.
+class SentRows(NamedTuple):
+    """What a worker pushes of a table to one part.
 
     Attributes:
-      bucket: index of the bucket that holds them, and nothing else.
-      ps: index of the parameter server.
-      begin: the first row.
+      ids: int64 [n], each once.
+      payload: of the codec, for gradients [n, ...].
     """
 
-    bucket: int
-    ps: int
-    begin: int
+    ids: tf.Tensor
+    payload: tuple
 
 
 class Table:
-    """Routes rows between a worker and the servers that hold a table.
+    """Moves rows between a worker and the servers that hold a table.
 
     Attributes:
-      parts: by row.
+      storage: where the rows are.
     """
 
-    def __init__(self, parts: list[Part], shape, dtype, push: Codec, pull: Codec):
-        """Keeps its arguments.
+    def __init__(
+        self, storage: RowStorage, row_shape: tuple[int, ...], dtype: str, push: Codec, pull: Codec
+    ):
+        """Creates nothing on the servers: the rows are in the buckets of the plan.
 
         Args:
-          parts: that hold the table together, by row.
-          shape, dtype: of the table.
-          push, pull: stateless codecs for rows.
+          storage: where the rows are.
+          row_shape: of one row.
+          dtype: element type of the table.
+          push, pull: codecs for rows, without a state.
         """
-        self.parts = parts
-        self._shape, self._dtype = tuple(shape), dtype
+        self.storage = storage
+        self._row_shape, self._dtype = tuple(row_shape), dtype
         self._push, self._pull = push, pull
+        self._part_of = {part.bucket: k for k, part in enumerate(storage.parts)}
 
-    def pull(
-        self, handles: dict[int, tf.Tensor], ids: Ids, seed: tf.Tensor, exact: bool = False
-    ) -> Found:
-        """Reads the rows of these ids.
+    def pull(self, handles: ServerHandles, ids: Ids, seed: tf.Tensor, exact: bool = False) -> Found:
+        """Reads the rows of these ids and sends them to the caller's device.
 
         Args:
-          handles: bucket -> resource handle of its values.
-          ids: rows that do not exist are an error of the worker.
-          seed: int32[2].
-          exact: send them as they are.
+          handles: of the step.
+          ids: an id that does not exist is an error of the call.
+          seed: int32 [2], for the codec.
+          exact: whether the rows are sent as they are, whatever the codec.
         """
         codec = Identity() if exact else self._pull
         arrived, reads = [], []
-        for part, wanted in zip(self.parts, self._deal(ids, ids.unique), strict=True):
+        for k, wanted in enumerate(self._deal(ids, ids.unique)):
+            part = self.storage.parts[k]
             with tf.device(ps_device(part.ps)):
-                rows = tf.raw_ops.ResourceGather(
-                    resource=handles[part.bucket],
-                    indices=wanted - part.begin,
-                    dtype=tf.as_dtype(self._dtype),
-                )
+                where = self.storage.locate(handles, k, wanted, insert=False)
+                handle = handles.store.values[part.bucket]
+                rows = self.storage.gather(handle, self._dtype, where)
                 payload, _ = codec.encode(rows, (), seed)
             reads.append((part.ps, rows))
-            shape = (tf.size(wanted), *self._shape[1:])
-            arrived.append(codec.decode(payload, shape, self._dtype))
+            arrived.append(codec.decode(payload, self._shape(wanted), self._dtype))
         if len(arrived) == 1:
             rows = arrived[0]
         else:
             order = self._deal(ids, tf.range(tf.size(ids.unique)))
             rows = tf.dynamic_stitch(order, arrived)
         missing = ids.total - tf.size(ids.unique)
-        rows = tf.pad(rows, [[0, missing], *([0, 0] for _ in self._shape[1:])])
-        rows.set_shape([None, *self._shape[1:]])
+        rows = tf.pad(rows, [[0, missing], *([0, 0] for _ in self._row_shape)])
+        rows.set_shape([None, *self._row_shape])
         return Found(ids, Rows(rows, ids.positions), reads)
 
     def has(self, ids: Ids) -> tf.Tensor:
-        """bool scalar: whether all rows of the ids exist."""
-        exist = tf.logical_and(ids.unique >= 0, ids.unique < self._shape[0])
-        return tf.reduce_all(exist)
+        """bool scalar: whether all of the ids may be looked up."""
+        return self.storage.exist(ids.unique)
 
-    def encode(self, gradient: tf.Tensor, ids: Ids, seed: tf.Tensor) -> list[tuple]:
-        """What the worker sends: for each part, (rows within it, payload)."""
-        count = tf.size(ids.unique)
-        per_part = zip(
-            self.parts,
-            self._deal(ids, ids.unique),
-            self._deal(ids, gradient[:count]),
-            strict=True,
-        )
-        sent = []
-        for part, rows, values in per_part:
+    def encode(self, gradient: tf.Tensor, ids: Ids, seed: tf.Tensor) -> dict[int, SentRows]:
+        """What the worker sends, by bucket.
+
+        Args:
+          gradient: [at least u, ...], a row for each of `ids.unique`, in its order.
+          ids: that were pulled.
+          seed: int32 [2], for the codec.
+        """
+        wanted = self._deal(ids, ids.unique)
+        gradients = self._deal(ids, gradient[: tf.size(ids.unique)])
+        sent = {}
+        for part, rows, values in zip(self.storage.parts, wanted, gradients, strict=True):
             payload, _ = self._push.encode(values, (), seed)
-            sent.append((rows - part.begin, payload))
+            sent[part.bucket] = SentRows(rows, payload)
         return sent
 
-    def decode(self, sent: tuple) -> tuple[tf.Tensor, tf.Tensor]:
-        """(rows, gradients) of what `encode` sent to one part; called on its ps."""
-        rows, payload = sent
-        return rows, self._push.decode(payload, (tf.size(rows), *self._shape[1:]), self._dtype)
+    def decode(
+        self, handles: ServerHandles, bucket: int, sent: SentRows
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """(row numbers int64 [n], gradients [n, ...]) of what `encode` sent to one bucket.
+
+        The caller enters the device of the bucket's ps and holds its lock, because ids that have
+        no row yet get one.
+        """
+        where = self.storage.locate(handles, self._part_of[bucket], sent.ids, insert=True)
+        return where, self._push.decode(sent.payload, self._shape(sent.ids), self._dtype)
+
+    def exported(self, bucket: int) -> np.ndarray:
+        """int64 [n]: the id of each row of one of the table's buckets; see `RowStorage.export`."""
+        return self.storage.export(self._part_of[bucket])
 
     def bytes_up(self, ids: Ids) -> tf.Tensor:
-        """float64 scalar: what a worker sends in a step: its ids twice, and the gradients."""
+        """float64 scalar: bytes that a worker sends in a step: its ids twice, and gradients."""
         return self._bytes(ids, 2 * ids.unique.dtype.size, self._push)
 
     def bytes_down(self, ids: Ids) -> tf.Tensor:
-        """float64 scalar: what a worker receives in a step."""
+        """float64 scalar: bytes that a worker receives in a step."""
         return self._bytes(ids, 0, self._pull)
 
     def _bytes(self, ids, each, codec):
-        row = codec.payload_bytes((1, *self._shape[1:]), self._dtype)
+        row = codec.payload_bytes((1, *self._row_shape), self._dtype)
         return tf.cast(tf.size(ids.unique), tf.float64) * (each + row)
+
+    def _shape(self, ids) -> tuple:
+        return (tf.size(ids), *self._row_shape)
 
     def _deal(self, ids: Ids, values: tf.Tensor) -> list[tf.Tensor]:
         """Values that belong to the unique ids, by the part that holds the row."""
-        if len(self.parts) == 1:
+        parts = len(self.storage.parts)
+        if parts == 1:
             return [values]
-        part = tf.zeros_like(ids.unique, tf.int32)
-        for p in self.parts[1:]:
-            part += tf.cast(ids.unique >= p.begin, tf.int32)
-        return tf.dynamic_partition(values, part, len(self.parts))
+        return tf.dynamic_partition(values, self.storage.route(ids.unique), parts)

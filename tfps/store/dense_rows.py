@@ -1,0 +1,63 @@
+"""Tables whose ids are 0, 1, 2 and so on: each part holds a range of them, row by row."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from tfps.store.handles import ServerHandles
+from tfps.store.resources import read_rows, write_rows
+from tfps.store.row_storage import Part
+
+
+class RowRange(NamedTuple):
+    """The ids of one part.
+
+    Attributes:
+      part: the bucket that holds the rows.
+      begin, end: the first id, and the one after the last.
+    """
+
+    part: Part
+    begin: int
+    end: int
+
+
+class DenseRows:
+    """A `RowStorage` in which the id of a row is its number in the whole table.
+
+    Attributes:
+      parts: see `RowStorage`; by their ids.
+    """
+
+    def __init__(self, ranges: Sequence[RowRange]):
+        """Orders the parts by their ids.
+
+        Args:
+          ranges: ids of each part; together they are 0 to the number of rows, each id once.
+        """
+        self._ranges = sorted(ranges, key=lambda r: (r.begin, r.end))
+        self.parts: Sequence[Part] = [r.part for r in self._ranges]
+
+    def exist(self, ids: tf.Tensor) -> tf.Tensor:
+        return tf.reduce_all(tf.logical_and(ids >= 0, ids < self._ranges[-1].end))
+
+    def route(self, ids: tf.Tensor) -> tf.Tensor:
+        part = tf.zeros_like(ids, tf.int32)
+        for r in self._ranges[1:]:
+            part += tf.cast(ids >= r.begin, tf.int32)
+        return part
+
+    def locate(self, handles: ServerHandles, part: int, ids: tf.Tensor, insert: bool) -> tf.Tensor:
+        del handles, insert  # Every id has a row from the start.
+        return ids - self._ranges[part].begin
+
+    def gather(self, handle: tf.Tensor, dtype: tf.DType | str, where: tf.Tensor) -> tf.Tensor:
+        return read_rows(handle, dtype, where)
+
+    def update(self, handle: tf.Tensor, where: tf.Tensor, rows: tf.Tensor) -> tf.Operation:
+        return write_rows(handle, where, rows)
+
+    def export(self, part: int) -> np.ndarray:
+        return np.arange(self._ranges[part].begin, self._ranges[part].end)
