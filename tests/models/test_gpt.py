@@ -164,6 +164,7 @@ def test_bad_input_gets_one_line(tmp_path, monkeypatch, capsys, args, environ, s
     assert said in line
 
 
+@pytest.mark.processes
 def test_a_loss_that_is_lost_gets_one_line(tmp_path):
     """As a process: TensorFlow's own words must not surround it."""
     (tmp_path / "long.txt").write_bytes(CODE)
@@ -179,6 +180,7 @@ def test_a_loss_that_is_lost_gets_one_line(tmp_path):
     assert not (tmp_path / "m.keras").exists()
 
 
+@pytest.mark.processes
 def test_wordpiece_run_and_generation(tmp_path, capsys):
     (tmp_path / "text.txt").write_bytes(CODE * 10)
     small = [

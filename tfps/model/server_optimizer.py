@@ -39,7 +39,7 @@ class ServerOptimizer:
       variables: All Keras variables that the constructor made, on the device on which it ran.
       state: The state of the optimizer (iterations and slots), in the order in which `apply` takes
         and returns its values: Keras variables.
-      state_names: Per state variable, what it belongs to and its name; see `StatelessOptimizer`.
+      state_names: See `StatelessOptimizer`.
     """
 
     def __init__(

@@ -45,8 +45,8 @@ class StatelessModel:
       trainable: The model's trainable variables.
       state: All other weights of the model: batch-norm statistics, counters, frozen layers.
       metrics: The variables of the compiled metrics and of the mean loss.
-      base_seeds: Arrays, the states of the model's random generators, from which a step's seeds
-        are derived.
+      base_seeds: The values of all random seeds that the model draws from, int arrays. Each step
+        folds its number into them.
     """
 
     def __init__(self, model: keras.Model):

@@ -27,8 +27,8 @@ class StatelessOptimizer:
       variables: All Keras variables of the clone: the state and the unused learning rate.
       state: The variables of the state (iterations and slots), in the order in which `apply` takes
         and returns their values.
-      state_names: Per state variable, (index of the variable to which it belongs, or None if it
-        belongs to none of them; name, such as "momentums").
+      state_names: Per variable of the state, (index of the variable that it belongs to, or None if
+        it belongs to none; name, such as "momentums").
       iterations: Index in `state` of the number of calls of `apply`, an int32 scalar.
       averages: Per variable, the index in `state` of its moving average; empty if the optimizer
         has none.
