@@ -1,12 +1,15 @@
 """The private names of Keras that tfps uses, as of Keras 3.15.
 
-Nothing else in the package imports from `keras.src` or touches an underscore of
-Keras.
+No other file of the package imports from `keras.src` or touches an underscore of Keras. The two
+exceptions are subclasses of Keras's optimizers, which override private methods:
+`model/stateless_optimizer.py` and `model/frozen_adam.py`.
 """
 
 import contextlib
 import gc
 import inspect
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -39,10 +42,10 @@ __all__ = [
     "initializer_of_part",
     "learning_rate_of",
     "mark_remote",
+    "moving_averages",
     "overridden_steps",
     "path",
     "pythonify_logs",
-    "rate_times",
     "seed_states",
     "set_iterations",
     "should_evaluate",
@@ -51,7 +54,10 @@ __all__ = [
     "to_floats",
     "train_writer",
     "unpack_batch",
+    "update_count",
     "variables_survive",
+    "variant",
+    "with_rate_times",
 ]
 
 split_validation = array_slicing.train_validation_split
@@ -59,13 +65,12 @@ unpack_batch = data_adapter_utils.unpack_x_y_sample_weight
 
 
 def detach_from_strategy(model: keras.Model) -> None:
-    """Makes a model that was built under a strategy's scope an ordinary one.
+    """Makes a model that was built in a strategy's scope an ordinary model.
 
-    Keras remembers the scope and would run the model's own `predict` or
-    `evaluate` through the strategy.
+    Keras remembers the strategy and would run the model's own `predict` or `evaluate` through it.
     """
     model._distribute_strategy = None
-    # Traced before the connection, they would hold variables that are no more.
+    # A function that was traced before the connection would hold variables that no longer exist.
     model.train_function = model.test_function = model.predict_function = None
     optimizer = getattr(model, "optimizer", None)
     while optimizer is not None:
@@ -74,12 +79,12 @@ def detach_from_strategy(model: keras.Model) -> None:
 
 
 @contextlib.contextmanager
-def variables_survive():
-    """Carries the values of all Keras variables of this process over a connection.
+def variables_survive() -> Iterator[None]:
+    """Carries the values of all Keras variables of this process over a connection to a cluster.
 
-    When TensorFlow connects to a cluster, its local device gets another name and
-    what lived on it is lost, silently in part. So models made earlier are given
-    new variables with the old values.
+    When TensorFlow connects to a cluster, its local device gets another name, and what lived on
+    the device is lost, in part silently. So the Keras variables that exist when the context is
+    entered are given new `tf.Variable`s with the old values when it is left.
     """
     kept = [
         (v, v.numpy())
@@ -93,29 +98,36 @@ def variables_survive():
     for variable, value in kept:
         identity = variable._value._unique_id
         variable._initialize(value)
-        # By this, optimizers know the variables that they were built with.
+        # Optimizers recognize the variables that they were built with by this identifier.
         variable._value._unique_id = identity
 
 
-def initializer_of(initial_value):
-    """(variable, initializer) of a Keras variable that is just being made; None otherwise.
+def initializer_of(initial_value: Any) -> tuple[keras.Variable, Any] | None:
+    """Finds the Keras variable that is just being made, and its initializer.
 
-    Keras hands TensorFlow a function that calls the initializer for the whole shape.
+    Args:
+      initial_value: What `tf.Variable` was given. Keras gives it a function that calls the
+        initializer for the whole shape.
+
+    Returns:
+      (variable, initializer), or None if Keras did not make `initial_value`.
     """
     cells = inspect.getclosurevars(initial_value).nonlocals if callable(initial_value) else {}
     return (cells["self"], cells["initializer"]) if {"self", "initializer"} <= set(cells) else None
 
 
-def initializer_of_part(initializer, shape, part_shape, index: int):
-    """An initializer that gives a part of a variable the distribution of the whole.
+def initializer_of_part(
+    initializer: Any, shape: tuple[int, ...], part_shape: tuple[int, ...], index: int
+) -> Any | None:
+    """Makes an initializer that gives a part of a variable the distribution of the whole.
 
     Args:
-      initializer: of the whole.
-      shape, part_shape: of the whole and of the part.
-      index: of the part; with a fixed seed, each part draws other numbers.
+      initializer: The initializer of the whole.
+      shape, part_shape: The shapes of the whole and of the part.
+      index: The index of the part. With a fixed seed, each part draws different numbers.
 
     Returns:
-      An initializer, or None if the values depend on the whole.
+      An initializer, or None if the values of the part depend on the whole.
     """
     if isinstance(initializer, keras.initializers.VarianceScaling):
         whole, part = compute_fans(shape), compute_fans(part_shape)
@@ -139,32 +151,32 @@ def initializer_of_part(initializer, shape, part_shape, index: int):
     return initializer if isinstance(initializer, alike) else None
 
 
-def _seed_of_part(seed, index: int):
+def _seed_of_part(seed: Any, index: int) -> Any:
     return seed + index if isinstance(seed, int) else seed
 
 
-def mark_remote(variables) -> None:
-    """Says that these `keras.Variable`s live on servers and end with the connection.
+def mark_remote(variables: Iterable[keras.Variable]) -> None:
+    """Marks Keras variables as living on servers, so that they end with the connection.
 
-    Nothing must touch one after that: TensorFlow would follow a pointer to a
-    device that is gone.
+    `variables_survive` leaves marked variables alone. After the connection has ended nothing may
+    touch them: TensorFlow would follow a pointer to a device that is gone.
     """
     for variable in variables:
         variable._is_remote = True
 
 
-def build(model: keras.Model, batch_spec, targets: bool) -> None:
+def build(model: keras.Model, batch_spec: Any, targets: bool) -> None:
     """Creates the variables of the model for batches of this spec.
 
-    The optimizer is left unbuilt: its state belongs on the servers.
+    The optimizer stays unbuilt, since its state belongs on the servers.
 
     Args:
-      model: to build; one that is built already is left alone.
-      batch_spec: nested specs of a batch.
-      targets: whether to build loss and metrics as well; the batch has targets.
+      model: The model to build. A model that is built already is left alone.
+      batch_spec: Nested specs of a batch.
+      targets: Whether the batch has targets, so that loss and metrics can be built as well.
     """
     names = ["optimizer"] + ([] if targets else ["_compile_loss", "_compile_metrics"])
-    # Not by setattr, which would track the metrics a second time.
+    # `setattr` would track the metrics a second time.
     attributes = vars(model)
     kept = {name: attributes.get(name) for name in names}
     attributes.update(dict.fromkeys(names))
@@ -175,81 +187,104 @@ def build(model: keras.Model, batch_spec, targets: bool) -> None:
 
 
 def compilation(model: keras.Model) -> tuple:
-    """Identifies the last call of `compile`; equal as long as nothing was compiled anew."""
+    """Identifies the last call of `compile`: equal until the model is compiled anew."""
     optimizer = getattr(model, "optimizer", None)
     return id(optimizer), id(model._compile_loss), id(model._compile_metrics), model.jit_compile
 
 
 def check_compiled(model: keras.Model, method: str) -> None:
+    """Raises Keras's own `ValueError` unless the model was compiled.
+
+    Args:
+      model: The model.
+      method: The name of the method that needs a compiled model, for the message.
+    """
     model._assert_compile_called(method)
 
 
 def overridden_steps(model: keras.Model) -> list[str]:
-    """Which of Keras's step methods the model replaces."""
+    """The names of Keras's step methods that the model overrides."""
     steps = ("train_step", "test_step", "predict_step")
     return [s for s in steps if getattr(type(model), s) is not getattr(keras.Model, s)]
 
 
-def call(model: keras.Model, x, training: bool):
+def call(model: keras.Model, x: Any, training: bool) -> Any:
+    """Runs the forward pass, with `training` if the model's `call` takes the argument."""
     return model(x, training=training) if model._call_has_training_arg else model(x)
 
 
-def compute_loss(model: keras.Model, x, y, y_pred, sample_weight, training: bool):
+def compute_loss(
+    model: keras.Model, x: Any, y: Any, y_pred: Any, sample_weight: Any, training: bool
+) -> tf.Tensor:
+    """The loss of a batch, a scalar; for the arguments see `keras.Model.compute_loss`."""
     return model._compute_loss(x, y, y_pred, sample_weight, training=training)
 
 
 def autocast(variable: keras.Variable, value: tf.Tensor) -> tf.Tensor:
-    """A part of the variable's value in the dtype in which a layer now computes."""
+    """Casts a part of the variable's value to the dtype in which the present layer computes."""
     return variable._maybe_autocast(value)
 
 
-def add_metrics(model: keras.Model, loss, x, y, y_pred, sample_weight) -> None:
-    """Updates the loss tracker and the compiled metrics with one batch."""
+def add_metrics(
+    model: keras.Model, loss: tf.Tensor, x: Any, y: Any, y_pred: Any, sample_weight: Any
+) -> None:
+    """Updates the mean loss and the compiled metrics with one batch."""
     if model._loss_tracker is not None:
         first = next(t for t in tf.nest.flatten(x) if t is not None)
         model._loss_tracker.update_state(loss, sample_weight=tf.shape(first)[0])
     model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
 
 
-def to_floats(logs: dict) -> dict:
-    """Tensors of `get_metrics_result` as Python floats."""
+def to_floats(logs: dict[str, Any]) -> dict[str, float]:
+    """Converts the tensors of `get_metrics_result` to Python floats."""
     return pythonify_logs(logs)
 
 
 def forget_rows(variable: keras.Variable) -> None:
-    """Lets tensors of any number of rows stand for this variable in a stateless scope."""
+    """Lets tensors with any number of rows take the variable's place in a stateless scope."""
     variable._shape = (None, *variable._shape[1:])
 
 
-def flatten_metrics(model: keras.Model, logs: dict):
+def flatten_metrics(model: keras.Model, logs: dict[str, float]) -> float | list[float]:
+    """What `keras.Model.evaluate` returns for these logs without `return_dict`."""
     return model._flatten_metrics_in_order(logs)
 
 
-def should_evaluate(model: keras.Model, epoch: int, validation_freq) -> bool:
+def should_evaluate(model: keras.Model, epoch: int, validation_freq: int | Sequence[int]) -> bool:
+    """Whether `fit` validates after this epoch, which counts from 0."""
     return BaseTrainer._should_eval(model, epoch, validation_freq)
 
 
 def initial_epoch(model: keras.Model, initial: int) -> int:
-    """The epoch to begin with; BackupAndRestore sets another one on the model."""
+    """The epoch to begin with: `initial`, unless BackupAndRestore set an epoch on the model."""
     return getattr(model, "_initial_epoch", None) or initial
 
 
 def seed_states(model: keras.Model) -> list[keras.Variable]:
-    """The states of all random generators that a call of the model may draw from."""
+    """The states of all random generators that a call of the model may use."""
     weights = {id(v) for v in model.weights}
     states = [v for v in model.non_trainable_variables if id(v) not in weights]
     return [*states, global_seed_generator().state]
 
 
-def clip_gradients(optimizer: keras.optimizers.Optimizer, gradients: list) -> list:
+def clip_gradients(
+    optimizer: keras.optimizers.Optimizer, gradients: list[tf.Tensor | None]
+) -> list[tf.Tensor | None]:
     """Clips by value, by norm or by global norm, as the optimizer is configured."""
     return optimizer._clip_gradients(gradients)
 
 
-def adam_moments(optimizer: keras.optimizers.Adam, variable) -> tuple:
-    """The variables of (first, second) moments of one that an Adam was built with."""
+def adam_moments(
+    optimizer: keras.optimizers.Adam, variable: keras.Variable
+) -> tuple[keras.Variable, keras.Variable]:
+    """The (first, second) moments of a variable that an Adam was built with."""
     i = optimizer._get_variable_index(variable)
     return optimizer._momentums[i], optimizer._velocities[i]
+
+
+def moving_averages(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
+    """Per variable of the optimizer, its moving average; empty without `use_ema`."""
+    return list(optimizer._model_variables_moving_average) if optimizer.use_ema else []
 
 
 def decays(optimizer: keras.optimizers.Optimizer, variable: keras.Variable) -> bool:
@@ -257,10 +292,18 @@ def decays(optimizer: keras.optimizers.Optimizer, variable: keras.Variable) -> b
     return bool(optimizer.weight_decay) and optimizer._use_weight_decay(variable.value)
 
 
+def update_count(optimizer: keras.optimizers.Optimizer) -> keras.Variable:
+    """The variable that counts calls of `apply`, an int scalar.
+
+    The optimizer's `iterations` is less where it accumulates the gradients of several calls.
+    """
+    return optimizer._iterations
+
+
 def set_iterations(optimizer: keras.optimizers.Optimizer, applied: int) -> None:
-    """Makes the optimizer's `iterations` say how many updates were applied."""
-    # Not through Keras's own `assign`, whose conversions cost more than the rest
-    # of what the chief does for a step.
+    """Sets the optimizer's `iterations` to the number of updates that were applied."""
+    # The conversions of Keras's own `assign` would cost more than everything else that the chief
+    # does for a step.
     getattr(optimizer, "inner_optimizer", optimizer)._iterations.value.assign(applied)
 
 
@@ -285,26 +328,34 @@ def slot_names(optimizer: keras.optimizers.Optimizer) -> list[tuple[int | None, 
     return [found.get(id(v), (None, f"variable_{k}")) for k, v in enumerate(optimizer.variables)]
 
 
-def learning_rate_of(optimizer: keras.optimizers.Optimizer):
-    """What the optimizer was given: a variable, a schedule or a callable."""
+def learning_rate_of(optimizer: keras.optimizers.Optimizer) -> Any:
+    """The optimizer's learning rate: a variable, a schedule or a callable."""
     return optimizer._learning_rate
 
 
-def train_writer(callback: keras.callbacks.TensorBoard):
+def train_writer(callback: keras.callbacks.TensorBoard) -> tf.summary.SummaryWriter:
     """The summary writer of a TensorBoard callback's training curves."""
     return callback._train_writer
 
 
-@contextlib.contextmanager
-def rate_times(optimizer: keras.optimizers.Optimizer, scale):
-    """While it is entered, the optimizer's schedule gives its rate times `scale`, unless None."""
-    schedule = optimizer._learning_rate
-    if scale is not None:
-        optimizer._learning_rate = _Scaled(schedule, scale)
-    try:
-        yield
-    finally:
-        optimizer._learning_rate = schedule
+def variant(optimizer: keras.optimizers.Optimizer, **attributes: Any) -> keras.optimizers.Optimizer:
+    """Makes an optimizer with the same variables and other attributes; leaves `optimizer` alone.
+
+    Args:
+      optimizer: A built optimizer.
+      **attributes: What the variant has in place of the optimizer's own attributes.
+    """
+    # `copy.copy` would write the optimizer into a file and read it back.
+    other = object.__new__(type(optimizer))
+    vars(other).update(vars(optimizer), **attributes)
+    return other
+
+
+def with_rate_times(
+    optimizer: keras.optimizers.Optimizer, scale: tf.Tensor
+) -> keras.optimizers.Optimizer:
+    """Makes a `variant` of an optimizer that multiplies the rate of its schedule by `scale`."""
+    return variant(optimizer, _learning_rate=_Scaled(optimizer._learning_rate, scale))
 
 
 class _Scaled(keras.optimizers.schedules.LearningRateSchedule):
@@ -319,10 +370,11 @@ class _Scaled(keras.optimizers.schedules.LearningRateSchedule):
 
 
 @contextlib.contextmanager
-def path(name: str):
-    """Variables created inside get the path `name`, slashes included.
+def path(name: str) -> Iterator[str]:
+    """A context in which a variable that is created gets the path `name`, slashes included.
 
-    Yields the last component, to be given as the variable's name.
+    Yields:
+      The last component of the path, to be given as the variable's name.
     """
     *scopes, last = name.split("/")
     with contextlib.ExitStack() as stack:

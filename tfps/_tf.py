@@ -71,6 +71,12 @@ def device_in_scope() -> str:
     return context.context().device_name
 
 
+def skipping(dataset: tf.data.Dataset, count: int) -> tf.data.Dataset:
+    """The dataset without its first elements, on the device on which the dataset is."""
+    with tf.device(dataset._variant_tensor.device):
+        return dataset.skip(count)
+
+
 def chief_device() -> str:
     """The device of this process, under the name that the cluster has for it."""
     return f"/job:{context.get_server_def().job_name}"

@@ -1,23 +1,28 @@
-"""Consistency policies, and how a text names one; see `tfps.training.consistency`."""
+"""Consistency policies, and what a policy of one's own consists of."""
 
 from tfps.training.consistency import (
     POLICIES,
     Async,
     BoundedStaleness,
-    Consistency,
     LocalSteps,
-    ModelAverage,
     Sync,
     parse,
 )
+from tfps.training.policy import ConsistencyPolicy, Exchange, ModelAverage
+from tfps.training.schedule import Clocks, Rounds, RoundSchedule, Schedule
 
 __all__ = [
     "POLICIES",
     "Async",
     "BoundedStaleness",
-    "Consistency",
+    "Clocks",
+    "ConsistencyPolicy",
+    "Exchange",
     "LocalSteps",
     "ModelAverage",
+    "RoundSchedule",
+    "Rounds",
+    "Schedule",
     "Sync",
     "parse",
 ]

@@ -1,5 +1,5 @@
 """Input pipelines of workers: what a `dataset_fn` is given."""
 
-from tfps.training.feeds import Context
+from tfps.training.context import Context
 
 __all__ = ["Context"]

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfps.model import optimizer_traits, server_optimizer
+from tfps.model import optimizer_traits
+from tfps.model.gradients import unscale_and_clip
 from tfps.model.loss_scale import LossScale
 from tfps.model.server_optimizer import ServerOptimizer
 
@@ -80,7 +81,7 @@ def test_flat_buckets_are_only_for_elementwise_optimizers():
 def test_clipping_on_the_worker_equals_keras(clip):
     reference = variables()
     o.SGD(1.0, **clip).apply(gradients(0), reference)
-    clipped, finite = server_optimizer.prepare(o.SGD(1.0, **clip), gradients(0), tf.constant(1.0))
+    clipped, finite = unscale_and_clip(o.SGD(1.0, **clip), gradients(0), tf.constant(1.0))
     assert finite
     for v, start, g in zip(reference, variables(), clipped, strict=True):
         np.testing.assert_allclose(v.numpy(), start.numpy() - g, rtol=1e-6, atol=1e-7)
@@ -91,7 +92,7 @@ def test_static_loss_scale_is_undone():
     scale = optimizer_traits.static_loss_scale(optimizer)
     assert scale == 8.0
     scaled = [g * scale for g in gradients(0)]
-    plain, _ = server_optimizer.prepare(optimizer, scaled, tf.constant(scale))
+    plain, _ = unscale_and_clip(optimizer, scaled, tf.constant(scale))
     np.testing.assert_array_equal(plain[0], gradients(0)[0])
 
 
@@ -99,8 +100,8 @@ def test_overflow_is_found():
     optimizer = o.LossScaleOptimizer(o.SGD())
     for bad in (np.nan, np.inf):
         g = [tf.constant([1.0, bad]), None]
-        assert not server_optimizer.prepare(optimizer, g, tf.constant(2.0))[1]
-    assert server_optimizer.prepare(optimizer, [tf.constant([1.0]), None], tf.constant(2.0))[1]
+        assert not unscale_and_clip(optimizer, g, tf.constant(2.0))[1]
+    assert unscale_and_clip(optimizer, [tf.constant([1.0]), None], tf.constant(2.0))[1]
 
 
 def test_loss_scale_grows_and_halves_once_for_simultaneous_overflows():

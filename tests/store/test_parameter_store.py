@@ -4,7 +4,8 @@ import pytest
 import tensorflow as tf
 
 from tests.conftest import mlp
-from tfps.model.stateless_model import Inspection, StatelessModel
+from tfps.model.inspection import Inspection
+from tfps.model.stateless_model import StatelessModel
 from tfps.store.parameter_store import ParameterStore
 from tfps.store.plan import Plan
 from tfps.store.pull import Puller

@@ -7,6 +7,7 @@ import tensorflow as tf
 from keras import ops
 
 import tfps
+from tfps.model.row_ids import row_ids
 from tfps.model.stateless_model import StatelessModel
 from tfps.store.tables import Ids
 
@@ -57,7 +58,7 @@ def test_exact_updates_equal_plain_keras(connect, partitioner, steps):
     trainer = tfps.Trainer(net, strategy)
     for fit in (trainer.fit, reference.fit):
         fit(x, y, batch_size=16, epochs=3, shuffle=False, verbose=0)
-    assert len(trainer._session.store.plan.tables) == 1
+    assert len(trainer._session.served.store.plan.tables) == 1
     for a, b in zip(net.get_weights(), reference.get_weights(), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
 
@@ -112,7 +113,7 @@ def test_what_is_used_as_a_whole_is_no_table(connect):
     trainer = tfps.Trainer(net, connect())
     for fit in (trainer.fit, reference.fit):
         fit(x, y, batch_size=16, shuffle=False, verbose=0)
-    assert not trainer._session.store.plan.tables
+    assert not trainer._session.served.store.plan.tables
     for a, b in zip(net.get_weights(), reference.get_weights(), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
@@ -134,7 +135,7 @@ def test_the_same_table_looked_up_twice(connect):
         fit = trainer.fit if use == "tfps" else net.fit
         fit(x, y, batch_size=16, shuffle=False, verbose=0)
         if use == "tfps":
-            assert len(trainer._session.store.plan.tables) == 1
+            assert len(trainer._session.served.store.plan.tables) == 1
         results.append(net.get_weights())
     for a, b in zip(*results, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
@@ -152,7 +153,7 @@ def test_constant_ids(connect, overlap):
     x, y = data()
     trainer = tfps.Trainer(net, connect(), overlap=overlap)
     losses = trainer.fit(x, y, batch_size=16, epochs=4, verbose=0).history["loss"]
-    assert len(trainer._session.store.plan.tables) == 2
+    assert len(trainer._session.served.store.plan.tables) == 2
     assert losses[-1] < losses[0]
 
 
@@ -209,7 +210,7 @@ def test_ids_are_found_without_the_forward_pass():
 
     @tf.function(autograph=False)
     def ids_of(step, *batch):
-        return program.lookups([0], step, batch, training=True)
+        return row_ids(program, [0], step, batch, training=True)
 
     tokens = tf.TensorSpec([None, 6], tf.int32)
     graph = ids_of.get_concrete_function(tf.TensorSpec([], tf.int64), tokens, tokens).graph

@@ -92,7 +92,7 @@ def test_weights_set_by_a_callback_are_trained_on(connect):
     zero = [np.zeros_like(w) for w in t.model.get_weights()]
     reset = c.LambdaCallback(on_epoch_end=lambda e, logs: t.model.set_weights(zero))
     t.fit(x, y, epochs=2, callbacks=[reset], verbose=0)
-    t._session.store.fetch()
+    t._session.served.store.fetch()
     assert not any(w.any() for w in t.model.get_weights())
 
 

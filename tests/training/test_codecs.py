@@ -193,6 +193,6 @@ def test_an_overflow_does_not_cost_the_residual(connect):
     model.compile(optimizer, "mse")
     trainer = tfps.Trainer(model, connect(), push=TopK(0.1, min_bytes=0))
     trainer.fit(x * 1e4, y, batch_size=32, epochs=1, verbose=0)
-    residuals = tf.nest.flatten(trainer._session.carries[False][0].residuals)
-    assert all(np.isfinite(r.numpy()).all() for r in residuals)
+    (memory,) = trainer.state.export().workers["gradients"]
+    assert all(np.isfinite(r).all() for r in tf.nest.flatten(memory.residuals))
     assert all(np.isfinite(w).all() for w in model.get_weights())

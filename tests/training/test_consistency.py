@@ -155,11 +155,11 @@ def test_what_a_codec_did_not_send_survives_a_switch(connect):
     trainer.fit(x, x, batch_size=1, callbacks=[switch], verbose=0)
     arrived = -model.w.numpy()
     residual = np.zeros(64)
-    for local, carries in trainer._session.carries.items():
-        for carry in carries:
-            (feedback,) = [t for t in tf.nest.flatten(carry.residuals) if t.shape == (64,)]
+    for kind, memory in trainer.state.export().workers.items():
+        for worker in memory:
+            (feedback,) = [t for t in tf.nest.flatten(worker.residuals) if t.shape == (64,)]
             # Of gradients, or of differences that have the learning rate in them.
-            residual += feedback.numpy() * (1.0 if local else 0.5)
+            residual += feedback * (1.0 if kind == "pseudo-gradients" else 0.5)
     assert np.abs(residual).max() > 0
     everything = sum(expected_sum(log) for log in logs) * 0.5 * np.arange(1.0, 65.0)
     np.testing.assert_allclose(arrived + residual, everything, rtol=1e-5)

@@ -5,7 +5,11 @@ import pytest
 import tensorflow as tf
 
 import tfps
-from tfps.training import feeds
+from tfps.training import chief_feed
+from tfps.training.context import Context
+from tfps.training.feeds import Work
+from tfps.training.input import feed_of
+from tfps.training.lookahead import Lookahead
 from tfps.worker.batch_loop import Stack
 
 
@@ -35,7 +39,7 @@ def column(n):
 
 
 def chief(x, **args):
-    return feeds.feed(x, 2, args.pop("steps", None), args.pop("group", 1), **args)
+    return feed_of(x, 2, args.pop("steps", None), args.pop("group", 1), **args)
 
 
 def test_every_batch_once_and_in_order():
@@ -81,10 +85,10 @@ def test_missing_parts_are_none():
 
 
 def test_context_shards():
-    parts = [feeds.Context(i, 3).shard("abcdefgh") for i in range(3)]
+    parts = [Context(i, 3).shard("abcdefgh") for i in range(3)]
     assert parts == [["a", "d", "g"], ["b", "e", "h"], ["c", "f"]]
     with pytest.raises(tfps.DataError, match="2 item"):
-        feeds.Context(0, 3).shard("ab")
+        Context(0, 3).shard("ab")
 
 
 def test_worker_feed(connect):
@@ -93,7 +97,7 @@ def test_worker_feed(connect):
     def dataset_fn(context):
         return tf.data.Dataset.range(3).map(lambda i: i + 10 * context.worker_index).batch(1)
 
-    feed = feeds.feed(dataset_fn, 2, None, 2)
+    feed = feed_of(dataset_fn, 2, None, 2)
     assert (
         "worker/replica:0/task:1" in feed._iterators[1]._iterator_resource.device
         if feed._iterators[1] is not None
@@ -110,19 +114,19 @@ def test_worker_feed(connect):
 
 def test_worker_feed_leases_steps_of_an_epoch(connect):
     connect(workers=2)
-    feed = feeds.feed(lambda c: tf.data.Dataset.range(100).batch(1), 2, 5, 2)
+    feed = feed_of(lambda c: tf.data.Dataset.range(100).batch(1), 2, 5, 2)
     feed.begin_epoch()
     counts = [feed.take(w).count for w in (0, 1, 0)]
     assert counts == [2, 2, 1]
     assert feed.take(1) is None
-    feed.done(0, feeds.Work(None, 2), 1)  # One was not used: it is leased again.
+    feed.done(0, Work(None, 2), 1)  # One was not used: it is leased again.
     assert feed.take(1).count == 1
 
 
 def test_lookahead_over_batches_of_the_chief():
     feed = chief(column(10), batch_size=4, shuffle=False)
     feed.begin_epoch()
-    ahead = feeds.Lookahead(feed, 2, ended=lambda: False)
+    ahead = Lookahead(feed, 2, ended=lambda: False)
     held, trained = [None, None], []
     for w in (0, 1, 0, 1, 1, 0):
         work = ahead.take(w)
@@ -142,7 +146,7 @@ def test_lookahead_ends_with_what_the_workers_hold():
     feed = chief(column(10), batch_size=1, shuffle=False)
     feed.begin_epoch()
     ended = []
-    ahead = feeds.Lookahead(feed, 2, ended=lambda: bool(ended))
+    ahead = Lookahead(feed, 2, ended=lambda: bool(ended))
     first = ahead.take(0)
     assert (first.count, first.takes) == (0, 1)
     ahead.done(0, first, 1)
@@ -158,9 +162,9 @@ def test_lookahead_ends_with_what_the_workers_hold():
 
 def test_lookahead_begins_anew_where_a_dataset_of_a_worker_ends(connect):
     connect()
-    feed = feeds.feed(lambda c: tf.data.Dataset.range(2).batch(1), 1, 3, 1)
+    feed = feed_of(lambda c: tf.data.Dataset.range(2).batch(1), 1, 3, 1)
     feed.begin_epoch()
-    ahead = feeds.Lookahead(feed, 1, ended=lambda: False)
+    ahead = Lookahead(feed, 1, ended=lambda: False)
     # What the worker finds when it asks its dataset: two batches, the end, again a batch.
     for count, takes, taken in ((0, 1, 1), (1, 1, 1), (1, 1, 0), (0, 1, 1), (1, 0, 0)):
         work = ahead.take(0)
@@ -183,7 +187,7 @@ def test_an_iterator_that_takes_long_to_end_does_so_elsewhere():
             go.wait(10)
             ended.set()
 
-    made = feeds._Pass(Slow())
+    made = chief_feed._Pass(Slow())
     del made
     assert not ended.is_set()
     go.set()

@@ -34,7 +34,7 @@ def run(strategy, policy, seconds, steps):
     policy, log = watched(policy)
     model = Counting.compiled(keras.optimizers.SGD(1.0))
     trainer = tfps.Trainer(model, strategy, policy)
-    dispatcher = trainer._session.dispatcher
+    dispatcher = trainer._session.calls
     submit = dispatcher.submit
 
     def slowly(worker, function, tag=None):

@@ -81,7 +81,7 @@ def test_rows_of_tables_are_summed_over_the_workers(connect, updates):
     args = {"epochs": 3, "shuffle": False, "verbose": 0}
     trainer.fit(x, y, batch_size=8, **args)
     models[1].fit(x, y, batch_size=16, **args)
-    assert len(trainer._session.store.plan.tables) == 1
+    assert len(trainer._session.served.store.plan.tables) == 1
     assert relative_error(*models) < 1e-5
 
 
@@ -158,7 +158,7 @@ def test_workers_that_overflow_are_left_out_of_the_round(connect, overflows):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
     assert int(model.optimizer.iterations) == (len(overflows) < 2)
     # Once for the round, not for each worker.
-    assert trainer._session.store.loss_scale.variables[0].numpy() == 128.0
+    assert trainer._session.served.store.loss_scale.variables[0].numpy() == 128.0
     overflows.clear()  # And the next round is as any other; the dataset is made anew.
     before = model.get_weights()[0]
     trainer.fit(dataset_fn, verbose=0)

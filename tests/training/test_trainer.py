@@ -65,7 +65,7 @@ def test_partitioned_and_compiled_and_several_steps_a_call_change_nothing(connec
     reference.fit(x, y, **args)
     assert int(trainer.model.optimizer.iterations) == 33
     assert relative_error(trainer.model, reference) < 1e-5
-    assert len(trainer._session.store.plan.shards) > len(trainer.model.weights)
+    assert len(trainer._session.served.store.plan.shards) > len(trainer.model.weights)
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,9 @@ def test_adam_under_load(connect):
     model.compile(o.Adam(2.0**-8), lambda y, p: p, steps_per_execution=10, jit_compile=False)
     trainer = tfps.Trainer(model, connect(workers=4))
     trainer.fit(ones, steps_per_epoch=2000, verbose=0)
-    assert {int(s.iterations.numpy()) for s in trainer._session.store.optimizers.values()} == {2000}
+    assert {
+        int(s.iterations.numpy()) for s in trainer._session.served.store.optimizers.values()
+    } == {2000}
     for value in model.get_weights():
         assert np.isfinite(value).all()
         # With a constant gradient every step of Adam is the learning rate.
@@ -318,7 +320,7 @@ def test_parameters_and_slots_are_on_the_servers_only(connect):
     trainer = tfps.Trainer(model, connect())
     trainer.fit(x, y, verbose=0)
     assert not model.optimizer.built
-    store = trainer._session.store
+    store = trainer._session.served.store
     stored = [*store.stored, *(v for s in store.optimizers.values() for v in s.state)]
     assert {v.value.device.split("/")[1] for v in stored} == {"job:ps"}
     assert len({v.value.device for v in stored}) == 2

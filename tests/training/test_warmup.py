@@ -124,7 +124,7 @@ def test_local_steps_have_no_warm_up(connect):
     trainer.consistency = tfps.Async()
     (up,) = trainer.fit(x, y, **arguments).history["push_bytes_per_step"]
     assert up == (WARMUP * 4096 + (10 - WARMUP) * coded) / 10
-    assert trainer._session._frozen_at == WARMUP
+    assert trainer.state.chief.frozen_at == WARMUP
 
 
 def test_accumulated_gradients_freeze_with_the_updates_that_they_made(connect):

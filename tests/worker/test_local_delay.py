@@ -170,7 +170,7 @@ def test_the_first_steps_wait_for_no_server(connect, merge, fed):
     trainer = tfps.Trainer(model, connect(1), policy)
     data = tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH, drop_remainder=True)
     trainer.fit(data if fed == "chief" else lambda context: data, verbose=0)
-    (step,) = (s for s in trainer._session._steps.values() if hasattr(s, "_local"))
+    (step,) = (s for s in trainer._session.steps._traced.values() if hasattr(s, "_local"))
     assert not any("ps" in device for device in conditional_devices(step._run))
     loops = [op for op in step._run.graph.get_operations() if "While" in op.type]
     waits = [any("ps" in op.device for op in sources(loop)) for loop in loops]

@@ -205,7 +205,7 @@ def test_policies_with_one_outer_optimizer_share_its_momentum(connect):
     trainer.consistency = tfps.LocalSteps(4, outer)
     trainer.fit(x, x, batch_size=1, verbose=0)
     np.testing.assert_allclose(model.w, -10.5)  # 4 + 0.5 * 3 more.
-    assert len(trainer._session._modes) == 1
+    assert len(trainer.state.export().sides) == 1
     assert tfps.LocalSteps(2).outer is tfps.LocalSteps(4).outer
 
 

@@ -11,7 +11,7 @@ import tfps
 from tests.conftest import mlp, regression
 from tests.graphs import conditional_devices, sources
 from tfps.cluster.devices import worker_device
-from tfps.worker.async_step import AsyncStep
+from tfps.worker.overlapped_step import OverlappedStep
 from tfps.worker.prefetch_step import PrefetchStep
 
 FED = pytest.mark.parametrize("fed", ["by the chief", "by datasets of the workers"])
@@ -66,7 +66,7 @@ def test_rows_of_tables_are_as_old_as_all_else(connect, overlap):
     model.compile(keras.optimizers.SGD(1.0), "mse")
     trainer = tfps.Trainer(model, connect(), overlap=overlap)
     trainer.fit(ids, y, batch_size=32, shuffle=False, verbose=0)
-    assert trainer._session.store.plan.tables
+    assert trainer._session.served.store.plan.tables
     for a, b in zip(model.get_weights(), expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
@@ -108,7 +108,7 @@ def test_no_update_is_lost(connect, overlap):
     trainer = tfps.Trainer(model, connect(workers=2), overlap=overlap)
     history = trainer.fit(x, x, batch_size=2, epochs=2, verbose=0).history
     assert model.layers[0].kernel.numpy() == 400.0
-    assert trainer._session.store.iterations() == 400
+    assert trainer._session.served.store.iterations() == 400
     assert history["staleness"][0] >= overlap * 0.9
 
 
@@ -134,7 +134,7 @@ def test_datasets_of_workers_that_end(connect, overlap, steps):
     trainer = tfps.Trainer(model, connect(workers=2), overlap=overlap)
     history = trainer.fit(dataset_fn, epochs=2, verbose=0)
     assert kernel.numpy() == 16.0
-    assert trainer._session.store.iterations() == 16
+    assert trainer._session.served.store.iterations() == 16
     # 8 batches of 2, whose loss is minus the number of updates that the weights have seen.
     assert -8.0 <= history.history["loss"][0] <= 0.0
 
@@ -174,7 +174,7 @@ def with_a_table(strategy, overlap, fed) -> PrefetchStep:
         trainer.fit(ids, y, batch_size=16, verbose=0)
     else:
         trainer.fit(lambda c: tf.data.Dataset.from_tensor_slices((ids, y)).batch(16), verbose=0)
-    assert trainer._session.store.plan.tables
+    assert trainer._session.served.store.plan.tables
     return traced(trainer)
 
 
@@ -185,7 +185,7 @@ def test_computing_waits_for_no_server(connect, overlap, fed):
     step = with_a_table(connect(), overlap, fed)
     conditionals = [op for op in step._run.graph.get_operations() if "If" in op.type]
     compute = max(conditionals, key=lambda op: len(op.inputs))
-    assert len(compute.inputs) > len(tf.nest.flatten(step._held))
+    assert len(compute.inputs) > len(tf.nest.flatten(step._held_specs))
     assert not any("ps" in op.device for op in sources(compute))
 
 
@@ -224,7 +224,7 @@ def test_nothing_is_updated_in_a_call_whose_input_fails(connect, overlap):
     trainer = tfps.Trainer(model, connect(), overlap=overlap)
     with pytest.raises(tfps.WorkerError, match="the fourth batch"):
         trainer.fit(dataset_fn, verbose=0)
-    assert trainer._session.store.iterations() == 3 - overlap
+    assert trainer._session.served.store.iterations() == 3 - overlap
 
 
 @FED
@@ -239,14 +239,14 @@ def test_what_stands_in_for_a_batch_can_be_looked_up(connect, overlap, fed):
     trainer = tfps.Trainer(model, connect(), overlap=overlap)
     x = dataset if fed == "by the chief" else lambda context: dataset
     history = trainer.fit(x, epochs=2, verbose=0).history
-    assert trainer._session.store.plan.tables
+    assert trainer._session.served.store.plan.tables
     assert history["loss"][1] < history["loss"][0]
 
 
-def traced(trainer) -> PrefetchStep | AsyncStep:
+def traced(trainer) -> PrefetchStep | OverlappedStep:
     """The step of a trainer that has trained."""
-    kinds = PrefetchStep, AsyncStep
-    (step,) = (s for s in trainer._session._steps.values() if isinstance(s, kinds))
+    kinds = PrefetchStep, OverlappedStep
+    (step,) = (s for s in trainer._session.steps._traced.values() if isinstance(s, kinds))
     return step
 
 
@@ -263,7 +263,7 @@ def test_what_a_worker_carries_is_on_the_worker(connect, overlap, steps):
         reads_weights = False
 
         def on_train_batch_end(self, batch, logs=None):
-            (self.carry,) = trainer._session.carries[False]
+            (self.carry,) = trainer.state.carries
 
     look = Look()
     data = tf.data.Dataset.from_tensor_slices((x, y)).batch(16)
@@ -275,8 +275,9 @@ def test_what_a_worker_carries_is_on_the_worker(connect, overlap, steps):
         tensors = tf.nest.flatten(one)
         assert tensors and all("job:worker" in t.backing_device for t in tensors)
     # Between epochs, only what codecs have not sent yet.
-    (rest,) = trainer._session.carries[False]
-    assert not tf.nest.flatten(rest._replace(residuals=()))
+    assert not trainer.state.carries
+    (rest,) = trainer.state.export().workers["gradients"]
+    assert not tf.nest.flatten(rest._replace(residuals={}))
 
 
 @pytest.mark.parametrize("overlap", [1, 2])
@@ -314,7 +315,7 @@ def test_dynamic_loss_scale_and_state(connect, overlap):
     model.compile(optimizer, "mse")
     trainer = tfps.Trainer(model, connect(), overlap=overlap)
     trainer.fit(x, y, batch_size=32, epochs=2, verbose=0)  # 20 updates
-    scale, good = (v.numpy() for v in trainer._session.store.loss_scale.variables)
+    scale, good = (v.numpy() for v in trainer._session.served.store.loss_scale.variables)
     assert (scale, good) == (256.0, 0)
     mean = model.layers[1].moving_mean.numpy()
     assert np.isfinite(mean).all()

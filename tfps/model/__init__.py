@@ -2,6 +2,7 @@
 
 May import: errors, _keras.
 
-Nothing here knows of servers, workers or the network, and nothing is written: variables and state
-come in as tensors and go out as tensors.
+Nothing here knows of servers, workers or the network. The functions write nothing: the values of
+variables and the optimizer's state come in as tensors and go out as tensors. What creates
+variables (`ServerOptimizer`, `RowOptimizer`, `LossScale`) creates them on the current device.
 """

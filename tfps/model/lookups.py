@@ -1,22 +1,27 @@
-"""Looking up rows of a variable in place of reading all of it."""
+"""Looking up rows of a variable instead of reading the whole variable."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import NamedTuple, TypeAlias
 
 import keras
 import tensorflow as tf
 
 from tfps import _keras
 
+# From ids, integers of any shape, to their rows: a tensor [*ids.shape, ...].
+Find: TypeAlias = Callable[[tf.Tensor], tf.Tensor]
+
 
 class Rows(NamedTuple):
-    """Stands for a table in a step.
+    """The rows of a table that a batch looks up, in place of the whole table.
 
     Attributes:
-      values: [n, ...], the rows that the batch looks up, then zeros: n is the number
-        of ids in the batch, so that XLA sees the same shape for every batch.
-      positions: for each lookup, in the order in which the model makes them, where
-        in `values` each id's row is; of the shape of the ids.
+      values: [n, ...], the rows that the batch looks up, then zeros. n is the number of ids in the
+        batch, so that XLA sees the same shape for every batch.
+      positions: For each lookup, in the order in which the model makes them, the index in `values`
+        of each id's row; an integer tensor of the shape of the ids.
     """
 
     values: tf.Tensor
@@ -24,26 +29,37 @@ class Rows(NamedTuple):
 
 
 class Lookups:
-    """While it is entered, takes the place of `tf.gather` from one variable.
+    """A context in which `tf.gather` from one variable calls a function instead.
 
-    `tf.gather` and what is built on it, `keras.ops.take` and the Embedding layer,
-    ask their operand for a method `sparse_read`, by which TensorFlow's own
-    variables read single rows where they live.
+    `tf.gather`, and what is built on `tf.gather` (`keras.ops.take` and the Embedding layer), ask
+    their operand for a method `sparse_read`, with which TensorFlow's own variables read single
+    rows where the rows live. Within the context the variable has such a method.
 
     Attributes:
-      ids: of the lookups so far.
+      ids: The ids of the lookups so far, in the order of the lookups.
     """
 
-    def __init__(self, variable: keras.Variable, find: Callable[[tf.Tensor], tf.Tensor]):
+    def __init__(self, variable: keras.Variable, find: Find):
+        """Prepares the context.
+
+        Args:
+          variable: The variable whose rows are looked up.
+          find: What a lookup calls in place of `tf.gather`.
+        """
         self._variable = variable
         self._find = find
         self.ids: list[tf.Tensor] = []
 
-    def __enter__(self):
+    def __enter__(self) -> "Lookups":
         self._variable.sparse_read = self._read
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         del self._variable.sparse_read
 
     def _read(self, ids, name=None):
@@ -52,8 +68,30 @@ class Lookups:
         return _keras.autocast(self._variable, self._find(ids))
 
 
+@contextlib.contextmanager
+def looking_up(
+    variables: Sequence[keras.Variable], finds: Mapping[int, Find]
+) -> Iterator[dict[int, Lookups]]:
+    """A context in which lookups in several tables call functions instead.
+
+    Args:
+      variables: The model's trainable variables.
+      finds: Index of a variable -> what its lookups call.
+
+    Yields:
+      Index of a variable -> its `Lookups`.
+    """
+    with contextlib.ExitStack() as stack:
+        yield {i: stack.enter_context(Lookups(variables[i], find)) for i, find in finds.items()}
+
+
 def depends(tensor: tf.Tensor, inputs: set[int]) -> bool:
-    """Whether a tensor of a graph is computed from any of these operations."""
+    """Whether a tensor of a graph is computed from any of these operations.
+
+    Args:
+      tensor: The tensor.
+      inputs: `id`s of the operations.
+    """
     todo, seen = [tensor.op], set()
     while todo:
         op = todo.pop()

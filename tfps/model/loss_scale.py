@@ -7,15 +7,16 @@ import tensorflow as tf
 class LossScale:
     """The dynamic loss scale of mixed float16 training, shared by all workers.
 
-    Keras lets the optimizer keep it, find overflows and skip the update. Here
-    each server sees only its part of the gradients, so the worker looks for
-    overflows and says so with its push; the scale itself lives on the first ps.
+    In Keras the optimizer keeps the scale, finds overflows and skips the update. Here each server
+    sees only its part of the gradients, so the worker looks for overflows and tells the servers
+    with its push. The scale itself lives on the first ps.
 
     Attributes:
-      variables: [float32 scalar scale, int32 scalar count of good steps].
+      variables: [float32 scalar scale, int32 scalar count of steps without overflow].
     """
 
     def __init__(self, optimizer: keras.optimizers.LossScaleOptimizer):
+        """Creates the variables on the current device."""
         scale = optimizer.dynamic_scale if optimizer.built else optimizer.initial_scale
         self._growth_steps = optimizer.dynamic_growth_steps
         self.variables = [
@@ -23,16 +24,18 @@ class LossScale:
             tf.Variable(0, dtype=tf.int32, trainable=False, name="good_steps"),
         ]
 
-    def update(self, scale, good_steps, used, finite):
-        """The next (scale, good_steps) after a push.
+    def update(
+        self, scale: tf.Tensor, good_steps: tf.Tensor, used: tf.Tensor, finite: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Computes the next (scale, good_steps) after a push.
 
         Args:
-          scale, good_steps: the present values.
-          used: the scale with which the worker computed.
-          finite: bool, whether its gradients were all finite.
+          scale, good_steps: The present values of `variables`.
+          used: float32 scalar, the scale with which the worker computed.
+          finite: bool scalar, whether the worker's gradients were all finite.
         """
         grow = tf.equal(good_steps + 1, self._growth_steps)
         good = (tf.where(grow, scale * 2, scale), tf.where(grow, 0, good_steps + 1))
-        # Of several workers that overflowed at one scale, the first halves it.
+        # If several workers overflowed at one scale, the first push halves the scale.
         bad = (tf.where(tf.equal(scale, used), scale / 2, scale), tf.zeros_like(good_steps))
         return tf.where(finite, good[0], bad[0]), tf.where(finite, good[1], bad[1])

@@ -4,7 +4,7 @@ import keras
 
 from tfps import _keras, errors
 
-# One element's update reads no other element, so buckets and shards change nothing.
+# The update of an element reads no other element, so buckets and shards change no result.
 _ELEMENTWISE = frozenset(
     {
         keras.optimizers.SGD,
@@ -22,14 +22,14 @@ _ELEMENTWISE = frozenset(
 
 
 def inner(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
-    """The optimizer that updates weights: without the loss scaling around it."""
+    """The optimizer that updates the weights, without a `LossScaleOptimizer` around it."""
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         return optimizer.inner_optimizer
     return optimizer
 
 
 def is_dynamically_scaled(optimizer: keras.optimizers.Optimizer) -> bool:
-    """Whether it scales the loss by a factor of its own that changes (mixed float16)."""
+    """Whether the optimizer scales the loss by a changing factor of its own (mixed float16)."""
     return isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
 
 
@@ -39,7 +39,7 @@ def is_elementwise(optimizer: keras.optimizers.Optimizer) -> bool:
 
 
 def require_supported(optimizer: keras.optimizers.Optimizer) -> None:
-    """Raises `ConfigError` for settings that mean something else when spread over servers."""
+    """Raises `ConfigError` for settings that would mean something else on several servers."""
     one = inner(optimizer)
     clips = [n for n in ("clipnorm", "clipvalue", "global_clipnorm") if getattr(one, n)]
     if one.gradient_accumulation_steps and clips:
@@ -66,9 +66,9 @@ def require_lazy(optimizer: keras.optimizers.Optimizer) -> None:
 
 
 def require_outer(optimizer: keras.optimizers.Optimizer) -> None:
-    """Raises `ConfigError` if the optimizer cannot take differences of models as gradients."""
-    settings = ("clipnorm", "clipvalue", "global_clipnorm", "weight_decay", "use_ema")
-    settings += ("gradient_accumulation_steps", "loss_scale_factor")
+    """Raises `ConfigError` if the optimizer cannot take pseudo-gradients (`LocalSteps`)."""
+    settings = ["clipnorm", "clipvalue", "global_clipnorm", "weight_decay", "use_ema"]
+    settings += ["gradient_accumulation_steps", "loss_scale_factor"]
     name = type(optimizer).__name__
     for setting in settings:
         if value := getattr(inner(optimizer), setting):
@@ -83,7 +83,7 @@ def require_outer(optimizer: keras.optimizers.Optimizer) -> None:
 
 
 def settable_rate(optimizer: keras.optimizers.Optimizer) -> float:
-    """The learning rate to send with a step; 0.0 where the servers follow a schedule."""
+    """The learning rate to send with a step, or 0.0 if the servers follow a schedule."""
     rate = _keras.learning_rate_of(inner(optimizer))
     if isinstance(rate, keras.Variable):
         return float(rate.numpy())
@@ -93,5 +93,5 @@ def settable_rate(optimizer: keras.optimizers.Optimizer) -> float:
 
 
 def static_loss_scale(optimizer: keras.optimizers.Optimizer) -> float:
-    """The constant factor by which the optimizer scales the loss; 1.0 without one."""
+    """The constant factor by which the optimizer scales the loss, or 1.0 without a factor."""
     return inner(optimizer).loss_scale_factor or 1.0

@@ -13,7 +13,8 @@ import tensorflow as tf
 
 from tfps import _keras
 from tfps.cluster.devices import ps_device
-from tfps.model.server_optimizer import Frozen, ServerOptimizer
+from tfps.model.frozen_adam import Frozen
+from tfps.model.server_optimizer import ServerOptimizer
 from tfps.store.channel import Channel
 from tfps.store.handles import ServerHandles
 from tfps.store.parameter_store import ParameterStore

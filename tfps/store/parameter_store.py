@@ -178,7 +178,7 @@ class ParameterStore:
     def finalize(self) -> None:
         """Ends training as Keras does: an optimizer with moving averages installs them."""
         for optimizer, mine in self._placed():
-            if optimizer.averages is not None:
+            if optimizer.averages:
                 for i, average in zip(mine, optimizer.averages, strict=True):
                     self.stored[i].assign(average)
 

@@ -10,7 +10,8 @@ import tensorflow as tf
 from tfps import _keras, errors
 from tfps.compression import Codec, Identity, with_feedback
 from tfps.model import optimizer_traits, server_optimizer
-from tfps.model.stateless_model import Inspection, StatelessModel
+from tfps.model.inspection import Inspection
+from tfps.model.stateless_model import StatelessModel
 from tfps.store import placement
 from tfps.store.buckets import BUCKET_BYTES, Bucket, build_buckets
 from tfps.store.channel import Channel, chosen

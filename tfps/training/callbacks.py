@@ -1,4 +1,4 @@
-"""What the trainer needs to know about Keras callbacks."""
+"""What the trainer needs to know about a Keras callback."""
 
 import keras
 import numpy as np
@@ -8,7 +8,7 @@ from tfps import _keras
 
 _BATCH_HOOKS = ("on_batch_begin", "on_batch_end", "on_train_batch_begin", "on_train_batch_end")
 
-# Their batch hooks look at the logs and the optimizer only.
+# The batch hooks of these callbacks look at the logs and the optimizer only.
 _LOGS_ONLY = (
     keras.callbacks.History,
     keras.callbacks.ProgbarLogger,
@@ -19,7 +19,7 @@ _LOGS_ONLY = (
     keras.callbacks.LearningRateScheduler,
     keras.callbacks.ReduceLROnPlateau,
 )
-# In a histogram.
+# How many values a histogram is made of at most.
 _MOST_VALUES = 100_000
 
 _SAVING = (keras.callbacks.ModelCheckpoint, keras.callbacks.BackupAndRestore)
@@ -28,10 +28,9 @@ _SAVING = (keras.callbacks.ModelCheckpoint, keras.callbacks.BackupAndRestore)
 def reads_weights_in_batches(callback: keras.callbacks.Callback) -> bool:
     """Whether a callback may look at the weights after a batch.
 
-    For such a callback the trainer fetches the weights from the servers after
-    every batch, which is right but costs a pull. A callback of your own that
-    has batch hooks and does not look at weights says so with a class attribute
-    `reads_weights = False`.
+    For such a callback the trainer fetches the weights from the servers after every batch, which
+    is right but costs a pull. A user's callback that has batch hooks and does not look at weights
+    says so with a class attribute `reads_weights = False`.
     """
     declared = getattr(callback, "reads_weights", None)
     if declared is not None:
@@ -54,17 +53,19 @@ def has_batch_hooks(callback: keras.callbacks.Callback) -> bool:
     )
 
 
-def write_staleness(callbacks: keras.callbacks.CallbackList, counts: np.ndarray, epoch: int):
+def write_staleness(
+    callbacks: keras.callbacks.CallbackList, counts: np.ndarray, epoch: int
+) -> None:
     """Gives TensorBoard callbacks a histogram of an epoch's staleness.
 
     Args:
       callbacks: of the run.
-      counts: pushes by the number of updates that they missed.
+      counts: float64 [n], pushes by the number of updates that they missed.
       epoch: index.
     """
-    # TensorBoard makes its own bins from values; of very many, a part shows the same.
+    # TensorBoard makes its own bins from values. A sample of very many values shows the same.
     whole = np.ceil(counts / max(1.0, counts.sum() / _MOST_VALUES)).astype(int)
-    values = np.repeat(np.arange(len(counts)), whole)
+    values: np.ndarray = np.repeat(np.arange(len(counts)), whole)
     for callback in callbacks.callbacks:
         if isinstance(callback, keras.callbacks.TensorBoard):
             with _keras.train_writer(callback).as_default():

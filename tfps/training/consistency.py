@@ -1,60 +1,51 @@
 """The dial from asynchronous to synchronous: which worker may step when, and on what.
 
-A policy is a value. What it decides while training runs is kept by its `schedule`;
-what the servers do with a push is read from its attributes.
+A policy is a value (`policy.py`). What a policy decides while training runs is kept by its schedule
+(`schedule.py`).
 """
 
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import keras
 
 from tfps import errors, parsing
 from tfps.model import optimizer_traits
+from tfps.training.policy import ConsistencyPolicy, Exchange, ModelAverage
 from tfps.training.schedule import Clocks, Rounds
 
 
 @dataclasses.dataclass(frozen=True)
-class Async:
-    """No worker ever waits for another.
+class Async(ConsistencyPolicy):
+    """No worker ever waits for another worker.
 
-    Each pulls, computes and pushes at its own pace; a push may therefore have
-    been computed on weights that others have changed since. With N equal
-    workers a gradient misses N - 1 updates on average (Dean et al., "Large
-    Scale Distributed Deep Networks", 2012).
+    Each worker pulls, computes and pushes at its own pace. A gradient may therefore have been
+    computed on parameters that other workers have changed since. With N equal workers a gradient
+    misses N - 1 updates on average (Dean et al., "Large Scale Distributed Deep Networks", 2012).
 
     Attributes:
-      staleness_scaling: divide the learning rate of each push by the number of
-        updates that it has missed, if there are any (Zhang et al.,
-        "Staleness-aware Async-SGD for Distributed Deep Learning", 2016).
+      staleness_scaling: whether to divide the learning rate of a push by the number of updates that
+        the push has missed, if there are any (Zhang et al., "Staleness-aware Async-SGD for
+        Distributed Deep Learning", 2016).
     """
 
     staleness_scaling: bool = False
 
-    in_rounds: ClassVar[bool] = False
-    local_steps: ClassVar[int] = 0
-    delay: ClassVar[int] = 0
-
     def schedule(self) -> Clocks:
-        """Bookkeeping for one run over the data."""
+        """See `ConsistencyPolicy`."""
         return Clocks()
-
-    def steps_per_call(self, steps: int) -> int:
-        """How many steps a call may take where the model asks for `steps` an execution."""
-        return steps
 
 
 @dataclasses.dataclass(frozen=True)
-class BoundedStaleness:
-    """Stale synchronous parallel: no worker is far ahead of the slowest.
+class BoundedStaleness(ConsistencyPolicy):
+    """Stale synchronous parallel: no worker is far ahead of the slowest worker.
 
-    A worker may start a step as long as the slowest has at most `bound` fewer
-    behind it; otherwise it waits (Ho et al., "More Effective Distributed ML via a
-    Stale Synchronous Parallel Parameter Server", 2013). With 0 nobody starts a
-    step before everybody has finished the last one. An `overlap` of the trainer
-    comes on top.
+    A worker may start a step if it has finished at most `bound` steps more than the slowest worker;
+    otherwise it waits (Ho et al., "More Effective Distributed ML via a Stale Synchronous Parallel
+    Parameter Server", 2013). With 0, no worker starts a step before all workers have finished the
+    last one. The trainer's `overlap` adds to the staleness.
 
     Attributes:
       bound: steps, at least 0.
@@ -64,72 +55,52 @@ class BoundedStaleness:
     bound: int
     staleness_scaling: bool = False
 
-    in_rounds: ClassVar[bool] = False
-    local_steps: ClassVar[int] = 0
-    delay: ClassVar[int] = 0
-
     def __post_init__(self):
         _require_count("bound", self.bound, 0)
 
     def schedule(self) -> Clocks:
-        """Bookkeeping for one run over the data."""
+        """See `ConsistencyPolicy`."""
         return Clocks(self.bound)
 
     def steps_per_call(self, steps: int) -> int:
-        """See `Async`."""
+        """See `ConsistencyPolicy`."""
         return min(steps, self.bound + 1)
 
 
 @dataclasses.dataclass(frozen=True)
-class Sync:
+class Sync(ConsistencyPolicy):
     """Rounds: one update from the gradients of all workers, computed on the same parameters.
 
-    The gradients are averaged, weighted by the examples of their batches, so N
-    workers do what one would with their batches as one (with a loss that is a
-    mean over examples). Gradients are clipped by each worker before that.
+    The gradients are averaged, weighted by the number of examples in their batches. So N workers do
+    what one worker would do with their batches as one, if the loss is a mean over examples. Each
+    worker clips its own gradients before they are averaged.
 
-    With backups, a round is over as soon as all but so many workers have
-    computed; gradients that come later are dropped, never applied to a newer round
-    (Chen et al., "Revisiting Distributed Synchronous SGD", 2016).
+    With backups, a round is over as soon as all but `backups` workers have computed. Gradients of
+    these stragglers are dropped and never applied to a later round (Chen et al., "Revisiting
+    Distributed Synchronous SGD", 2016).
 
     Attributes:
-      backups: workers that a round does not wait for.
+      backups: how many workers a round does not wait for; fewer than there are workers.
     """
 
     backups: int = 0
 
-    in_rounds: ClassVar[bool] = True
-    local_steps: ClassVar[int] = 0
-    delay: ClassVar[int] = 0
-    staleness_scaling: ClassVar[bool] = False
+    in_rounds = True
 
     def __post_init__(self):
         _require_count("backups", self.backups, 0)
 
     def schedule(self) -> Rounds:
-        """Bookkeeping for one run over the data."""
+        """See `ConsistencyPolicy`."""
         return Rounds(self.backups)
 
-    def steps_per_call(self, steps: int) -> int:
-        """See `Async`."""
-        del steps
-        return 1
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelAverage:
-    """A rule for `LocalSteps`: the workers' models are averaged.
-
-    Attributes:
-      decay: how much of the servers' model stays: 0, the arithmetic mean takes
-        its place; otherwise it is an exponentially weighted average of the means.
-    """
-
-    decay: float = 0.0
-
-    def __post_init__(self):
-        if not 0 <= self.decay < 1:
-            raise errors.ConfigError(f"decay={self.decay!r} must be at least 0 and below 1")
+    def require_workers(self, num_workers: int) -> None:
+        """Raises `ConfigError` unless a round waits for at least one worker."""
+        if self.backups >= num_workers:
+            raise errors.ConfigError(
+                f"{self} waits for none of {num_workers} worker{'s' if num_workers > 1 else ''}; "
+                "have fewer backups than workers"
+            )
 
 
 _OUTER = {
@@ -139,37 +110,35 @@ _OUTER = {
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class LocalSteps:
-    """Workers train on copies of their own and only now and then exchange what they learned.
+class LocalSteps(ConsistencyPolicy):
+    """Workers train on copies of their own and exchange what they learned now and then.
 
-    A worker pulls the parameters, takes `steps` steps with the compiled optimizer,
-    whose state it keeps, and pushes the difference, which the servers take as a
-    gradient for `outer`. Bytes per step are a `steps`-th of those of a push and
-    a pull in each. This is Local SGD (Stich 2019) and, with the default outer
-    optimizer, DiLoCo (Douillard et al. 2023).
+    A worker pulls the parameters, takes `steps` steps with the compiled optimizer, whose state the
+    worker keeps, and pushes the pseudo-gradient: the parameters before these steps less the
+    parameters after them. The servers apply it with the `outer` optimizer. So a worker sends and
+    receives a `steps`-th of the bytes that it would if it pulled and pushed in each step. This is
+    Local SGD (Stich 2019) and, with the default outer optimizer, DiLoCo (Douillard et al. 2023).
 
     Attributes:
-      steps: between two exchanges, at least 1.
+      steps: how many steps a worker takes between two exchanges, at least 1.
       outer: a Keras optimizer, or a `ModelAverage`. "diloco" is
         `SGD(0.7, momentum=0.9, nesterov=True)`, "average" is `ModelAverage()`, and
-        "sgd:1.0:0.4" is SGD with that rate and, if there is one, Nesterov momentum.
-        Policies with the same `outer` and `merge` share its state on the servers.
-      merge: "each": a worker's difference is applied as soon as it comes. "round":
-        those of all workers are averaged, weighted by examples, and the next
-        copies are pulled after that.
-      delay: steps, at most `steps`, that a worker goes on with its own copy while the
-        next one is on its way; then it goes on with what has come and, on that, its
-        own steps since (Douillard et al., "Streaming DiLoCo with overlapping
-        communication", 2025). What others have learned is used so many steps later.
-        0: it waits.
+        "sgd:1.0:0.4" is SGD with that learning rate and, if there is a second number, Nesterov
+        momentum. Policies with the same `outer` and `merge` share the state of the outer optimizer.
+      merge: when the servers apply pseudo-gradients. With "each", they apply one as soon as it
+        comes. With "round", they apply the mean of those of all workers, weighted by examples,
+        and workers pull their next copies after that.
+      delay: how many steps, at most `steps`, a worker takes on its own copy while the next
+        parameters are on their way. The worker then goes on with these parameters, moved by the
+        steps that it has taken meanwhile (Douillard et al., "Streaming DiLoCo with overlapping
+        communication", 2025). What other workers have learned is used so many steps later. With 0
+        the worker waits for the parameters.
     """
 
     steps: int
     outer: Any = "diloco"
     merge: str = "round"
     delay: int = 0
-
-    staleness_scaling: ClassVar[bool] = False
 
     def __post_init__(self):
         _require_count("steps", self.steps, 1)
@@ -192,43 +161,38 @@ class LocalSteps:
             optimizer_traits.require_outer(self.outer)
 
     @property
-    def in_rounds(self) -> bool:
+    def in_rounds(self) -> bool:  # type: ignore[override]
+        """Whether the workers' pseudo-gradients are averaged (`merge="round"`)."""
         return self.merge == "round"
 
     @property
-    def local_steps(self) -> int:
+    def local_steps(self) -> int:  # type: ignore[override]
+        """See `ConsistencyPolicy`."""
         return self.steps
 
+    @property
+    def exchange(self) -> Exchange:
+        """The servers' side: equal for policies with the same `outer` and `merge`."""
+        return Exchange(self.in_rounds, outer=self.outer)
+
     def schedule(self) -> Clocks | Rounds:
-        """Bookkeeping for one run over the data."""
+        """See `ConsistencyPolicy`."""
         return Rounds(steps=self.steps) if self.in_rounds else Clocks()
 
     def steps_per_call(self, steps: int) -> int:
-        """See `Async`."""
+        """All steps of an exchange, whatever the model was compiled with."""
         del steps
         return self.steps
-
-    def outer_optimizer(self, workers: int) -> keras.optimizers.Optimizer:
-        """What the servers apply differences with.
-
-        Args:
-          workers: that take part. A model average of differences that come one
-            by one takes a worker's share of each.
-        """
-        if not isinstance(self.outer, ModelAverage):
-            return self.outer
-        rate = 1 - self.outer.decay
-        return keras.optimizers.SGD(rate if self.in_rounds else rate / workers)
 
 
 @functools.cache
 def _outer(text: str):
-    """What a text stands for, the same object each time; itself where that is nothing."""
+    """What a text stands for, the same object each time. A text without meaning is returned."""
     if text in _OUTER:
         return _OUTER[text]()
     kind, *numbers = text.split(":")
     try:
-        rate, momentum = map(float, (*numbers, 0)[:2])
+        rate, momentum = [float(n) for n in (*numbers, "0")[:2]]
         if kind == "sgd" and 1 <= len(numbers) <= 2:
             return keras.optimizers.SGD(rate, momentum=momentum, nesterov=momentum > 0)
     except ValueError:  # No numbers, or not such as SGD takes.
@@ -236,9 +200,7 @@ def _outer(text: str):
     return text
 
 
-Consistency = Async | BoundedStaleness | Sync | LocalSteps
-
-POLICIES: Mapping[str, type] = {
+POLICIES: Mapping[str, type[ConsistencyPolicy]] = {
     "async": Async,
     "bounded": BoundedStaleness,
     "sync": Sync,
@@ -246,7 +208,7 @@ POLICIES: Mapping[str, type] = {
 }
 
 
-def parse(text: str) -> Consistency:
+def parse(text: str) -> ConsistencyPolicy:
     """The policy that a text such as "bounded:2" or "local:16,merge=each" names.
 
     Raises:

@@ -1,38 +1,30 @@
-"""What `fit`, `evaluate` and `predict` have in common: a model on the servers."""
+"""What `fit`, `evaluate` and `predict` have in common: a model on the servers, and its steps."""
 
-from collections.abc import Callable, Hashable
+from typing import Any
 
 import keras
 
 from tfps import _keras
 from tfps.cluster.calls import WorkerCalls
 from tfps.model.stateless_model import StatelessModel
-from tfps.store.parameter_store import ParameterStore
-from tfps.store.plan import Plan
-from tfps.store.pull import Puller
+from tfps.store.pull import Pulled
 from tfps.strategy import ParameterServerStrategy
-from tfps.training import feeds, step_factory
-from tfps.training.consistency import Consistency
-from tfps.training.step_factory import Mode
-from tfps.worker.eval_step import Pull
-
-
-def _warms(key) -> bool:
-    """Whether it is the key of a step of the warm-up."""
-    return isinstance(key, tuple) and key[0][0] == "fit" and key[0][1][1]
+from tfps.training.feeds import Feed
+from tfps.training.input import feed_of
+from tfps.training.policy import ConsistencyPolicy
+from tfps.training.served_model import ServedModel, Traffic
+from tfps.training.server_side import ServerSide
+from tfps.training.step_factory import StepFactory
+from tfps.training.training_state import TrainingState
 
 
 class Session:
-    """A model, its variables on the servers, and the steps that were traced for it.
+    """A model, its variables on the servers, the traced steps, and the state of training.
 
     Attributes:
       model: the Keras model.
-      dispatcher: of the cluster.
-      program, store, puller: of the model; None until it is prepared.
-      carries: what each worker has kept of the last epoch, of gradients (False) and of
-        local steps (True).
-      number: of the next training step.
-      outer_updates: that the servers made with the optimizer of `LocalSteps`.
+      calls: to the workers.
+      state: what training remembers.
     """
 
     def __init__(
@@ -40,117 +32,110 @@ class Session:
         model: keras.Model,
         strategy: ParameterServerStrategy,
         overlap: int,
-        wire: dict,
+        traffic: Traffic,
         warmup: int,
         limit: float,
     ):
-        """Keeps its arguments.
+        """Starts the threads that call the workers; the servers are filled by `prepare`.
 
         Args:
           model: compiled.
           strategy: connected.
-          overlap: see `AsyncStep`.
-          wire: arguments of `Plan`.
-          warmup: updates before gradients pass through codecs.
-          limit: s that a call on a worker may take.
+          overlap: how many of its own updates a gradient may miss; see `tfps.Trainer`.
+          traffic: how the model travels.
+          warmup: how many updates are applied before gradients pass through codecs.
+          limit: seconds that a call on a worker may take.
         """
         self.model = model
-        self.dispatcher = WorkerCalls(strategy.cluster, limit)
+        self.calls = WorkerCalls(strategy.cluster, limit)
+        self.state = TrainingState(self.calls, overlap, warmup)
         self._strategy = strategy
         self._overlap = overlap
-        self._wire = wire
-        self._warmup = warmup
-        self._frozen_at: int | None = None  # updates when codecs took over
-        self.program: StatelessModel | None = None
-        self.store: ParameterStore | None = None
-        self.puller: Puller | None = None
-        self._trains = False  # whether the store has an optimizer
-        self._steps: dict = {}
-        self._modes: dict = {}
-        self.carries: dict[bool, list] = {}
-        self.number = 0
-        self.outer_updates = 0
+        self._traffic = traffic
+        self._served: ServedModel | None = None
+        self._steps: StepFactory | None = None
 
-    def feed(self, x, steps, group=None, **arguments):
-        """The feed for an input; `group`: batches in a call, by default as compiled."""
-        return feeds.feed(
+    @property
+    def served(self) -> ServedModel:
+        """The model on the servers; to be asked for after `prepare`."""
+        assert self._served is not None
+        return self._served
+
+    @property
+    def steps(self) -> StepFactory:
+        """The traced steps; to be asked for after `prepare`."""
+        assert self._steps is not None
+        return self._steps
+
+    @property
+    def is_served(self) -> bool:
+        """Whether the model is on the servers."""
+        return self._served is not None
+
+    def feed(self, x: Any, steps: int | None, group: int | None = None, **arguments: Any) -> Feed:
+        """The feed for an input.
+
+        Args:
+          x: what the user gave.
+          steps: batches in an epoch, or None for the whole input.
+          group: batches in a call; None for `steps_per_execution`.
+          **arguments: see `input.feed_of`.
+        """
+        return feed_of(
             x,
-            self._strategy.cluster.num_workers,
+            self.calls.num_workers,
             steps,
             group or self.model.steps_per_execution,
             **arguments,
         )
 
-    def prepare(self, feed, train: bool, targets: bool = True) -> None:
-        """Builds the model, reads it, and creates and fills the servers' variables."""
-        self.dispatcher.settle()
-        _keras.build(self.model, feed.batch_spec, targets)
-        if self.program and not self.program.is_current():
-            # Compiled anew, or frozen in part: as in Keras, another training.
-            self.program = self.store = None
-        if self.store and (self._trains or not train):
-            return
-        self.program = self.program or StatelessModel(self.model)
-        optimizer = self.model.optimizer if train else None
-        inspection = self.program.inspect(feed.batch_spec, train)
-        self._steps.clear()
-        self._modes.clear()
-        self.carries.clear()
-        self.outer_updates = 0
-        self._frozen_at = None
-        plan = Plan(
-            self._strategy.cluster.num_ps,
-            self._strategy.variable_partitioner,
-            self.program,
-            optimizer,
-            inspection,
-            **self._wire,
-        )
-        self.store = ParameterStore(plan, optimizer)
-        self.puller = Puller(self.store, optimizer)
-        self._strategy.placed(plan.placement())
-        self._trains = train
-
-    def is_warming(self, policy: Consistency, updates: int) -> bool:
-        """Whether gradients do not pass through codecs yet.
+    def prepare(self, feed: Feed, train: bool, targets: bool = True) -> None:
+        """Brings the model onto the servers, and what was changed about it since.
 
         Args:
-          policy: in force. Local steps have no warm-up: what they push are differences.
-          updates: of the compiled optimizer on the servers.
+          feed: of the input.
+          train: whether the servers need an optimizer.
+          targets: whether the batches have targets.
+
+        Raises:
+          ConfigError: the model cannot be trained here.
         """
-        return not policy.local_steps and updates < self._warmup and self.store.plan.has_codecs
+        self.calls.settle()
+        _keras.build(self.model, feed.batch_spec, targets)
+        served = self._served
+        if served is not None and not served.program.is_current():
+            # Compiled anew, or frozen in part. As in Keras, another training begins.
+            served = None
+        if served is not None and (served.trains or not train):
+            # Outside of `fit` the model is the truth.
+            served.store.load_if_changed()
+            return
+        program = served.program if served is not None else StatelessModel(self.model)
+        # Before the new variables are created, nothing may hold the old ones.
+        self._served = self._steps = served = None
+        self.state.end()
+        self._served = ServedModel.create(
+            program, self._strategy, self._traffic, feed.batch_spec, train
+        )
+        self._steps = StepFactory(self._served, self._overlap)
+        self.state.begin(self._served)
 
-    def mode(self, policy: Consistency, warming: bool) -> tuple[Hashable, Mode]:
-        """What a policy needs on the servers, made once, and what tells it from others."""
-        if self._warmup and self._frozen_at is None and not (warming or policy.local_steps):
-            self._frozen_at = self.store.iterations()
-            # What was for the warm-up does not come back, and rounds have memory on the servers.
-            self._modes = {key: made for key, made in self._modes.items() if not key[1]}
-            self._steps = {key: made for key, made in self._steps.items() if not _warms(key)}
-        key = step_factory.key(policy), warming
-        if key not in self._modes:
-            self._modes[key] = Mode(
-                policy,
-                self.program,
-                self.puller,
-                self._overlap,
-                self._strategy.cluster.num_workers,
-                coded=not warming,
-                frozen_at=self._frozen_at,
-            )
-        return key, self._modes[key]
+    def enter(self, policy: ConsistencyPolicy, warming: bool) -> ServerSide:
+        """Goes over to a policy, and from the warm-up of the codecs to training with them.
 
-    def step(self, kind, feed, make: Callable):
-        """A traced step of a kind for this form of input, made once."""
-        key = (kind, repr(feed.batch_spec), type(feed.source_spec), feed.group == 1)
-        if key not in self._steps:
-            self._steps[key] = make()
-        return self._steps[key]
+        Args:
+          policy: to follow from now on.
+          warming: whether gradients do not pass through codecs yet.
 
-    def pull(self) -> list:
-        """The weights, on every worker."""
-        self.store.load_if_changed()
-        if "pull" not in self._steps:
-            self._steps["pull"] = Pull(self.puller)
-        pull, handles = self._steps["pull"], self.store.handles()
-        return self.dispatcher.run_on_each(lambda worker: pull(handles))
+        Returns:
+          The servers' side of the policy.
+        """
+        if self.state.warmup_is_over(policy, warming):
+            for side in self.state.end_warmup():
+                self.steps.forget(side)
+        return self.state.side(policy.exchange, warming)
+
+    def pull(self) -> list[Pulled]:
+        """The parameters, on every worker."""
+        pull, handles = self.steps.pull(), self.served.store.handles()
+        return self.calls.run_on_each(lambda worker: pull(handles))

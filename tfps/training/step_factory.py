@@ -1,132 +1,110 @@
-"""How workers and servers work together under a consistency policy."""
+"""Traces what workers run, once for each way to run it and each form of input."""
 
-import keras
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple, TypeVar
 
-from tfps import errors
-from tfps.model import optimizer_traits
-from tfps.model.stateless_model import StatelessModel
-from tfps.store.aggregation import Applied, Summed
-from tfps.store.bucket_update import CompiledOptimizer, OuterOptimizer
-from tfps.store.plan import Plan
-from tfps.store.pull import Puller
-from tfps.store.push import Pusher
-from tfps.training.consistency import Consistency, LocalSteps
+from tfps.training.feeds import Feed
+from tfps.training.policy import ConsistencyPolicy
+from tfps.training.served_model import ServedModel
+from tfps.training.server_side import ServerSide
 from tfps.worker.async_step import AsyncStep
 from tfps.worker.batch_loop import is_plain
+from tfps.worker.eval_step import EvalStep, PredictStep, Pull
 from tfps.worker.gradient import Gradient
-from tfps.worker.local_sgd import LocalSGDStep
+from tfps.worker.local_copy import LocalCopy
+from tfps.worker.local_sgd import LocalSGDRoundStep, LocalSGDStep
+from tfps.worker.overlapped_step import OverlappedStep
 from tfps.worker.prefetch_step import PrefetchStep
 from tfps.worker.sync_step import SyncStep
+from tfps.worker.worker_step import WorkerStep
+
+_Step = TypeVar("_Step")
 
 
-def key(policy: Consistency):
-    """Equal for policies that share what is on the servers."""
-    if isinstance(policy, LocalSteps):
-        return policy.outer, policy.merge
-    return policy.in_rounds, policy.staleness_scaling
-
-
-class Mode:
-    """What the policies of one `key` have in common.
+class Form(NamedTuple):
+    """What a trace depends on of a feed.
 
     Attributes:
-      pusher: the traffic up.
-      counts_updates: whether the compiled optimizer is on the servers.
+      batch: the specs of a batch, as text.
+      source: the type of `Work.source`.
+      single: whether every call is for one batch.
     """
 
-    def __init__(
-        self,
-        policy: Consistency,
-        program: StatelessModel,
-        puller: Puller,
-        overlap: int,
-        num_workers: int,
-        coded: bool,
-        frozen_at: int | None,
-    ):
-        """Makes what the servers need for it.
+    batch: str
+    source: type
+    single: bool
+
+    @classmethod
+    def of(cls, feed: Feed) -> "Form":
+        """The form of a feed."""
+        return cls(repr(feed.batch_spec), type(feed.source_spec), feed.group == 1)
+
+
+class StepFactory:
+    """The traced steps of one served model."""
+
+    def __init__(self, served: ServedModel, overlap: int):
+        """Starts without traces.
 
         Args:
-          policy: one of those.
-          program: a compiled model's.
-          puller: the traffic down.
-          overlap: see `AsyncStep`; without effect in rounds and local steps.
-          num_workers: of the cluster.
-          coded, frozen_at: see `CompiledOptimizer`.
-
-        Raises:
-          ConfigError: the optimizer's settings do not go with the policy.
+          served: the model.
+          overlap: how many of its own updates a gradient may miss; see `tfps.Trainer`. It is
+            without effect in rounds and for local steps.
         """
-        self._policy, self._program, self._puller = policy, program, puller
-        model, store = program.model, puller.store
-        jit_compile = bool(model.jit_compile)
+        self._served = served
         self._overlap = overlap
-        self.counts_updates = not policy.local_steps
-        if policy.local_steps:
-            require_local(model.optimizer, store.plan)
-            self._outer = policy.outer_optimizer(num_workers)
-            optimizer = OuterOptimizer(store, jit_compile, self._outer)
-        else:
-            optimizer = CompiledOptimizer(store, jit_compile, coded, frozen_at)
-        if policy.in_rounds:
-            update = Summed(optimizer)
-        else:
-            update = Applied(optimizer, skips=overlap > 0 or bool(policy.local_steps))
-        self.pusher = Pusher(store, update, policy.staleness_scaling)
+        self._traced: dict[Hashable, Any] = {}
 
-    def step(self, feed, delay: int) -> AsyncStep | PrefetchStep | SyncStep | LocalSGDStep:
-        """Traces what a worker runs.
+    def training(self, side: ServerSide, policy: ConsistencyPolicy, feed: Feed) -> WorkerStep:
+        """The step by which workers train under a policy."""
+        key = ("training", side, policy.delay, Form.of(feed))
+        return self._once(key, lambda: self._trace_training(side, policy, feed))
 
-        Args:
-          feed: whose form of input it is for.
-          delay: of the policy.
-        """
-        model, single = self._program.model, feed.group == 1
-        if self._policy.local_steps:
-            return LocalSGDStep(
-                self._program,
-                self._puller,
-                self.pusher,
-                model.optimizer,
-                feed.source_spec,
-                single,
-                model.jit_compile,
-                self._policy.in_rounds,
-                self._outer,
-                delay,
-            )
-        gradient = Gradient(
-            self._program, self._puller, self.pusher, model.optimizer, model.jit_compile
+    def evaluation(self, feed: Feed) -> EvalStep:
+        """The step that evaluates."""
+        program, puller = self._served.program, self._served.puller
+        single, jit = feed.group == 1, program.model.jit_compile
+        return self._once(
+            ("evaluation", Form.of(feed)),
+            lambda: EvalStep(program, puller, feed.source_spec, single, jit),
         )
-        if self._policy.in_rounds:
+
+    def prediction(self, feed: Feed) -> PredictStep:
+        """The step that predicts."""
+        program, puller = self._served.program, self._served.puller
+        return self._once(
+            ("prediction", Form.of(feed)),
+            lambda: PredictStep(program, puller, feed.source_spec, program.model.jit_compile),
+        )
+
+    def pull(self) -> Pull:
+        """What brings the parameters to a worker, for evaluation and prediction."""
+        return self._once("pull", lambda: Pull(self._served.puller))
+
+    def forget(self, side: ServerSide) -> None:
+        """Lets go of the training steps of a server side that is not used any more."""
+        steps = self._traced.items()
+        self._traced = {k: s for k, s in steps if not (isinstance(k, tuple) and k[1] is side)}
+
+    def _once(self, key: Hashable, make: Callable[[], _Step]) -> _Step:
+        if key not in self._traced:
+            self._traced[key] = make()
+        return self._traced[key]
+
+    def _trace_training(
+        self, side: ServerSide, policy: ConsistencyPolicy, feed: Feed
+    ) -> WorkerStep:
+        program, puller = self._served.program, self._served.puller
+        model, single = program.model, feed.group == 1
+        if side.outer is not None:
+            kind = LocalSGDRoundStep if side.exchange.in_rounds else LocalSGDStep
+            local = LocalCopy(program, puller, model.optimizer, bool(model.jit_compile))
+            return kind(local, side.pusher, feed.source_spec, single, side.outer, policy.delay)
+        gradient = Gradient(program, puller, side.pusher, model.optimizer, model.jit_compile)
+        if side.exchange.in_rounds:
             return SyncStep(gradient, feed.source_spec)
-        if self._overlap and single and is_plain(feed.batch_spec):
+        if not self._overlap:
+            return AsyncStep(gradient, feed.source_spec, single)
+        if single and is_plain(feed.batch_spec):
             return PrefetchStep(gradient, feed.source_spec, feed.batch_spec, self._overlap)
-        return AsyncStep(gradient, feed.source_spec, single, self._overlap)
-
-
-def require_local(optimizer: keras.optimizers.Optimizer, plan: Plan | None) -> None:
-    """Raises `ConfigError` for what cannot be trained on copies, as far as it is known."""
-    if optimizer_traits.is_dynamically_scaled(optimizer):
-        raise errors.ConfigError(
-            "LocalSteps does not go with a LossScaleOptimizer, whose scale all workers share; "
-            "use bfloat16, or a loss_scale_factor"
-        )
-    if optimizer_traits.inner(optimizer).use_ema:
-        raise errors.ConfigError(
-            "LocalSteps does not go with use_ema=True: the averages would be of the workers' "
-            "copies; use outer=tfps.ModelAverage(decay) instead"
-        )
-    if plan is None:
-        return
-    if plan.remote:
-        large = plan.specs[next(iter(plan.remote))]
-        raise errors.ConfigError(
-            f"LocalSteps trains on whole copies, but {large.path} {large.shape} is too large for "
-            "one machine (max_chief_bytes); use Async, BoundedStaleness or Sync"
-        )
-    if any(bucket.kind.treatment.by_rows for bucket in plan.buckets):
-        raise errors.ConfigError(
-            'LocalSteps updates whole tables, which sparse_updates="lazy" does not; use "exact", '
-            "or Async, BoundedStaleness or Sync"
-        )
+        return OverlappedStep(gradient, feed.source_spec, single, self._overlap)

@@ -2,32 +2,36 @@
 
 import functools
 import weakref
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from tfps import _keras, errors
-from tfps.compression import Codec
 from tfps.model import optimizer_traits
 from tfps.strategy import ParameterServerStrategy
-from tfps.training import callbacks as callbacks_lib, step_factory
-from tfps.training.consistency import Async, Consistency, Sync
+from tfps.training.consistency import Async
 from tfps.training.epoch import Epoch
+from tfps.training.evaluation import EvaluationRun
+from tfps.training.feeds import Feed
+from tfps.training.hooks import Hooks
+from tfps.training.policy import ConsistencyPolicy
+from tfps.training.prediction import PredictionRun
+from tfps.training.served_model import Codecs, Traffic
+from tfps.training.server_side import require_local
 from tfps.training.session import Session
-from tfps.training.work_loop import MetricTotals, WorkLoop
-from tfps.worker.eval_step import EvalStep, PredictStep
-from tfps.worker.tally import Report
+from tfps.training.training_state import ChiefState, TrainingState
+
+# A list of Keras callbacks, a `keras.callbacks.CallbackList`, or None.
+Callbacks = Any
 
 
 def _errors_named(method):
-    """Lets a method of `Trainer` raise `TaskLost` where TensorFlow says something else."""
+    """Makes a method of `Trainer` raise `TaskLost` where TensorFlow raises an error of its own."""
 
     @functools.wraps(method)
     def call(self, *args, **kwargs):
-        with self._session.dispatcher.errors_named():
+        with self._session.calls.errors_named():
             return method(self, *args, **kwargs)
 
     return call
@@ -36,76 +40,70 @@ def _errors_named(method):
 class Trainer:
     """Trains a compiled Keras 3 model on the workers of a strategy's cluster.
 
-    Arguments and meanings are those of `keras.Model.fit`, `evaluate` and
-    `predict`. While `fit` runs, the truth about the weights is on the servers;
-    the model has a copy of it whenever a callback may look: after each epoch,
-    and after each batch if there is a callback that reads weights in its batch
-    hooks. Outside of `fit` the model is the truth: weights set on it, by
-    `load_weights` or by a callback, are what training goes on with.
+    Arguments and meanings are those of `keras.Model.fit`, `evaluate` and `predict`. While `fit`
+    runs, the truth about the weights is on the servers. The model has a copy whenever a callback
+    may look: after each epoch, and after each batch if a callback reads weights in its batch hooks.
+    Outside of `fit` the model is the truth: training goes on with weights that `load_weights` or a
+    callback has set.
 
-    The optimizer's slots exist on the servers only, and start afresh with a new
-    Trainer or after `model.compile`. `model.optimizer` keeps the settings: a
+    The optimizer's slots exist on the servers only. They start afresh with a new Trainer, unless
+    its `state` is restored, and after `model.compile`. `model.optimizer` keeps the settings: a
     learning rate assigned to it is used from the next step on.
 
     Attributes:
       model: the Keras model.
       strategy: the strategy.
-      consistency: the policy that decides which worker may step when: `Async`,
-        `BoundedStaleness`, `Sync` or `LocalSteps`. Another one may be assigned at
-        any time, between epochs or by a callback: what workers are doing is
-        finished and pushed, batches that they hold already (`overlap`) too, then
-        the new one is in force.
+      consistency: the policy that decides which worker may step when: `Async`, `BoundedStaleness`,
+        `Sync`, `LocalSteps`, or a `consistency.ConsistencyPolicy` of the user's own. Another policy
+        may be assigned at any time, between epochs or by a callback. Workers then finish and push
+        what they are doing, and train on the batches that they hold already (`overlap`), before the
+        new policy is in force.
     """
 
     def __init__(
         self,
         model: keras.Model,
         strategy: ParameterServerStrategy,
-        consistency: Consistency | None = None,
-        push: Codec | Callable[[Any], Codec] | None = None,
-        pull: Codec | Callable[[Any], Codec] | None = None,
+        consistency: ConsistencyPolicy | None = None,
+        push: Codecs = None,
+        pull: Codecs = None,
         overlap: int = 0,
         sparse_updates: str = "exact",
         push_warmup: int = 0,
         step_timeout: float = 3600.0,
     ):
-        """Keeps its arguments; servers are filled when training starts.
+        """Checks the arguments; the servers are filled when training starts.
 
         Args:
           model: compiled, built or not.
           strategy: connected to the cluster.
-          consistency: `Async()` by default.
-          push: codec of the gradients, worker to ps; or a function of the variable
-            that gives one. None sends them as they are.
-          pull: codec of the parameters, ps to worker, likewise.
-          overlap: how many of its own updates a worker's gradient may miss, so that
-            computing and the network work at the same time. 0: a step pulls, then
-            computes, then pushes. 1: the next batch is taken and its parameters are
-            pulled while it computes, and what it pushes leaves as the backward pass
-            goes on. 2: an update waits for the next step and is pushed from its
-            first moment on, which on a slow network saves the time of the forward
-            pass. Other workers' updates are missed besides; the logs' `staleness`
-            counts all. Overlap is at its best where a call is one step
-            (`steps_per_execution=1`) on plain tensors; it has no effect in rounds
-            (`Sync`) and with `LocalSteps`, which has a `delay` of its own.
-          sparse_updates: what happens to the rows of an embedding table that a step
-            did not look up. "exact": the optimizer updates them with a gradient
-            of zero, as Keras does (momentum, weight decay). "lazy": nothing, they
-            stay as they are bit by bit, and updates cost by the rows looked up
-            instead of by the table.
-          push_warmup: pushes applied by the servers (`optimizer.iterations`) before the
-            codecs of `push` begin; until then, and by workers in the middle of a
-            step, gradients are sent as they are, but rows of tables, which have no
-            feedback, pass through their codec. From then on Adam and AdamW leave
-            alone the second moments of what passes through a codec with feedback
-            (Tang et al., "1-bit Adam", 2021), which makes their update linear in the
-            gradient, as feedback needs it. 0: codecs from the start and no such
-            change. A tenth of the training is a good choice. `LocalSteps` has no
-            warm-up.
-          step_timeout: seconds that a call on a worker may take, which is
-            `steps_per_execution` steps or an exchange of `LocalSteps`; the first
-            one is compiled in it too. Beyond that `fit`, `evaluate` and `predict`
-            raise `StepTimeout`.
+          consistency: the policy; None for `Async()`.
+          push: the codec of the gradients, worker to ps, or a function of the variable that gives
+            a codec. None sends gradients as they are.
+          pull: the codec of the parameters, ps to worker, likewise.
+          overlap: how many of its own updates a worker's gradient may miss, so that the worker
+            computes while the network works. With 0, a step pulls, then computes, then pushes. With
+            1, a worker takes the next batch and pulls the parameters for it while it computes, and
+            each part of a push leaves when the backward pass has come to it. With 2, a push waits
+            for the next step and goes on from that step's beginning, which on a slow network saves
+            the time of the forward pass. A gradient misses other workers' updates besides; the
+            logs' `staleness` counts all of them. Overlap is at its best where a call is one step
+            (`steps_per_execution=1`) on plain tensors. It has no effect in rounds (`Sync`) and with
+            `LocalSteps`, which has a `delay` of its own.
+          sparse_updates: what happens to the rows of an embedding table that a step did not look
+            up. With "exact", the optimizer updates them with a gradient of zero, as Keras does
+            (momentum, weight decay). With "lazy", they stay as they are bit by bit, and the cost of
+            an update grows with the rows looked up instead of with the table.
+          push_warmup: how many pushes the servers apply (`optimizer.iterations`) before the codecs
+            of `push` begin. Until then workers send gradients as they are; only the rows of tables,
+            whose codecs have no feedback, always pass through their codec. When the warm-up
+            ends, Adam and AdamW freeze the second moments of whatever passes through a codec with
+            feedback (Tang et al., "1-bit Adam", 2021). That makes their update linear in the
+            gradient, as feedback needs it. With 0, codecs are used from the start and nothing is
+            frozen. A tenth of the training is a good choice. `LocalSteps` has no warm-up.
+          step_timeout: how many seconds a call on a worker may take. A call is
+            `steps_per_execution` steps, or an exchange of `LocalSteps`; the first call includes
+            its compilation. After that time `fit`, `evaluate` and `predict` raise `StepTimeout`.
 
         Raises:
           ConfigError: an argument is none of these.
@@ -128,70 +126,77 @@ class Trainer:
             )
         if not step_timeout > 0:
             raise errors.ConfigError(f"step_timeout={step_timeout!r} must be above 0 s")
-        wire = {"push": push, "pull": pull, "lazy": sparse_updates == "lazy"}
-        self._session = Session(model, strategy, overlap, wire, push_warmup, step_timeout)
-        weakref.finalize(self, self._session.dispatcher.close)
+        traffic = Traffic(push, pull, lazy=sparse_updates == "lazy")
+        self._session = Session(model, strategy, overlap, traffic, push_warmup, step_timeout)
+        weakref.finalize(self, self._session.calls.close)
         self.consistency = consistency or Async()
         _keras.detach_from_strategy(model)
 
     @property
-    def consistency(self) -> Consistency:
+    def consistency(self) -> ConsistencyPolicy:
         """The policy in force."""
         return self._consistency
 
     @consistency.setter
-    def consistency(self, policy: Consistency) -> None:
-        if not isinstance(policy, Consistency):
+    def consistency(self, policy: ConsistencyPolicy) -> None:
+        if not isinstance(policy, ConsistencyPolicy):
             raise errors.ConfigError(
                 f"consistency={policy!r} is no policy; use tfps.Async(), BoundedStaleness(bound), "
-                "Sync(backups) or LocalSteps(steps)"
+                "Sync(backups), LocalSteps(steps) or a subclass of "
+                "tfps.consistency.ConsistencyPolicy"
             )
-        workers = self.strategy.cluster.num_workers
-        if isinstance(policy, Sync) and policy.backups >= workers:
-            raise errors.ConfigError(
-                f"{policy} waits for none of {workers} worker{'s' if workers > 1 else ''}; have "
-                "fewer backups than workers"
-            )
-        if policy.local_steps and (optimizer := getattr(self.model, "optimizer", None)):
-            # Here, or it would end the epoch in which a callback assigns it.
-            store = self._session.store
-            step_factory.require_local(optimizer, store and store.plan)
+        policy.require_workers(self.strategy.cluster.num_workers)
+        if policy.exchange.outer is not None and (
+            optimizer := getattr(self.model, "optimizer", None)
+        ):
+            # Otherwise the error would end the epoch in which a callback assigns the policy.
+            session = self._session
+            require_local(optimizer, session.served.store.plan if session.is_served else None)
         self._consistency = policy
+
+    @property
+    def state(self) -> TrainingState:
+        """What training remembers, on the servers, on the workers and here.
+
+        `state.export()` gives it as values, and `state.restore(exported)` makes the next `fit` go
+        on there: in this trainer, or in another one, on another cluster.
+        """
+        return self._session.state
 
     @_errors_named
     def fit(
         self,
-        x=None,
-        y=None,
-        batch_size=None,
-        epochs=1,
-        verbose="auto",
-        callbacks=None,
-        validation_split=0.0,
-        validation_data=None,
-        shuffle=True,
-        class_weight=None,
-        sample_weight=None,
-        initial_epoch=0,
-        steps_per_epoch=None,
-        validation_steps=None,
-        validation_batch_size=None,
-        validation_freq=1,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose: str | int = "auto",
+        callbacks: Callbacks = None,
+        validation_split: float = 0.0,
+        validation_data: Any = None,
+        shuffle: bool = True,
+        class_weight: dict[int, float] | None = None,
+        sample_weight: Any = None,
+        initial_epoch: int = 0,
+        steps_per_epoch: int | None = None,
+        validation_steps: int | None = None,
+        validation_batch_size: int | None = None,
+        validation_freq: int | list[int] = 1,
     ) -> keras.callbacks.History:
         """Trains the model; see `keras.Model.fit` for the arguments.
 
         Args:
-          x: what Keras takes, or `dataset_fn(context) -> tf.data.Dataset`, called
-            once for each worker with a `tfps.Context`.
-          steps_per_epoch: batches in an epoch, over all workers together. By
-            default the input once; with a `dataset_fn`, each worker's dataset once.
+          x: what Keras takes, or `dataset_fn(context) -> tf.data.Dataset`, called once for each
+            worker with a `tfps.Context`.
+          steps_per_epoch: batches in an epoch, over all workers together. By default the input
+            once; with a `dataset_fn`, each worker's dataset once.
 
         Returns:
           The history. Its logs carry, besides loss and metrics, over all workers:
-          `examples_per_second` and `steps_per_second`; `staleness` and
-          `staleness_max`, the updates that a push has missed, on average and at
-          most; `push_bytes_per_step` and `pull_bytes_per_step`, what a worker
-          sends and receives in a step as the codecs predict it.
+          `examples_per_second` and `steps_per_second`; `staleness` and `staleness_max`, the number
+          of updates that a push has missed, on average and at most; `push_bytes_per_step` and
+          `pull_bytes_per_step`, what a worker sends and receives in a step as the codecs predict
+          it.
 
         Raises:
           ConfigError: model, optimizer or data cannot be trained here.
@@ -199,7 +204,7 @@ class Trainer:
           TaskLost: a worker or ps went away.
           StepTimeout: a call took longer than `step_timeout`.
         """
-        model = self.model
+        model, session = self.model, self._session
         _keras.check_compiled(model, "fit")
         if model.optimizer is None:
             raise errors.ConfigError("fit needs an optimizer; pass one to model.compile")
@@ -208,7 +213,6 @@ class Trainer:
             (x, y, sample_weight), validation_data = _keras.split_validation(
                 (x, y, sample_weight), validation_split=validation_split
             )
-        session = self._session
         feed = session.feed(
             x,
             steps_per_epoch,
@@ -219,65 +223,53 @@ class Trainer:
             class_weight=class_weight,
         )
         session.prepare(feed, train=True)
-        store = session.store
-        validate = None
+        validation = None
         if validation_data is not None:
-            validate = self._validation(
+            validation = self._validation_feed(
                 validation_data, validation_batch_size or batch_size, validation_steps
             )
-        if not isinstance(callbacks, keras.callbacks.CallbackList):
-            callbacks = keras.callbacks.CallbackList(
-                callbacks,
-                add_history=True,
-                add_progbar=verbose != 0,
-                verbose=verbose,
-                epochs=epochs,
-                steps=feed.num_batches,
-                model=model,
-            )
         model.stop_training = False
-        store.load_if_changed()
-        callbacks.on_train_begin()
-        store.load_if_changed()
+        hooks = Hooks(
+            self._callback_list(callbacks, verbose, feed, epochs, history=True),
+            session.served.store,
+        )
+        hooks.train_begin()
+        resumed = session.state.begin_fit()
+        if resumed is not None:
+            initial_epoch = self._resume(resumed, feed)
         logs = None
         for number in range(_keras.initial_epoch(model, initial_epoch), epochs):
-            epoch = Epoch(session, feed, callbacks, lambda: self.consistency)
-            callbacks.on_epoch_begin(number)
-            store.load_if_changed()
+            epoch = Epoch(session, feed, hooks, lambda: self.consistency)
+            hooks.epoch_begin(number)
             logs = epoch.run()
-            if validate and _keras.should_evaluate(model, number, validation_freq):
-                logs.update({f"val_{k}": v for k, v in validate(callbacks).items()})
-            # TensorBoard(update_freq=n) would write an epoch's summaries only after
-            # a multiple of n batches (Keras 3.15).
-            with tf.summary.record_if(True):
-                callbacks_lib.write_staleness(callbacks, epoch.staleness, number)
-                callbacks.on_epoch_end(number, logs)
+            if validation and _keras.should_evaluate(model, number, validation_freq):
+                evaluated = self._evaluate(validation, hooks.callbacks, verbose=0)
+                logs.update({f"val_{name}": value for name, value in evaluated.items()})
+            session.state.note_epoch(number, logs, feed.position())
+            hooks.epoch_end(number, logs, epoch.staleness)
             if model.stop_training:
                 break
-            store.load_if_changed()
         if epochs > 0 and optimizer_traits.inner(model.optimizer).use_ema:
-            store.load_if_changed()
-            store.finalize()
-            store.fetch()
-        callbacks.on_train_end(logs)
+            session.served.store.finalize()
+            session.served.store.fetch()
+        hooks.train_end(logs)
         return model.history
 
     @_errors_named
     def evaluate(
         self,
-        x=None,
-        y=None,
-        batch_size=None,
-        verbose="auto",
-        sample_weight=None,
-        steps=None,
-        callbacks=None,
-        return_dict=False,
-    ):
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        verbose: str | int = "auto",
+        sample_weight: Any = None,
+        steps: int | None = None,
+        callbacks: Callbacks = None,
+        return_dict: bool = False,
+    ) -> Any:
         """Loss and metrics over the input, each example once; see `keras.Model.evaluate`.
 
-        The workers share the batches. With a `dataset_fn`, each worker's dataset
-        is visited once.
+        The workers share the batches. With a `dataset_fn`, each worker's dataset is visited once.
         """
         _keras.check_compiled(self.model, "evaluate")
         feed = self._session.feed(
@@ -287,11 +279,18 @@ class Trainer:
         return logs if return_dict else _keras.flatten_metrics(self.model, logs)
 
     @_errors_named
-    def predict(self, x, batch_size=None, verbose="auto", steps=None, callbacks=None):
+    def predict(
+        self,
+        x: Any,
+        batch_size: int | None = None,
+        verbose: str | int = "auto",
+        steps: int | None = None,
+        callbacks: Callbacks = None,
+    ) -> Any:
         """The model's outputs, in the order of the input; see `keras.Model.predict`.
 
         Raises:
-          DataError: `x` is a `dataset_fn`, whose batches have no order.
+          DataError: `x` is a `dataset_fn`, whose batches have no order, or there was no batch.
         """
         if callable(x):
             raise errors.DataError(
@@ -301,119 +300,69 @@ class Trainer:
         session = self._session
         feed = session.feed(x, steps, batch_size=batch_size, shuffle=False, group=1)
         session.prepare(feed, train=False, targets=False)
-        model = self.model
-        run = session.step(
-            "predict",
-            feed,
-            lambda: PredictStep(
-                session.program, session.puller, feed.source_spec, model.jit_compile
-            ),
-        )
-        callbacks = self._callback_list(callbacks, verbose, feed)
-        values, handles = session.pull(), session.store.handles()
-        outputs: dict[int, Any] = {}
-
-        def prepare(worker, work):
-            def call():
-                result = run(handles, values[worker], work.source)
-                return _Prediction(1, keras.tree.map_structure(_to_numpy, result))
-
-            return call
-
-        def end(last, first, prediction):
-            outputs[first] = prediction.outputs
-            callbacks.on_predict_batch_end(last, {"outputs": prediction.outputs})
-
-        model.stop_predicting = False
-        callbacks.on_predict_begin()
-        self._drive(
-            feed, prepare, callbacks.on_predict_batch_begin, end, lambda: model.stop_predicting
-        )
-        callbacks.on_predict_end()
+        hooks = self._callback_list(callbacks, verbose, feed)
+        run = PredictionRun(session, feed, hooks)
+        self.model.stop_predicting = False
+        hooks.on_predict_begin()
+        outputs = run.predict()
+        hooks.on_predict_end()
         if not outputs:
             raise errors.DataError("predict was given no batch; the input is empty")
-        ordered = [outputs[i] for i in sorted(outputs)]
-        return keras.tree.map_structure(lambda *parts: np.concatenate(parts), *ordered)
+        return keras.tree.map_structure(lambda *parts: np.concatenate(parts), *outputs)
 
-    # Validation and evaluation.
+    def _resume(self, chief: ChiefState, feed: Feed) -> int:
+        """Goes on where a restored state was exported; returns the epoch to begin with."""
+        if chief.position is not None:
+            feed.seek(chief.position)
+        history = self.model.history
+        history.epoch = list(range(chief.epoch))
+        history.history = {name: [*values] for name, values in chief.history.items()}
+        return chief.epoch
 
-    def _validation(self, validation_data, batch_size, steps):
+    def _validation_feed(self, validation_data, batch_size, steps) -> Feed:
         if callable(validation_data):
             x, y, sample_weight = validation_data, None, None
         else:
             x, y, sample_weight = _keras.unpack_batch(validation_data)
-        batch_size = None if callable(x) else batch_size
-        feed = self._session.feed(
-            x, steps, y=y, sample_weight=sample_weight, batch_size=batch_size, shuffle=False
+        return self._session.feed(
+            x,
+            steps,
+            y=y,
+            sample_weight=sample_weight,
+            batch_size=None if callable(x) else batch_size,
+            shuffle=False,
         )
-        return lambda callbacks: self._evaluate(feed, callbacks, verbose=0)
 
-    def _evaluate(self, feed, callbacks, verbose) -> dict:
+    def _evaluate(self, feed: Feed, callbacks: Callbacks, verbose: str | int) -> dict[str, float]:
         session = self._session
         session.prepare(feed, train=False)
-        model = self.model
-        run = session.step(
-            "evaluate",
-            feed,
-            lambda: EvalStep(
-                session.program,
-                session.puller,
-                feed.source_spec,
-                feed.group == 1,
-                model.jit_compile,
-            ),
-        )
-        callbacks = self._callback_list(callbacks, verbose, feed)
-        values, handles = session.pull(), session.store.handles()
-        totals = MetricTotals(session.program)
-
-        def prepare(worker, work):
-            return lambda: Report.of(
-                run(handles, values[worker], work.source, work.count), run.initial
-            )
-
-        def end(last, first, report):
-            totals.add(report)
-            callbacks.on_test_batch_end(last, totals.logs())
-
-        feed.reset()  # Every validation sees the same batches.
-        model.stop_evaluating = False
-        callbacks.on_test_begin()
-        self._drive(
-            feed, prepare, callbacks.on_test_batch_begin, end, lambda: model.stop_evaluating
-        )
-        if not totals.examples and not model.stop_evaluating:
+        hooks = self._callback_list(callbacks, verbose, feed)
+        run = EvaluationRun(session, feed, hooks)
+        self.model.stop_evaluating = False
+        hooks.on_test_begin()
+        totals = run.evaluate()
+        if not totals.examples and not self.model.stop_evaluating:
             raise errors.DataError("evaluate was given no batch; the input is empty")
         logs = totals.logs()
-        callbacks.on_test_end(logs)
+        hooks.on_test_end(logs)
         return logs
 
-    def _drive(self, feed, prepare, begin, end, stopped) -> None:
-        feed.begin_epoch()
-        WorkLoop(self._session.dispatcher, feed, prepare, begin, end, stopped=stopped).run()
-        feed.end_epoch()
-
-    def _callback_list(self, callbacks, verbose, feed) -> keras.callbacks.CallbackList:
+    def _callback_list(
+        self,
+        callbacks: Callbacks,
+        verbose: str | int,
+        feed: Feed,
+        epochs: int = 1,
+        history: bool = False,
+    ) -> keras.callbacks.CallbackList:
         if isinstance(callbacks, keras.callbacks.CallbackList):
             return callbacks
         return keras.callbacks.CallbackList(
             callbacks,
+            add_history=history,
             add_progbar=verbose != 0,
             verbose=verbose,
-            epochs=1,
+            epochs=epochs,
             steps=feed.num_batches,
             model=self.model,
         )
-
-
-class _Prediction(NamedTuple):
-    steps: int
-    outputs: Any
-
-    @property
-    def taken(self) -> int:
-        return self.steps
-
-
-def _to_numpy(tensor):
-    return tensor.numpy() if isinstance(tensor, tf.Tensor) else tensor

@@ -1,92 +1,138 @@
-"""Handing out work: which worker runs what next, and what happens when it is done."""
+"""Handing out work: which worker runs what next, and what happens when the work is done."""
 
 import collections
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
-import numpy as np
-
-from tfps import _keras
 from tfps.cluster.calls import Completion, WorkerCalls
-from tfps.model.stateless_model import StatelessModel
-from tfps.training.schedule import Clocks, Rounds
-from tfps.worker.tally import Report, nothing, sum_of
+from tfps.training.feeds import WorkSource
+from tfps.training.schedule import Clocks, RoundSchedule, Schedule
+
+
+class Result(Protocol):
+    """What a call on a worker came to.
+
+    Attributes:
+      steps: how many batches the call has used.
+      taken: how many batches the call has taken from its source.
+      weight: what the call counts in a weighted mean of its round.
+    """
+
+    @property
+    def steps(self) -> int:
+        """See the class."""
+
+    @property
+    def taken(self) -> int:
+        """See the class."""
+
+    @property
+    def weight(self) -> float:
+        """See the class."""
+
+    def __add__(self, other: Any) -> Any:
+        """The result together with that of the push that followed; needed in rounds only."""
+
+
+class Run(Protocol):
+    """What a work loop runs: training under a policy, an evaluation, or a prediction.
+
+    The loop calls all methods on the chief, from one thread.
+    """
+
+    def call(self, worker: int, work: Any) -> Callable[[], Result]:
+        """The call that does some work on a worker; the loop makes it under that worker's device.
+
+        Args:
+          worker: index.
+          work: what the loop's source gave for the worker.
+        """
+
+    def began(self, first: int) -> None:
+        """Work is about to be given out whose first batch has this index."""
+
+    def ended(self, last: int, first: int, result: Any) -> None:
+        """Some work is done.
+
+        Args:
+          last: index of the last batch that is done, counted in the order in which batches end.
+          first: index of the work's first batch, counted in the order in which batches began.
+          result: of the call, and in rounds of the push that followed.
+        """
+
+    def stopped(self) -> bool:
+        """Whether no further work is to be given out; work that is under way is finished."""
+
+
+class RoundRun(Run, Protocol):
+    """Training under a policy whose schedule is a `RoundSchedule`."""
+
+    def push(self, worker: int, share: float, expected: int) -> Callable[[], Result]:
+        """The call that pushes what the worker's last call has computed.
+
+        Args:
+          worker: index.
+          share: of the worker in the weighted mean.
+          expected: how many workers push in this round.
+        """
 
 
 class WorkLoop:
-    """Runs a feed on the workers.
+    """Runs the work of a source on the workers until the source is at its end.
 
-    Hooks are called from here, one at a time, and a worker gets its next work
-    only after the hooks of its last one: with one worker, what a hook changes
-    holds for the very next batch, as in Keras.
+    A worker gets its next work only after the hooks of its last work. So with one worker, what a
+    hook changes holds for the very next batch, as in Keras.
     """
 
     def __init__(
         self,
-        dispatcher: WorkerCalls,
-        feed,
-        prepare: Callable[[int, Any], Callable[[], Any]],
-        on_begin: Callable[[int], None],
-        on_end: Callable[[int, int, Any], None],
-        schedule: Clocks | Rounds | None = None,
-        push: Callable[[int, float, int], Callable[[], Any]] | None = None,
-        stopped: Callable[[], bool] = lambda: False,
+        calls: WorkerCalls,
+        source: WorkSource,
+        run: Run,
+        schedule: Schedule | None = None,
         first: int = 0,
     ):
-        """Keeps its arguments.
+        """Makes ready for `run`, with all workers idle.
 
         Args:
-          dispatcher: of the cluster.
-          feed: a `data.ChiefFeed`, `data.WorkerFeed` or `data.Lookahead`, whose epoch has
-            begun.
-          prepare: `(worker, work)` -> the call to make on the worker; its result has
-            attributes `steps`, the batches that it used, and `taken`; see `Report`.
-          on_begin: called with the index of the first batch of each piece of work that
-            has one.
-          on_end: called with the index of the last batch completed so far, the index
-            of the work's first batch, and the result.
-          schedule: who may start when; by default, everybody always. Results of
-            steps that it holds back are `Report`s.
-          push: `(worker, share, expected)` -> the call that pushes what was held
-            back; its `Report` is added to the result.
-          stopped: true: nothing is begun any more; work under way is finished.
+          calls: to the workers.
+          source: of the work.
+          run: what is to be done.
+          schedule: who may start when. None lets everybody start at any time.
           first: index of the first batch.
         """
-        self._dispatcher = dispatcher
-        self._feed = feed
-        self._prepare, self._push = prepare, push
-        self._on_begin, self._on_end = on_begin, on_end
+        self._calls = calls
+        self._source = source
+        self._run = run
         self._schedule = schedule or Clocks()
-        self._stopped = stopped
         self._begun = self._ended = first
-        self._idle = collections.deque(range(dispatcher.num_workers))
-        self._held: dict[int, tuple] = {}  # worker -> (index of its first batch, result)
+        self._idle = collections.deque(range(calls.num_workers))
+        self._held: dict[int, tuple[int, Result]] = {}  # worker -> (its first batch, its result)
 
     def run(self) -> int:
-        """Returns the index after the last batch, when the feed is at its end or it is stopped."""
+        """Returns the index after the last batch, once the source has ended or the run stopped."""
         try:
             while True:
                 self._start()
-                self._push_due()
-                if not self._dispatcher.pending:
+                if not self._calls.pending:
                     return self._ended
-                self._complete(self._dispatcher.next())
+                self._complete(self._calls.next())
         except BaseException:
-            # Nothing of this may come back as a result of something later.
-            self._dispatcher.drain()
+            # No result of this run may come back as the result of a later run.
+            self._calls.drain()
             raise
 
     def _start(self) -> None:
-        # Whoever leaves may have been the one that others wait for.
+        # A worker that leaves may have been the one that other workers wait for.
         waiting = list(self._idle)
         while waiting != (waiting := self._start_some(waiting)):
             pass
 
     def _start_some(self, workers: list[int]) -> list[int]:
-        """Gives each of these work; returns those that have to wait."""
+        """Gives each of these workers work; returns the workers that have to wait."""
         waiting = []
         for worker in workers:
-            if self._stopped():
+            if self._run.stopped():
                 self._schedule.leave(worker)
                 continue
             self._schedule.join(worker)
@@ -94,7 +140,7 @@ class WorkLoop:
             if not steps:
                 waiting.append(worker)
                 continue
-            work = self._feed.take(worker, steps)
+            work = self._source.take(worker, steps)
             if work is None:
                 # Nobody has to wait for a worker without data.
                 self._schedule.leave(worker)
@@ -102,67 +148,47 @@ class WorkLoop:
             self._idle.remove(worker)
             self._schedule.started(worker)
             if work.count:
-                self._on_begin(self._begun)
-            call = self._prepare(worker, work)
-            self._dispatcher.submit(worker, call, tag=(self._begun, work))
+                self._run.began(self._begun)
+            self._calls.submit(worker, self._run.call(worker, work), tag=(self._begun, work))
             self._begun += work.count
         return waiting
 
-    def _push_due(self) -> None:
-        due = self._schedule.due()
-        for worker, share in due.items():
-            self._dispatcher.submit(worker, self._push(worker, share, len(due)))
-
     def _complete(self, completion: Completion) -> None:
         worker, result = completion.worker, completion.value
-        if completion.tag is None:
-            first, computed = self._held.pop(worker)
-            self._schedule.pushed(worker)
-            self._settle(worker, first, computed + result)
-            return
         first, work = completion.tag
-        self._feed.done(worker, work, result.taken)
-        if self._schedule.finished(worker, result.steps, _weight(result)):
+        self._source.done(worker, work, result.taken)
+        if self._schedule.finished(worker, result.steps, result.weight):
             self._held[worker] = first, result
         else:
             self._settle(worker, first, result)
 
-    def _settle(self, worker: int, first: int, result) -> None:
+    def _settle(self, worker: int, first: int, result: Result) -> None:
         self._idle.append(worker)
         self._ended += result.steps
         if result.steps:
-            self._on_end(self._ended - 1, first, result)
+            self._run.ended(self._ended - 1, first, result)
 
 
-def _weight(result) -> float:
-    """What a result counts in a round: its examples, unless the gradients overflowed."""
-    if not isinstance(result, Report):
-        return 0.0
-    return result.tally.examples if result.tally.good else 0.0
+class RoundLoop(WorkLoop):
+    """A work loop in rounds: workers hold back what they computed until their round is due."""
 
+    _run: RoundRun
+    _schedule: RoundSchedule
 
-class MetricTotals:
-    """The model's metrics over the reports of all workers.
+    def _start(self) -> None:
+        # In the order of workers, so that who gets which batch, and which step number, does not
+        # depend on who was quicker in the last round: residuals and random numbers follow from it.
+        self._idle = collections.deque(sorted(self._idle))
+        super()._start()
+        due = self._schedule.due()
+        for worker, share in sorted(due.items()):
+            self._calls.submit(worker, self._run.push(worker, share, len(due)))
 
-    Keras declares metric variables as sums over replicas; so the changes that
-    workers report add up, in whatever order they come.
-    """
-
-    def __init__(self, program: StatelessModel):
-        program.model.reset_metrics()
-        self._program = program
-        self._totals = [np.asarray(v.numpy(), np.float64) for v in program.metrics]
-        self.tally = nothing()
-
-    @property
-    def examples(self) -> int:
-        return int(self.tally.examples)
-
-    def add(self, report: Report) -> None:
-        """Adds what a report says."""
-        self.tally = sum_of(self.tally, report.tally)
-        self._totals = [t + c for t, c in zip(self._totals, report.metrics, strict=True)]
-
-    def logs(self) -> dict:
-        """Metric name -> float, as `keras.Model.get_metrics_result`."""
-        return _keras.to_floats(self._program.publish(self._totals))
+    def _complete(self, completion: Completion) -> None:
+        if completion.tag is not None:
+            super()._complete(completion)
+            return
+        worker = completion.worker
+        first, computed = self._held.pop(worker)
+        self._schedule.pushed(worker)
+        self._settle(worker, first, computed + completion.value)

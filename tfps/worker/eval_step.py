@@ -1,34 +1,62 @@
 """What a worker runs to evaluate and to predict, with parameters that it holds."""
 
+from typing import Any
+
 import tensorflow as tf
 
+from tfps.model.lookups import Rows
+from tfps.model.row_ids import row_ids
 from tfps.model.stateless_model import StatelessModel
+from tfps.store.handles import ServerHandles
 from tfps.store.pull import Pulled, Puller
 from tfps.worker.batch_loop import is_iterator, repeat
 from tfps.worker.tally import Tally, added, vector, zeros
+from tfps.worker.tracing import COUNT, form, traced
+
+
+class Pull:
+    """Reads all buckets onto a worker, exactly, for the steps that only read."""
+
+    def __init__(self, puller: Puller):
+        """Traces the pull."""
+        self._run = traced(_exact_pull(puller), puller.store.handles())
+
+    def __call__(self, handles: ServerHandles) -> Pulled:
+        """Tensors on the device under which it is called."""
+        return self._run(handles)
 
 
 class EvalStep:
-    """Up to `count` batches of evaluation on a worker, with weights that it holds.
+    """Up to `count` batches of evaluation on a worker, with parameters that it holds.
 
     Attributes:
-      initial: the metric variables' values at the start of each call.
+      initial: the values of the metric variables at the start of each call.
     """
 
     def __init__(
-        self, program: StatelessModel, puller: Puller, source, single: bool, jit_compile: bool
+        self, program: StatelessModel, puller: Puller, source: Any, single: bool, jit_compile: bool
     ):
-        """Traces the step; see `AsyncStep`."""
+        """Traces the step.
+
+        Args:
+          program: the model.
+          puller: the traffic down.
+          source: the form of the input, as for `AsyncStep`.
+          single: whether every call is for one batch.
+          jit_compile: whether to compile the forward pass with XLA.
+        """
         self._program = program
         self._puller = puller
         self._single = single
         self.initial = program.initial_metrics()
         self._compute = tf.function(self._metrics, jit_compile=jit_compile, autograph=False)
-        self._run = tf.function(self._steps, autograph=False).get_concrete_function(
-            puller.store.handles(), _pulled_specs(puller), source, tf.TensorSpec([], tf.int32)
-        )
+        handles = puller.store.handles()
+        pulled = form(_exact_pull(puller), handles)
+        self._run = traced(self._steps, handles, pulled, source, COUNT)
 
-    def __call__(self, handles, pulled, source, count: int) -> tf.Tensor:
+    def __call__(
+        self, handles: ServerHandles, pulled: Pulled, source: Any, count: int
+    ) -> tf.Tensor:
         """Evaluates up to `count` batches with what was pulled; returns a `Report`'s vector."""
         return self._run(handles, pulled, source, tf.constant(count, tf.int32))
 
@@ -39,21 +67,21 @@ class EvalStep:
 
     def _steps(self, handles, pulled, source, count):
         def step(i, batch, state):
-            metrics, tally = state
+            metrics, total = state
             rows = _rows(self._program, self._puller, handles, batch)
             metrics, examples = self._compute(pulled, rows, batch, metrics)
-            return metrics, added(tally, Tally(examples=examples))
+            return metrics, added(total, Tally(examples=examples))
 
         state = self.initial, zeros()
-        done, (metrics, tally) = repeat(step, source, count, state, self._single)
-        return vector(done, tally, metrics)
+        done, (metrics, total) = repeat(step, source, count, state, self._single)
+        return vector(done, total, metrics)
 
 
 class PredictStep:
-    """The outputs for one batch, with weights that the worker holds."""
+    """The model's outputs for one batch, with parameters that the worker holds."""
 
-    def __init__(self, program: StatelessModel, puller: Puller, source, jit_compile: bool):
-        """Traces the step; see `AsyncStep`."""
+    def __init__(self, program: StatelessModel, puller: Puller, source: Any, jit_compile: bool):
+        """Traces the step; see `EvalStep` for the arguments."""
         n = len(program.trainable)
 
         @tf.function(jit_compile=jit_compile, autograph=False)
@@ -65,44 +93,21 @@ class PredictStep:
             batch = source.get_next() if is_iterator(source) else source
             return compute(pulled, _rows(program, puller, handles, batch), batch)
 
-        self._run = tf.function(run, autograph=False).get_concrete_function(
-            puller.store.handles(), _pulled_specs(puller), source
-        )
+        handles = puller.store.handles()
+        self._run = traced(run, handles, form(_exact_pull(puller), handles), source)
 
-    def __call__(self, handles, pulled, source):
-        """The model's outputs, as tensors on the worker."""
+    def __call__(self, handles: ServerHandles, pulled: Pulled, source: Any) -> Any:
+        """The model's outputs, nested tensors on the worker."""
         return self._run(handles, pulled, source)
 
 
-class Pull:
-    """Reads all buckets onto a worker, for the steps that only read."""
-
-    def __init__(self, puller: Puller):
-        self._run = _exact_pull(puller)
-
-    def __call__(self, handles) -> Pulled:
-        """Tensors on the device under which it is called."""
-        return self._run(handles)
+def _exact_pull(puller: Puller):
+    return lambda handles: puller.pull(handles, exact=True)
 
 
-def _rows(program, puller, handles, batch) -> dict:
+def _rows(program, puller, handles, batch) -> dict[int, Rows]:
+    """The rows of tables that a batch looks up, exactly."""
     zero = tf.constant(0, tf.int64)
-    lookups = program.lookups(puller.tables, zero, batch, training=False)
+    lookups = row_ids(program, puller.tables, zero, batch, training=False)
     found = puller.rows(handles, lookups, tf.zeros([2], tf.int32), exact=True)
     return {i: one.rows for i, one in found.items()}
-
-
-def _exact_pull(puller: Puller):
-    pull = tf.function(lambda handles: puller.pull(handles, exact=True), autograph=False)
-    return pull.get_concrete_function(puller.store.handles())
-
-
-def _pulled_specs(puller: Puller):
-    return specs(_exact_pull(puller))
-
-
-def specs(function):
-    """The specs of what a concrete function returns."""
-    return tf.nest.map_structure(
-        lambda t: tf.TensorSpec(t.shape, t.dtype), function.structured_outputs
-    )

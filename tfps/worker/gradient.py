@@ -1,15 +1,32 @@
-"""From parameters and a batch to what is to be pushed, on a worker."""
+"""What every training step consists of: pull, compute, push."""
 
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tfps.model import server_optimizer
+from tfps.model.gradients import unscale_and_clip
+from tfps.model.row_ids import row_ids
 from tfps.model.stateless_model import StatelessModel
+from tfps.store.handles import ServerHandles
 from tfps.store.pull import Pulled, Puller
 from tfps.store.push import Push, Pusher, Updates
 from tfps.store.tables import Found, Ids
-from tfps.worker.tally import Tally
+from tfps.worker.tally import Tally, of_push
+from tfps.worker.worker_step import Residuals
+
+
+class Parameters(NamedTuple):
+    """What a step computes with.
+
+    Attributes:
+      pulled: the buckets.
+      found: table -> the rows that the batch looks up.
+      scale: float32 scalar by which the loss is multiplied.
+    """
+
+    pulled: Pulled
+    found: dict[int, Found]
+    scale: tf.Tensor
 
 
 class Change(NamedTuple):
@@ -17,11 +34,11 @@ class Change(NamedTuple):
 
     Attributes:
       buckets: bucket -> a tensor of its shape; only buckets that the step changes.
-      rows: table -> gradients of its rows.
-      ids: table -> `tables.Ids` of these rows, without positions.
-      versions: int64 [ps], of the parameters with which it was computed.
-      finite: bool scalar; false: gradients overflowed (loss scaling).
-      loss_scale: float32 scalar that was used.
+      rows: table -> the gradients of its rows.
+      ids: table -> the ids of these rows, without positions.
+      versions: int64 [ps], of the parameters with which the change was computed.
+      finite: bool scalar; false if gradients overflowed (loss scaling).
+      loss_scale: float32 scalar that the loss was multiplied by.
     """
 
     buckets: dict[int, tf.Tensor]
@@ -32,23 +49,44 @@ class Change(NamedTuple):
     loss_scale: tf.Tensor
 
 
+class Computed(NamedTuple):
+    """What computing a step leaves on the worker.
+
+    Attributes:
+      sent: what is to be pushed.
+      residuals: of the codecs.
+      metrics: new values of the metric variables.
+      tally: what the step counts, apart from its push.
+    """
+
+    sent: Push
+    residuals: Residuals
+    metrics: list[tf.Tensor]
+    tally: Tally
+
+
 class Gradient:
-    """The arithmetic of a training step, inside of `tf.function`s.
+    """The three parts of a training step, inside of `tf.function`s.
 
     Attributes:
       program, puller, pusher: the model and its traffic.
     """
 
     def __init__(
-        self, program: StatelessModel, puller: Puller, pusher: Pusher, optimizer, jit_compile: bool
+        self,
+        program: StatelessModel,
+        puller: Puller,
+        pusher: Pusher,
+        optimizer: Any,
+        jit_compile: bool,
     ):
-        """Keeps its arguments.
+        """Makes ready to trace steps.
 
         Args:
           program: the model.
           puller, pusher: the traffic with the servers.
           optimizer: the one that the model was compiled with.
-          jit_compile: compile the forward and backward pass with XLA.
+          jit_compile: whether to compile the forward and the backward pass with XLA.
         """
         self.program = program
         self.puller = puller
@@ -56,37 +94,82 @@ class Gradient:
         self._optimizer = optimizer
         self._compute = tf.function(self._computed, jit_compile=jit_compile, autograph=False)
 
-    def pull_rows(self, handles, batch, number) -> dict[int, Found]:
-        """The rows of tables that a batch looks up.
+    def pull(self, handles: ServerHandles, batch: Any, number: tf.Tensor) -> Parameters:
+        """Brings what a step needs to the worker.
 
         Args:
           handles: of the pusher.
-          batch: what the dataset yields.
+          batch: what the dataset yields; it says which rows of tables are needed.
           number: int64 scalar, the step's.
         """
-        lookups = self.program.lookups(self.puller.tables, number, batch, training=True)
+        found = self.pull_rows(handles, batch, number)
+        scale = self.puller.loss_scale(handles)
+        return Parameters(self.puller.pull(handles), found, scale)
+
+    def pull_rows(self, handles: ServerHandles, batch: Any, number: tf.Tensor) -> dict[int, Found]:
+        """The rows of tables that a batch looks up; see `pull`."""
+        lookups = row_ids(self.program, self.puller.tables, number, batch, training=True)
         return self.puller.rows(handles, lookups, seed_of(number))
 
     def change(
-        self, batch, pulled: Pulled, found: dict[int, Found], scale, metrics, number
-    ) -> tuple[Change, Any, tf.Tensor]:
-        """One step's: (change, new metric values, int64 number of examples).
+        self, batch: Any, parameters: Parameters, metrics: list[tf.Tensor], number: tf.Tensor
+    ) -> tuple[Change, list[tf.Tensor], Tally]:
+        """Computes a step.
 
         Args:
           batch: what the dataset yields.
-          pulled, found: the parameters.
-          scale: float32 scalar by which the loss is multiplied.
-          metrics: values before the step.
+          parameters: for this batch.
+          metrics: values of the metric variables before the step.
           number: int64 scalar, the step's.
+
+        Returns:
+          (the change, new values of the metric variables, what the step counts apart from its
+          push).
         """
-        # The model has the positions already, with the rows.
+        pulled, found, scale = parameters
+        # The positions stay with the rows, which the model has already.
         ids = {i: one.ids._replace(positions=[]) for i, one in found.items()}
         rows = {i: one.rows for i, one in found.items()}
         updates, metrics, examples, finite = self._compute(
             pulled, rows, batch, metrics, number, scale
         )
         change = Change(updates.buckets, updates.rows, ids, pulled.versions, finite, scale)
-        return change, metrics, examples
+        up, down = self.puller.store.plan.row_bytes(ids)
+        down += self.puller.payload_bytes()
+        return change, metrics, Tally(examples, finite, bytes_up=up, bytes_down=down)
+
+    def compute(
+        self,
+        batch: Any,
+        parameters: Parameters,
+        residuals: Residuals,
+        metrics: list[tf.Tensor],
+        number: tf.Tensor,
+    ) -> Computed:
+        """Computes a step and encodes what is to be pushed; see `change` and `encoded`."""
+        change, metrics, tally = self.change(batch, parameters, metrics, number)
+        sent, residuals = encoded(self.pusher, change, residuals, number)
+        return Computed(sent, residuals, metrics, tally)
+
+    def push(
+        self,
+        handles: ServerHandles,
+        sent: Push,
+        learning_rate: tf.Tensor,
+        found: dict[int, Found] | None = None,
+    ) -> Tally:
+        """Pushes.
+
+        Args:
+          handles: of the pusher.
+          sent: what to push.
+          learning_rate: float32 scalar.
+          found: table -> the rows that are pulled before the push in the same call.
+
+        Returns:
+          What the push counts.
+        """
+        return push(self.pusher, handles, sent, learning_rate, found=found)
 
     def change_specs(self) -> Change:
         """The specs of a change, known without tracing the model."""
@@ -97,12 +180,6 @@ class Gradient:
         finite, scale = tf.TensorSpec([], tf.bool), tf.TensorSpec([], tf.float32)
         return Change(buckets, rows, ids, versions, finite, scale)
 
-    def tally(self, change: Change, examples) -> Tally:
-        """What computing a change counts: all but its push."""
-        up, down = self.puller.store.plan.row_bytes(change.ids)
-        down += self.puller.payload_bytes()
-        return Tally(examples, change.finite, bytes_up=up, bytes_down=down)
-
     def _computed(self, pulled, rows, batch, metrics, number, scale):
         variables = self.puller.unpack(pulled, rows)
         n = len(self.program.trainable)
@@ -110,22 +187,29 @@ class Gradient:
         gradients, new_state, metrics, examples = self.program.train(
             trainable, state, metrics, number, scale, batch
         )
-        gradients, finite = server_optimizer.prepare(self._optimizer, gradients, scale)
+        gradients, finite = unscale_and_clip(self._optimizer, gradients, scale)
         updates = self.pusher.pack_updates(gradients, state, new_state)
         return updates, metrics, examples, finite
 
 
 def encoded(
-    pusher: Pusher, change: Change, residuals, number, share=None
-) -> tuple[Push, dict[int, tuple]]:
-    """(what is sent, residuals after it).
+    pusher: Pusher,
+    change: Change,
+    residuals: Residuals,
+    number: tf.Tensor,
+    share: tf.Tensor | None = None,
+) -> tuple[Push, Residuals]:
+    """Passes a change through the codecs.
 
     Args:
       pusher: the traffic up.
-      change: what is to be sent.
+      change: what is to be pushed.
       residuals: of the codecs.
       number: int64 scalar, the step's.
-      share: float32 scalar by which it is multiplied; None: 1.
+      share: float32 scalar by which the change is multiplied, or None for 1.
+
+    Returns:
+      (what is to be pushed, the residuals after it).
     """
     updates = Updates(change.buckets, change.rows)
     if share is not None:
@@ -138,24 +222,27 @@ def encoded(
     return sent, residuals
 
 
-def kept(before, fresh: dict[int, tuple]) -> dict[int, tuple]:
-    """Residuals to go on with: those of a carry from before where they fit."""
-    if before is None:
-        return fresh
+def push(
+    pusher: Pusher,
+    handles: ServerHandles,
+    sent: Push,
+    learning_rate: tf.Tensor,
+    expected: tf.Tensor | None = None,
+    found: dict[int, Found] | None = None,
+) -> Tally:
+    """Pushes, and counts the push.
 
-    def shapes(residual):
-        return [(t.shape, t.dtype) for t in tf.nest.flatten(residual)]
-
-    def fits(i):
-        return i in before.residuals and shapes(before.residuals[i]) == shapes(fresh[i])
-
-    return {i: before.residuals[i] if fits(i) else new for i, new in fresh.items()}
-
-
-def at_rest(carry):
-    """What is left of a carry when an epoch is over: no parameters, batches and pushes."""
-    rest = [name for name in carry._fields if name not in ("residuals", "inner")]
-    return carry._replace(**dict.fromkeys(rest, ()))
+    Args:
+      pusher: the traffic up.
+      handles: of the pusher.
+      sent: what to push.
+      learning_rate: float32 scalar.
+      expected: int32 scalar, how many workers push in this round; None outside of rounds.
+      found: table -> the rows that are pulled before the push in the same call.
+    """
+    reads = [read for one in (found or {}).values() for read in one.reads]
+    receipt = pusher.push(handles, sent, learning_rate, expected, reads=reads)
+    return of_push(sent, receipt, pusher.payload_bytes)
 
 
 def seed_of(number: tf.Tensor) -> tf.Tensor:

@@ -1,8 +1,10 @@
 """The arithmetic of a worker's own copy of the model, for training on it."""
 
+import keras
 import tensorflow as tf
 
-from tfps.model import optimizer_traits, server_optimizer
+from tfps.model import optimizer_traits
+from tfps.model.gradients import unscale_and_clip
 from tfps.model.server_optimizer import ServerOptimizer
 from tfps.model.stateless_model import StatelessModel
 from tfps.store.buckets import pack
@@ -12,23 +14,31 @@ from tfps.store.pull import Puller
 class LocalCopy:
     """Steps on a copy, and what they changed; inside of `tf.function`s.
 
-    A copy has a tensor for each bucket of the plan, by its index.
+    A copy has a tensor for each bucket of the plan, by the bucket's index.
 
     Attributes:
-      inner: the worker's optimizer, as variables on the chief: what every worker's
-        state begins as.
+      program, puller: the model and the traffic down.
+      inner: the worker's optimizer, as variables on the chief. Every worker's state begins as
+        the values of these variables.
     """
 
-    def __init__(self, program: StatelessModel, puller: Puller, optimizer, jit_compile: bool):
-        """Makes the optimizer's state.
+    def __init__(
+        self,
+        program: StatelessModel,
+        puller: Puller,
+        optimizer: keras.optimizers.Optimizer,
+        jit_compile: bool,
+    ):
+        """Creates the optimizer's variables.
 
         Args:
           program: the model.
           puller: the traffic down, which knows how variables lie in buckets.
           optimizer: the worker's.
-          jit_compile: compile a step with XLA.
+          jit_compile: whether to compile a step with XLA.
         """
-        self._program, self._puller, self._optimizer = program, puller, optimizer
+        self.program, self.puller = program, puller
+        self._optimizer = optimizer
         self._buckets = puller.store.plan.buckets
         self._treatments = {i: b.kind.treatment for i, b in enumerate(self._buckets)}
         self._trained = [i for i, t in self._treatments.items() if t.trained]
@@ -53,15 +63,15 @@ class LocalCopy:
         Returns:
           (copy, state of the optimizer, metric values, int64 number of examples).
         """
-        whole = self._puller.variables(values)
-        n = len(self._program.trainable)
+        whole = self.puller.variables(values)
+        n = len(self.program.trainable)
         trainable = [whole[i] for i in range(n)]
         state = [whole[i] for i in range(n, len(whole))]
         scale = tf.constant(optimizer_traits.static_loss_scale(self._optimizer))
-        gradients, new_state, metrics, examples = self._program.train(
+        gradients, new_state, metrics, examples = self.program.train(
             trainable, state, metrics, number, scale, batch
         )
-        gradients, _ = server_optimizer.prepare(self._optimizer, gradients, scale)
+        gradients, _ = unscale_and_clip(self._optimizer, gradients, scale)
         changed = {i: g for i, g in enumerate(gradients) if g is not None}
         updated, inner = self.inner.apply(
             [values[i] for i in self._trained],
@@ -79,22 +89,29 @@ class LocalCopy:
         after.update(zip(written, packed, strict=True))
         return {i: after.get(i, v) for i, v in values.items()}, inner, metrics, examples
 
-    def difference(self, before, after) -> dict[int, tf.Tensor]:
-        """What the servers are to be told, for each bucket that is pushed.
+    def difference(
+        self, before: dict[int, tf.Tensor], after: dict[int, tf.Tensor]
+    ) -> dict[int, tf.Tensor]:
+        """What is to be pushed, for each bucket that the servers do not keep frozen.
 
-        Of what is trained, as a gradient, the way back to where it began; of the model's
-        state, the latest value, or how much was added.
+        For a trained bucket it is the pseudo-gradient (`before - after`). For the model's state it
+        is the latest value, or how much was added.
         """
         pushed = {i: t for i, t in self._treatments.items() if t.pushed}
         return {i: t.change(before[i], after[i]) for i, t in pushed.items()}
 
-    def moved(self, values, difference, latest) -> dict[int, tf.Tensor]:
-        """A copy with a difference applied to it, as the servers would do it with a rate of 1.
+    def moved(
+        self,
+        values: dict[int, tf.Tensor],
+        difference: dict[int, tf.Tensor],
+        latest: dict[int, tf.Tensor],
+    ) -> dict[int, tf.Tensor]:
+        """A copy after a difference, as the servers would apply it with a learning rate of 1.
 
         Args:
           values: the copy.
           difference: of `difference`.
-          latest: another copy: of state that is no sum, such as moving averages, its values.
+          latest: another copy, whose values replace state that is no sum, such as moving averages.
         """
         return {
             i: self._treatments[i].moved(v, difference[i], latest[i]) if i in difference else v

@@ -1,20 +1,20 @@
 """What a worker runs to train on a copy of its own (Local SGD, DiLoCo)."""
 
-import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import keras
 import tensorflow as tf
 
 from tfps.model import optimizer_traits
-from tfps.model.stateless_model import StatelessModel
+from tfps.store.handles import ServerHandles
 from tfps.store.messages import here
-from tfps.store.pull import Puller
 from tfps.store.push import Pusher
-from tfps.worker.batch_loop import blank, repeat
-from tfps.worker.eval_step import specs
-from tfps.worker.gradient import Change, encoded, kept
+from tfps.worker.batch_loop import repeat
+from tfps.worker.gradient import Change, encoded, push
 from tfps.worker.local_copy import LocalCopy
-from tfps.worker.tally import Tally, added, of_push, vector, zeros
+from tfps.worker.tally import Tally, added, vector, zeros
+from tfps.worker.tracing import COUNT, EXPECTED, RATE, SHARE, STEP_NUMBER, blank, form, traced
+from tfps.worker.worker_step import Residuals, WorkerMemory, kept
 
 
 class Copy(NamedTuple):
@@ -22,7 +22,7 @@ class Copy(NamedTuple):
 
     Attributes:
       values: bucket -> tensor.
-      versions: int64 [ps], the updates that are in them.
+      versions: int64 [ps], how many updates are in the values.
     """
 
     values: dict[int, tf.Tensor]
@@ -35,142 +35,126 @@ class LocalCarry(NamedTuple):
     Attributes:
       residuals: what the codecs have not sent yet.
       inner: the state of the worker's optimizer.
-      values: its copy, bucket -> tensor; empty without a delay.
-      change: the difference of the last exchange; () but in rounds.
+      values: the worker's copy, bucket -> tensor; empty without a delay.
     """
 
-    residuals: dict[int, tuple]
-    inner: list
+    residuals: Residuals
+    inner: list[tf.Tensor]
     values: dict[int, tf.Tensor]
-    change: Change | tuple = ()
+
+
+class Trained(NamedTuple):
+    """What the steps of an exchange leave on the worker.
+
+    Attributes:
+      change: the pseudo-gradient, and what has become of the model's state.
+      carry: for the next exchange, with the residuals of before.
+      done: int32 scalar, steps done.
+      metrics: values of the metric variables.
+      total: float64 vector, see `tally.added`.
+    """
+
+    change: Change
+    carry: LocalCarry
+    done: tf.Tensor
+    metrics: list[tf.Tensor]
+    total: tf.Tensor
 
 
 class LocalSGDStep:
-    """An exchange: pull the parameters, take steps on the copy, push the difference.
+    """An exchange: pull the parameters, take steps on the copy, push the pseudo-gradient.
 
-    In rounds the push is a call of its own, made when the chief says so; otherwise
-    it is the end of the same call.
+    With a delay, a worker takes that many steps on the copy that it has, while the parameters
+    arrive. The worker takes all other steps on what was pulled, moved by what its first steps have
+    changed. So it sees its own writes at once (read-my-writes, Ho et al., "More effective
+    distributed ML via a stale synchronous parallel parameter server", 2013).
 
-    With a delay, so many steps are taken on the copy that the worker has, while the
-    parameters arrive. Then come all other steps, on what was pulled, moved by what
-    these steps have changed: so it sees its own writes at once (read-my-writes, Ho et al.,
-    "More effective distributed ML via a stale synchronous parallel parameter server", 2013).
-
-    The servers take part in no condition; see `PrefetchStep`.
-
-    Attributes:
-      initial: the metric variables' values at the start of each call.
+    The servers take part in no condition; see `PrefetchStep`. It is a `WorkerStep`.
     """
+
+    prefetches = False
 
     def __init__(
         self,
-        program: StatelessModel,
-        puller: Puller,
+        local: LocalCopy,
         pusher: Pusher,
-        optimizer,
-        source,
+        source: Any,
         single: bool,
-        jit_compile: bool,
-        in_rounds: bool,
-        outer,
+        outer: keras.optimizers.Optimizer,
         delay: int,
     ):
         """Traces the calls.
 
         Args:
-          program, puller, pusher, optimizer: see `Gradient`; the optimizer is the
-            worker's.
-          source: see `AsyncStep`.
-          single: every call is for one step.
-          jit_compile: compile a step with XLA.
-          in_rounds: whether pushing is a call of its own.
+          local: the arithmetic on a copy.
+          pusher: the traffic up.
+          source: the form of the input, as for `AsyncStep`.
+          single: whether every call is for one step.
           outer: the servers' optimizer, for its learning rate.
           delay: steps, see above.
         """
-        self._puller = puller
-        self._pusher = pusher
+        self._local = local
+        self._puller, self._pusher = local.puller, pusher
         self._single = single
-        self._in_rounds = in_rounds
         self._outer = outer
         self._delay = delay
-        self._local = LocalCopy(program, puller, optimizer, jit_compile)
-        self.initial = program.initial_metrics()
-        int32, int64, float32 = (tf.TensorSpec([], d) for d in (tf.int32, tf.int64, tf.float32))
+        self.initial = local.program.initial_metrics()
         handles = pusher.handles()
+        copy = form(self._pulled, handles)
+        self._change_specs = form(self._changed, copy, copy.values)
+        residuals = form(pusher.initial_residuals)
+        inner = [tf.TensorSpec(v.shape, v.dtype) for v in local.inner.state]
+        carry = LocalCarry(residuals, inner, copy.values if delay else {})
+        if delay:
+            self._first_copy = traced(lambda handles: self._pulled(handles).values, handles)
+        self._trace(handles, source, carry)
 
-        def traced(function, *arguments):
-            return tf.function(function, autograph=False).get_concrete_function(*arguments)
+    def _trace(self, handles, source, carry: LocalCarry) -> None:
+        self._sent_specs, _ = form(
+            lambda *arguments: encoded(self._pusher, *arguments),
+            self._change_specs, carry.residuals, STEP_NUMBER,
+        )  # fmt: skip
+        self._run = traced(self._steps, handles, source, carry, COUNT, STEP_NUMBER, RATE, RATE)
 
-        copy = specs(traced(self._pulled, handles))
-        residuals = specs(traced(pusher.initial_residuals))
-        self._change_specs = specs(traced(self._changed, copy, copy.values))
-        if not in_rounds:
-            encode = functools.partial(encoded, pusher)
-            self._sent_specs, _ = specs(traced(encode, self._change_specs, residuals, int64))
-        carry = LocalCarry(
-            residuals,
-            [tf.TensorSpec(v.shape, v.dtype) for v in self._local.inner.state],
-            copy.values if delay else {},
-            self._change_specs if in_rounds else (),
-        )
-        self._start = traced(self._started, handles)
-        self._run = traced(self._steps, handles, source, carry, int32, int64, float32, float32)
-        if in_rounds:
-            self._push = traced(
-                self._pushed, handles, carry.change, residuals, int64, float32, int32, float32
-            )
-
-    def start(self, handles, before) -> LocalCarry:
-        """See `AsyncStep.start`; the worker's optimizer goes on where it was."""
-        residuals = kept(before, self._pusher.initial_residuals())
-        if isinstance(before, LocalCarry):
-            inner = before.inner
+    def start(self, handles: ServerHandles, memory: WorkerMemory | None) -> Any:
+        """See `WorkerStep`; the worker's optimizer goes on where it was."""
+        residuals = kept(memory, self._pusher.initial_residuals())
+        if memory is not None and memory.inner:
+            inner = memory.inner
         else:
             inner = [tf.identity(v.value) for v in self._local.inner.state]
-        return LocalCarry(residuals, inner, *self._start(handles))
+        return LocalCarry(residuals, inner, self._first_copy(handles) if self._delay else {})
 
-    def __call__(self, handles, source, carry, count, first, learning_rate):
-        """One exchange, of up to `count` steps; see `AsyncStep`."""
-        return self._run(
-            handles,
-            source,
-            carry,
-            count,
-            first,
-            learning_rate,
-            optimizer_traits.settable_rate(self._outer),
-        )
+    def __call__(
+        self,
+        handles: ServerHandles,
+        source: Any,
+        carry: Any,
+        count: int,
+        number: int,
+        learning_rate: float,
+    ) -> tuple[tf.Tensor, Any]:
+        """One exchange, of up to `count` steps; see `WorkerStep`."""
+        outer_rate = optimizer_traits.settable_rate(self._outer)
+        return self._run(handles, source, carry, count, number, learning_rate, outer_rate)
 
-    def push(self, handles, carry, number, share, expected, learning_rate):
-        """Pushes the difference; see `SyncStep.push`."""
-        del learning_rate  # The worker's.
-        rate = optimizer_traits.settable_rate(self._outer)
-        vector, residuals = self._push(
-            handles, carry.change, carry.residuals, number, share, expected, rate
-        )
-        return vector, carry._replace(residuals=residuals)
+    def finish(self, handles: ServerHandles, carry: Any, learning_rate: float) -> None:
+        """See `WorkerStep`; nothing is pending between exchanges."""
 
-    def finish(self, handles, carry, learning_rate) -> None:
-        """Nothing is pending between exchanges."""
-
-    def _started(self, handles):
-        """All of a carry that an epoch begins with anew."""
-        return (
-            self._pulled(handles).values if self._delay else {},
-            blank(self._change_specs) if self._in_rounds else (),
-        )
+    def rest(self, carry: Any) -> WorkerMemory:
+        """See `WorkerStep`."""
+        return WorkerMemory(carry.residuals, carry.inner)
 
     def _pulled(self, handles) -> Copy:
         pulled = self._puller.pull(handles, whole=True)
         return here(Copy(self._puller.decode(pulled), pulled.versions))
 
     def _changed(self, before: Copy, after) -> Change:
-        difference = self._local.difference(before.values, after)
-        return Change(difference, {}, {}, before.versions, tf.constant(True), tf.constant(1.0))
+        change = self._local.difference(before.values, after)
+        return Change(change, {}, {}, before.versions, tf.constant(True), tf.constant(1.0))
 
-    def _steps(self, handles, source, carry, count, first, learning_rate, outer_rate):
+    def _train(self, handles, source, carry, count, first, learning_rate) -> Trained:
         arrived = self._pulled(handles)  # ps -> worker
-        counted = Tally(bytes_down=self._puller.payload_bytes(whole=True))
 
         def step(i, batch, state):
             values, inner, metrics, total = state
@@ -180,43 +164,102 @@ class LocalSGDStep:
             )
             return values, inner, metrics, added(total, Tally(examples, tf.constant(True)))
 
-        def train(until, begin, values, *state):
+        def steps(until, begin, values, *state):
             return repeat(
                 step, source, until, (values, *state), self._single, conditional=True, begin=begin
             )
 
-        state = carry.inner, self.initial, added(zeros(), counted)
+        pulled = Tally(bytes_down=self._puller.payload_bytes(whole=True))
+        state = carry.inner, self.initial, added(zeros(), pulled)
         if not self._delay:
-            done, (after, inner, metrics, total) = train(count, 0, arrived.values, *state)
+            done, (after, inner, metrics, total) = steps(count, 0, arrived.values, *state)
         else:
             early = tf.minimum(count, self._delay)
-            done, (after, *state) = train(early, 0, carry.values, *state)
+            done, (after, *state) = steps(early, 0, carry.values, *state)
             own = self._local.difference(carry.values, after)
             values = self._local.moved(arrived.values, own, after)
             if self._single:
                 after, (inner, metrics, total) = values, state
             else:
-                until = tf.where(done < early, done, count)  # At the end of the data: no further.
-                done, (after, inner, metrics, total) = train(until, done, values, *state)
-        change = self._changed(arrived, after)
-        mine = LocalCarry(carry.residuals, inner, here(after) if self._delay else {})
-        if self._in_rounds:
-            return vector(done, total, metrics), mine._replace(change=change)
+                until = tf.where(done < early, done, count)  # No further, if the data has ended.
+                done, (after, inner, metrics, total) = steps(until, done, values, *state)
+        kept_copy = here(after) if self._delay else {}
+        return Trained(
+            self._changed(arrived, after),
+            LocalCarry(carry.residuals, inner, kept_copy),
+            done,
+            metrics,
+            total,
+        )
 
-        # Where there was no batch left, there is nothing to say.
+    def _steps(self, handles, source, carry, count, first, learning_rate, outer_rate):
+        trained = self._train(handles, source, carry, count, first, learning_rate)
+        # Where there was no batch left, a push without effect takes the place of the real one.
         sent, residuals = tf.cond(
-            done > 0,
-            lambda: encoded(self._pusher, change, carry.residuals, first),
+            trained.done > 0,
+            lambda: encoded(self._pusher, trained.change, carry.residuals, first),
             lambda: (blank(self._sent_specs), carry.residuals),
         )
-        total = added(total, self._told(handles, sent, outer_rate))  # worker -> ps
-        return vector(done, total, metrics), mine._replace(residuals=residuals)
+        pushed = push(self._pusher, handles, sent, outer_rate)  # worker -> ps
+        report = vector(trained.done, added(trained.total, pushed), trained.metrics)
+        return report, trained.carry._replace(residuals=residuals)
+
+
+class RoundCarry(NamedTuple):
+    """What a worker keeps from one call to the next in rounds.
+
+    Attributes:
+      local: see `LocalCarry`.
+      change: of the last exchange.
+    """
+
+    local: LocalCarry
+    change: Change
+
+
+class LocalSGDRoundStep(LocalSGDStep):
+    """An exchange whose push is a call of its own, made when the chief says so; a `RoundStep`."""
+
+    def _trace(self, handles, source, carry: LocalCarry) -> None:
+        both = RoundCarry(carry, self._change_specs)
+        self._run = traced(self._steps, handles, source, both, COUNT, STEP_NUMBER, RATE, RATE)
+        self._push = traced(
+            self._pushed, handles, self._change_specs, carry.residuals,
+            STEP_NUMBER, SHARE, EXPECTED, RATE,
+        )  # fmt: skip
+
+    def start(self, handles: ServerHandles, memory: WorkerMemory | None) -> RoundCarry:
+        """See `LocalSGDStep`."""
+        return RoundCarry(super().start(handles, memory), blank(self._change_specs))
+
+    def push(
+        self,
+        handles: ServerHandles,
+        carry: RoundCarry,
+        number: int,
+        share: float,
+        expected: int,
+        learning_rate: float,
+    ) -> tuple[tf.Tensor, RoundCarry]:
+        """See `RoundStep`; the servers' optimizer has a learning rate of its own."""
+        del learning_rate
+        rate = optimizer_traits.settable_rate(self._outer)
+        report, residuals = self._push(
+            handles, carry.change, carry.local.residuals, number, share, expected, rate
+        )
+        return report, carry._replace(local=carry.local._replace(residuals=residuals))
+
+    def rest(self, carry: RoundCarry) -> WorkerMemory:
+        """See `WorkerStep`."""
+        return super().rest(carry.local)
+
+    def _steps(self, handles, source, carry, count, first, learning_rate, outer_rate):
+        del outer_rate
+        trained = self._train(handles, source, carry.local, count, first, learning_rate)
+        report = vector(trained.done, trained.total, trained.metrics)
+        return report, RoundCarry(trained.carry, trained.change)
 
     def _pushed(self, handles, change, residuals, number, share, expected, outer_rate):
         sent, residuals = encoded(self._pusher, change, residuals, number, share)
-        tally = self._told(handles, sent, outer_rate, expected)
+        tally = push(self._pusher, handles, sent, outer_rate, expected)  # worker -> ps
         return vector(tf.constant(0), tally, self.initial), residuals
-
-    def _told(self, handles, sent, outer_rate, expected=None) -> Tally:
-        receipt = self._pusher.push(handles, sent, outer_rate, expected)
-        return of_push(sent, receipt, self._pusher.payload_bytes)

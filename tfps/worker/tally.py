@@ -1,5 +1,6 @@
-"""What a call on a worker reports to the chief: one vector, as every tensor is a round trip."""
+"""What a call on a worker reports to the chief: one vector, because each tensor is a round trip."""
 
+import dataclasses
 import math
 from typing import Any, NamedTuple
 
@@ -8,22 +9,25 @@ import tensorflow as tf
 
 from tfps.store.push import Push, Receipt
 
-# Pushes are counted by staleness; the last count is of all that missed as many or more.
+# Pushes are counted by staleness. The last count is of all pushes that missed as many updates, or
+# more.
 STALENESSES = 64
+
+_NO_PUSHES = np.zeros(STALENESSES)
 
 
 class Tally(NamedTuple):
-    """What steps did, besides metrics.
+    """What steps did, besides metrics: tensors in a graph, floats and an array on the chief.
 
     Attributes:
       examples: in the batches.
       good: steps whose gradients did not overflow.
-      pushes: that count: applied by the servers, or added to a round.
+      pushes: that count, because the servers applied them or added them to a round.
       updates: that the servers made.
-      max_staleness: of one of these pushes.
+      max_staleness: the most updates that one of these pushes missed.
       bytes_up, bytes_down: that workers sent and received, as the codecs predict.
-      staleness: float64 [STALENESSES], pushes by the number of updates missed.
-      total_staleness: of these pushes, summed.
+      total_staleness: the updates that these pushes missed, summed.
+      staleness: float64 [STALENESSES], pushes by the number of updates that they missed.
     """
 
     examples: Any = 0.0
@@ -34,7 +38,7 @@ class Tally(NamedTuple):
     bytes_up: Any = 0.0
     bytes_down: Any = 0.0
     total_staleness: Any = 0.0
-    staleness: Any = ()
+    staleness: Any = _NO_PUSHES
 
 
 _SCALARS = len(Tally._fields) - 1
@@ -42,14 +46,15 @@ SIZE = _SCALARS + STALENESSES
 _MAX = Tally._fields.index("max_staleness")
 
 
-class Report(NamedTuple):
-    """What a call on a worker did.
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What a call on a worker did, on the chief.
 
     Attributes:
-      steps: int, steps done.
-      tally: `Tally` of floats and an array.
+      steps: how many steps it did.
+      tally: of floats and an array.
       metrics: arrays, the change of each metric variable.
-      taken: int, batches taken from the source: those of the steps, or the next one.
+      taken: how many batches it took from its source: those of the steps, or the next one.
     """
 
     steps: int
@@ -57,12 +62,22 @@ class Report(NamedTuple):
     metrics: list[np.ndarray]
     taken: int
 
+    @property
+    def weight(self) -> float:
+        """What the call counts in a round: its examples, or 0 if its gradients overflowed."""
+        return self.tally.examples if self.tally.good else 0.0
+
     @classmethod
     def of(cls, vector: tf.Tensor, initial: list[tf.Tensor]) -> "Report":
-        """Reads the float64 vector that a step returned."""
+        """Reads the float64 vector that a step returned.
+
+        Args:
+          vector: see `vector`.
+          initial: values of the metric variables at the start of the call.
+        """
         values = vector.numpy()
         scalars, counts = np.split(values[2 : 2 + SIZE], [_SCALARS])
-        tally = Tally(*scalars.tolist(), counts)
+        tally = Tally(**dict(zip(Tally._fields, [*scalars.tolist(), counts], strict=True)))
         offset = 2 + SIZE
         metrics = []
         for start in initial:
@@ -73,38 +88,45 @@ class Report(NamedTuple):
         return cls(int(values[0]), tally, metrics, int(values[1]))
 
     def __add__(self, other: "Report") -> "Report":
-        """Both together."""
+        """What both calls did together."""
         metrics = [a + b for a, b in zip(self.metrics, other.metrics, strict=True)]
         tally, taken = sum_of(self.tally, other.tally), self.taken + other.taken
         return Report(self.steps + other.steps, tally, metrics, taken)
 
 
 def sum_of(one: Tally, other: Tally) -> Tally:
-    """Two tallies of floats together; `staleness` may be ()."""
-    most = max(one.max_staleness, other.max_staleness)
-    total = Tally(*(a + b for a, b in zip(one, _full(other), strict=True)))
-    return total._replace(max_staleness=most)
-
-
-def nothing() -> Tally:
-    """A tally of floats to add to."""
-    return Tally(staleness=np.zeros(STALENESSES))
+    """Two tallies of the chief together."""
+    total = Tally._make(a + b for a, b in zip(one, other, strict=True))
+    return total._replace(max_staleness=max(one.max_staleness, other.max_staleness))
 
 
 def zeros() -> tf.Tensor:
-    """A vector of totals to add to, see `added`."""
+    """float64 [SIZE], the totals to start with; see `added`."""
     return tf.zeros([SIZE], tf.float64)
 
 
-def added(total: tf.Tensor, tally: Tally) -> tf.Tensor:
-    """A float64 vector of totals, in the order of `Tally`, with one more tally in it."""
-    new = _flat(tally)
+def added(total: tf.Tensor, *tallies: Tally) -> tf.Tensor:
+    """float64 [SIZE], totals in the order of `Tally` with more tallies added to them."""
     is_max = [i == _MAX for i in range(SIZE)]
-    return tf.where(is_max, tf.maximum(total, new), total + new)
+    for new in map(_flat, tallies):
+        total = tf.where(is_max, tf.maximum(total, new), total + new)
+    return total
 
 
-def vector(steps, tally, metrics, taken=None) -> tf.Tensor:
-    """What `Report.of` reads, from a `Tally` or a vector of totals; `taken` None: the steps."""
+def vector(
+    steps: tf.Tensor,
+    tally: Tally | tf.Tensor,
+    metrics: list[tf.Tensor],
+    taken: tf.Tensor | None = None,
+) -> tf.Tensor:
+    """What `Report.of` reads.
+
+    Args:
+      steps: int or bool scalar, steps done.
+      tally: a `Tally`, or totals of `added`.
+      metrics: values of the metric variables.
+      taken: int or bool scalar, batches taken; None if they are those of the steps.
+    """
     # float64 holds the float32 and int32 states of metrics exactly.
     total = _flat(tally) if isinstance(tally, Tally) else tally
     counts = [steps, steps if taken is None else taken]
@@ -114,12 +136,12 @@ def vector(steps, tally, metrics, taken=None) -> tf.Tensor:
 
 
 def of_push(sent: Push, receipt: Receipt, nbytes: int) -> Tally:
-    """The tally of one push; one that the servers did not take counts nothing.
+    """The tally of one push; a push that the servers did not take counts nothing.
 
     Args:
       sent: the push.
       receipt: the servers' answer.
-      nbytes: that it sent.
+      nbytes: how many bytes a push sends.
     """
     counts = tf.cast(tf.logical_and(sent.live, sent.finite), tf.float64)
     bin_ = tf.minimum(receipt.staleness, STALENESSES - 1)
@@ -136,12 +158,4 @@ def of_push(sent: Push, receipt: Receipt, nbytes: int) -> Tally:
 
 def _flat(tally: Tally) -> tf.Tensor:
     scalars = tf.stack([tf.cast(t, tf.float64) for t in tally[:-1]])
-    counts = tally.staleness
-    counts = tf.zeros([STALENESSES], tf.float64) if isinstance(counts, tuple) else counts
-    return tf.concat([scalars, counts], 0)
-
-
-def _full(tally: Tally) -> Tally:
-    if isinstance(tally.staleness, tuple):
-        return tally._replace(staleness=np.zeros(STALENESSES))
-    return tally
+    return tf.concat([scalars, tally.staleness], 0)

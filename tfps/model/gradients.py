@@ -1,0 +1,36 @@
+"""What a worker does with gradients before they are sent: unscale, look for overflows, clip."""
+
+from collections.abc import Sequence
+
+import keras
+import tensorflow as tf
+
+from tfps import _keras
+from tfps.model.optimizer_traits import inner, is_dynamically_scaled, static_loss_scale
+
+
+def unscale_and_clip(
+    optimizer: keras.optimizers.Optimizer,
+    gradients: Sequence[tf.Tensor | None],
+    scale: tf.Tensor,
+) -> tuple[list[tf.Tensor | None], tf.Tensor]:
+    """Unscales and clips the gradients of the whole model, which only the worker sees.
+
+    Args:
+      optimizer: The optimizer that the model was compiled with.
+      gradients: Tensors, or None for a variable on which the loss does not depend.
+      scale: float32 scalar by which the loss was multiplied.
+
+    Returns:
+      (gradients, finite): `finite` is a bool scalar, whether no gradient overflowed. It is always
+      true unless the optimizer scales the loss dynamically.
+    """
+    gradients = list(gradients)
+    finite = tf.constant(True)
+    dynamic = is_dynamically_scaled(optimizer)
+    if dynamic or static_loss_scale(optimizer) != 1.0:
+        gradients = [None if g is None else g / tf.cast(scale, g.dtype) for g in gradients]
+    if dynamic:
+        checks = [tf.reduce_all(tf.math.is_finite(g)) for g in gradients if g is not None]
+        finite = tf.reduce_all(tf.stack(checks))
+    return _keras.clip_gradients(inner(optimizer), gradients), finite

@@ -1,0 +1,75 @@
+"""The ids that a step looks up in tables, computed from the batch alone."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfps.model.lookups import Find, looking_up
+from tfps.model.stateless_model import StatelessModel, without_optionals
+
+
+def row_ids(
+    model: StatelessModel, tables: Sequence[int], step: tf.Tensor, batch: Any, training: bool
+) -> dict[int, list[tf.Tensor]]:
+    """Computes the ids that a step looks up in tables, without the weights.
+
+    Args:
+      model: The model.
+      tables: Indices of trainable variables that `inspect` found to be tables.
+      step: int64 scalar, as for `StatelessModel.train`.
+      batch: As for `StatelessModel.train`.
+      training: Whether the step is one of training.
+
+    Returns:
+      Table -> its lookups in the order in which the step makes them, integer tensors of any shape.
+    """
+    if not tables:
+        return {}
+
+    batch = without_optionals(batch)
+    leaves = tf.nest.flatten(batch, expand_composites=True)
+    given = [k for k, leaf in enumerate(leaves) if leaf is not None]
+
+    def trace(step, *tensors):
+        whole = list(leaves)
+        for k, tensor in zip(given, tensors, strict=True):
+            whole[k] = tensor
+        whole = tf.nest.pack_sequence_as(batch, whole, expand_composites=True)
+        return _traced(model, tables, step, whole, training)
+
+    # The graph must be pruned to what the ids depend on. TensorFlow itself keeps whatever an
+    # assertion checks, and the loss of a batch of unknown length has assertions, so without pruning
+    # the forward pass would run twice.
+    inputs = [step, *(leaves[k] for k in given)]
+    wrapped = tf.compat.v1.wrap_function(trace, [tf.TensorSpec(t.shape, t.dtype) for t in inputs])
+    feeds = wrapped.inputs[: len(inputs)]
+    return wrapped.prune(feeds, wrapped.structured_outputs)(*inputs)
+
+
+def _traced(model: StatelessModel, tables, step, batch, training) -> dict[int, list[tf.Tensor]]:
+    """Runs the step on zeros in place of all variables, and notes the ids."""
+    finds = {i: _zero_rows(model.trainable[i]) for i in tables}
+    trainable = [_zeros(v) for v in model.trainable]
+    state = [_zeros(v) for v in model.state]
+    metrics = [_zeros(v) for v in model.metrics]
+    scope = model.scope(trainable, state, metrics, step)
+    with looking_up(model.trainable, finds) as lookups, scope:
+        if training:
+            model.loss(batch, training=True)
+        else:
+            model.outputs(batch, training=False)
+    return {i: lookup.ids for i, lookup in lookups.items()}
+
+
+def _zero_rows(variable: keras.Variable) -> Find:
+    def find(ids):
+        return tf.zeros(tf.concat([tf.shape(ids), variable.shape[1:]], 0), variable.dtype)
+
+    return find
+
+
+def _zeros(variable: keras.Variable) -> tf.Tensor:
+    # `tf.zeros` would put a constant of the variable's size into the graph.
+    return tf.fill(variable.shape, tf.zeros([], variable.dtype))

@@ -1,0 +1,185 @@
+"""A Keras optimizer as a pure function of tensors.
+
+On the TensorFlow backend, Keras optimizers write into `tf.Variable`s and go through
+`tf.distribute`, so one `apply` is many unlocked writes bound to the variables that the optimizer
+was built with. Keras's general algorithms below the backend do neither. A subclass that restores
+them turns any optimizer into a function `(values, state, gradients) -> (values, state)`, which can
+be compiled, applied under a lock, and pointed at other variables without tracing again.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from tfps import _keras
+from tfps._keras import BaseOptimizer
+from tfps.model.frozen_adam import Freezable, Frozen, can_freeze
+from tfps.model.optimizer_traits import inner
+
+
+class StatelessOptimizer:
+    """A clone of an optimizer whose update is a pure function.
+
+    Attributes:
+      variables: All Keras variables of the clone: the state and the unused learning rate.
+      state: The variables of the state (iterations and slots), in the order in which `apply` takes
+        and returns their values.
+      state_names: Per variable of the state, (index of the variable that it belongs to, or None if
+        it belongs to none; name, such as "momentums").
+      iterations: Index in `state` of the number of calls of `apply`, an int32 scalar.
+      averages: Per variable, the index in `state` of its moving average; empty if the optimizer
+        has none.
+    """
+
+    def __init__(
+        self,
+        optimizer: keras.optimizers.Optimizer,
+        variables: Sequence[keras.Variable],
+        decayed: Sequence[bool],
+    ):
+        """Clones the optimizer and builds its state on the current device.
+
+        Gradients must arrive unscaled and clipped, since both need the gradients of the whole
+        model: `gradients.unscale_and_clip`.
+
+        Args:
+          optimizer: The optimizer that the model was compiled with. The clone has its settings,
+            but not its state: slots and iterations start afresh, together.
+          variables: Variables of the shapes and dtypes to update.
+          decayed: Per variable, whether weight decay applies.
+        """
+        self._built_for = list(variables)
+        self._can_freeze = can_freeze(inner(optimizer))
+        self._clone = _stateless_clone(inner(optimizer))
+        self._clone.decayed = {id(v): d for v, d in zip(variables, decayed, strict=True)}
+        self._clone.build(self._built_for)
+        rate = _keras.learning_rate_of(self._clone)
+        # A learning rate that can be set is an argument of every update, so that a callback's
+        # change is in force at once. A schedule is computed from `iterations` where the update is.
+        self._rate = rate if isinstance(rate, keras.Variable) else None
+        self.variables = list(self._clone.variables)
+        named = zip(self.variables, _keras.slot_names(self._clone), strict=True)
+        mine = [(v, name) for v, name in named if v is not self._rate]
+        self.state = [v for v, _ in mine]
+        self.state_names = [name for _, name in mine]
+        index = {id(v): i for i, v in enumerate(self.state)}
+        self.iterations = index[id(_keras.update_count(self._clone))]
+        self.averages = [index[id(v)] for v in _keras.moving_averages(self._clone)]
+
+    def apply(
+        self,
+        values: Sequence[tf.Tensor],
+        state: Sequence[tf.Tensor],
+        gradients: Sequence[tf.Tensor],
+        learning_rate: tf.Tensor,
+        scale: tf.Tensor | None = None,
+        frozen: Frozen | None = None,
+    ) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+        """Computes one update.
+
+        Args:
+          values: The present values of the variables.
+          state: The present values of `self.state`.
+          gradients: Tensors of the shapes of `values`.
+          learning_rate: float32 scalar, ignored if the optimizer follows a schedule.
+          scale: float32 scalar that multiplies the learning rate or the schedule's rate; None
+            means 1.
+          frozen: The second moments that this update leaves alone, or None. Only Adam and AdamW
+            have second moments to freeze; other optimizers ignore it.
+
+        Returns:
+          (new values, new state).
+        """
+        optimizer = self._clone
+        given = {id(v): t for v, t in zip(self.state, state, strict=True)}
+        if self._rate is not None:
+            given[id(self._rate)] = learning_rate if scale is None else learning_rate * scale
+        elif scale is not None:
+            optimizer = _keras.with_rate_times(optimizer, scale)
+        if frozen is not None and self._can_freeze:
+            optimizer = self._with_frozen(optimizer, frozen)
+        ordered = [given[id(v)] for v in self.variables]
+        new, updated = optimizer.stateless_apply(ordered, list(gradients), list(values))
+        after = {id(v): t for v, t in zip(self.variables, updated, strict=True)}
+        return new, [after[id(v)] for v in self.state]
+
+    def _with_frozen(self, optimizer, frozen: Frozen) -> keras.optimizers.Optimizer:
+        chosen = zip(self._built_for, frozen.variables, strict=True)
+        return _keras.variant(
+            optimizer,
+            frozen=frozenset(id(v) for v, is_frozen in chosen if is_frozen),
+            frozen_at=max(1, frozen.after // (optimizer.gradient_accumulation_steps or 1)),
+        )
+
+
+class _Stateless(keras.optimizers.Optimizer):
+    """A mixin that restores Keras's general algorithms over those of the TensorFlow backend.
+
+    In the order of base classes it comes after the optimizer's own class and before the backend's
+    class. So it does not hide what the optimizer itself overrides.
+    """
+
+    add_variable_from_reference = BaseOptimizer.add_variable_from_reference
+    stateless_apply = BaseOptimizer.stateless_apply
+    assign = BaseOptimizer.assign
+    assign_add = BaseOptimizer.assign_add
+    assign_sub = BaseOptimizer.assign_sub
+    _var_key = BaseOptimizer._var_key
+    _apply_weight_decay = BaseOptimizer._apply_weight_decay
+    _backend_update_step = BaseOptimizer._backend_update_step
+    _overwrite_model_variables_with_average_value = (
+        BaseOptimizer._overwrite_model_variables_with_average_value
+    )
+
+    def _use_weight_decay(self, variable):
+        return self.decayed[id(variable)]
+
+    def _backend_apply_gradients(self, gradients, variables):
+        # As in Keras, but with selections in place of conditional writes, which have no meaning in
+        # a pure function.
+        if self.gradient_accumulation_steps:
+            self._accumulate(gradients, variables)
+        else:
+            self._apply_weight_decay(variables)
+            self._backend_update_step(gradients, variables, self.learning_rate)
+        if not self.use_ema:
+            return
+        self._update_model_variables_moving_average(self._trainable_variables)
+        if self.ema_overwrite_frequency:
+            overwrite = (self.iterations + 1) % self.ema_overwrite_frequency == 0
+            averages = self._model_variables_moving_average
+            for v, average in zip(self._trainable_variables, averages, strict=True):
+                v.assign(ops.where(overwrite, average.value, v.value))
+
+    def _accumulate(self, gradients, variables):
+        n = self.gradient_accumulation_steps
+        update = (self._iterations + 1) % n == 0
+        sums = [self._accumulated_gradients[self._get_variable_index(v)] for v in variables]
+        totals = [s + g for s, g in zip(sums, gradients, strict=True)]
+        touched = [*variables, *self.variables]
+        before = [v.value for v in touched]
+        self._apply_weight_decay(variables)
+        self._backend_update_step([t / n for t in totals], variables, self.learning_rate)
+        for v, old in zip(touched, before, strict=True):
+            v.assign(ops.where(update, v.value, old))
+        for s, total in zip(sums, totals, strict=True):
+            s.assign(ops.where(update, ops.zeros_like(total), total))
+
+
+def _stateless_clone(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    cls = type(optimizer)
+    bases = (Freezable, cls, _Stateless) if can_freeze(optimizer) else (cls, _Stateless)
+    clone_class: Any = type(f"Stateless{cls.__name__}", bases, {})
+    config = optimizer.get_config()
+    # `gradients.unscale_and_clip` has done this on the worker.
+    for name in ("clipnorm", "clipvalue", "global_clipnorm", "loss_scale_factor"):
+        if name in config:
+            config[name] = None
+    rate = _keras.learning_rate_of(optimizer)
+    schedule = isinstance(rate, keras.optimizers.schedules.LearningRateSchedule)
+    # A schedule is passed as the object, so that a user's schedule needs no registration.
+    config["learning_rate"] = rate if schedule else 0.0
+    return clone_class.from_config(config)

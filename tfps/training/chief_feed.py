@@ -1,0 +1,172 @@
+"""Input that the chief reads: it deals out the batches, each to one worker."""
+
+import _thread
+import math
+import sys
+import warnings
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfps import _keras, _tf, errors
+from tfps.training.feeds import FeedPosition, Work, shapes_of, without_optionals
+from tfps.worker.batch_loop import Stack
+
+
+class ChiefFeed:
+    """Batches that the chief reads and deals out; see `feeds.Feed` for attributes and methods."""
+
+    def __init__(
+        self, *, steps_per_epoch: int | None = None, steps_per_execution: int = 1, **data: Any
+    ):
+        """Adapts what `keras.Model.fit` takes.
+
+        Args:
+          steps_per_epoch: batches in an epoch; None for the whole input.
+          steps_per_execution: batches in a call at most.
+          **data: x, y, sample_weight, batch_size, shuffle, class_weight.
+        """
+        if isinstance(data["x"], tf.data.Dataset):
+            data["shuffle"] = False  # Keras would warn that a dataset shuffles itself.
+        epochs = _keras.EpochIterator(steps_per_epoch=steps_per_epoch, **data)
+        self._adapter = epochs.data_adapter
+        self._dataset = self._adapter.get_tf_dataset()
+        self._steps = epochs.steps_per_epoch
+        self.num_batches = epochs.num_batches
+        self.batch_spec = without_optionals(self._dataset.element_spec)
+        flat = tf.nest.flatten(self.batch_spec)
+        self._stackable = all(s is None or isinstance(s, tf.TensorSpec) for s in flat)
+        self.regroup(steps_per_execution)
+        self._pass: _Pass | None = None
+        self._used = 0  # batches of the present pass
+        self._skip = 0  # batches to leave out of the next pass
+
+    def regroup(self, group: int) -> None:
+        """See `feeds.Feed`; batches that are more than tensors do not come in groups."""
+        self.group = group if self._stackable else 1
+        self.source_spec = _stacked(self.batch_spec) if self.group > 1 else self.batch_spec
+
+    def reset(self) -> None:
+        """See `feeds.Feed`."""
+        self._pass, self._skip = None, 0
+
+    def begin_epoch(self) -> None:
+        """See `feeds.Feed`; with `steps_per_epoch`, the pass of the last epoch goes on."""
+        self._adapter.on_epoch_begin()
+        if self._steps is None or self._pass is None:
+            self._begin_pass()
+        self._left = self.num_batches or math.inf
+        self._taken = 0
+        self._ahead = None
+
+    def take(self, worker: int, most: float = math.inf) -> Work | None:
+        """See `feeds.WorkSource`; the batches of a work are alike in shape."""
+        del worker
+        batches: list = []
+        while len(batches) < min(self.group, self._left, most):
+            batch = self._ahead if self._ahead is not None else self._next()
+            self._ahead = None
+            if batch is None:
+                break
+            if batches and shapes_of(batch) != shapes_of(batches[0]):
+                self._ahead = batch
+                break
+            batches.append(batch)
+        if not batches:
+            return None
+        self._left -= len(batches)
+        if self.group == 1:
+            return Work(batches[0], 1)
+        return Work(Stack(keras.tree.map_structure(_stack, *batches)), len(batches))
+
+    def done(self, worker: int, work: Work, steps: int) -> None:
+        """See `feeds.WorkSource`; every batch that was dealt out is used."""
+
+    def end_epoch(self) -> None:
+        """See `feeds.Feed`."""
+        self._adapter.on_epoch_end()
+
+    def position(self) -> FeedPosition:
+        """See `feeds.Feed`."""
+        goes_on = self._steps is not None and self._pass is not None
+        return FeedPosition((self._used if goes_on else 0,))
+
+    def seek(self, position: FeedPosition) -> None:
+        """See `feeds.Feed`."""
+        if len(position.batches) != 1:
+            raise errors.DataError(
+                f"the position is of {len(position.batches)} datasets of workers, but this input "
+                "is read by the chief; go on with the dataset_fn that the position was taken from"
+            )
+        self._pass, self._skip = None, position.batches[0]
+
+    def _begin_pass(self) -> None:
+        dataset = _tf.skipping(self._dataset, self._skip) if self._skip else self._dataset
+        self._used, self._skip = self._skip, 0
+        try:
+            self._pass = _Pass(dataset)
+        except tf.errors.InvalidArgumentError as e:
+            if "unknown device" not in e.message:
+                raise
+            raise errors.DataError(
+                "the dataset was made before the strategy connected, on a device that connecting "
+                "has renamed; make the ParameterServerStrategy first"
+            ) from e
+
+    def _next(self) -> Any:
+        # With steps_per_epoch, the pass goes on from the last epoch and may have ended just there.
+        for _ in range(2):
+            assert self._pass is not None
+            element = self._pass.next()
+            if element.has_value():
+                self._taken += 1
+                self._used += 1
+                return without_optionals(element.get_value())
+            if self._steps is None or self._taken:
+                break
+            self._begin_pass()
+        if self._steps is not None:
+            warnings.warn(
+                f"The input ended after {self._taken} of steps_per_epoch={self._steps} batches; "
+                "repeat the dataset to train longer epochs",
+                stacklevel=2,
+            )
+            self._pass = None
+            self._left = 0
+        return None
+
+
+class _Pass:
+    """An iterator over a dataset of the chief, which is deleted in a thread of its own.
+
+    Deleting an iterator waits for the thread that tunes its dataset. That thread may just have gone
+    to sleep for up to 60 s (TensorFlow 2.21): about once in four passes it misses the request to
+    end.
+    """
+
+    def __init__(self, dataset: tf.data.Dataset):
+        self._own: list = []
+        self._own.append(iter(dataset))
+
+    def next(self) -> tf.experimental.Optional:
+        """The next element, if there is one."""
+        # Python's next() would go through two of TensorFlow's executors.
+        return self._own[0].get_next_as_optional()
+
+    def __del__(self):
+        if self._own and not sys.is_finalizing():
+            # The garbage collector may run in a thread that holds the lock of `threading`.
+            _thread.start_new_thread(self._own.clear, ())
+
+
+def _stacked(spec):
+    return Stack(
+        keras.tree.map_structure(
+            lambda s: None if s is None else tf.TensorSpec([None, *s.shape], s.dtype), spec
+        )
+    )
+
+
+def _stack(*parts):
+    return None if parts[0] is None else tf.stack(parts)

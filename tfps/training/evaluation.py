@@ -1,0 +1,63 @@
+"""Evaluating a model on the workers."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from tfps.training.feeds import Feed, Work
+from tfps.training.metric_totals import MetricTotals
+from tfps.training.session import Session
+from tfps.training.work_loop import WorkLoop
+from tfps.worker.tally import Report
+
+
+class EvaluationRun:
+    """A `work_loop.Run` that evaluates every batch with the same parameters."""
+
+    def __init__(self, session: Session, feed: Feed, callbacks: keras.callbacks.CallbackList):
+        """Traces the step, unless that has been done before, and pulls the parameters.
+
+        Args:
+          session: prepared.
+          feed: of the input.
+          callbacks: of the user.
+        """
+        self._session = session
+        self._feed = feed
+        self._callbacks = callbacks
+        self._step = session.steps.evaluation(feed)
+        self._pulled = session.pull()
+        self._handles = session.served.store.handles()
+        self._totals = MetricTotals(session.served.program)
+
+    def evaluate(self) -> MetricTotals:
+        """Runs over the feed, from its first batch; returns the totals."""
+        self._feed.reset()  # Every validation sees the same batches.
+        self._feed.begin_epoch()
+        WorkLoop(self._session.calls, self._feed, self).run()
+        self._feed.end_epoch()
+        return self._totals
+
+    def call(self, worker: int, work: Work) -> Callable[[], Report]:
+        """See `work_loop.Run`."""
+
+        def call() -> Report:
+            vector = self._step(self._handles, self._pulled[worker], work.source, work.count)
+            return Report.of(vector, self._step.initial)
+
+        return call
+
+    def began(self, first: int) -> None:
+        """See `work_loop.Run`."""
+        self._callbacks.on_test_batch_begin(first)
+
+    def ended(self, last: int, first: int, result: Any) -> None:
+        """See `work_loop.Run`."""
+        del first
+        self._totals.add(result)
+        self._callbacks.on_test_batch_end(last, self._totals.logs())
+
+    def stopped(self) -> bool:
+        """Whether a callback has set `stop_evaluating`."""
+        return self._session.model.stop_evaluating

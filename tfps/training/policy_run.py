@@ -1,0 +1,145 @@
+"""Training under one policy: from the start of the workers to the end of what they hold."""
+
+from collections.abc import Callable
+from typing import Any, Protocol, cast
+
+from tfps.model import optimizer_traits
+from tfps.training.feeds import Feed, WorkSource
+from tfps.training.lookahead import Lookahead
+from tfps.training.policy import ConsistencyPolicy
+from tfps.training.server_side import ServerSide
+from tfps.training.session import Session
+from tfps.training.work_loop import RoundLoop, WorkLoop
+from tfps.worker.tally import Report
+from tfps.worker.worker_step import RoundStep
+
+
+class Observer(Protocol):
+    """Who is told what becomes of the batches: the epoch."""
+
+    def began(self, first: int) -> None:
+        """See `work_loop.Run`."""
+
+    def ended(self, last: int, report: Report) -> None:
+        """Some work is done; see `work_loop.Run`."""
+
+    def counts(self, report: Report) -> None:
+        """A push without a batch is done."""
+
+    def stopped(self) -> bool:
+        """Whether training is to stop."""
+
+    def has_changed(self) -> bool:
+        """Whether training is to go on in another way: a new policy, or the end of the warm-up."""
+
+
+class PolicyRun:
+    """A `work_loop.RoundRun`: the calls by which workers train under a policy.
+
+    `follow` does all of it. It starts the workers, runs a loop over the feed, and finishes.
+    """
+
+    def __init__(self, session: Session, feed: Feed, policy: ConsistencyPolicy, side: ServerSide):
+        """Traces the step, unless that has been done before.
+
+        Args:
+          session: prepared for training.
+          feed: whose epoch has begun.
+          policy: to follow.
+          side: the servers' side of the policy's exchange.
+        """
+        self._session, self._state = session, session.state
+        self._calls = session.calls
+        self._feed = feed
+        self._policy = policy
+        self._side = side
+        feed.regroup(policy.steps_per_call(session.model.steps_per_execution))
+        self._step = session.steps.training(side, policy, feed)
+        self._handles = side.pusher.handles()
+
+    def follow(self, observer: Observer, first: int) -> int:
+        """Trains until the feed ends, or until training is to stop or to go on in another way.
+
+        Args:
+          observer: the epoch.
+          first: index of the first batch.
+
+        Returns:
+          The index after the last batch.
+        """
+        self._observer = observer
+        self._start()
+        loop = RoundLoop if self._policy.in_rounds else WorkLoop
+        last = loop(self._calls, self._source(), self, self._policy.schedule(), first).run()
+        self._finish()
+        return last
+
+    def _start(self) -> None:
+        self._side.pusher.clear()
+        # Nothing else may hold the memory, or the tensors would stay on the workers.
+        memory = self._state.take_memory(self._side.exchange)
+        self._state.carries = self._calls.run_on_each(
+            lambda worker: self._step.start(self._handles, memory[worker])
+        )
+
+    def _source(self) -> WorkSource:
+        if not self._step.prefetches:
+            return self._feed
+        # When training goes on in another way, workers first train on the batches that they hold.
+        return Lookahead(self._feed, self._calls.num_workers, self._observer.has_changed)
+
+    def call(self, worker: int, work: Any) -> Callable[[], Report]:
+        """See `work_loop.Run`."""
+        number, rate = self._state.number_steps(work.takes), self._rate()
+        carries = self._state.carries
+
+        def call() -> Report:
+            vector, carries[worker] = self._step(
+                self._handles, work.source, carries[worker], work.takes, number, rate
+            )
+            return Report.of(vector, self._step.initial)
+
+        return call
+
+    def push(self, worker: int, share: float, expected: int) -> Callable[[], Report]:
+        """See `work_loop.RoundRun`."""
+        number, rate = self._state.number_steps(1), self._rate()
+        carries = self._state.carries
+
+        def call() -> Report:
+            step = cast(RoundStep, self._step)
+            vector, carries[worker] = step.push(
+                self._handles, carries[worker], number, share, expected, rate
+            )
+            return Report.of(vector, self._step.initial)
+
+        return call
+
+    def began(self, first: int) -> None:
+        """See `work_loop.Run`."""
+        self._observer.began(first)
+
+    def ended(self, last: int, first: int, result: Report) -> None:
+        """See `work_loop.Run`."""
+        del first
+        self._observer.ended(last, result)
+
+    def stopped(self) -> bool:
+        """See `work_loop.Run`; a step that prefetches ends by its `Lookahead`."""
+        changed = not self._step.prefetches and self._observer.has_changed()
+        return self._observer.stopped() or changed
+
+    def _finish(self) -> None:
+        """Pushes what is pending, and keeps what workers remember."""
+        rate, carries = self._rate(), self._state.carries
+        vectors = self._calls.run_on_each(
+            lambda worker: self._step.finish(self._handles, carries[worker], rate)
+        )
+        for vector in [v for v in vectors if v is not None]:
+            self._observer.counts(Report.of(vector, self._step.initial))
+        memory = [self._step.rest(carry) for carry in carries]
+        self._state.keep_memory(self._side.exchange, memory)
+        self._state.carries = []
+
+    def _rate(self) -> float:
+        return optimizer_traits.settable_rate(self._session.model.optimizer)

@@ -1,0 +1,89 @@
+"""Predicting with a model on the workers."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from tfps.training.feeds import Feed, Work
+from tfps.training.session import Session
+from tfps.training.work_loop import WorkLoop
+
+
+class Prediction(NamedTuple):
+    """The `work_loop.Result` of a call: the outputs for one batch.
+
+    Attributes:
+      outputs: nested NumPy arrays.
+    """
+
+    outputs: Any
+
+    @property
+    def steps(self) -> int:
+        """One batch was used."""
+        return 1
+
+    @property
+    def taken(self) -> int:
+        """One batch was taken."""
+        return 1
+
+    @property
+    def weight(self) -> float:
+        """Nothing, since a prediction takes part in no round."""
+        return 0.0
+
+
+class PredictionRun:
+    """A `work_loop.Run` that predicts every batch with the same parameters."""
+
+    def __init__(self, session: Session, feed: Feed, callbacks: keras.callbacks.CallbackList):
+        """Traces the step, unless that has been done before, and pulls the parameters.
+
+        Args:
+          session: prepared.
+          feed: of single batches.
+          callbacks: of the user.
+        """
+        self._session = session
+        self._feed = feed
+        self._callbacks = callbacks
+        self._step = session.steps.prediction(feed)
+        self._pulled = session.pull()
+        self._handles = session.served.store.handles()
+        self._outputs: dict[int, Any] = {}
+
+    def predict(self) -> list:
+        """Runs over the feed; returns the outputs of its batches, in the order of the input."""
+        self._feed.begin_epoch()
+        WorkLoop(self._session.calls, self._feed, self).run()
+        self._feed.end_epoch()
+        return [self._outputs[first] for first in sorted(self._outputs)]
+
+    def call(self, worker: int, work: Work) -> Callable[[], Prediction]:
+        """See `work_loop.Run`."""
+
+        def call() -> Prediction:
+            outputs = self._step(self._handles, self._pulled[worker], work.source)
+            return Prediction(keras.tree.map_structure(_to_numpy, outputs))
+
+        return call
+
+    def began(self, first: int) -> None:
+        """See `work_loop.Run`."""
+        self._callbacks.on_predict_batch_begin(first)
+
+    def ended(self, last: int, first: int, result: Any) -> None:
+        """See `work_loop.Run`."""
+        self._outputs[first] = result.outputs
+        self._callbacks.on_predict_batch_end(last, {"outputs": result.outputs})
+
+    def stopped(self) -> bool:
+        """Whether a callback has set `stop_predicting`."""
+        return self._session.model.stop_predicting
+
+
+def _to_numpy(tensor):
+    return tensor.numpy() if isinstance(tensor, tf.Tensor) else tensor

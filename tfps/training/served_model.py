@@ -1,0 +1,86 @@
+"""A model whose variables are on the servers."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from tfps.compression import Codec
+from tfps.model.inspection import inspect
+from tfps.model.stateless_model import StatelessModel
+from tfps.store.parameter_store import ParameterStore
+from tfps.store.plan import Plan
+from tfps.store.pull import Puller
+from tfps.strategy import ParameterServerStrategy
+
+Codecs = Codec | Callable[[Any], Codec] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+    """How a model travels: the trainer's arguments of the same names.
+
+    Attributes:
+      push, pull: codec of the gradients and of the parameters, or a function of the variable that
+        gives one.
+      lazy: whether only those rows of a table are updated that a step has looked up.
+    """
+
+    push: Codecs = None
+    pull: Codecs = None
+    lazy: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class ServedModel:
+    """A compiled Keras model, and everything of it that exists on the servers.
+
+    Attributes:
+      program: the model as pure functions.
+      store: its variables on the servers.
+      puller: the traffic down.
+      trains: whether the servers hold an optimizer, too.
+    """
+
+    program: StatelessModel
+    store: ParameterStore
+    puller: Puller
+    trains: bool
+
+    @classmethod
+    def create(
+        cls,
+        program: StatelessModel,
+        strategy: ParameterServerStrategy,
+        traffic: Traffic,
+        batch_spec: Any,
+        train: bool,
+    ) -> "ServedModel":
+        """Creates the variables on the servers and fills them from the model.
+
+        Args:
+          program: of a model that is built.
+          strategy: connected; it is told where the variables are.
+          traffic: how the model travels.
+          batch_spec: nested specs of a batch.
+          train: whether the servers need an optimizer.
+
+        Raises:
+          ConfigError: the optimizer, the partitioner and the codecs do not go together.
+        """
+        optimizer: keras.optimizers.Optimizer | None = program.model.optimizer if train else None
+        inspection = inspect(program, batch_spec, train)
+        plan = Plan(
+            strategy.cluster.num_ps,
+            strategy.variable_partitioner,
+            program,
+            optimizer,
+            inspection,
+            traffic.push,
+            traffic.pull,
+            traffic.lazy,
+        )
+        store = ParameterStore(plan, optimizer)
+        strategy.placed(plan.placement())
+        return cls(program, store, Puller(store, optimizer), train)

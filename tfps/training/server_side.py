@@ -1,0 +1,100 @@
+"""What the servers keep and do under policies that share an exchange."""
+
+import keras
+
+from tfps import errors
+from tfps.model import optimizer_traits
+from tfps.store.aggregation import Applied, Summed
+from tfps.store.bucket_update import BucketOptimizer, CompiledOptimizer, OuterOptimizer
+from tfps.store.plan import Plan
+from tfps.store.push import Pusher
+from tfps.store.server_state import AggregationState
+from tfps.training.policy import Exchange
+from tfps.training.served_model import ServedModel
+
+
+class ServerSide:
+    """The aggregation and the optimizer of one exchange, with their variables on the servers.
+
+    Attributes:
+      exchange: what it is for.
+      pusher: the traffic up.
+      outer: the optimizer that applies pseudo-gradients, or None.
+    """
+
+    def __init__(
+        self,
+        served: ServedModel,
+        exchange: Exchange,
+        num_workers: int,
+        overlap: int,
+        coded: bool,
+        frozen_at: int | None,
+    ):
+        """Creates the variables on the servers.
+
+        Args:
+          served: a model with an optimizer.
+          exchange: of the policies.
+          num_workers: of the cluster.
+          overlap: how many of its own updates a gradient may miss; see `tfps.Trainer`.
+          coded: whether pushes pass through codecs.
+          frozen_at: how many updates were applied when Adam's second moments were frozen, or None
+            while they still change.
+
+        Raises:
+          ConfigError: the optimizer's settings do not go with the exchange.
+        """
+        store, jit_compile = served.store, bool(served.program.model.jit_compile)
+        self.exchange = exchange
+        self.outer: keras.optimizers.Optimizer | None = None
+        optimizer: BucketOptimizer
+        if exchange.outer is None:
+            optimizer = CompiledOptimizer(store, jit_compile, coded, frozen_at)
+        else:
+            require_local(served.program.model.optimizer, store.plan)
+            self.outer = exchange.outer_optimizer(num_workers)
+            optimizer = OuterOptimizer(store, jit_compile, self.outer)
+        skips = overlap > 0 or self.outer is not None
+        update = Summed(optimizer) if exchange.in_rounds else Applied(optimizer, skips)
+        self.pusher = Pusher(store, update, exchange.staleness_scaling)
+
+    def export(self) -> AggregationState:
+        """The outer optimizer's slots and the sums of an open round, as arrays."""
+        return self.pusher.export()
+
+    def restore(self, state: AggregationState) -> None:
+        """Writes what `export` has read to the servers."""
+        self.pusher.restore(state)
+
+
+def require_local(optimizer: keras.optimizers.Optimizer, plan: Plan | None) -> None:
+    """Raises `ConfigError` for a model that cannot be trained on copies.
+
+    Args:
+      optimizer: the one that the model was compiled with.
+      plan: of the model; None if it is not known yet.
+    """
+    if optimizer_traits.is_dynamically_scaled(optimizer):
+        raise errors.ConfigError(
+            "LocalSteps does not go with a LossScaleOptimizer, whose scale all workers share; "
+            "use bfloat16, or a loss_scale_factor"
+        )
+    if optimizer_traits.inner(optimizer).use_ema:
+        raise errors.ConfigError(
+            "LocalSteps does not go with use_ema=True: the averages would be of the workers' "
+            "copies; use outer=tfps.ModelAverage(decay) instead"
+        )
+    if plan is None:
+        return
+    if plan.remote:
+        large = plan.specs[next(iter(plan.remote))]
+        raise errors.ConfigError(
+            f"LocalSteps trains on whole copies, but {large.path} {large.shape} is too large for "
+            "one machine (max_chief_bytes); use Async, BoundedStaleness or Sync"
+        )
+    if any(bucket.kind.treatment.by_rows for bucket in plan.buckets):
+        raise errors.ConfigError(
+            'LocalSteps updates whole tables, which sparse_updates="lazy" does not; use "exact", '
+            "or Async, BoundedStaleness or Sync"
+        )

@@ -1,0 +1,294 @@
+"""All that training must remember, in one place.
+
+- On the servers: values, optimizer slots, versions and the loss scale (`ParameterStore`), the
+  slots of the outer optimizer and the sums of open rounds (`ServerSide`).
+- On each worker: the residuals of the codecs, and the worker's own optimizer in `LocalSteps`
+  (`WorkerMemory`).
+- On the chief: step number, epoch, position in the data, history, learning rate, seeds
+  (`ChiefState`).
+
+A state is exported and restored at a cut: a moment at which no call to a worker is outstanding,
+such as the end of an epoch.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from tfps import errors
+from tfps.cluster.calls import WorkerCalls
+from tfps.model import optimizer_traits
+from tfps.store.server_state import AggregationState, ServerState
+from tfps.training.feeds import FeedPosition
+from tfps.training.policy import ConsistencyPolicy, Exchange
+from tfps.training.served_model import ServedModel
+from tfps.training.server_side import ServerSide
+from tfps.worker.worker_step import WorkerMemory
+
+
+@dataclasses.dataclass
+class ChiefState:
+    """What the chief remembers.
+
+    Attributes:
+      step_number: of the next training step. It seeds dropout and codecs, so no number is used
+        twice, not even after the variables were created anew.
+      outer_updates: how many updates the servers made with the outer optimizer of `LocalSteps`.
+      frozen_at: how many updates were applied when the warm-up of the codecs ended and Adam's
+        second moments were frozen; None before that, or without a warm-up.
+      epoch: how many epochs of the present or last `fit` have ended.
+      history: the logs of these epochs, as in `keras.callbacks.History.history`.
+      position: where the input of the present or last `fit` is; None before its first epoch ends.
+      learning_rate: of the compiled optimizer; None where it follows a schedule.
+      seeds: int arrays, the model's random seeds, which are folded with the step number.
+    """
+
+    step_number: int = 0
+    outer_updates: int = 0
+    frozen_at: int | None = None
+    epoch: int = 0
+    history: dict[str, list] = dataclasses.field(default_factory=dict)
+    position: FeedPosition | None = None
+    learning_rate: float | None = None
+    seeds: list[np.ndarray] = dataclasses.field(default_factory=list)
+
+
+class Exported(NamedTuple):
+    """A training state at a cut, as values: nothing in it lives on a server or a worker.
+
+    Attributes:
+      servers: of the store.
+      sides: name of an exchange -> what its server side remembers.
+      workers: kind of residuals -> per worker, its memory as arrays.
+      chief: a copy.
+    """
+
+    servers: ServerState
+    sides: dict[str, AggregationState]
+    workers: dict[str, list[WorkerMemory]]
+    chief: ChiefState
+
+
+class TrainingState:
+    """The live state of a trainer.
+
+    Attributes:
+      chief: what the chief remembers.
+      carries: per worker, what it carries from call to call in the run that is under way; empty
+        between runs, when all that is left of a carry is the worker's memory.
+    """
+
+    def __init__(self, calls: WorkerCalls, overlap: int, warmup: int):
+        """Starts with nothing on the servers.
+
+        Args:
+          calls: to the workers.
+          overlap: how many of its own updates a gradient may miss; see `tfps.Trainer`.
+          warmup: how many updates are applied before gradients pass through codecs.
+        """
+        self.chief = ChiefState()
+        self.carries: list[Any] = []
+        self._calls = calls
+        self._overlap = overlap
+        self._warmup = warmup
+        self._served: ServedModel | None = None
+        self._sides: dict[tuple[Exchange, bool], ServerSide] = {}
+        self._memory: dict[str, list[WorkerMemory]] = {}
+        self._restored_sides: dict[str, AggregationState] = {}
+        self._restored: Exported | None = None  # what the servers' variables are to be filled with
+        self._resumes = False
+
+    def begin(self, served: ServedModel) -> None:
+        """Notes that the servers' variables were created anew.
+
+        What was remembered about variables of before is forgotten. A state that was restored
+        before there were variables is put in place now.
+        """
+        self._served = served
+        self._sides, self._restored_sides, self._memory = {}, {}, {}
+        self.carries = []
+        self.chief.outer_updates, self.chief.frozen_at = 0, None
+        if self._restored is not None and served.trains:
+            exported, self._restored = self._restored, None
+            self._put_in_place(served, exported)
+
+    def end(self) -> None:
+        """Notes that the servers' variables are not used any more."""
+        self._served = None
+
+    # The servers.
+
+    def updates(self) -> int:
+        """How many updates the servers have applied."""
+        return self._require_served().store.iterations() + self.chief.outer_updates
+
+    def is_warming(self, policy: ConsistencyPolicy, updates: int) -> bool:
+        """Whether gradients do not pass through codecs yet.
+
+        Args:
+          policy: in force. Local steps have no warm-up: they push pseudo-gradients.
+          updates: of the compiled optimizer on the servers.
+        """
+        warms = not policy.local_steps and updates < self._warmup
+        return warms and self._require_served().store.plan.has_codecs
+
+    def end_warmup(self) -> list[ServerSide]:
+        """Freezes Adam's second moments; returns the server sides that are not used any more."""
+        self.chief.frozen_at = self._require_served().store.iterations()
+        ended = [side for (_, warming), side in self._sides.items() if warming]
+        self._sides = {key: side for key, side in self._sides.items() if not key[1]}
+        return ended
+
+    def warmup_is_over(self, policy: ConsistencyPolicy, warming: bool) -> bool:
+        """Whether `end_warmup` is due: there is a warm-up, and training goes on without it."""
+        return bool(
+            self._warmup and self.chief.frozen_at is None and not warming and not policy.local_steps
+        )
+
+    def side(self, exchange: Exchange, warming: bool) -> ServerSide:
+        """The servers' side of an exchange, created when it is first asked for."""
+        key = exchange, warming
+        if key not in self._sides:
+            side = ServerSide(
+                self._require_served(),
+                exchange,
+                self._calls.num_workers,
+                self._overlap,
+                coded=not warming,
+                frozen_at=self.chief.frozen_at,
+            )
+            if restored := self._restored_sides.pop(exchange.name, None):
+                side.restore(restored)
+            self._sides[key] = side
+        return self._sides[key]
+
+    # The workers.
+
+    def take_memory(self, exchange: Exchange) -> list[WorkerMemory | None]:
+        """Per worker, what it has kept for such an exchange, or None; the state lets go of it.
+
+        Error-feedback residuals outlive epochs and policies, but the residuals of gradients and
+        those of pseudo-gradients are kept apart.
+        """
+        return [*self._memory.pop(_kind(exchange), [None] * self._calls.num_workers)]
+
+    def keep_memory(self, exchange: Exchange, memory: list[WorkerMemory]) -> None:
+        """Keeps what each worker remembers until `take_memory`."""
+        self._memory[_kind(exchange)] = memory
+
+    # The chief.
+
+    def number_steps(self, count: int) -> int:
+        """The first of `count` step numbers that no other step gets."""
+        first = self.chief.step_number
+        self.chief.step_number += count
+        return first
+
+    def note_epoch(self, epoch: int, logs: dict[str, float], position: FeedPosition) -> None:
+        """Notes that an epoch of `fit` has ended.
+
+        Args:
+          epoch: index.
+          logs: of the epoch.
+          position: where the input is now.
+        """
+        self.chief.epoch = epoch + 1
+        self.chief.position = position
+        for name, value in logs.items():
+            self.chief.history.setdefault(name, []).append(value)
+
+    def begin_fit(self) -> ChiefState | None:
+        """What a `fit` goes on from: the chief's part of a restored state, once; else None."""
+        resumes, self._resumes = self._resumes, False
+        if resumes:
+            return self.chief
+        self.chief.epoch, self.chief.history, self.chief.position = 0, {}, None
+        return None
+
+    # All of it.
+
+    def export(self) -> Exported:
+        """Everything that training remembers, as values; to be called at a cut.
+
+        A table that is too large for the chief (`max_chief_bytes`) comes to the chief as well.
+
+        Raises:
+          ConfigError: nothing has been trained yet, or workers are in the middle of a step.
+        """
+        served = self._require_served()
+        if self._calls.pending:
+            raise errors.ConfigError(
+                f"{self._calls.pending} call(s) to workers are outstanding, so there is no cut to "
+                "export; export from on_epoch_end or after fit, not from a hook of a batch"
+            )
+        optimizer = served.program.model.optimizer
+        chief = dataclasses.replace(
+            copy.deepcopy(self.chief),
+            learning_rate=optimizer_traits.settable_rate(optimizer) or None,
+            seeds=[np.array(seed) for seed in served.program.base_seeds],
+        )
+        sides = {side.exchange: side for (_, warming), side in self._sides.items() if not warming}
+        memory = tf.nest.map_structure(lambda t: t.numpy(), self._memory)
+        return Exported(
+            served.store.export(),
+            {exchange.name: side.export() for exchange, side in sides.items()},
+            memory,
+            chief,
+        )
+
+    def restore(self, exported: Exported) -> None:
+        """Makes the next `fit` go on where a state was exported, in this cluster.
+
+        The servers may be others, and other in number. The epoch, the position in the data and the
+        history go on, too, if `fit` is given the same input and `epochs`.
+
+        Args:
+          exported: of a trainer of the same model, compiled alike.
+
+        Raises:
+          ConfigError: the model, the optimizer or the number of workers is another one.
+        """
+        self._restored = exported
+        if self._served is not None and self._served.trains:
+            self.begin(self._served)
+
+    def _put_in_place(self, served: ServedModel, exported: Exported) -> None:
+        for kind, memory in exported.workers.items():
+            if len(memory) != self._calls.num_workers:
+                raise errors.ConfigError(
+                    f"the state has the {kind} of {len(memory)} workers, but there are "
+                    f"{self._calls.num_workers}; restore with as many workers as before"
+                )
+        self.chief = dataclasses.replace(copy.deepcopy(exported.chief), seeds=[])
+        self._resumes = True
+        served.store.restore(exported.servers)
+        served.store.fetch()
+        served.program.base_seeds = exported.chief.seeds
+        rate = exported.chief.learning_rate
+        if rate is not None:
+            served.program.model.optimizer.learning_rate = rate
+        self._memory = {
+            kind: self._calls.run_on_each(_placing(memory))
+            for kind, memory in exported.workers.items()
+        }
+        self._restored_sides = dict(exported.sides)
+
+    def _require_served(self) -> ServedModel:
+        if self._served is None:
+            raise errors.ConfigError(
+                "the model is not on the servers yet, so training has no state; call fit first"
+            )
+        return self._served
+
+
+def _kind(exchange: Exchange) -> str:
+    return "gradients" if exchange.outer is None else "pseudo-gradients"
+
+
+def _placing(memory: list[WorkerMemory]) -> Callable[[int], WorkerMemory]:
+    """What copies a worker's own memory to the device under which it is called."""
+    return lambda worker: tf.nest.map_structure(tf.constant, memory[worker])

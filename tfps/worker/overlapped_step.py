@@ -1,0 +1,145 @@
+"""What a worker runs to pull and push while it computes, where a call is several steps.
+
+Where a call is one step on plain tensors, `PrefetchStep` does it better: it looks up the rows of
+tables ahead, too, and has no condition in which the servers take part.
+"""
+
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from tfps.store.handles import ServerHandles
+from tfps.store.messages import here
+from tfps.store.pull import Pulled
+from tfps.store.push import Push
+from tfps.worker.batch_loop import repeat
+from tfps.worker.gradient import Gradient, encoded
+from tfps.worker.tally import added, vector, zeros
+from tfps.worker.tracing import COUNT, RATE, STEP_NUMBER, blank, form, traced
+from tfps.worker.worker_step import Residuals, WorkerMemory, kept
+
+
+class OverlappedCarry(NamedTuple):
+    """What a worker keeps from one step to the next.
+
+    Attributes:
+      residuals: what the codecs have not sent yet.
+      pulled: the parameters of the next step.
+      pending: what the last step is still to push, with `overlap` 2; empty with 1.
+    """
+
+    residuals: Residuals
+    pulled: Pulled
+    pending: list[Push]
+
+
+class OverlappedStep:
+    """Up to `count` training steps in one call, each overlapped with the next; a `WorkerStep`.
+
+    The parameters of the next step are pulled while a step computes. With `overlap` 1, of what a
+    step pushes every bucket leaves when its gradients are known: a gradient misses one update of
+    its own worker. With 2, the push waits for the next step and goes on from that step's
+    beginning: a gradient misses two.
+    """
+
+    prefetches = False
+
+    def __init__(self, gradient: Gradient, source: Any, single: bool, overlap: int):
+        """Traces the step.
+
+        Args:
+          gradient: pull, compute, push.
+          source: the form of the input: an iterator, the specs of one batch, or a `Stack` of specs.
+          single: whether every call is for one step.
+          overlap: 1 or 2, see above.
+        """
+        self._gradient = gradient
+        self._puller, self._pusher = gradient.puller, gradient.pusher
+        self._single = single
+        self._waits = overlap == 2  # whether a push waits for the next step
+        self.initial = gradient.program.initial_metrics()
+        handles = self._pusher.handles()
+        residuals = form(self._pusher.initial_residuals)
+        pending = []
+        if self._waits:
+            sent, _ = form(
+                lambda *arguments: encoded(self._pusher, *arguments),
+                gradient.change_specs(), residuals, STEP_NUMBER,
+            )  # fmt: skip
+            pending = [sent]
+            self._flush = traced(self._flushed, handles, sent, RATE)
+        self._pending_specs = pending
+        self._start = traced(self._started, handles, residuals)
+        carry = OverlappedCarry(residuals, form(self._puller.pull, handles), pending)
+        self._run = traced(self._steps, handles, source, carry, COUNT, STEP_NUMBER, RATE)
+
+    def start(self, handles: ServerHandles, memory: WorkerMemory | None) -> OverlappedCarry:
+        """See `WorkerStep`."""
+        return self._start(handles, kept(memory, self._pusher.initial_residuals()))
+
+    def __call__(
+        self,
+        handles: ServerHandles,
+        source: Any,
+        carry: OverlappedCarry,
+        count: int,
+        number: int,
+        learning_rate: float,
+    ) -> tuple[tf.Tensor, OverlappedCarry]:
+        """See `WorkerStep`."""
+        return self._run(handles, source, carry, count, number, learning_rate)
+
+    def finish(
+        self, handles: ServerHandles, carry: OverlappedCarry, learning_rate: float
+    ) -> tf.Tensor | None:
+        """See `WorkerStep`."""
+        if not self._waits:
+            return None
+        return self._flush(handles, carry.pending[0], learning_rate)
+
+    def rest(self, carry: OverlappedCarry) -> WorkerMemory:
+        """See `WorkerStep`."""
+        return WorkerMemory(carry.residuals, [])
+
+    def _step(self, handles, batch, carry, metrics, number, learning_rate):
+        """One step; returns (carry, metrics, tallies).
+
+        The servers see what is done with a variable in the order of these lines. What does not
+        depend on one another goes on at the same time.
+        """
+        ahead = self._gradient.pull(handles, batch, number)  # ps -> worker
+        if self._waits:
+            pushed = self._gradient.push(handles, carry.pending[0], learning_rate, ahead.found)
+        parameters = ahead._replace(pulled=carry.pulled)
+        computed = self._gradient.compute(batch, parameters, carry.residuals, metrics, number)
+        if not self._waits:
+            pushed = self._gradient.push(handles, computed.sent, learning_rate)  # worker -> ps
+        pending = [computed.sent] if self._waits else []
+        carry = OverlappedCarry(computed.residuals, ahead.pulled, pending)
+        return carry, computed.metrics, (computed.tally, pushed)
+
+    def _steps(self, handles, source, carry, count, first, learning_rate):
+        def step(i, batch, state):
+            carry, metrics, total = state
+            number = first + tf.cast(i, tf.int64)
+            carry, metrics, tallies = self._step(
+                handles, batch, carry, metrics, number, learning_rate
+            )
+            return carry, metrics, added(total, *tallies)
+
+        # What is carried has to stay on the worker. TensorFlow leaves what a function merely passes
+        # on where it was made; what comes out of a conditional is where the function runs.
+        state = carry, self.initial, zeros()
+        done, (carry, metrics, total) = repeat(
+            step, source, count, state, self._single, conditional=True
+        )
+        return vector(done, total, metrics), carry
+
+    def _started(self, handles, residuals):
+        # A push that the servers do not apply stands in for the push before the first one.
+        pulled = here(self._puller.pull(handles))
+        return OverlappedCarry(residuals, pulled, blank(self._pending_specs))
+
+    def _flushed(self, handles, pending, learning_rate):
+        tally = self._gradient.push(handles, pending, learning_rate)
+        return vector(tf.constant(0), tally, self.initial)

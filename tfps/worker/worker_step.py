@@ -1,0 +1,128 @@
+"""What every kind of training step has in common: the calls that the chief makes to a worker."""
+
+from typing import Any, NamedTuple, Protocol
+
+import tensorflow as tf
+
+from tfps.store.handles import ServerHandles
+
+# Residuals of the codecs: bucket -> the state of its channel.
+Residuals = dict[int, tuple]
+
+
+class WorkerMemory(NamedTuple):
+    """What a worker keeps from one epoch to the next: all that is left of a carry at rest.
+
+    Attributes:
+      residuals: what the codecs have not sent yet.
+      inner: the state of the worker's own optimizer (`LocalSteps`); empty otherwise.
+    """
+
+    residuals: Residuals
+    inner: list[tf.Tensor]
+
+
+class WorkerStep(Protocol):
+    """A way to train on a worker, traced once for a form of input.
+
+    The chief calls `start` on every worker when training begins to follow a policy, then the step
+    itself for each piece of work, then `finish`, and `rest` with what `finish` leaves. All of them
+    are called under the worker's device. What a worker keeps from one call to the next is its
+    carry, a NamedTuple of tensors on the worker, whose form is the step's own business.
+
+    Attributes:
+      initial: the values of the metric variables at the start of each call.
+      prefetches: whether a worker trains on the batch that it holds while it takes the next one.
+        The work is then a `WorkAhead`.
+    """
+
+    initial: list[tf.Tensor]
+    prefetches: bool
+
+    def start(self, handles: ServerHandles, memory: WorkerMemory | None) -> Any:
+        """Begins on a worker.
+
+        Args:
+          handles: of everything on the servers.
+          memory: what the worker has kept until now; None if it has kept nothing.
+
+        Returns:
+          The carry for the first call.
+        """
+
+    def __call__(
+        self,
+        handles: ServerHandles,
+        source: Any,
+        carry: Any,
+        count: int,
+        number: int,
+        learning_rate: float,
+    ) -> tuple[tf.Tensor, Any]:
+        """Trains on up to `count` batches.
+
+        Args:
+          handles: of everything on the servers.
+          source: an iterator, which may end early, one batch, or a `Stack`.
+          carry: of the call before, or of `start`.
+          count: how many batches to take at most.
+          number: of the first step; no other step has the same number.
+          learning_rate: for the optimizer; ignored where the optimizer follows a schedule.
+
+        Returns:
+          (float64 vector, see `tally.Report`; the carry for the next call).
+        """
+
+    def finish(self, handles: ServerHandles, carry: Any, learning_rate: float) -> tf.Tensor | None:
+        """Pushes what is pending; returns the vector of a call of 0 steps, or None."""
+
+    def rest(self, carry: Any) -> WorkerMemory:
+        """What is left of a carry after `finish`: no parameters, no batch, no push."""
+
+
+class RoundStep(WorkerStep, Protocol):
+    """A step whose push is a call of its own, made when the chief says so."""
+
+    def push(
+        self,
+        handles: ServerHandles,
+        carry: Any,
+        number: int,
+        share: float,
+        expected: int,
+        learning_rate: float,
+    ) -> tuple[tf.Tensor, Any]:
+        """Pushes what the last call has computed.
+
+        Args:
+          handles: of everything on the servers.
+          carry: of the last call.
+          number: of the step, or any other number that no step has twice.
+          share: of the worker in the weighted mean.
+          expected: how many workers push in this round.
+          learning_rate: for the optimizer; ignored where the optimizer follows a schedule.
+
+        Returns:
+          (float64 vector of 0 steps, see `tally.Report`; the carry for the next call).
+        """
+
+
+def kept(memory: WorkerMemory | None, fresh: Residuals) -> Residuals:
+    """The residuals to go on with: a worker's own where they fit, otherwise fresh ones.
+
+    Residuals fit if they are of the same bucket and have the shapes and dtypes of the fresh ones.
+
+    Args:
+      memory: what the worker has kept, or None.
+      fresh: of the codecs that are in force now.
+    """
+    if memory is None:
+        return fresh
+
+    def shapes(residual):
+        return [(tf.TensorShape(t.shape), tf.as_dtype(t.dtype)) for t in tf.nest.flatten(residual)]
+
+    def fits(i):
+        return i in memory.residuals and shapes(memory.residuals[i]) == shapes(fresh[i])
+
+    return {i: memory.residuals[i] if fits(i) else new for i, new in fresh.items()}
