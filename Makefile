@@ -9,7 +9,7 @@ PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c 
 JOBS ?= $(shell expr $$(nproc) + 1)
 PYTEST := $(VENV)/bin/python -m pytest -q
 
-.PHONY: demo quick test soak lint clean
+.PHONY: demo quick test soak lint docs clean
 
 demo: $(VENV)/.base  ## Train a language model on an embedded cluster, in a few minutes.
 	$(VENV)/bin/python -m models.gpt --epochs=4 --steps_per_epoch=550
@@ -30,8 +30,11 @@ lint: $(VENV)/.test  ## Check style, types and structure.
 	$(VENV)/bin/mypy
 	$(PYTEST) tests/test_structure.py
 
+docs: $(VENV)/.docs  ## Build the documentation into site/; a warning is an error.
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
+
 clean:  ## Remove the virtual environment and what runs left behind.
-	rm -rf $(VENV) runs build *.egg-info
+	rm -rf $(VENV) runs build site *.egg-info
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else \
@@ -46,4 +49,8 @@ $(VENV)/.base: setup.py constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.test: setup.py constraints.txt $(VENV)/.base
 	$(PIP) -e '.[test]'
+	@touch $@
+
+$(VENV)/.docs: setup.py constraints.txt $(VENV)/.base
+	$(PIP) -e '.[docs]'
 	@touch $@

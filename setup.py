@@ -18,6 +18,7 @@ setup(
     ],
     extras_require={
         "compare": ["matplotlib", "tf-keras==2.21.*"],
+        "docs": ["mermaidx", "mkdocs-material==9.*", "mkdocstrings[python]"],
         "test": [
             "hypothesis",
             "mypy",

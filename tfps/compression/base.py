@@ -121,7 +121,8 @@ class Codec(abc.ABC):
 
         Args:
           payload: What `encode` returned.
-          shape, dtype: Of the tensor that was encoded.
+          shape: Of the tensor that was encoded.
+          dtype: Of the tensor that was encoded.
 
         Returns:
           A tensor of that shape and dtype.

@@ -1,0 +1,101 @@
+"""Every example runs as its docstring says, is short, and prints what it is there to show."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+
+def run(name: str) -> str:
+    """What an example prints."""
+    done = subprocess.run(
+        [sys.executable, f"examples/{name}.py"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr
+    print(done.stdout)  # Pytest shows it where a test fails.
+    return done.stdout
+
+
+def numbers(pattern: str, text: str) -> list[float]:
+    """What the groups of a pattern find, over the whole text."""
+    found = [g for m in re.finditer(pattern, text) for g in m.groups()]
+    return [float(g.replace(",", "")) for g in found]
+
+
+def test_fit():
+    said = run("fit")
+    assert "sequential/dense/kernel" in said
+    losses = numbers(r"loss (\S+),", said)
+    assert len(losses) == 4 and losses[-1] < 0.3 * losses[0]
+    # At most 7 updates of another worker's call pass between the pull and the push of a step.
+    assert all(0 <= missed < 8 for missed in numbers(r"missed (\S+) updates", said))
+    cluster, plain = re.findall(r"predictions of [\w ]+: (\[[^]]*\])", said)
+    assert np.allclose(*[np.fromstring(p[1:-1], sep=" ") for p in (cluster, plain)], atol=0.002)
+
+
+def test_dataset_fn():
+    said = run("dataset_fn")
+    assert "worker 0 of 2 reads part-0.csv, part-2.csv" in said
+    assert "worker 1 of 2 reads part-1.csv, part-3.csv" in said
+    # Each line once an epoch: 4 files of 256 lines in batches of 16, 3 times.
+    assert numbers(r"(\d+) updates", said) == [4 * 256 // 16 * 3]
+    assert np.allclose(numbers(r"learned: \[\s*(\S+)\s+(\S+?)\s*\]", said), [2, -1], atol=0.05)
+
+
+def test_custom_codec():
+    said = run("custom_codec")
+    (loss, size), (loss8, size8) = np.reshape(numbers(r"loss (\S+), (\S+) bytes", said), (2, 2))
+    assert loss8 < 1.1 * loss
+    # An element of the large kernel, 32 x 256, takes 1 byte in place of 4; the scale takes 4.
+    assert size - size8 == 3 * 32 * 256 - 4
+
+
+def test_custom_policy():
+    said = run("custom_policy")
+    found = np.reshape(numbers(r"be (\d+) ahead: (\d+) at most, in (\d+) steps", said), (-1, 3))
+    allowed, ahead, steps = found.T
+    assert list(allowed) == list(range(len(allowed))) and np.all(ahead <= allowed)
+    assert ahead[-1] > 0 and steps.sum() >= 200
+
+
+def test_large_embedding():
+    said = run("large_embedding")
+    assert re.search(r"table/embeddings +1/2 +0 +6,400,000", said)
+    assert re.search(r"table/embeddings +2/2 +1 +6,400,000", said)
+    table, pulled, pushed = numbers(r"(?:has|pulls|pushes) +(\S+) bytes", said)
+    assert max(pulled, pushed) < table / 1000
+    losses = numbers(r"(0\.\d+)", said.partition("loss of each epoch")[2])
+    assert losses == sorted(losses, reverse=True)
+
+
+def test_coordinator():
+    said = run("coordinator")
+    read, total, stored = re.search(
+        r"read \[(.*)\]\n.*sum is (\d+); on the server: (\d+)", said
+    ).groups()
+    assert sum(map(float, read.split(","))) == float(total) == float(stored)
+    assert re.search(r"WorkerError: worker [01] failed: True", said)
+    assert "7 // 2 = 3" in said
+
+
+def test_every_example_has_a_test():
+    assert {f"test_{path.stem}" for path in EXAMPLES} <= set(globals())
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_examples_are_short_and_say_how_to_run(path):
+    text = path.read_text()
+    assert len(text.splitlines()) < 60
+    assert f"Run it with `python examples/{path.name}`." in text
