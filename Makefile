@@ -5,22 +5,30 @@ PYTHON ?= python3
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint docs clean
+# Tests run in so many processes at once: one more than cores, since some only wait.
+JOBS ?= $(shell expr $$(nproc) + 1)
+PYTEST := $(VENV)/bin/python -m pytest -q
+
+.PHONY: demo quick test soak lint docs clean
 
 demo: $(VENV)/.base  ## Train a language model on an embedded cluster, in a few minutes.
 	$(VENV)/bin/python -m models.gpt --epochs=4 --steps_per_epoch=550
 
-# What measures time, or has real processes or threads at work, gets the machine for itself.
-ALONE := tests/coordinator tests/training/test_stragglers.py tests/cluster
+quick: $(VENV)/.test  ## Run what needs no servers, and one test that does.
+	$(PYTEST) -n $(JOBS) --dist worksteal -m 'smoke or not (servers or processes or soak)'
 
-test: $(VENV)/.test  ## Run all tests.
-	$(VENV)/bin/python -m pytest -n 2 --dist worksteal $(ALONE:%=--ignore=%)
-	$(VENV)/bin/python -m pytest $(ALONE)
+test: $(VENV)/.test  ## Run all tests but the soak; those that measure time come last, alone.
+	$(PYTEST) -n $(JOBS) --dist worksteal -m 'not timed and not soak'
+	$(PYTEST) -m 'timed and not soak'
 
-lint: $(VENV)/.test  ## Check style and structure.
+soak: $(VENV)/.test  ## Run what takes longer: all combinations of arguments, long random schedules.
+	$(PYTEST) -n $(JOBS) --dist worksteal -m 'soak or hypothesis' --hypothesis-profile=soak
+
+lint: $(VENV)/.test  ## Check style, types and structure.
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/python -m pytest -q tests/test_structure.py
+	$(VENV)/bin/mypy
+	$(PYTEST) tests/test_structure.py
 
 docs: $(VENV)/.docs  ## Build the documentation into site/; a warning is an error.
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict

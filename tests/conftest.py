@@ -1,12 +1,13 @@
-"""Clusters that tests share, and small models."""
+"""Clusters that tests share, small models, and the marks by which tests are chosen."""
 
 import os
+import subprocess
 import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 # Its plugin would import it after the tests, when CPython 3.11's parser was seen to fail.
-import hypothesis  # noqa: F401
+import hypothesis
 import keras
 import numpy as np
 import pytest
@@ -14,11 +15,49 @@ import pytest
 import tfps
 from tfps.cluster import sockets
 
+# `make soak` looks for longer; the default is what `make test` can afford.
+hypothesis.settings.register_profile("test", max_examples=80, stateful_step_count=40, deadline=None)
+hypothesis.settings.register_profile(
+    "soak", max_examples=4000, stateful_step_count=80, deadline=None
+)
+hypothesis.settings.load_profile("test")
+
+
+def pytest_collection_modifyitems(items):
+    """Marks the tests that need an embedded cluster."""
+    for item in items:
+        if "connect" in item.fixturenames:
+            item.add_marker("servers")
+
+
+@pytest.fixture(autouse=True)
+def _processes_are_marked(request, monkeypatch):
+    """Refuses to start a process in a test that does not have the mark `processes`."""
+    if request.node.get_closest_marker("processes"):
+        return
+
+    def refuse(self, command, *args, **kwargs):
+        raise AssertionError(f"{request.node.name} starts {command}; mark it with `processes`")
+
+    monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
+
+
 _clusters: dict = {}
 _current: list = []
 
 
-@pytest.fixture
+class _Connected(tfps.ParameterServerStrategy):
+    """A strategy on a cluster that this process is connected to already.
+
+    To connect again, which TensorFlow does for every strategy, would take 0.1 s in every test.
+    """
+
+    def _connect_to_cluster(self, coordinator_name: str) -> None:
+        spec = self._cluster_resolver.cluster_spec().as_dict()
+        self._num_workers, self._num_ps = len(spec["worker"]), len(spec["ps"])
+
+
+@pytest.fixture(scope="session")
 def connect():
     """`connect(workers, ps, partitioner)`: a strategy on an embedded cluster.
 
@@ -29,9 +68,11 @@ def connect():
 
     def get(workers=1, ps=2, partitioner=None):
         size = workers, ps
+        if size in _current:
+            return _Connected(_clusters[size], partitioner)
         if size not in _clusters:
             _clusters[size] = tfps.LocalCluster(workers, ps)
-        elif size not in _current:
+        else:
             cluster = _clusters[size]
             cluster.spec["chief"][:] = [f"127.0.0.1:{port}" for port in sockets.free_ports(1)]
             cluster.connected = False

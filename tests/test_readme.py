@@ -15,6 +15,7 @@ README = (ROOT / "README.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.S)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("example", "said"), list(zip(EXAMPLES, ["'mae'", "20"], strict=True)), ids=["fit", "schedule"]
 )

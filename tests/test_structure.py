@@ -180,6 +180,7 @@ def test_errors_derive_from_the_base():
     assert all(issubclass(cls, tfps.Error) for cls in public)
 
 
+@pytest.mark.processes
 def test_importing_leaves_tensorflow_to_be_configured():
     program = (
         "import tensorflow as tf, tfps; tf.config.threading.set_intra_op_parallelism_threads(1)"

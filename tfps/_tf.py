@@ -6,6 +6,7 @@ Nothing else in the package imports from `tensorflow.python`.
 import contextlib
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import tensorflow as tf
 from tensorflow.python.distribute.coordinator import coordinator_context, remote_value
@@ -80,6 +81,18 @@ def skipping(dataset: tf.data.Dataset, count: int) -> tf.data.Dataset:
 def chief_device() -> str:
     """The device of this process, under the name that the cluster has for it."""
     return f"/job:{context.get_server_def().job_name}"
+
+
+def on_chief(value: Any, dtype: tf.DType) -> tf.Tensor:
+    """A tensor in this process, whatever device is in scope.
+
+    Entering `tf.device` for it would take longer than making it.
+
+    Args:
+      value: a number or an array, which must not change afterwards.
+      dtype: of the tensor.
+    """
+    return EagerTensor(value, None, dtype.as_datatype_enum)
 
 
 def per_worker_spec(value: tf.distribute.coordinator.PerWorkerValue) -> tf.TypeSpec | None:
@@ -192,26 +205,29 @@ class FlatFunction:
     def __call__(
         self,
         inputs: list[tf.Tensor],
-        manager: CancellationManager,
+        manager: CancellationManager | None = None,
         place: Sequence[tf.Tensor] = (),
     ) -> list[tf.Tensor]:
-        """Runs it on the device in scope, until it ends or `manager` cancels it.
+        """Runs the graph on the device in scope, until it ends or `manager` cancels it.
 
         Args:
-          inputs: see `bound`.
-          manager: of the cancellation.
-          place: where to put the outputs.
+          inputs: tensors as `bound` gives them.
+          manager: what can cancel the call, or None if nothing can.
+          place: the tensors that tell `store` where to put the outputs.
+
+        Returns:
+          The flat outputs, or what `store` returns.
         """
         # A capture may be chosen by worker: a table, or the worker's index.
         captures = self._function.captured_inputs if self._captures is None else self._captures
+        given = [*inputs, *captures, *place]
         with atomic_function.InterpolateRuntimeError(self._graph):
+            if manager is None:
+                return execute.execute(
+                    self._name, self._outputs, given, self._attrs, context.context()
+                )
             return execute.execute_with_cancellation(
-                self._name,
-                self._outputs,
-                [*inputs, *captures, *place],
-                self._attrs,
-                context.context(),
-                manager,
+                self._name, self._outputs, given, self._attrs, context.context(), manager
             )
 
     def packed(self, outputs: list[tf.Tensor] | None):

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import tfps
-from tfps.cluster import calls as module, failures
+from tfps.cluster import failures, health
 from tfps.cluster.calls import WorkerCalls
 
 
@@ -78,7 +78,7 @@ def test_other_errors_pass_unchanged(dispatcher):
 
 
 def test_a_lost_server_is_noticed_while_waiting(dispatcher, monkeypatch):
-    monkeypatch.setattr(module, "_PATIENCE", 0.1)
+    monkeypatch.setattr(health, "PATIENCE", 0.1)
     monkeypatch.setattr(failures.sockets, "answers", lambda address, timeout: False)
     release = threading.Event()
     dispatcher.submit(0, lambda: release.wait(10))
@@ -89,13 +89,13 @@ def test_a_lost_server_is_noticed_while_waiting(dispatcher, monkeypatch):
 
 
 def test_a_slow_step_is_no_lost_server(dispatcher, monkeypatch):
-    monkeypatch.setattr(module, "_PATIENCE", 0.05)
+    monkeypatch.setattr(health, "PATIENCE", 0.05)
     dispatcher.submit(0, lambda: time.sleep(0.3))
     dispatcher.next()
 
 
 def test_a_step_that_never_ends_is_named(connect, monkeypatch):
-    monkeypatch.setattr(module, "_PATIENCE", 0.05)
+    monkeypatch.setattr(health, "PATIENCE", 0.05)
     dispatcher = WorkerCalls(connect(workers=2).cluster, limit=0.3)
     release = threading.Event()
     dispatcher.submit(0, lambda: None)
@@ -127,7 +127,7 @@ def test_who_is_gone_is_found_though_it_dies_slowly(connect, monkeypatch):
 
 
 def test_a_step_that_never_ends_is_named_while_others_go_on(connect, monkeypatch):
-    monkeypatch.setattr(module, "_PATIENCE", 0.1)
+    monkeypatch.setattr(health, "PATIENCE", 0.1)
     dispatcher = WorkerCalls(connect(workers=2).cluster, limit=0.5)
     release = threading.Event()
     dispatcher.submit(0, lambda: release.wait(10))
@@ -143,7 +143,7 @@ def test_a_step_that_never_ends_is_named_while_others_go_on(connect, monkeypatch
 
 
 def test_what_drain_gave_up_on_ends_before_anything_new(dispatcher, monkeypatch):
-    monkeypatch.setattr(module, "_DRAIN", 0.05)
+    monkeypatch.setattr(health, "DRAIN", 0.05)
     release, ended = threading.Event(), []
     dispatcher.submit(0, lambda: ended.append(release.wait(10)))
     dispatcher.drain()

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 import tensorflow as tf
 
 from tfps.cluster import environment
@@ -26,6 +27,7 @@ def uses_the_library(environ):
     return done.stdout.split()[-1] == "True"
 
 
+@pytest.mark.processes
 def test_reductions_on_a_ps_are_xlas_own():
     environ = {}
     environment.configure_xla(environ)

@@ -14,6 +14,7 @@ import tensorflow as tf
 import tfps
 from tfps.cluster import sockets
 
+pytestmark = pytest.mark.processes
 ROOT = pathlib.Path(__file__).parent.parent.parent
 SMALL = [
     "--layers=1",

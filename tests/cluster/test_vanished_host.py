@@ -41,6 +41,7 @@ def test_users_options_count():
     assert len(options) == len(set(options)) == 4
 
 
+@pytest.mark.processes
 @pytest.mark.timeout(120)
 def test_a_host_that_vanishes_is_named(tmp_path):
     if why := hosts.why_not():

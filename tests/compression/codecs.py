@@ -1,6 +1,8 @@
-"""All codecs, and what their tests have in common."""
+"""All codecs, two of a user's, and what their tests have in common."""
 
+import contextlib
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import tensorflow as tf
 from tfps.compression import (
     DGC,
     BFloat16,
+    Codec,
     ErrorFeedback,
     Float16,
     Identity,
@@ -18,7 +21,50 @@ from tfps.compression import (
     RandomK,
     Ternary,
     TopK,
+    adapted,
 )
+from tfps.compression.adapted import Adapted
+
+
+@dataclasses.dataclass(frozen=True)
+class Halves(Codec):
+    """A codec as a user writes it: a subclass, which sends every second element."""
+
+    @property
+    def biased(self):
+        return True
+
+    def encode(self, tensor, state, seed):
+        del seed
+        return (tf.reshape(tf.cast(tensor, tf.float32), [-1])[::2],), state
+
+    def decode(self, payload, shape, dtype):
+        (sent,) = payload
+        size = math.prod(shape)
+        both = tf.reshape(tf.stack([sent, tf.zeros_like(sent)], 1), [-1])[:size]
+        return tf.cast(tf.reshape(both, shape), dtype)
+
+    def payload_bytes(self, shape, dtype):
+        del dtype
+        return (math.prod(shape) + 1) // 2 * 4
+
+
+class Signed:
+    """A codec as a user writes it: no subclass, only the contract. It sends signs in bytes."""
+
+    min_bytes = 4096
+
+    def encode(self, tensor, state, seed):
+        del seed
+        return (tf.cast(tf.sign(tensor), tf.int8),), state
+
+    def decode(self, payload, shape, dtype):
+        return tf.cast(tf.reshape(payload[0], shape), dtype)
+
+    def payload_bytes(self, shape, dtype):
+        del dtype
+        return math.prod(shape)
+
 
 PLAIN = [
     Identity(),
@@ -37,15 +83,30 @@ WRAPPED = [
     ErrorFeedback(c) for c in (Float16(), Int8(), OneBit(), TopK(0.05), RandomK(0.3), PowerSGD(2))
 ]
 DGCS = [DGC(0.05), DGC(0.05, momentum=0.0, warmup=1)]
-TABLE = [*PLAIN, *WRAPPED, *DGCS]
+OWN = [Halves(), ErrorFeedback(Halves()), adapted(Signed())]
+PUBLIC = [*PLAIN, *WRAPPED, *DGCS]
+TABLE = [*PUBLIC, *OWN]
 SHAPES = [(1,), (7,), (8,), (1023,), (1025,), (30, 50), (3, 4, 5, 20), (1, 40)]
 
 
 def name(codec):
     if isinstance(codec, ErrorFeedback):
         return f"feedback-{name(codec.codec)}"
+    if isinstance(codec, Adapted):
+        return type(codec.codec).__name__
     fields = [f.name for f in dataclasses.fields(codec) if not f.kw_only]
     return "-".join([type(codec).__name__, *(str(getattr(codec, f)) for f in fields)])
+
+
+@contextlib.contextmanager
+def compiled():
+    """Within `eagerly`: functions are traced and compiled."""
+    eager = tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(False)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(eager)
 
 
 each = pytest.mark.parametrize("codec", TABLE, ids=name)

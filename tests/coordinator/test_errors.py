@@ -7,7 +7,7 @@ import tensorflow as tf
 
 import tfps
 from tests.coordinator.conftest import BOTH, UNRAISABLE, Point
-from tfps.cluster import failures
+from tfps.cluster import failures, health
 from tfps.coordinator import work_queue
 
 pytestmark = UNRAISABLE
@@ -112,8 +112,8 @@ def test_a_lost_server_is_noticed_by_whoever_waits(make, gate, monkeypatch, wait
     value = coordinator.schedule(gate.function())
     waiting = coordinator.schedule(double, args=(1,))
     assert gate.entered.acquire(timeout=10)
-    monkeypatch.setattr(work_queue, "_PATIENCE", 0.05)
-    monkeypatch.setattr(work_queue, "_DRAIN", 0.1)
+    monkeypatch.setattr(health, "PATIENCE", 0.05)
+    monkeypatch.setattr(health, "DRAIN", 0.1)
     monkeypatch.setattr(work_queue, "_LIMIT", 1)
     monkeypatch.setattr(failures.sockets, "answers", lambda address, timeout: False)
     with pytest.raises(tfps.TaskLost, match=r"worker 0 .* no longer answer") as caught:

@@ -173,7 +173,8 @@ def test_they_outlive_their_coordinator(make, several):
 
 
 def test_they_may_be_asked_for_while_a_graph_is_traced(make, several):
-    value = make().schedule(several, args=(tf.constant(6),))
+    coordinator = make()  # What it has scheduled is cancelled when it is collected.
+    value = coordinator.schedule(several, args=(tf.constant(6),))
 
     @tf.function
     def half():
@@ -189,6 +190,6 @@ def test_compiled_functions(make, size):
     def twice(x):
         return 2 * x
 
-    np.testing.assert_array_equal(
-        make().schedule(twice, args=(tf.ones([size]),)).fetch(), 2 * np.ones([size])
-    )
+    coordinator = make()
+    value = coordinator.schedule(twice, args=(tf.ones([size]),))
+    np.testing.assert_array_equal(value.fetch(), 2 * np.ones([size]))

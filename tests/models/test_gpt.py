@@ -76,6 +76,7 @@ def test_windows_predict_the_next_token():
     assert spread[0][:, 0].numpy().tolist() == [0, 20, 40, 60, 90]
 
 
+@pytest.mark.processes
 def test_model_is_causal_and_plain_keras(tmp_path):
     model = gpt.build(50, 2, 16, 2, 12, 0.1)
     x = np.arange(12)[None] % 50
@@ -161,6 +162,7 @@ def test_bad_input_gets_one_line(tmp_path, monkeypatch, capsys, args, environ, s
     assert said in line
 
 
+@pytest.mark.processes
 def test_a_loss_that_is_lost_gets_one_line(tmp_path):
     """As a process: TensorFlow's own words must not surround it."""
     (tmp_path / "long.txt").write_bytes(CODE)
@@ -176,6 +178,7 @@ def test_a_loss_that_is_lost_gets_one_line(tmp_path):
     assert not (tmp_path / "m.keras").exists()
 
 
+@pytest.mark.processes
 def test_wordpiece_run_and_generation(tmp_path):
     (tmp_path / "text.txt").write_bytes(CODE * 10)
     small = [
@@ -197,6 +200,7 @@ def test_wordpiece_run_and_generation(tmp_path):
     keras.models.load_model(tmp_path / "m.keras", compile=False)
 
 
+@pytest.mark.processes
 def test_help_reads_well():
     done = run("--help")
     for flag in ("--data", "--workers", "--steps_per_execution", "--startup_timeout"):

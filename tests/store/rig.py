@@ -4,7 +4,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfps.model.stateless_model import Inspection, StatelessModel
+from tfps.model.inspection import Inspection
+from tfps.model.stateless_model import StatelessModel
 from tfps.store.aggregation import Aggregation, Applied
 from tfps.store.bucket_update import CompiledOptimizer
 from tfps.store.parameter_store import ParameterStore

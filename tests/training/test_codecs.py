@@ -24,11 +24,14 @@ from tfps.compression import (
     with_feedback,
 )
 
-PUSH = [
-    Identity(), Float16(), BFloat16(), Int8(), Int8("stochastic"), Ternary(), OneBit(), TopK(0.1),
-    RandomK(0.5), DGC(0.1, momentum=0.0), DGC(0.1, momentum=0.0, warmup=5), PowerSGD(2),
+# What these send does not depend on random numbers, so several can train beside each other.
+STEADY = [
+    Identity(), Float16(), BFloat16(), Int8(), OneBit(), TopK(0.1), DGC(0.1, momentum=0.0),
+    DGC(0.1, momentum=0.0, warmup=5), PowerSGD(2),
 ]  # fmt: skip
+RANDOM = [Int8("stochastic"), Ternary(), RandomK(0.5)]
 PULL = [Identity(), Float16(), BFloat16(), Int8()]
+soak = pytest.mark.soak
 
 
 def always(codec):
@@ -65,7 +68,38 @@ def examples():
     return x, (x @ rng.normal(size=(32, 32))).astype(np.float32)
 
 
-@pytest.mark.parametrize("push", PUSH, ids=repr)
+def heads(number):
+    """As many layers as that beside each other, each as in `linear`."""
+    inputs = keras.Input([32])
+    layers = [keras.layers.Dense(32, use_bias=False, name=f"head{i}") for i in range(number)]
+    model = keras.Model(inputs, [layer(inputs) for layer in layers])
+    for layer in layers:
+        layer.kernel.assign(linear().layers[0].kernel)
+    return model
+
+
+def of_head(codecs):
+    """The codec of each variable of `heads`."""
+    return lambda variable: always(codecs[int(variable.path.split("/")[-2].removeprefix("head"))])
+
+
+def test_steady_codecs_equal_themselves_by_hand(connect):
+    """All in one model; otherwise as below."""
+    x, y = examples()
+    model = heads(len(STEADY))
+    model.compile(
+        keras.optimizers.SGD(0.5), ["mse"] * len(STEADY), steps_per_execution=3, jit_compile=False
+    )
+    trainer = tfps.Trainer(model, connect(), push=of_head(STEADY))
+    trainer.fit(x, [y] * len(STEADY), batch_size=32, epochs=2, shuffle=False, verbose=0)
+    for codec, weights in zip(STEADY, model.get_weights(), strict=True):
+        expected = by_hand(always(codec), Identity(), x, y, 0.5, 2)
+        np.testing.assert_allclose(weights, expected, rtol=1e-3, atol=1e-4, err_msg=repr(codec))
+
+
+@pytest.mark.parametrize(
+    "push", [*RANDOM, *(pytest.param(codec, marks=soak) for codec in STEADY)], ids=repr
+)
 def test_push_equals_the_codec_by_hand(connect, push):
     """Over several calls and epochs: residuals are carried, seeds differ by step."""
     x, y = examples()
@@ -77,23 +111,45 @@ def test_push_equals_the_codec_by_hand(connect, push):
     np.testing.assert_allclose(model.get_weights()[0], expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("pull", PULL, ids=repr)
 @pytest.mark.parametrize("overlap", [0, 2])
-def test_pull_equals_the_codec_by_hand(connect, pull, overlap):
+def test_pull_equals_the_codec_by_hand(connect, overlap):
     x, y = examples()
-    model = linear()
-    model.compile(keras.optimizers.SGD(0.5), "mse")
-    trainer = tfps.Trainer(model, connect(), pull=always(pull), overlap=overlap)
+    model = heads(len(PULL))
+    model.compile(keras.optimizers.SGD(0.5), ["mse"] * len(PULL), jit_compile=False)
+    trainer = tfps.Trainer(model, connect(), pull=of_head(PULL), overlap=overlap)
     rounds = 1 if overlap else 2
     x, y = (x[:32], y[:32]) if overlap else (x, y)  # One step: nothing to miss.
-    trainer.fit(x, y, batch_size=32, epochs=rounds, shuffle=False, verbose=0)
-    expected = by_hand(Identity(), always(pull), x, y, 0.5, rounds)
-    np.testing.assert_allclose(model.get_weights()[0], expected, rtol=1e-3, atol=1e-4)
+    trainer.fit(x, [y] * len(PULL), batch_size=32, epochs=rounds, shuffle=False, verbose=0)
+    for codec, weights in zip(PULL, model.get_weights(), strict=True):
+        expected = by_hand(Identity(), always(codec), x, y, 0.5, rounds)
+        np.testing.assert_allclose(weights, expected, rtol=1e-3, atol=1e-4, err_msg=repr(codec))
 
 
-@pytest.mark.parametrize(
-    "push", [Int8(), OneBit(), TopK(0.1), DGC(0.1, momentum=0.0, warmup=5), PowerSGD(2)], ids=repr
-)
+LEARNING = [Int8(), OneBit(), TopK(0.1), DGC(0.1, momentum=0.0, warmup=5), PowerSGD(2)]
+
+
+def test_two_workers_learn_with_a_codec_for_each_head(connect):
+    """Each head learns; its part of the loss says so."""
+    x, y = examples()
+    model = heads(len(LEARNING))
+    model.compile(
+        keras.optimizers.Adam(0.01),
+        ["mse"] * len(LEARNING),
+        metrics=["mse"] * len(LEARNING),
+        steps_per_execution=2,
+        jit_compile=False,
+    )
+    trainer = tfps.Trainer(
+        model, connect(workers=2), push=of_head(LEARNING), pull=BFloat16(min_bytes=0), overlap=1
+    )
+    history = trainer.fit(x, [y] * len(LEARNING), batch_size=16, epochs=5, verbose=0).history
+    for i, codec in enumerate(LEARNING):
+        losses = history[f"head{i}_mse"]
+        assert losses[-1] < 0.8 * losses[0], codec
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("push", LEARNING, ids=repr)
 def test_two_workers_learn(connect, push):
     x, y = regression()
     model = mlp()

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 import tfps
 from tests.conftest import Counting, mlp, regression, watched
+from tests.covering import covering
 from tfps import compression
 
 o = keras.optimizers
@@ -22,41 +23,79 @@ POLICIES = {
     "each": lambda: tfps.LocalSteps(2, o.SGD(1.0), merge="each"),
     "delayed": lambda: tfps.LocalSteps(2, o.SGD(1.0), merge="each", delay=1),
 }
-every = pytest.mark.parametrize("policy", [name for name in POLICIES if name != "delayed"])
+
+
+def policies(*quick):
+    """A mark that runs a test under some policies, and in a soak under all but the delayed."""
+    return pytest.mark.parametrize(
+        "policy",
+        [
+            pytest.param(name, marks=[] if name in quick else pytest.mark.soak)
+            for name in POLICIES
+            if name != "delayed"
+        ],
+    )
 
 
 # Codecs.
 
 
+PUSH = {
+    "int8": compression.Int8(min_bytes=0),
+    "topk": compression.TopK(0.1, min_bytes=0),
+    "powersgd": compression.PowerSGD(2, min_bytes=0),
+    "dgc": compression.DGC(0.1, min_bytes=0),
+}
+soak = pytest.mark.soak
+
+
+def a_codec_each(variable):
+    """Another codec for each kernel of `deep`, in the order of `PUSH`."""
+    layer = variable.path.split("/")[-2]
+    return PUSH.get(layer, PUSH["int8"])
+
+
+def deep():
+    """A network with a layer for each of the codecs of `PUSH`."""
+    keras.utils.set_random_seed(1)
+    layers = [keras.layers.Dense(16, activation="tanh", name=name) for name in PUSH]
+    return keras.Sequential([keras.Input([8]), *layers, keras.layers.Dense(1)])
+
+
 @pytest.mark.parametrize(
     "codecs, policies",
     [
-        ({"push": compression.Int8(min_bytes=0)}, ("sync", "local", "each")),
-        ({"push": compression.TopK(0.1, min_bytes=0)}, ("sync", "local")),
-        ({"push": compression.PowerSGD(2, min_bytes=0)}, ("sync", "local")),
-        ({"push": compression.DGC(0.1, min_bytes=0)}, ("sync", "local")),
-        ({"pull": compression.Int8(min_bytes=0)}, ("sync", "each")),
+        (
+            {"push": a_codec_each, "pull": compression.Int8(min_bytes=0)},
+            ("sync", "local", "each"),
+        ),
+        pytest.param({"push": PUSH["int8"]}, ("sync", "local", "each"), marks=soak),
+        pytest.param({"push": PUSH["topk"]}, ("sync", "local"), marks=soak),
+        pytest.param({"push": PUSH["powersgd"]}, ("sync", "local"), marks=soak),
+        pytest.param({"push": PUSH["dgc"]}, ("sync", "local"), marks=soak),
+        pytest.param({"pull": compression.Int8(min_bytes=0)}, ("sync", "each"), marks=soak),
     ],
-    ids=["int8", "topk", "powersgd", "dgc", "pull-int8"],
+    ids=["all", *PUSH, "pull-int8"],
 )
 def test_every_codec_trains_under_every_policy(connect, codecs, policies):
     """One trainer goes through the policies whose steps differ, so what codecs remember goes along.
 
-    Those of `Async` and `BoundedStaleness` are the same: see `test_push_pull.py`. Differences
-    that are merged one by one are encoded like those of rounds, so one codec speaks for all.
+    `Async` and `BoundedStaleness` have the step that `test_codecs.py` is about.
     """
     x, y = regression(320)
-    model = mlp()
+    model = deep()
     model.compile(o.SGD(0.02), "mse", jit_compile=False)
     trainer = tfps.Trainer(model, connect(2), **codecs)
     losses = []
     for policy in policies:
+        before = model.get_weights()
         trainer.consistency = POLICIES[policy]()
         losses += trainer.fit(x, y, batch_size=16, epochs=2, verbose=0).history["loss"]
+        for old, new in zip(before, model.get_weights(), strict=True):
+            assert np.isfinite(new).all()
+            assert not np.array_equal(old, new)
     assert np.isfinite(losses).all()
     assert max(losses[2:]) < 0.8 * losses[0]
-    for weights in model.get_weights():
-        assert np.isfinite(weights).all()
 
 
 def expected_sum(log):
@@ -101,8 +140,13 @@ def sequence():
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("overlap, steps", [(0, 2), (2, 2), (1, 1), (2, 1)])
+@pytest.mark.parametrize(
+    "workers, overlap, steps",
+    [
+        *[(1, 0, 2), (2, 2, 2), (2, 1, 1), (1, 2, 1)],
+        *[pytest.param(*case, marks=soak) for case in [(2, 0, 2), (1, 2, 2), (1, 1, 1), (2, 2, 1)]],
+    ],
+)
 def test_switching_in_an_epoch_loses_and_repeats_nothing(connect, workers, overlap, steps):
     model = Counting.compiled(o.SGD(1.0), steps_per_execution=steps)
     trainer = tfps.Trainer(model, connect(workers), overlap=overlap)
@@ -169,7 +213,7 @@ def test_what_a_codec_did_not_send_survives_a_switch(connect):
 
 
 @pytest.mark.timeout(60)
-@every
+@policies("bounded", "sync", "backup", "local")
 def test_uneven_data_validation_and_several_steps_a_call(connect, policy):
     """Each worker's batches are used once an epoch, whoever else has run out."""
     batches = (11, 5)
@@ -197,7 +241,7 @@ def test_uneven_data_validation_and_several_steps_a_call(connect, policy):
 
 
 @pytest.mark.timeout(60)
-@every
+@policies("async", "backup", "each")
 def test_a_callback_stops_the_training(connect, policy):
     model = Counting.compiled(o.SGD(1.0), steps_per_execution=8)
 
@@ -233,7 +277,12 @@ def histograms(directory):
 
 @pytest.mark.parametrize(
     "workers, policy",
-    [(2, tfps.Async()), (2, tfps.Sync()), (3, tfps.Sync(1)), (3, tfps.Async())],
+    [
+        pytest.param(2, tfps.Async(), marks=soak),
+        pytest.param(2, tfps.Sync(), marks=soak),
+        (3, tfps.Sync(1)),
+        (3, tfps.Async()),
+    ],
     ids=["async2", "sync2", "backup3", "async3"],
 )
 def test_logs_agree_with_the_histogram(connect, tmp_path, workers, policy):
@@ -277,8 +326,12 @@ def scaled_by_hand(model, x, y, delay, rate):
     return model
 
 
-@pytest.mark.parametrize("policy", [tfps.Async(True), tfps.BoundedStaleness(3, True)])
-@pytest.mark.parametrize("scheduled", [False, True])
+@covering(
+    "scheduled, policy",
+    [True, False],
+    [tfps.Async(True), tfps.BoundedStaleness(3, True)],
+    strength=1,
+)
 def test_the_rate_is_divided_by_the_staleness(connect, policy, scheduled):
     x, y = regression(320)
     schedule = o.schedules.ExponentialDecay(0.2, 5, 0.5)

@@ -7,7 +7,7 @@ from collections import Counter
 
 import keras
 import pytest
-from hypothesis import settings, strategies as st
+from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import tfps
@@ -21,7 +21,6 @@ from tfps.worker import tally
 WORKERS = st.integers(0, 3)
 # One of those that a rule is about.
 PICK = st.integers(0, 3).map(lambda i: lambda some: sorted(some)[i % len(some)])
-FEW = settings(max_examples=80, stateful_step_count=40, deadline=None)
 
 
 class ClocksMachine(RuleBasedStateMachine):
@@ -187,7 +186,6 @@ class RoundsMachine(RuleBasedStateMachine):
 
 TestClocks = ClocksMachine.TestCase
 TestRounds = RoundsMachine.TestCase
-TestClocks.settings = TestRounds.settings = FEW
 
 
 class Simulated:

@@ -15,7 +15,7 @@ import tfps
 from tests.conftest import Counting, watched
 
 HEALTHY, SLOW = 0.08, 0.8  # s
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.timed, pytest.mark.timeout(60)]
 
 
 def ones(context):

@@ -12,6 +12,7 @@ from tests.conftest import Counting, mlp, regression, relative_error, watched
 from tfps import compression
 
 o = keras.optimizers
+soak = pytest.mark.soak
 
 
 def both(strategy, make, optimizer, x, y, batch, epochs=1, **trainer_args):
@@ -34,15 +35,22 @@ OPTIMIZERS = {"momentum": lambda: o.SGD(0.02, momentum=0.9), "adam": lambda: o.A
 
 
 @pytest.mark.parametrize(
-    "workers, shards, optimizer",
-    [(2, 1, "adam"), (2, 2, "momentum"), (3, 1, "momentum"), (3, 2, "adam")],
+    "workers, shards, optimizer, epochs",
+    [
+        (3, 2, "momentum", 4),
+        (2, 1, "adam", 4),
+        pytest.param(2, 1, "adam", 10, marks=soak),
+        pytest.param(2, 2, "momentum", 10, marks=soak),
+        pytest.param(3, 1, "momentum", 10, marks=soak),
+        pytest.param(3, 2, "adam", 10, marks=soak),
+    ],
 )
-def test_equals_one_process(connect, workers, shards, optimizer):
-    """100 updates, of which the last of each epoch is of fewer and unequal batches."""
+def test_equals_one_process(connect, workers, shards, optimizer, epochs):
+    """The last of the ten updates of each epoch is of fewer and unequal batches."""
     strategy = connect(workers, partitioner=tfps.partitioners.FixedShards(shards))
     x, y = regression(10 * 8 * workers - 11)
-    models = both(strategy, mlp, OPTIMIZERS[optimizer], x, y, batch=8, epochs=10)
-    assert int(models[1].optimizer.iterations) == 100
+    models = both(strategy, mlp, OPTIMIZERS[optimizer], x, y, batch=8, epochs=epochs)
+    assert int(models[1].optimizer.iterations) == 10 * epochs
     assert relative_error(*models) < 1e-6
 
 
@@ -68,7 +76,7 @@ def ids(below):
     return x, np.sin(x.sum(1, keepdims=True)).astype(np.float32)
 
 
-@pytest.mark.parametrize("updates", ["exact", "lazy"])
+@pytest.mark.parametrize("updates", ["lazy", pytest.param("exact", marks=soak)])
 def test_rows_of_tables_are_summed_over_the_workers(connect, updates):
     """With Adagrad, whose rows without a gradient stay, lazy is exact, if the rows that
     several workers looked up are updated once, with their sum."""
@@ -96,13 +104,16 @@ def test_lazy_updates_leave_other_rows_bit_identical(connect):
     assert (np.abs(after[:20] - before[:20]).max(axis=1) > 0).all()
 
 
-def test_exact_updates_decay_all_rows(connect):
+def test_exact_updates_sum_rows_and_decay_all(connect):
+    strategy = connect(2, partitioner=tfps.partitioners.FixedShards(2))
     x, y = ids(20)
     models = [sparse_model(), table_model()]
     for model in models:
         model.compile(o.AdamW(0.01, weight_decay=0.1), "mse", jit_compile=False)
-    tfps.Trainer(models[0], connect(2), tfps.Sync()).fit(x, y, 8, shuffle=False, verbose=0)
-    models[1].fit(x, y, batch_size=16, shuffle=False, verbose=0)
+    trainer = tfps.Trainer(models[0], strategy, tfps.Sync())
+    args = {"epochs": 2, "shuffle": False, "verbose": 0}
+    trainer.fit(x, y, batch_size=8, **args)
+    models[1].fit(x, y, batch_size=16, **args)
     assert relative_error(*models) < 1e-5
 
 
@@ -139,7 +150,7 @@ def scaled(scale):
     return model
 
 
-@pytest.mark.parametrize("overflows", [[1], [0], [0, 1]])
+@pytest.mark.parametrize("overflows", [[1], [0, 1], pytest.param([0], marks=soak)])
 def test_workers_that_overflow_are_left_out_of_the_round(connect, overflows):
     strategy = connect(2)
     x, y = regression(16)

@@ -9,8 +9,10 @@ import tensorflow as tf
 
 import tfps
 from tests.conftest import mlp, regression, relative_error
+from tests.covering import covering
 
 o = keras.optimizers
+soak = pytest.mark.soak
 EXCLUDED = ["bias"]
 
 
@@ -38,8 +40,7 @@ def pair(strategy, optimizer, make=mlp, **compile_args):
     return tfps.Trainer(models[0], strategy), models[1]
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("batch_norm", [False, True])
+@covering("optimizer, batch_norm", list(OPTIMIZERS), [True, False], strength=1)
 def test_one_worker_equals_keras(connect, optimizer, batch_norm):
     x, y = regression(320)
     trainer, reference = pair(connect(), OPTIMIZERS[optimizer], lambda: mlp(batch_norm))
@@ -71,13 +72,19 @@ def test_partitioned_and_compiled_and_several_steps_a_call_change_nothing(connec
 @pytest.mark.parametrize(
     "optimizer",
     [
-        lambda: o.SGD(0.1, global_clipnorm=0.01),
+        lambda: o.SGD(
+            o.schedules.ExponentialDecay(0.1, 5, 0.5),
+            global_clipnorm=0.1,
+            use_ema=True,
+            ema_momentum=0.9,
+        ),
         lambda: o.Adam(0.01, gradient_accumulation_steps=3),
-        lambda: o.SGD(0.1, use_ema=True, ema_momentum=0.9),
-        lambda: o.SGD(o.schedules.ExponentialDecay(0.1, 5, 0.5)),
         lambda: o.Adafactor(0.05),
+        pytest.param(lambda: o.SGD(0.1, global_clipnorm=0.01), marks=soak),
+        pytest.param(lambda: o.SGD(0.1, use_ema=True, ema_momentum=0.9), marks=soak),
+        pytest.param(lambda: o.SGD(o.schedules.ExponentialDecay(0.1, 5, 0.5)), marks=soak),
     ],
-    ids=["global_clipnorm", "accumulation", "ema", "schedule", "adafactor"],
+    ids=["several", "accumulation", "adafactor", "global_clipnorm", "ema", "schedule"],
 )
 def test_optimizer_options(connect, optimizer):
     x, y = regression(160)
@@ -230,7 +237,10 @@ def ones(context):
     return tf.data.Dataset.from_tensors((tf.ones([1, 1]), tf.ones([1, 1]))).repeat()
 
 
-@pytest.mark.parametrize("steps_per_execution, steps", [(1, 500), (10, 2000)])
+@pytest.mark.parametrize(
+    "steps_per_execution, steps",
+    [(1, 250), (10, 1000), pytest.param(1, 2000, marks=soak), pytest.param(10, 8000, marks=soak)],
+)
 def test_no_update_is_lost_or_doubled(connect, steps_per_execution, steps):
     model = Constant()
     model.compile(
@@ -242,18 +252,18 @@ def test_no_update_is_lost_or_doubled(connect, steps_per_execution, steps):
         np.testing.assert_array_equal(value, np.full_like(value, -steps * 2.0**-8))
 
 
-def test_adam_under_load(connect):
+@pytest.mark.parametrize("steps", [1000, pytest.param(8000, marks=soak)])
+def test_adam_under_load(connect, steps):
     model = Constant()
     model.compile(o.Adam(2.0**-8), lambda y, p: p, steps_per_execution=10, jit_compile=False)
     trainer = tfps.Trainer(model, connect(workers=4))
-    trainer.fit(ones, steps_per_epoch=2000, verbose=0)
-    assert {
-        int(s.iterations.numpy()) for s in trainer._session.served.store.optimizers.values()
-    } == {2000}
+    trainer.fit(ones, steps_per_epoch=steps, verbose=0)
+    optimizers = trainer._session.served.store.optimizers.values()
+    assert {int(optimizer.iterations.numpy()) for optimizer in optimizers} == {steps}
     for value in model.get_weights():
         assert np.isfinite(value).all()
         # With a constant gradient every step of Adam is the learning rate.
-        np.testing.assert_allclose(value, -2000 * 2.0**-8, rtol=1e-3)
+        np.testing.assert_allclose(value, -steps * 2.0**-8, rtol=1e-3)
 
 
 class Recorder(keras.Model):

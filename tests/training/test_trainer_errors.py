@@ -9,7 +9,7 @@ import tensorflow as tf
 
 import tfps
 from tests.conftest import Counting, mlp, regression
-from tfps.cluster import calls
+from tfps.cluster import health
 
 o = keras.optimizers
 
@@ -78,7 +78,7 @@ def test_an_error_on_a_worker_names_it(connect):
 
 
 def test_a_call_that_outlives_its_fit_pushes_before_the_next_one(connect, monkeypatch):
-    monkeypatch.setattr(calls, "_DRAIN", 0.1)
+    monkeypatch.setattr(health, "DRAIN", 0.1)
     release, waits = threading.Event(), threading.Event()
 
     def slow(index):

@@ -11,7 +11,9 @@ from tests.graphs import conditional_devices, sources
 
 o = keras.optimizers
 STEPS, BATCH, EXCHANGES = 3, 8, 5
-DELAYS = pytest.mark.parametrize("delay", [1, STEPS])
+soak = pytest.mark.soak
+SHORT = pytest.mark.parametrize("delay", [1, pytest.param(STEPS, marks=soak)])
+LONG = pytest.mark.parametrize("delay", [STEPS, pytest.param(1, marks=soak)])
 
 
 class Counted(keras.Model):
@@ -35,16 +37,17 @@ class Counted(keras.Model):
     "steps, delay, merge, fed",
     [
         (1, 1, "each", "worker"),
-        (1, 1, "round", "chief"),
-        (3, 1, "each", "chief"),
         (3, 1, "round", "worker"),
-        (3, 3, "each", "worker"),
-        (3, 3, "round", "chief"),
+        (3, 3, "each", "chief"),
+        pytest.param(1, 1, "round", "chief", marks=soak),
+        pytest.param(3, 1, "each", "chief", marks=soak),
+        pytest.param(3, 3, "each", "worker", marks=soak),
+        pytest.param(3, 3, "round", "chief", marks=soak),
     ],
 )
 def test_a_worker_sees_its_own_steps_at_once(connect, steps, delay, merge, fed):
-    """One that is alone trains as plain Keras does; 40 batches, the last exchange is short."""
-    x, y = regression(320)
+    """A worker that is alone trains as plain Keras does; the last exchange is short."""
+    x, y = regression(20 * BATCH)
 
     def data(context=None):
         return tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH, drop_remainder=True)
@@ -61,7 +64,7 @@ def test_a_worker_sees_its_own_steps_at_once(connect, steps, delay, merge, fed):
     trainer = tfps.Trainer(model, strategy, policy)
     logs = trainer.fit(data if fed == "worker" else data(), epochs=2, verbose=0).history
     reference.fit(data(), epochs=2, shuffle=False, verbose=0)
-    assert int(model.batches) == 80
+    assert int(model.batches) == 40
     assert relative_error(model, reference) < 1e-4
     assert logs["staleness_max"] == [0.0, 0.0]
 
@@ -93,7 +96,7 @@ def fitted(strategy, policy, data):
     return model, tfps.Trainer(model, strategy, policy).fit(dataset, verbose=0).history
 
 
-@DELAYS
+@SHORT
 def test_each_is_moved_by_its_own_first_steps(connect, delay):
     """By hand: an outer rate of 0.5 shows any step that is left out or counted twice."""
     data = regression(320)
@@ -113,7 +116,7 @@ def test_each_is_moved_by_its_own_first_steps(connect, delay):
     assert relative_error(model, by_hand) < 1e-5
 
 
-@DELAYS
+@LONG
 def test_in_rounds_others_come_so_many_steps_later(connect, delay):
     data = regression(320)
     pieces = [[a[w * 120 :] for a in data] for w in range(2)]
@@ -137,7 +140,7 @@ def test_in_rounds_others_come_so_many_steps_later(connect, delay):
     assert logs["staleness_max"] == [0.0]
 
 
-@DELAYS
+@LONG
 def test_no_update_is_lost(connect, delay):
     """80 and 20 batches, which end in the middle of an exchange; two epochs and two policies."""
     model = Counting.compiled(o.SGD(1.0))

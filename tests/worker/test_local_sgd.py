@@ -7,13 +7,17 @@ import tensorflow as tf
 
 import tfps
 from tests.conftest import Counting, mlp, regression, relative_error
+from tests.covering import covering
 
 o = keras.optimizers
 
 
-def trained(strategy, policy, optimizer, **fit_args):
+soak = pytest.mark.soak
+
+
+def trained(strategy, policy, optimizer, examples=320, **fit_args):
     """(the model, the logs) of a small regression."""
-    x, y = regression(320)
+    x, y = regression(examples)
     model = mlp()
     model.compile(optimizer, "mse", jit_compile=False)
     args = {"batch_size": 8, "shuffle": False, "verbose": 0, **fit_args}
@@ -23,21 +27,15 @@ def trained(strategy, policy, optimizer, **fit_args):
 
 def test_one_step_of_sgd_is_a_synchronous_one(connect):
     strategy = connect(2)
-    local, _ = trained(strategy, tfps.LocalSteps(1, o.SGD(1.0)), o.SGD(0.05))
-    sync, _ = trained(strategy, tfps.Sync(), o.SGD(0.05))
+    local, _ = trained(strategy, tfps.LocalSteps(1, o.SGD(1.0)), o.SGD(0.05), examples=160)
+    sync, logs = trained(strategy, tfps.Sync(), o.SGD(0.05), examples=160)
     assert relative_error(local, sync) < 1e-5
-
-
-def test_bytes_per_step_fall_with_the_steps(connect):
-    strategy = connect(2)
-    _, sync = trained(strategy, tfps.Sync(), o.SGD(0.05))
-    for merge in ("round", "each"):
-        _, local = trained(strategy, tfps.LocalSteps(4, merge=merge), o.SGD(0.05))
-        for name in ("push_bytes_per_step", "pull_bytes_per_step"):
-            assert local[name][0] == sync[name][0] / 4
+    for name in BYTES:
+        assert logs[name] == [4 * sync.count_params()]
 
 
 STEPS, EXCHANGES, BATCH = 3, 4, 8
+BYTES = ("push_bytes_per_step", "pull_bytes_per_step")
 
 
 def own_data(worker):
@@ -93,26 +91,27 @@ def by_hand(optimizer, exchanged):
     return models[0]
 
 
-@pytest.mark.parametrize(
-    "outer, exchanged",
-    [
-        ("average", lambda: mean(0.0)),
-        (tfps.ModelAverage(0.25), lambda: mean(0.25)),
-        ("diloco", diloco),
-    ],
-    ids=["average", "decay", "diloco"],
-)
-@pytest.mark.parametrize(
-    "optimizer",
-    [lambda: o.SGD(0.05), lambda: o.Adam(o.schedules.ExponentialDecay(0.02, 4, 0.7))],
-    ids=["sgd", "adam"],
-)
-def test_equals_keras_models_merged_by_hand(connect, optimizer, outer, exchanged):
+OPTIMIZERS = {
+    "adam": lambda: o.Adam(o.schedules.ExponentialDecay(0.02, 4, 0.7)),
+    "sgd": lambda: o.SGD(0.05),
+}
+OUTER = {
+    "average": ("average", lambda: mean(0.0)),
+    "decay": (tfps.ModelAverage(0.25), lambda: mean(0.25)),
+    "diloco": ("diloco", diloco),
+}
+
+
+@covering("outer, optimizer", list(OUTER), list(OPTIMIZERS), strength=1)
+def test_equals_keras_models_merged_by_hand(connect, optimizer, outer):
+    optimizer, (outer, exchanged) = OPTIMIZERS[optimizer], OUTER[outer]
     model = mlp()
     model.compile(optimizer(), "mse", jit_compile=False)
     trainer = tfps.Trainer(model, connect(2), tfps.LocalSteps(STEPS, outer))
-    trainer.fit(dataset_fn, verbose=0)
+    logs = trainer.fit(dataset_fn, verbose=0).history
     assert relative_error(model, by_hand(optimizer, exchanged())) < 1e-5
+    for name in BYTES:
+        assert logs[name] == [4 * model.count_params() / STEPS]
 
 
 def test_the_workers_optimizers_go_on_from_epoch_to_epoch(connect):
@@ -162,10 +161,12 @@ def test_rounds_of_uneven_ends_lose_no_step(connect):
     assert int(model.batches) == 18
 
 
-@pytest.mark.parametrize("merge", ["round", "each"])
+@pytest.mark.parametrize("merge", ["each", pytest.param("round", marks=soak)])
 def test_diloco_trains(connect, merge):
-    _, history = trained(connect(2), tfps.LocalSteps(4, merge=merge), o.SGD(0.01), epochs=4)
+    model, history = trained(connect(2), tfps.LocalSteps(4, merge=merge), o.SGD(0.01), epochs=4)
     assert history["loss"][-1] < 0.5 * history["loss"][0]
+    for name in BYTES:
+        assert history[name] == [model.count_params()] * 4  # 4 bytes in 4 steps.
 
 
 def test_tables_travel_whole(connect):

@@ -1,5 +1,6 @@
 """Overlap: exactly the staleness that it promises, and nothing lost."""
 
+import functools
 import time
 
 import keras
@@ -9,11 +10,13 @@ import tensorflow as tf
 
 import tfps
 from tests.conftest import mlp, regression
+from tests.covering import covering
 from tests.graphs import conditional_devices, sources
 from tfps.cluster.devices import worker_device
 from tfps.worker.overlapped_step import OverlappedStep
 from tfps.worker.prefetch_step import PrefetchStep
 
+soak = pytest.mark.soak
 FED = pytest.mark.parametrize("fed", ["by the chief", "by datasets of the workers"])
 
 
@@ -33,8 +36,10 @@ def delayed_sgd(model, x, y, delay, rate=0.05):
     return past[-1]
 
 
-@pytest.mark.parametrize("overlap", [0, 1, 2])
-@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize(
+    "overlap, steps",
+    [(0, 4), (1, 4), (2, 4), *(pytest.param(overlap, 1, marks=soak) for overlap in (0, 1, 2))],
+)
 def test_one_worker_misses_just_its_last_updates(connect, overlap, steps):
     x, y = regression()
     model = mlp()
@@ -53,6 +58,8 @@ def test_one_worker_misses_just_its_last_updates(connect, overlap, steps):
 
 @pytest.mark.parametrize("overlap", [1, 2])
 def test_rows_of_tables_are_as_old_as_all_else(connect, overlap):
+    """And all else is as old as above, in calls of one step."""
+
     def embedding():
         keras.utils.set_random_seed(0)
         ids = keras.Input([6], dtype="int32")
@@ -71,8 +78,7 @@ def test_rows_of_tables_are_as_old_as_all_else(connect, overlap):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("overlap", [1, 2])
-@pytest.mark.parametrize("length", [3, 100])
+@covering("overlap, length", [2, 1], [3, 100], strength=1)
 def test_datasets_go_on_where_the_last_epoch_ended(connect, overlap, length):
     """The weight is the sum of the batches used: 0, 1, 2.., from 0 again after the last."""
     model = keras.Sequential([keras.Input([1]), keras.layers.Dense(1, use_bias=False)])
@@ -96,24 +102,25 @@ def test_datasets_go_on_where_the_last_epoch_ended(connect, overlap, length):
     assert history["push_bytes_per_step"] == [4.0, 4.0]
 
 
-@pytest.mark.parametrize("overlap", [1, 2])
-def test_no_update_is_lost(connect, overlap):
+@pytest.mark.parametrize(
+    "overlap, updates", [(1, 200), (2, 200), *(pytest.param(i, 2000, marks=soak) for i in (1, 2))]
+)
+def test_no_update_is_lost(connect, overlap, updates):
     """The gradient is 1, so the weight counts the updates."""
     model = keras.Sequential([keras.Input([1]), keras.layers.Dense(1, use_bias=False)])
     model.layers[0].kernel.assign([[0.0]])
     model.compile(
         keras.optimizers.SGD(1.0), loss=lambda y, p: keras.ops.mean(-p), steps_per_execution=3
     )
-    x = np.ones([400, 1], np.float32)
+    x = np.ones([updates, 1], np.float32)
     trainer = tfps.Trainer(model, connect(workers=2), overlap=overlap)
     history = trainer.fit(x, x, batch_size=2, epochs=2, verbose=0).history
-    assert model.layers[0].kernel.numpy() == 400.0
-    assert trainer._session.served.store.iterations() == 400
+    assert model.layers[0].kernel.numpy() == updates
+    assert trainer._session.served.store.iterations() == updates
     assert history["staleness"][0] >= overlap * 0.9
 
 
-@pytest.mark.parametrize("overlap", [0, 1, 2])
-@pytest.mark.parametrize("steps", [1, 3])
+@covering("overlap, steps", [0, 1, 2], [3, 1], strength=1)
 def test_datasets_of_workers_that_end(connect, overlap, steps):
     """Every batch of 5 and of 3 is used once in each epoch, and what is no batch never."""
     model = keras.Sequential([keras.Input([1]), keras.layers.Dense(1, use_bias=False)])
@@ -139,37 +146,22 @@ def test_datasets_of_workers_that_end(connect, overlap, steps):
     assert -8.0 <= history.history["loss"][0] <= 0.0
 
 
-@FED
-@pytest.mark.parametrize("overlap", [1, 2])
-def test_servers_need_not_be_told_of_a_condition(connect, overlap, fed):
-    """They would learn of it only after all of the last update had arrived."""
-    x, y = regression(64)
+@functools.cache
+def with_a_table(connect, overlap, fed, steps=1) -> PrefetchStep:
+    """The step of a trainer of a model with an embedding and a scale of the loss.
 
-    def dataset_fn(context):
-        return tf.data.Dataset.from_tensor_slices((x, y)).batch(16)
-
-    def run(steps):
-        model = mlp()
-        model.compile("sgd", "mse", steps_per_execution=steps)
-        trainer = tfps.Trainer(model, connect(), overlap=overlap)
-        if fed == "by the chief":
-            trainer.fit(x, y, batch_size=16, verbose=0)
-        else:
-            trainer.fit(dataset_fn, verbose=0)
-        return conditional_devices(traced(trainer)._run)
-
-    assert not any("ps" in device for device in run(steps=1))
-    # A loop over the steps of a call does span the servers.
-    assert any("ps" in device for device in run(steps=2))
-
-
-def with_a_table(strategy, overlap, fed) -> PrefetchStep:
-    """The step of a trainer of a model with an embedding and a scale of the loss."""
+    Args:
+      connect: the fixture; a graph outlives its connection, so a step is traced once.
+      overlap: of the trainer.
+      fed: who makes the batches.
+      steps: in a call.
+    """
     ids, y = np.arange(64, dtype=np.int32)[:, None] % 7, np.ones([64, 1, 1], np.float32)
     model = keras.Sequential([keras.Input([1]), keras.layers.Embedding(7, 4)])
     model.add(keras.layers.Dense(1))
-    model.compile(keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1)), "mse")
-    trainer = tfps.Trainer(model, strategy, overlap=overlap)
+    optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1))
+    model.compile(optimizer, "mse", steps_per_execution=steps)
+    trainer = tfps.Trainer(model, connect(), overlap=overlap)
     if fed == "by the chief":
         trainer.fit(ids, y, batch_size=16, verbose=0)
     else:
@@ -180,9 +172,24 @@ def with_a_table(strategy, overlap, fed) -> PrefetchStep:
 
 @FED
 @pytest.mark.parametrize("overlap", [1, 2])
+def test_servers_need_not_be_told_of_a_condition(connect, overlap, fed):
+    """They would learn of it only after all of the last update had arrived."""
+    step = with_a_table(connect, overlap, fed)
+    assert not any("ps" in device for device in conditional_devices(step._run))
+
+
+@covering("fed, overlap", ["by the chief", "by datasets of the workers"], [1, 2], strength=1)
+def test_a_loop_over_the_steps_of_a_call_spans_the_servers(connect, overlap, fed):
+    """So what is found above is no mistake of the search."""
+    step = with_a_table(connect, overlap, fed, steps=2)
+    assert any("ps" in device for device in conditional_devices(step._run))
+
+
+@FED
+@pytest.mark.parametrize("overlap", [1, 2])
 def test_computing_waits_for_no_server(connect, overlap, fed):
     """All that it takes, rows of tables and the scale of the loss too, came before."""
-    step = with_a_table(connect(), overlap, fed)
+    step = with_a_table(connect, overlap, fed)
     conditionals = [op for op in step._run.graph.get_operations() if "If" in op.type]
     compute = max(conditionals, key=lambda op: len(op.inputs))
     assert len(compute.inputs) > len(tf.nest.flatten(step._held_specs))
@@ -193,7 +200,7 @@ def test_computing_waits_for_no_server(connect, overlap, fed):
 @pytest.mark.parametrize("overlap", [1, 2])
 def test_a_lock_is_not_held_while_anything_is_on_its_way(connect, overlap, fed):
     """What TensorFlow itself makes an update wait for, such as reads of rows, included."""
-    step = with_a_table(connect(), overlap, fed)
+    step = with_a_table(connect, overlap, fed)
     frees = [op for op in step._run.graph.get_operations() if op.type == "ConsumeMutexLock"]
     assert len(frees) == 2
     for free in frees:
@@ -227,8 +234,7 @@ def test_nothing_is_updated_in_a_call_whose_input_fails(connect, overlap):
     assert trainer._session.served.store.iterations() == 3 - overlap
 
 
-@FED
-@pytest.mark.parametrize("overlap", [1, 2])
+@covering("fed, overlap", ["by the chief", "by datasets of the workers"], [2, 1], strength=1)
 def test_what_stands_in_for_a_batch_can_be_looked_up(connect, overlap, fed):
     """Zeros could not: ids begin with 1 here, and the number of examples is known."""
     dataset = tf.data.Dataset.from_tensor_slices((np.arange(1, 9)[:, None], np.ones([8, 1, 4])))
@@ -250,8 +256,7 @@ def traced(trainer) -> PrefetchStep | OverlappedStep:
     return step
 
 
-@pytest.mark.parametrize("overlap", [1, 2])
-@pytest.mark.parametrize("steps", [1, 2])
+@covering("overlap, steps", [1, 2], [2, 1], strength=1)
 def test_what_a_worker_carries_is_on_the_worker(connect, overlap, steps):
     """Also at first, or its first step would be another graph than the rest."""
     x, y = regression(64)

@@ -1,25 +1,16 @@
-"""Calls on workers: a thin thread for each, and the mapping of what goes wrong there."""
+"""The Trainer's calls on workers: one at a time on each, and results in the order of their ends."""
 
 import contextlib
 import math
 import queue
-import threading
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import tensorflow as tf
-
-from tfps import _tf, errors
-from tfps.cluster import failures
-from tfps.cluster.devices import worker_device
+from tfps import errors
+from tfps.cluster import health
+from tfps.cluster.lanes import Lane
 from tfps.cluster.spec import Cluster
-
-# s without a word from any worker after which the servers are asked whether they live.
-_PATIENCE = 5.0
-
-# s to wait, after an error, for what other workers are doing.
-_DRAIN = 20.0
 
 
 class Completion(NamedTuple):
@@ -36,76 +27,84 @@ class Completion(NamedTuple):
     value: Any
 
 
+class _Submitted(NamedTuple):
+    """A call, and the queue that receives (worker, tag, value, error) when it ends."""
+
+    function: Callable[[], Any]
+    tag: Any
+    done: queue.SimpleQueue
+
+    def run(self, lane: Lane) -> Any:
+        del lane
+        return self.function()
+
+
 class WorkerCalls:
     """Runs functions on workers, one at a time on each, and hands back their results.
 
-    TensorFlow's coordinator spends over a millisecond on every closure; a
-    thread that calls a concrete function under the worker's device spends a
-    fraction of that.
+    Attributes:
+      pending: number of calls whose results `next` has not handed back.
     """
 
     def __init__(self, cluster: Cluster, limit: float = math.inf):
-        """Starts the threads.
+        """Starts a lane for each worker.
 
         Args:
           cluster: whose workers are called.
           limit: s that a call may take.
         """
-        self._cluster = cluster
-        self._limit = limit
-        self._looked = time.monotonic()
-        self._begun: list[float | None] = [None] * cluster.num_workers
-        self._done: queue.SimpleQueue = queue.SimpleQueue()
-        self._todo = [queue.SimpleQueue() for _ in range(cluster.num_workers)]
-        self._threads = [
-            threading.Thread(target=self._serve, args=(w,), name=f"tfps-worker-{w}", daemon=True)
-            for w in range(cluster.num_workers)
-        ]
-        for thread in self._threads:
-            thread.start()
         self.pending = 0
         self._strays = False  # whether calls may still run that `drain` gave up on
+        self._done: queue.SimpleQueue = queue.SimpleQueue()
+        self._todo = [queue.SimpleQueue() for _ in range(cluster.num_workers)]
+        lanes = [Lane(w, self) for w in range(cluster.num_workers)]
+        self._health = health.Health(cluster, lanes, limit)
+        for lane in lanes:
+            lane.start()
 
     @property
     def num_workers(self) -> int:
+        """Number of workers that are called."""
         return len(self._todo)
 
     def submit(self, worker: int, function: Callable[[], Any], tag: Any = None) -> None:
         """Queues `function()` to be called under the worker's device.
 
         Args:
-          worker: index.
-          function: what it returns is the completion's value.
-          tag: handed back with the result.
+          worker: index of the worker.
+          function: the call. What it returns is the completion's value.
+          tag: what the completion hands back with the value.
         """
         self.pending += 1
-        self._todo[worker].put((function, tag, self._done))
+        self._todo[worker].put(_Submitted(function, tag, self._done))
 
     def next(self) -> Completion:
-        """The next call to finish, on whatever worker.
+        """Waits for the next call to finish, on whatever worker.
 
         Raises:
-          WorkerError: the function failed there; names worker and address.
+          WorkerError: the call failed on its worker. The error names worker and address, and is
+            an instance of TensorFlow's class too.
           TaskLost: a worker or ps no longer answers.
-          StepTimeout: all answer, but a call takes longer than the limit.
+          StepTimeout: all servers answer, but a call takes longer than the limit.
         """
         while True:
             with contextlib.suppress(queue.Empty):
-                worker, tag, value, error = self._done.get(timeout=_PATIENCE)
+                worker, tag, value, error = self._done.get(timeout=health.PATIENCE)
                 break
-            self._look()
+            self._health.look()
         self.pending -= 1
-        if time.monotonic() - self._looked > _PATIENCE:
-            self._look()  # Others may go on while one hangs.
+        if self._health.due:  # One call may hang while the calls of other workers go on.
+            self._health.look()
         if error is not None:
-            raise self._translated(worker, error) from error
+            raise error
         return Completion(worker, tag, value)
 
     def run_on_each(self, function: Callable[[int], Any]) -> list[Any]:
-        """Calls `function(worker)` under every worker's device; results by worker.
+        """Calls `function(worker)` under every worker's device; returns the results by worker.
 
         Raises:
           ConfigError: other calls are under way.
+          Exception: a call failed; see `next`.
         """
         if self.pending:
             raise errors.ConfigError(
@@ -122,75 +121,43 @@ class WorkerCalls:
         return [c.value for c in sorted(completions, key=lambda c: c.worker)]
 
     def settle(self) -> None:
-        """Waits for calls of before that did not end in time: they may still push."""
+        """Waits for calls that `drain` gave up on: they may still push."""
         if self._strays:
             self.run_on_each(lambda worker: None)
             self._strays = False
 
-    def close(self) -> None:
-        """Ends the threads once their present calls return."""
-        for todo in self._todo:
-            todo.put(None)
-
     def drain(self) -> None:
-        """Waits for the calls under way and drops their results, errors too."""
-        deadline = time.monotonic() + _DRAIN
-        while self.pending and time.monotonic() < deadline:
+        """Waits for the calls under way and drops their results and errors."""
+        deadline = time.monotonic() + health.DRAIN
+        while self.pending:
             try:
                 self._done.get(timeout=max(0.0, deadline - time.monotonic()))
                 self.pending -= 1
             except queue.Empty:
-                break
-        if self.pending:
-            # What a lost task was doing may never return; it must not come back
-            # as a result of something else.
-            self._done, self.pending = queue.SimpleQueue(), 0
-            self._strays = True
+                # What a lost task was doing may never return. It must not come back as a result
+                # of something else.
+                self._done, self.pending = queue.SimpleQueue(), 0
+                self._strays = True
 
-    def _serve(self, worker: int) -> None:
-        # Threads that share an executor share its errors too: what one worker's call raises
-        # would end the others' calls, under their names.
-        with tf.device(worker_device(worker)), _tf.own_executor() as executor:
-            while (item := self._todo[worker].get()) is not None:
-                function, tag, done = item
-                self._begun[worker] = time.monotonic()
-                try:
-                    done.put((worker, tag, function(), None))
-                except Exception as e:  # Whatever it is, it belongs to the caller of `next`.
-                    executor.clear_error()
-                    done.put((worker, tag, None, e))
-                self._begun[worker] = None
-                del item, function  # They may hold tensors of the worker.
+    def close(self) -> None:
+        """Ends the lanes once their present calls return."""
+        for todo in self._todo:
+            todo.put(None)
 
-    @contextlib.contextmanager
-    def errors_named(self):
-        """Turns TensorFlow's errors of calls that the chief makes itself into `TaskLost`."""
-        try:
-            yield
-        except tf.errors.OpError as e:
-            failures.require_alive(self._cluster, e)
-            raise errors.Error(errors.summary(e.message)) from e
+    def errors_named(self) -> contextlib.AbstractContextManager[None]:
+        """Names the errors of what the chief itself asks of servers; see `Health`."""
+        return self._health.errors_named()
 
-    def _look(self) -> None:
-        """Asks after calls that take long."""
-        now = self._looked = time.monotonic()
-        running = {w: begun for w, begun in enumerate(self._begun) if begun is not None}
-        if any(now - begun > _PATIENCE for begun in running.values()):
-            # A long step is no error; a server that is gone is one, and TensorFlow may
-            # not notice.
-            failures.require_alive(self._cluster)
-        for worker, begun in running.items():
-            if now - begun > self._limit:
-                address = self._cluster.spec["worker"][worker]
-                raise errors.StepTimeout(
-                    f"worker {worker} ({address}) answers, but has not finished a call for "
-                    f"{now - begun:.0f} s; look at what its input waits for, or give "
-                    f"tfps.Trainer a step_timeout above {self._limit:g}"
-                )
+    # The lanes' side.
 
-    def _translated(self, worker: int, error: Exception) -> Exception:
-        failures.require_alive(self._cluster, error)
-        if not isinstance(error, tf.errors.OpError):
-            return error
-        address = self._cluster.spec["worker"][worker]
-        return errors.WorkerError(worker, address, errors.summary(error.message))
+    def take(self, lane: Lane) -> _Submitted | None:
+        """Waits for the next call for the lane's worker."""
+        return self._todo[lane.worker].get()
+
+    def finished(
+        self, lane: Lane, call: _Submitted, result: Any, error: BaseException | None
+    ) -> None:
+        """Passes what came of a call to whoever waits for it."""
+        if error is not None:
+            error = self._health.named(lane.worker, error)
+        call.done.put((lane.worker, call.tag, result, error))

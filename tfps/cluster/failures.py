@@ -10,21 +10,24 @@ from tfps import errors
 from tfps.cluster import sockets
 from tfps.cluster.spec import Cluster
 
-# Of a task that answers to the chief in this many s, we say that it lives.
+# A task that accepts a connection of the chief within so many s is said to live.
 _ANSWER = 2.0
 
-# For this many s after an error of the network we look for who is gone: a process that
-# is being killed loses its connections before it stops listening.
+# For so many s after an error of the network, the chief looks for who is gone. A process that is
+# being killed loses its connections before it stops listening.
 _LOOK = 3.0
 
 
-def require_alive(cluster: Cluster, after: Exception | None = None) -> None:
-    """Raises `TaskLost` with the names and addresses of servers that no longer answer.
+def require_alive(cluster: Cluster, after: BaseException | None = None) -> None:
+    """Asks all servers whether they live.
 
     Args:
-      cluster: to ask.
-      after: the error that led to the question; after one of the network it is
-        asked for a while.
+      cluster: whose servers are asked.
+      after: the error that led to the question. After an error of the network, servers are
+        asked repeatedly for 3 s; otherwise once.
+
+    Raises:
+      TaskLost: names the servers that no longer answer, with addresses.
     """
     deadline = time.monotonic() + (_LOOK if _of_network(after) else 0.0)
     while not (lost := _silent(cluster)) and time.monotonic() < deadline:
@@ -44,7 +47,7 @@ def _silent(cluster: Cluster) -> list[str]:
     ]
 
 
-def _of_network(error: Exception | None) -> bool:
+def _of_network(error: BaseException | None) -> bool:
     if not isinstance(error, tf.errors.OpError):
         # TensorFlow cannot bind arguments whose shapes it has to ask of a task that is gone.
         return isinstance(error, TypeError)
@@ -53,40 +56,45 @@ def _of_network(error: Exception | None) -> bool:
     )
 
 
-def named(cluster: Cluster, worker: int, error: Exception) -> Exception:
-    """The error of a worker's function as the chief's code should see it.
+def named(cluster: Cluster, error: BaseException, worker: int | None = None) -> BaseException:
+    """Returns an error of the runtime as the chief's code should see it.
 
     Args:
-      cluster: where the function ran.
-      worker: index of the worker.
-      error: what the function raised.
+      cluster: where the error was raised.
+      error: what was raised.
+      worker: index of the worker on which a call raised it; None if the chief itself did.
 
     Returns:
-      For an error of TensorFlow, a `TaskLost` or a `WorkerError` that is an
-      instance of TensorFlow's class too, so that `except
-      tf.errors.InvalidArgumentError` goes on to work. Anything else is itself,
-      with a note that names the worker.
+      A `TaskLost` if a server is gone. Otherwise, for an error of TensorFlow, a `WorkerError` (an
+      `Error` without a worker). Both are instances of TensorFlow's class too, so that `except
+      tf.errors.InvalidArgumentError` goes on to work. Any other error is itself, with a note that
+      names the worker.
     """
-    address = cluster.spec["worker"][worker]
-    if not isinstance(error, tf.errors.OpError):
-        error.add_note(f"raised by a function on worker {worker} ({address})")
-        return error
     try:
         require_alive(cluster, error)
     except errors.TaskLost as lost:
         return unavailable(lost, error)
-    return _both(errors.WorkerError(worker, address, errors.summary(error.message)), error)
+    address = cluster.spec["worker"][worker] if worker is not None else None
+    if not isinstance(error, tf.errors.OpError):
+        if worker is not None:
+            error.add_note(f"raised by a function on worker {worker} ({address})")
+        return error
+    summary = errors.summary(error.message)
+    ours = errors.Error(summary)
+    if worker is not None:
+        ours = errors.WorkerError(worker, address, summary)
+    return _both(ours, error)
 
 
-def unavailable(lost: errors.TaskLost, cause: Exception | None = None) -> Exception:
-    """`lost` as a `tf.errors.UnavailableError` too, TensorFlow's word for it."""
+def unavailable(lost: errors.TaskLost, cause: BaseException | None = None) -> BaseException:
+    """Returns `lost` as a `tf.errors.UnavailableError` too, TensorFlow's class for it."""
     both = _both(lost, tf.errors.UnavailableError(None, None, str(lost)))
     both.__cause__ = cause
     return both
 
 
-def _both(ours: errors.Error, theirs: tf.errors.OpError) -> Exception:
-    """The message and attributes of `ours` in an instance of the classes of both."""
+def _both(ours: errors.Error, theirs: tf.errors.OpError) -> BaseException:
+    """Returns the message and attributes of `ours` in an instance of the classes of both."""
     kind = _joined(type(ours), type(theirs))
     both = kind.__new__(kind, *ours.args)
     both.__dict__.update({**vars(theirs), **vars(ours), "_message": str(ours)})

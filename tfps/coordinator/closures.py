@@ -1,9 +1,11 @@
 """A call that waits for a worker: which graph, with which tensors."""
 
+import contextlib
 import copy
 import functools
 import threading
 import weakref
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +13,7 @@ import tensorflow as tf
 
 from tfps import _tf
 from tfps.cluster.byte_row import ByteRow
+from tfps.cluster.lanes import Lane, Source
 from tfps.coordinator import result_buffer
 from tfps.coordinator.remote_value import RemoteValue, Resource
 
@@ -79,16 +82,27 @@ def on_worker(structure: Any, worker: int) -> Any:
     return tf.nest.map_structure(own, structure)
 
 
-class Lane(NamedTuple):
-    """Where a closure is run, one after the other.
+class ClosureLane(Lane):
+    """A lane that runs closures.
 
     Attributes:
-      worker: its index.
-      results: small ones that this lane has computed.
+      results: the buffers for small results that this lane has computed.
     """
 
-    worker: int
-    results: result_buffer.Results
+    def __init__(self, worker: int, source: Source, index: int):
+        """Describes the lane; see `Lane`."""
+        super().__init__(worker, source, index)
+        self.results = result_buffer.Results(f"{self.device}/device:CPU:0")
+
+    def scope(self) -> contextlib.AbstractContextManager:
+        """Returns TensorFlow's context for functions that ask on which worker they are."""
+        return _tf.dispatch_context(_Dispatch(self.worker))
+
+
+class _Dispatch(NamedTuple):
+    """What TensorFlow's per-worker resources ask to know while a function is called."""
+
+    worker_index: int
 
 
 class Trace:
@@ -116,7 +130,7 @@ class Trace:
         other._direct = None
         return other
 
-    def run(self, closure: "Closure", lane: Lane, manager: _tf.CancellationManager) -> Any:
+    def run(self, closure: "Closure", lane: ClosureLane, manager: _tf.CancellationManager) -> Any:
         """Calls it on the device in scope; flat outputs if `flat`, else the structure."""
         if self._direct:
             return self._call(_tensors(closure.leaves, lane.worker), lane, manager)
@@ -128,7 +142,9 @@ class Trace:
             self._compare(inputs, _tensors(closure.leaves, lane.worker))
         return self._call(inputs, lane, manager)
 
-    def _call(self, inputs: list, lane: Lane, manager) -> list[tf.Tensor] | result_buffer.Row:
+    def _call(
+        self, inputs: list, lane: ClosureLane, manager
+    ) -> list[tf.Tensor] | result_buffer.Row:
         if self._packing is None:
             return self.flat(inputs, manager)
         row = lane.results.row(self._packing)
@@ -234,33 +250,77 @@ def _as_spec(x: Any) -> Any:
     return spec
 
 
+class Round:
+    """The time between two errors: a new round begins when an error has been raised.
+
+    Attributes:
+      inflight: number of closures that run.
+      error: the first error, which has not been raised yet.
+      manager: cancels what runs.
+    """
+
+    __slots__ = ("error", "inflight", "manager")
+
+    def __init__(self) -> None:
+        self.inflight = 0
+        self.error: BaseException | None = None
+        self.manager = _tf.CancellationManager()
+
+
 class Closure:
-    """A scheduled call. Its result is not kept if nobody holds the remote value."""
+    """A scheduled call. Its result is not kept if nobody holds the remote value.
 
-    __slots__ = ("args", "kwargs", "leaves", "output", "trace")
+    Attributes:
+      output: weak reference to the `RemoteValue` for the result.
+      round: the round in which it runs, once a lane has taken it.
+    """
 
-    def __init__(self, trace: Trace, args, kwargs, leaves, output: RemoteValue):
+    __slots__ = ("args", "kwargs", "leaves", "output", "round", "trace")
+
+    def __init__(
+        self, trace: Trace, args: tuple, kwargs: dict, leaves: list | None, output: RemoteValue
+    ):
+        """Describes the call.
+
+        Args:
+          trace: the graph for the arguments.
+          args: positional arguments.
+          kwargs: keyword arguments.
+          leaves: the arguments' tensors and per-worker values; None where only TensorFlow can
+            tell which they are.
+          output: receives the result.
+        """
         self.trace = trace
         self.args = args
         self.kwargs = kwargs
         self.leaves = leaves
         self.output = weakref.ref(output)
+        self.round: Round | None = None
 
-    def run(self, lane: Lane, manager: _tf.CancellationManager) -> Any:
-        return self.trace.run(self, lane, manager)
+    def run(self, lane: ClosureLane) -> Any:
+        """Calls the graph; returns what `Trace.run` does."""
+        return self.trace.run(self, lane, self.round.manager)
 
 
 class ResourceClosure:
-    """A call that makes something on one particular worker."""
+    """A call that makes something on one particular worker.
+
+    Attributes:
+      output: weak reference to the `Resource` for what is made.
+      round: None, since nobody joins the call and nobody cancels it.
+    """
 
     __slots__ = ("args", "function", "kwargs", "output")
+    round = None
 
-    def __init__(self, function, args, kwargs, output: Resource):
+    def __init__(self, function: Callable[..., Any], args: tuple, kwargs: dict, output: Resource):
+        """Describes the call of `function(*args, **kwargs)`, whose result `output` receives."""
         self.function = function
         self.args = args
         self.kwargs = kwargs
         self.output = weakref.ref(output)
 
-    def run(self, lane: Lane, manager: _tf.CancellationManager) -> Any:
+    def run(self, lane: ClosureLane) -> Any:
+        """Calls the function; returns what it returns."""
         args, kwargs = on_worker((self.args, self.kwargs), lane.worker)
         return self.function(*args, **kwargs)

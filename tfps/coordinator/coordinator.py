@@ -1,24 +1,17 @@
 """`tf.distribute.coordinator.ClusterCoordinator`, at a fraction of its cost."""
 
-import threading
-from typing import NamedTuple
-
 import tensorflow as tf
 
-from tfps import _tf, errors
-from tfps.cluster import failures
-from tfps.cluster.devices import worker_device
+from tfps import errors
 from tfps.cluster.spec import Cluster
 from tfps.coordinator.closures import (
     Closure,
-    Lane,
     ResourceClosure,
     Traces,
     concrete,
     reject_remote_values,
 )
 from tfps.coordinator.remote_value import RemoteValue, Resource, bring
-from tfps.coordinator.result_buffer import Results
 from tfps.coordinator.work_queue import WorkQueue
 
 # The servers' thread pools (`server.inter_op_threads`) are sized with this in mind.
@@ -79,8 +72,6 @@ class ClusterCoordinator(tf.distribute.coordinator.ClusterCoordinator):
             # Not the backlog's: specs know their strategy, and the lanes, which have the backlog,
             # end when nobody knows the strategy any more.
             self._specs: dict = {}
-            self._lanes_lock = threading.Lock()
-            self._lanes = 0
             self._has_initialized = True
         if in_flight is not None:
             self._backlog.resize(in_flight)
@@ -125,7 +116,7 @@ class ClusterCoordinator(tf.distribute.coordinator.ClusterCoordinator):
         args, kwargs = args or (), kwargs or {}
         trace, leaves = self._traces.find(fn, args, kwargs)
         value = RemoteValue(self._backlog, trace.flat)
-        self._start_lanes()
+        self._backlog.start_lanes()
         self._backlog.put(Closure(trace, args, kwargs, leaves, value))
         return value
 
@@ -174,7 +165,7 @@ class ClusterCoordinator(tf.distribute.coordinator.ClusterCoordinator):
             fn = concrete(fn, self._strategy, args, kwargs)
         if isinstance(fn, tf.types.experimental.ConcreteFunction):
             spec = tf.nest.map_structure(tf.type_spec_from_value, fn.structured_outputs)
-        self._start_lanes()
+        self._backlog.start_lanes()
         values = []
         for worker in range(self._backlog.cluster.num_workers):
             value = Resource(self._backlog, self._specs)
@@ -184,57 +175,3 @@ class ClusterCoordinator(tf.distribute.coordinator.ClusterCoordinator):
         return tf.distribute.coordinator.PerWorkerValue(tuple(values))
 
     _create_per_worker_variables = _create_per_worker_resources
-
-    def _start_lanes(self) -> None:
-        if self._lanes >= self._backlog.lanes_per_worker:
-            return
-        with self._lanes_lock:
-            workers = range(self._backlog.cluster.num_workers)
-            while self._lanes < self._backlog.lanes_per_worker:
-                for worker in workers:
-                    threading.Thread(
-                        target=_serve,
-                        args=(self._backlog, worker, self._lanes),
-                        name=f"tfps-worker-{worker}.{self._lanes}",
-                        daemon=True,
-                    ).start()
-                self._lanes += 1
-
-
-class _Dispatch(NamedTuple):
-    """What TensorFlow's per-worker resources ask to know while a function is called."""
-
-    worker_index: int
-
-
-def _serve(backlog: WorkQueue, worker: int, lane: int) -> None:
-    """A lane: runs closures on a worker, one after the other. It does not keep the coordinator."""
-    device = worker_device(worker)
-    here = Lane(worker, Results(f"{device}/device:CPU:0"))
-    with (
-        tf.device(device),
-        _tf.dispatch_context(_Dispatch(worker)),
-        _tf.own_executor() as executor,
-    ):
-        while (work := backlog.take(worker, lane)) is not None:
-            closure, its_round = work
-            result = error = None
-            try:
-                result = closure.run(here, its_round and its_round.manager)
-            except BaseException as e:  # It belongs to whoever waits for the closure.
-                error = e
-            if error is not None:
-                executor.clear_error()
-                if not _known(error, its_round):
-                    error = failures.named(backlog.cluster, worker, error)
-            backlog.finished(closure, its_round, result, error)
-            # They may hold tensors of the worker, and errors whole frames.
-            del work, closure, its_round, result, error
-
-
-def _known(error: BaseException, its_round) -> bool:
-    """Whether it needs no name: that of an argument has one, and we ended the call ourselves."""
-    if isinstance(error, errors.Error):
-        return True
-    cancelled = its_round is not None and its_round.manager.is_cancelled
-    return cancelled and isinstance(error, tf.errors.CancelledError)

@@ -81,7 +81,8 @@ class Row:
         with tf.init_scope(), tf.device(_tf.chief_device()):
             if self._copy is None:
                 self._buffer.copy()
-            return self._packing.unpack(self._copy.on_chief()[self._index])
+            rows = self._copy.on_chief()
+            return [tf.constant(x) for x in self._packing.unpack_numpy(rows[self._index])]
 
     def move(self, copy: "_Copy") -> None:
         """Notes that it is in the copy, too, and need not stay in the buffer."""

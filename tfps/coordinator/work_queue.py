@@ -4,39 +4,19 @@ import collections
 import contextlib
 import threading
 import time
+from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
 
-from tfps import _tf, errors
-from tfps.cluster import failures
+from tfps import errors
+from tfps.cluster import failures, health
 from tfps.cluster.spec import Cluster
+from tfps.coordinator.closures import Closure, ClosureLane, ResourceClosure, Round
 from tfps.coordinator.remote_value import RemoteValue
 
 # Closures that may wait before `put` blocks: TensorFlow's limit.
 _LIMIT = 256 * 1024
-
-# s without news after which the servers are asked whether they live.
-_PATIENCE = 5.0
-
-# s to wait, after an error, for calls that were told to end.
-_DRAIN = 20.0
-
-
-class Round:
-    """The time between two errors: a new one begins when an error has been raised.
-
-    Attributes:
-      inflight: closures that run.
-      error: the first error, which has not been raised yet.
-      manager: cancels what runs.
-    """
-
-    __slots__ = ("error", "inflight", "manager")
-
-    def __init__(self):
-        self.inflight = 0
-        self.error: Exception | None = None
-        self.manager = _tf.CancellationManager()
 
 
 class WorkQueue:
@@ -49,11 +29,12 @@ class WorkQueue:
     def __init__(self, cluster: Cluster):
         self.cluster = cluster
         self.lanes_per_worker = 1
+        self._lanes: list[ClosureLane] = []
+        self._health = health.Health(cluster, self._lanes)
         self._queue: collections.deque = collections.deque()
         self._own = [collections.deque() for _ in range(cluster.num_workers)]
         self._round = Round()
         self._stopped = False
-        self._news = time.monotonic()
         # A coordinator that is garbage stops it, and is collected at any line, also under the lock.
         self._lock = threading.RLock()
         self._work = threading.Condition(self._lock)
@@ -66,7 +47,7 @@ class WorkQueue:
 
     # The chief's side.
 
-    def put(self, closure) -> None:
+    def put(self, closure: Closure) -> None:
         """Queues a closure for any worker; blocks while the queue is full.
 
         Raises:
@@ -81,7 +62,7 @@ class WorkQueue:
             if self._idle:
                 self._work.notify()
 
-    def put_on(self, worker: int, closure) -> None:
+    def put_on(self, worker: int, closure: ResourceClosure) -> None:
         """Queues a closure for one worker, before all that any worker may run."""
         with self._lock:
             self._own[worker].append(closure)
@@ -103,7 +84,7 @@ class WorkQueue:
             self._raise_pending()
             if self._is_settled():
                 return True
-            if time.monotonic() - self._news > _PATIENCE:
+            if self._health.due:
                 self._look()
                 self._raise_pending()
             return False
@@ -116,23 +97,27 @@ class WorkQueue:
         """
         with self._lock:
             ready = value._waiter()
-        while not ready.wait(_PATIENCE):
+        while not ready.wait(health.PATIENCE):
             with self._lock:
                 lost = self._look()
             if lost is not None:
                 raise lost
 
-    @contextlib.contextmanager
-    def errors_named(self):
-        """Turns errors of copying to the chief into `TaskLost` where a server is gone."""
-        try:
-            yield
-        except tf.errors.OpError as e:
-            try:
-                failures.require_alive(self.cluster, e)
-            except errors.TaskLost as lost:
-                raise failures.unavailable(lost, e) from e
-            raise
+    def errors_named(self) -> contextlib.AbstractContextManager[None]:
+        """Names the errors of copying to the chief; see `Health`."""
+        return self._health.errors_named()
+
+    def start_lanes(self) -> None:
+        """Starts the lanes that there are not yet: none is there before there is work."""
+        wanted = self.lanes_per_worker * self.cluster.num_workers
+        if len(self._lanes) >= wanted:
+            return
+        with self._lock:
+            while len(self._lanes) < wanted:
+                index, worker = divmod(len(self._lanes), self.cluster.num_workers)
+                lane = ClosureLane(worker, self, index)
+                self._lanes.append(lane)
+                lane.start()
 
     def resize(self, lanes_per_worker: int) -> None:
         """Sets how many lanes of a worker may work; others pause."""
@@ -154,24 +139,23 @@ class WorkQueue:
 
     # The lanes' side.
 
-    def take(self, worker: int, lane: int):
-        """The next closure for a lane, and its round; None when it is all over.
-
-        What belongs to the worker itself has no round: nobody joins it.
-        """
-        own = self._own[worker]
+    def take(self, lane: ClosureLane) -> Closure | ResourceClosure | None:
+        """Waits for the next closure for a lane; None when it is all over."""
+        own = self._own[lane.worker]
         with self._lock:
             while not self._stopped:
-                if lane >= self.lanes_per_worker:
+                if lane.index >= self.lanes_per_worker:
                     self._resized.wait()
                     continue
                 if own:
-                    return own.popleft(), None
+                    return own.popleft()
                 if self._queue:
                     if len(self._queue) == _LIMIT:
                         self._room.notify()
+                    closure = self._queue.popleft()
+                    closure.round = self._round
                     self._round.inflight += 1
-                    return self._queue.popleft(), self._round
+                    return closure
                 self._idle += 1
                 try:
                     self._work.wait()
@@ -179,10 +163,18 @@ class WorkQueue:
                     self._idle -= 1
             return None
 
-    def finished(self, closure, its_round: Round | None, result, error) -> None:
+    def finished(
+        self,
+        lane: ClosureLane,
+        closure: Closure | ResourceClosure,
+        result: Any,
+        error: BaseException | None,
+    ) -> None:
         """Takes note of a closure's result or error."""
+        its_round = closure.round
+        if error is not None and not _was_cancelled(error, its_round):
+            error = self._health.named(lane.worker, error)
         with self._lock:
-            self._news = time.monotonic()
             output = closure.output()
             if output is not None:
                 output._set(result, error)
@@ -199,7 +191,7 @@ class WorkQueue:
     def _is_settled(self) -> bool:
         return not self._queue and not self._round.inflight
 
-    def _fail(self, its_round: Round, error: Exception) -> None:
+    def _fail(self, its_round: Round, error: BaseException) -> None:
         if its_round is self._round and its_round.error is None:
             its_round.error = error
             self._cancel_waiting()
@@ -217,7 +209,7 @@ class WorkQueue:
             return
         failed = self._round
         failed.manager.start_cancel()
-        deadline = time.monotonic() + _DRAIN
+        deadline = time.monotonic() + health.DRAIN
         while failed.inflight and time.monotonic() < deadline:
             self._settled.wait(deadline - time.monotonic())
         # What a lost task was doing may never return; it belongs to its round.
@@ -225,18 +217,17 @@ class WorkQueue:
             self._round = Round()
             raise failed.error
 
-    def _wait(self, condition: threading.Condition, reached) -> None:
-        """Until `reached()`, or until there is an error to raise."""
+    def _wait(self, condition: threading.Condition, reached: Callable[[], bool]) -> None:
+        """Waits until `reached()`, or until there is an error to raise."""
         while not reached() and self._round.error is None:
-            if not condition.wait(_PATIENCE) and time.monotonic() - self._news > _PATIENCE:
+            if not condition.wait(health.PATIENCE) and self._health.due:
                 self._look()
 
-    def _look(self) -> Exception | None:
-        """Asks the servers whether they live; the error if one does not."""
-        self._news = time.monotonic()
+    def _look(self) -> BaseException | None:
+        """Asks after calls that take long; returns the error if a server is gone."""
         self._lock.release()
         try:
-            failures.require_alive(self.cluster)
+            self._health.look()
             return None
         except errors.TaskLost as e:
             lost = failures.unavailable(e)
@@ -244,6 +235,12 @@ class WorkQueue:
             self._lock.acquire()
         self._fail(self._round, lost)
         return lost
+
+
+def _was_cancelled(error: BaseException, its_round: Round | None) -> bool:
+    """Whether the chief itself ended the call."""
+    cancelled = its_round is not None and its_round.manager.is_cancelled
+    return cancelled and isinstance(error, tf.errors.CancelledError)
 
 
 def _cancelled() -> tf.errors.CancelledError:

@@ -2,5 +2,7 @@
 
 May import: errors, _keras, _tf, cluster, compression, model.
 
-On each server an update is atomic; what crosses the network is only what a plan says.
+On each server an update is atomic; what crosses the network is only what a plan says. Everything
+that is kept there can be exported and restored, whatever the number of servers. Steps take resource
+handles as arguments, so that a variable can be replaced without tracing anew.
 """

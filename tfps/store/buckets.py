@@ -1,11 +1,10 @@
 """Buckets: what travels and is updated together.
 
-A step that handled every variable by itself would pay a message and a handful
-of tiny ops for each. So shards of one ps, dtype and treatment lie side by side
-in one flat server variable, a bucket: a pull reads it, a push adds to it, and
-an elementwise optimizer updates it in a few ops, however many model variables
-are inside. Buckets are bounded in size so that a large model does not become
-one giant message.
+A step that handled every variable by itself would pay a message and a handful of small
+operations for each. So shards of one ps, dtype and kind lie side by side in one flat server
+variable, a bucket. A pull reads it, a push is applied to it, and an elementwise optimizer updates
+it in a few operations, however many model variables are inside. The size of buckets is bounded, so
+that a large model does not become one giant message.
 """
 
 import dataclasses
@@ -27,10 +26,11 @@ class Bucket:
     Attributes:
       ps: index of the parameter server.
       dtype: element type.
-      kind: what the shards have in common; see `build_buckets`.
+      kind: what the shards have in common.
       shards: in the order in which they lie in the bucket.
-      shape: of the server variable: (size,), or the model variable's own shape
-        where the bucket holds exactly one whole variable.
+      shape: of the server variable. It is the model variable's own shape if the bucket holds
+        exactly one whole variable, in the variable's rank if it holds some of its rows alone, and
+        (size,) otherwise.
     """
 
     ps: int
@@ -41,10 +41,12 @@ class Bucket:
 
     @property
     def size(self) -> int:
+        """Number of elements."""
         return sum(shard.size for shard in self.shards)
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the values."""
         return self.size * tf.as_dtype(self.dtype).size
 
 
@@ -60,14 +62,13 @@ def build_buckets(
 
     Args:
       specs: the variables.
-      shards: of `place`; the order is kept within a bucket.
+      shards: of `place`; their order is kept within a bucket.
       kinds: per variable; only equal kinds share a bucket.
       alone: per variable, whether each shard needs a bucket of its own, in the
         variable's own rank (its update is not elementwise, or goes by rows).
-      intact: per variable, whether its shards must not be cut. By default, only
-        those that are alone are not.
-      bucket_bytes: a bucket is closed before it grows above this, and larger
-        shards are cut, unless they have to stay in one piece.
+      intact: per variable, true if its shards may not be cut to fit `bucket_bytes`. Variables in
+        `alone` are never cut. By default, all other variables may be.
+      bucket_bytes: size above which no bucket grows. A larger shard is cut, unless it may not be.
 
     Returns:
       Buckets by ps, then in the order of their first shard.
@@ -108,7 +109,7 @@ def build_buckets(
 
 
 def _cut(shard: Shard, spec: VariableSpec, bucket_bytes: int, intact: bool) -> list[Shard]:
-    """The shard in as few pieces of nearly equal size as fit into buckets."""
+    """The shard, cut into the fewest pieces of nearly equal size that fit into buckets."""
     pieces = 1 if intact else math.ceil(shard.size * spec.itemsize / bucket_bytes)
     if pieces <= 1:
         return [shard]
@@ -121,11 +122,11 @@ def pack(buckets: Sequence[Bucket], tensors: dict[int, tf.Tensor]) -> list[tf.Te
     """Lays variables out as buckets.
 
     Args:
-      buckets: which to fill.
-      tensors: variable index -> whole tensor, for every variable in them.
+      buckets: the buckets to fill.
+      tensors: variable -> whole tensor, for every variable of which the buckets hold a part.
 
     Returns:
-      One tensor a bucket, of the bucket's shape.
+      A tensor for each bucket, of the bucket's shape.
     """
     flat = {i: tf.reshape(t, [-1]) for i, t in tensors.items()}
 
@@ -140,7 +141,7 @@ def pack(buckets: Sequence[Bucket], tensors: dict[int, tf.Tensor]) -> list[tf.Te
 def unpack(
     buckets: Sequence[Bucket], values: Sequence[tf.Tensor], specs: Sequence[VariableSpec]
 ) -> dict[int, tf.Tensor]:
-    """The inverse of `pack`: variable index -> whole tensor of the variable's shape."""
+    """The inverse of `pack`: variable -> whole tensor of the variable's shape."""
     parts: dict[int, list[tuple[int, tf.Tensor]]] = {}
     for bucket, value in zip(buckets, values, strict=True):
         flat = tf.reshape(value, [-1])

@@ -1,7 +1,8 @@
-"""How a bucket crosses the network: through which codec, in which pieces."""
+"""How a bucket crosses the network: which codec it passes, and in which pieces."""
 
 import dataclasses
 import math
+from typing import Any
 
 import tensorflow as tf
 
@@ -9,20 +10,20 @@ from tfps import errors
 from tfps.compression import Codec, Identity, adapted, is_codec
 
 
-def chosen(choice, variable, weights: bool) -> Codec:
+def chosen(choice: Any, variable: Any, weights: bool) -> Codec:
     """The codec for a variable's gradients or value.
 
     Args:
-      choice: a codec, None for none, or a function of the variable giving either.
-      variable: with `path`, `shape` and `dtype`.
-      weights: whether it is for parameters instead of gradients.
+      choice: a codec, None for no codec, or a function of the variable that gives one of the two.
+      variable: has `path`, `shape` and `dtype`.
+      weights: whether the codec is for the variable's value and not for its gradients.
 
     Returns:
-      `Identity` for what is not a floating number, or smaller than the codec's
-      `min_bytes`.
+      The codec; `Identity` if the variable is not of floating numbers or is smaller than the
+      codec's `min_bytes`.
 
     Raises:
-      ConfigError: it is no codec, or not one for weights.
+      ConfigError: the choice is no codec, or a codec that does not work for weights.
     """
     per_variable = callable(choice) and not is_codec(choice)
     codec = choice(variable) if per_variable else choice
@@ -49,10 +50,10 @@ class Channel:
     """The way of one bucket's values in one direction.
 
     Attributes:
-      codec: what the values pass through.
+      codec: encodes on the sender and decodes on the receiver.
       shape, dtype: of the bucket.
-      pieces: shapes of the parts that are encoded by themselves: the whole
-        bucket, or its shards where the codec needs matrices.
+      pieces: the shape of each part that is encoded by itself. It is the whole bucket, or each of
+        its shards if the codec needs matrices.
     """
 
     codec: Codec
@@ -61,16 +62,25 @@ class Channel:
     pieces: tuple[tuple[int, ...], ...]
 
     def initial_state(self) -> tuple:
-        """What the sender remembers, before the first step."""
+        """What the sender's codec remembers before the first step, a tuple for each piece."""
         return tuple(self.codec.initial_state(shape) for shape in self.pieces)
 
     def encode(self, tensor: tf.Tensor, state: tuple, seed: tf.Tensor) -> tuple[tuple, tuple]:
-        """(payload, state), a tuple for each piece; to be called on the sender's device."""
+        """Encodes a bucket. The caller enters the sender's device.
+
+        Args:
+          tensor: of the bucket's shape.
+          state: of `initial_state`, or of the step before.
+          seed: int32 [2], another one for each step and bucket.
+
+        Returns:
+          (payload, state), each a tuple with an entry for each piece.
+        """
         if self.codec.is_identity:
             return ((tensor,),), state
 
-        # One function for all pieces: those of a shape, such as the matrices of equal
-        # layers, are compiled once.
+        # One function encodes all pieces, so that pieces of one shape, such as the matrices of
+        # equal layers, are compiled once.
         encode = tf.function(self.codec.encode, jit_compile=self.codec.jit or None, autograph=False)
         sent = [
             encode(part, before, seed + tf.constant([0, i]))
@@ -79,7 +89,7 @@ class Channel:
         return tuple(payload for payload, _ in sent), tuple(after for _, after in sent)
 
     def decode(self, payload: tuple) -> tf.Tensor:
-        """The bucket's tensor; to be called on the receiver's device."""
+        """The bucket's tensor from a payload. The caller enters the receiver's device."""
         parts = [
             tf.reshape(self.codec.decode(part, shape, self.dtype), [-1])
             for part, shape in zip(payload, self.pieces, strict=True)
@@ -88,7 +98,7 @@ class Channel:
 
     @property
     def payload_bytes(self) -> int:
-        """Bytes that it sends in a step, as the codec predicts them."""
+        """Bytes that a step sends, as the codec predicts them."""
         return sum(self.codec.payload_bytes(shape, self.dtype) for shape in self.pieces)
 
     def _split(self, tensor) -> list[tf.Tensor]:

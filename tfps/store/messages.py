@@ -1,33 +1,34 @@
-"""How a bucket crosses the network: which codec, in which pieces, in which messages."""
+"""How tensors cross the network between two tasks: in which messages, and to which device."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import tensorflow as tf
 
-# Below this, what a message costs by itself outweighs copying the tensor into
-# another one.
+# For a tensor smaller than this, a message of its own costs more than copying the tensor into a
+# message that it shares.
 SMALL_BYTES = 64 << 10
 
 
-def here(tensors):
+def here(tensors: Any) -> Any:
     """Nested tensors, on the caller's device.
 
-    What a function merely passes on, even through an identity, TensorFlow leaves where
-    it was made.
+    TensorFlow leaves a tensor that a function merely passes on, even through an identity, on the
+    device where it was made. An `IdentityN` moves it.
     """
     flat = tf.nest.flatten(tensors)
     return tf.nest.pack_sequence_as(tensors, tf.raw_ops.IdentityN(input=flat)) if flat else tensors
 
 
 def coalesce(tensors: Sequence[tf.Tensor]) -> tuple[list[tf.Tensor], Callable]:
-    """Puts small tensors together, so that they share a message.
+    """Joins small tensors of one dtype, so that they share a message.
 
     Args:
-      tensors: all on one device. Those of unknown shape stay by themselves.
+      tensors: all of them on one device. A tensor of unknown shape stays by itself.
 
     Returns:
-      (messages, restore): `restore(messages)`, called on another device, gives
-      the tensors back in their order.
+      (messages, restore). `restore(messages)`, called on another device, returns the tensors in
+      their order.
     """
     groups: dict[str, list[int]] = {}
     for i, t in enumerate(tensors):

@@ -25,19 +25,19 @@ class ParameterStore:
     """The buckets of a plan on the parameter servers, and the chief's copy of them.
 
     Attributes:
-      plan: what is where.
+      plan: which shards lie in which bucket, and on which ps.
       stored: per bucket, the `keras.Variable` on its ps.
       trained: per ps, the buckets that its optimizer updates as a whole.
       optimizers: ps -> its `ServerOptimizer`, for those that train buckets as a whole.
-      row_optimizers: bucket -> `RowOptimizer`, for parts of tables updated by rows.
-      loss_scale: `LossScale`, or None.
+      row_optimizers: bucket -> its `RowOptimizer`, for tables that are updated by rows.
+      loss_scale: the `LossScale` on ps 0, or None if the loss is not scaled dynamically.
     """
 
     def __init__(self, plan: Plan, optimizer: keras.optimizers.Optimizer | None):
         """Creates the server variables and fills them from the model.
 
         Args:
-          plan: what is where.
+          plan: which shards lie in which bucket, and on which ps.
           optimizer: what the model was compiled with; None for evaluation alone.
         """
         self.plan = plan
@@ -79,7 +79,7 @@ class ParameterStore:
         return ServerHandles(store, {}, RoundHandles({}, {}, []))
 
     def _create(self, bucket: Bucket) -> keras.Variable:
-        # One variable keeps its path, so that an optimizer that goes by names can.
+        # A variable that is alone keeps its path, because some optimizers go by names.
         first = bucket.shards[0]
         path = self.plan.specs[first.variable].path if len(bucket.shards) == 1 else "bucket"
         initial = {
@@ -134,7 +134,11 @@ class ParameterStore:
         self._note_sync()
 
     def load_if_changed(self) -> bool:
-        """Fills the servers where the model was changed since the last `load` or `fetch`."""
+        """Fills the servers if the model was changed since the last `load` or `fetch`.
+
+        Returns:
+          Whether the servers were filled.
+        """
         changed = not self._synced or not all(
             _same(self.plan.variables[i].numpy(), old.numpy()) for i, old in self._synced.items()
         )
@@ -156,11 +160,11 @@ class ParameterStore:
         self._note_sync()
 
     def forget_sync(self) -> None:
-        """Makes the next `load_if_changed` load: the servers went on, the model's copy did not."""
+        """Makes the next `load_if_changed` load: the servers have moved on without the model."""
         self._synced = {}
 
     def _note_sync(self) -> None:
-        # Reading shares the buffer, so this costs memory only once a value is replaced.
+        # A read shares the variable's buffer, so this costs memory only when a value is replaced.
         self._synced = {
             i: tf.convert_to_tensor(v.value)
             for i, v in enumerate(self.plan.variables)
@@ -238,5 +242,5 @@ def _is_dense(bucket: Bucket) -> bool:
 
 
 def _same(a: np.ndarray, b: np.ndarray) -> bool:
-    # A value that is no number is no change; looking for those takes longer.
+    # NaN equals NaN here. The comparison that says so takes longer, so it comes second.
     return np.array_equal(a, b) or np.array_equal(a, b, equal_nan=True)

@@ -1,17 +1,19 @@
 """How variables are split over the parameter servers.
 
-All of them are `tf.distribute.experimental.partitioners.Partitioner`s: they split
-for TensorFlow's own strategy too, which then deals the shards out in turn.
+All of them are `tf.distribute.experimental.partitioners.Partitioner`s, so they also split
+variables for TensorFlow's own strategy, which then gives the shards to the servers in turn.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import tensorflow as tf
 
 from tfps import _tf, errors
 from tfps.store.placement import Shard, VariableSpec, lightest_first
 
-_partitioners = tf.distribute.experimental.partitioners
+# mypy reads no types of TensorFlow, so to it these bases are of any type.
+_partitioners: Any = tf.distribute.experimental.partitioners
 
 
 def _require_positive(**values) -> None:
@@ -28,6 +30,7 @@ class FixedShards(_partitioners.FixedShardsPartitioner):
     """
 
     def __init__(self, num_shards: int):
+        """Checks the number of shards."""
         _require_positive(num_shards=num_shards)
         super().__init__(num_shards)
 
@@ -36,15 +39,18 @@ class MinSize(_partitioners.MinSizePartitioner):
     """Splits into as many shards as possible of at least `min_shard_bytes` each.
 
     Args:
-      min_shard_bytes: bytes of a shard at least.
-      max_shards: shards at most.
-      bytes_per_string: size to assume of an element of dtype string.
+      min_shard_bytes: least number of bytes in a shard.
+      max_shards: largest number of shards.
+      bytes_per_string: assumed size of an element of dtype string.
 
     Raises:
-      ConfigError: one of them is below 1.
+      ConfigError: an argument is below 1.
     """
 
-    def __init__(self, min_shard_bytes=256 << 10, max_shards=1, bytes_per_string=16):
+    def __init__(
+        self, min_shard_bytes: int = 256 << 10, max_shards: int = 1, bytes_per_string: int = 16
+    ):
+        """Checks the sizes."""
         _require_positive(
             min_shard_bytes=min_shard_bytes,
             max_shards=max_shards,
@@ -57,15 +63,18 @@ class MaxSize(_partitioners.MaxSizePartitioner):
     """Splits into as few shards as possible of at most `max_shard_bytes` each.
 
     Args:
-      max_shard_bytes: bytes of a shard at most, as far as `max_shards` allows.
-      max_shards: shards at most; None for no limit.
-      bytes_per_string: size to assume of an element of dtype string.
+      max_shard_bytes: largest number of bytes in a shard, as far as `max_shards` allows.
+      max_shards: largest number of shards, or None for no limit.
+      bytes_per_string: assumed size of an element of dtype string.
 
     Raises:
-      ConfigError: one of them is below 1.
+      ConfigError: an argument is below 1.
     """
 
-    def __init__(self, max_shard_bytes, max_shards=None, bytes_per_string=16):
+    def __init__(
+        self, max_shard_bytes: int, max_shards: int | None = None, bytes_per_string: int = 16
+    ):
+        """Checks the sizes."""
         _require_positive(
             max_shard_bytes=max_shard_bytes,
             max_shards=1 if max_shards is None else max_shards,
@@ -77,25 +86,27 @@ class MaxSize(_partitioners.MaxSizePartitioner):
 class Balanced(_partitioners.Partitioner):
     """Gives every ps nearly the same bytes, splitting as few variables as that takes.
 
-    What counts is the bytes of the parameters and of the optimizer's state. All
-    variables are dealt out whole, the largest first. If that is not balanced
-    enough, the largest are taken out again, one more at a time, and poured by
-    rows into the servers like water into vessels until all stand equally high.
-    So small variables stay whole, and the order in which variables were made
-    does not matter. A row is never split: with a row larger than the excess
-    allowed, the result is as balanced as rows permit.
+    The bytes of the parameters and of the optimizer's state are balanced. All variables are
+    placed whole at first, the largest first. If the result is not balanced enough, the largest
+    variables are taken out again, one more at a time, and their rows are given to the servers
+    with the fewest bytes until all servers have equally many (water filling). So small variables
+    stay whole, and the order in which variables were made does not matter. A row is never split:
+    if a row is larger than the excess allowed, the result is as balanced as rows permit.
 
-    With TensorFlow's own strategy, which asks about one variable at a time, it
-    splits each of at least `min_split_bytes` into one shard for every ps; the
-    shards then go to the servers in turn.
+    TensorFlow's own strategy asks about one variable at a time. For it, each variable of at least
+    `min_split_bytes` is split into one shard for every ps, and the shards go to the servers in
+    turn.
 
     Attributes:
-      max_imbalance: bytes of the fullest ps over the mean, at most.
-      min_split_bytes: smaller variables are not split for TensorFlow's strategy.
+      max_imbalance: largest allowed ratio of the bytes of the fullest ps to the mean.
+      min_split_bytes: size below which a variable is not split for TensorFlow's strategy.
     """
 
     def __init__(self, max_imbalance: float = 1.1, min_split_bytes: int = 64 << 10):
-        """See the attributes.
+        """Checks the limit.
+
+        Args:
+          max_imbalance, min_split_bytes: see the attributes.
 
         Raises:
           ConfigError: `max_imbalance` is not above 1.
@@ -109,8 +120,8 @@ class Balanced(_partitioners.Partitioner):
 
     def place(self, specs: Sequence[VariableSpec], num_ps: int) -> list[Shard]:
         """Splits and places all variables of a model; see `placement.place`."""
-        # What travels as a whole first, balanced by itself; then tables, of which
-        # only rows do, so that the whole is balanced.
+        # Variables that travel whole come first, so that they are balanced by themselves and with
+        # them the network. Then tables, of which only rows travel, balance the memory.
         loads = [0.0] * num_ps
         shards: list[Shard] = []
         for by_rows in (False, True):
@@ -126,7 +137,7 @@ class Balanced(_partitioners.Partitioner):
             (i for i in mine if specs[i].splittable and specs[i].shape and specs[i].shape[0] > 1),
             key=lambda i: (-specs[i].load(specs[i].size), specs[i].path, i),
         )
-        best = None
+        best: tuple[float, list[Shard], list[float]] | None = None
         for poured in range(len(order) + 1):
             shards, loads = _with_poured(specs, mine, before, order[:poured])
             imbalance = max(loads) * len(loads) / (sum(loads) or 1.0)
@@ -135,9 +146,12 @@ class Balanced(_partitioners.Partitioner):
                 best = (imbalance, shards, loads)
             if imbalance <= self.max_imbalance:
                 break
+        assert best is not None  # The loop runs at least once.
         return best[1:]
 
-    def __call__(self, shape, dtype, axis=0):
+    def __call__(
+        self, shape: tf.TensorShape | Sequence[int], dtype: tf.DType | str, axis: int = 0
+    ) -> list[int]:
         """Number of shards along each axis, for TensorFlow's strategy; see the class."""
         shape = tf.TensorShape(shape)
         shards = [1] * shape.rank
@@ -148,12 +162,12 @@ class Balanced(_partitioners.Partitioner):
 
 
 def _with_poured(specs, mine, before, poured):
-    """Shards and loads if the variables `poured` are split and the others of `mine` are not."""
-    # Equal loads are told apart by path, so that the order of creation is no matter.
+    """(shards, loads) if of the variables `mine` only those in `poured` are split."""
+    # Equal loads are ordered by path, so that the order of creation does not matter.
     kept = sorted(set(mine) - set(poured), key=lambda i: (specs[i].path, i))
     chosen, loads = lightest_first([specs[i].load(specs[i].size) for i in kept], before)
     shards = [Shard(i, 0, specs[i].size, p) for i, p in zip(kept, chosen, strict=True)]
-    for i in reversed(poured):  # The smallest first: the largest evens out the most.
+    for i in reversed(poured):  # The smallest first, because the largest one evens out the most.
         spec = specs[i]
         width = spec.size // spec.shape[0]
         row = spec.load(width)
@@ -166,12 +180,12 @@ def _with_poured(specs, mine, before, poured):
 
 
 def _fill(loads: Sequence[float], rows: int, row: float) -> list[tuple[int, int]]:
-    """Pours rows into the servers until they stand equally high.
+    """Gives rows to the servers with the fewest bytes until all have equally many.
 
     Args:
       loads: bytes on each ps so far.
-      rows: to deal out.
-      row: bytes of one.
+      rows: number of rows to give.
+      row: bytes of one row.
 
     Returns:
       (ps, rows) pairs with rows > 0, by ps.
@@ -184,7 +198,7 @@ def _fill(loads: Sequence[float], rows: int, row: float) -> list[tuple[int, int]
             break
     wanted = {p: (level - loads[p]) / row for p in order[:k]}
     dealt = {p: int(w) for p, w in wanted.items()}
-    # Whole rows: what rounding left over goes where most was cut off.
+    # Rounding down left some rows over; they go to the servers that lost most by it.
     left = rows - sum(dealt.values())
     for p in sorted(wanted, key=lambda p: (dealt[p] - wanted[p], p))[:left]:
         dealt[p] += 1

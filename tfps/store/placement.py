@@ -18,8 +18,8 @@ class VariableSpec:
       shape: tuple of ints.
       dtype: numpy-style name of the element type.
       splittable: whether a partitioner may split it.
-      slots: values of its size that the optimizer keeps beside it.
-      by_rows: only rows of it travel, so it is no load for the network.
+      slots: number of values that the optimizer keeps for each of the variable's.
+      by_rows: whether only rows of it travel; it is then no load for the network.
     """
 
     path: str
@@ -31,18 +31,21 @@ class VariableSpec:
 
     @property
     def size(self) -> int:
+        """Number of elements."""
         return math.prod(self.shape)
 
     @property
     def itemsize(self) -> int:
+        """Bytes of an element."""
         return tf.as_dtype(self.dtype).size
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the value."""
         return self.size * self.itemsize
 
     def load(self, elements: int) -> float:
-        """Bytes that so many of its elements take on a ps, with the optimizer's state."""
+        """Bytes that so many elements take on a ps, with the optimizer's state."""
         return elements * self.itemsize * (1 + self.slots)
 
 
@@ -52,7 +55,7 @@ class Shard:
 
     Attributes:
       variable: index of the variable.
-      begin, end: element range; a shard of rows is contiguous.
+      begin, end: the first element, and the one after the last.
       ps: index of the parameter server.
     """
 
@@ -63,6 +66,7 @@ class Shard:
 
     @property
     def size(self) -> int:
+        """Number of elements."""
         return self.end - self.begin
 
 
@@ -73,10 +77,10 @@ class PlacedShard:
     Attributes:
       variable: path.
       shard: which of the variable's shards, from 0.
-      shards: how many it has.
+      shards: how many shards the variable has.
       ps: index of the parameter server.
-      bytes: of the values.
-      state_bytes: of what the optimizer keeps for them.
+      bytes: bytes of the values.
+      state_bytes: bytes of what the optimizer keeps for the values.
     """
 
     variable: str
@@ -160,11 +164,10 @@ def place(
 ) -> list[Shard]:
     """Splits the variables and gives every shard to a ps.
 
-    The largest shard goes first, always to the ps with the fewest bytes so far.
-    (TensorFlow's strategy deals variables out in turn, whatever their size.)
-    Tables of which only rows travel come after all others: so what travels as a
-    whole is spread evenly, and the tables fill up the memory. A partitioner
-    that has a method `place(specs, num_ps)` decides by itself.
+    The largest shard goes first, always to the ps with the fewest bytes so far. (TensorFlow's
+    strategy places variables in turn, whatever their size.) Tables of which only rows travel come
+    after all other variables, so that the network's load is spread evenly and the tables even out
+    the memory. A partitioner that has a method `place(specs, num_ps)` decides by itself.
 
     Args:
       specs: the variables.
@@ -174,7 +177,7 @@ def place(
     Returns:
       Shards in the order of the variables and, within one, of its rows.
     """
-    if hasattr(partitioner, "place"):
+    if partitioner is not None and hasattr(partitioner, "place"):
         return partitioner.place(specs, num_ps)
     pieces = [
         (i, begin, end) for i, spec in enumerate(specs) for begin, end in _split(spec, partitioner)
@@ -189,14 +192,14 @@ def place(
 
 
 def lightest_first(loads: Sequence[float], total: Sequence[float]) -> tuple[list[int], list[float]]:
-    """Deals pieces out, the largest first, each to the ps with the least so far.
+    """Gives each piece to the ps with the smallest load so far, the largest piece first.
 
     Graham, "Bounds on Multiprocessing Timing Anomalies" (1969): no ps gets more
     than the mean and the largest piece.
 
     Args:
-      loads: of the pieces.
-      total: what each ps has already.
+      loads: the load of each piece.
+      total: the load that each ps has already.
 
     Returns:
       (the ps of each piece, the load of each ps).
@@ -210,7 +213,10 @@ def lightest_first(loads: Sequence[float], total: Sequence[float]) -> tuple[list
 
 
 def rows_dealt(rows: int, shards: int) -> list[tuple[int, int]]:
-    """Row ranges as equal as can be, the longer ones first, as TensorFlow's strategy deals them."""
+    """(begin, end) of ranges of rows that differ by one row at most, longer ranges first.
+
+    TensorFlow's strategy splits variables in the same way.
+    """
     ends = np.cumsum([rows // shards + (1 if i < rows % shards else 0) for i in range(shards)])
     return [(int(b), int(e)) for b, e in zip([0, *ends[:-1]], ends, strict=True)]
 

@@ -31,14 +31,14 @@ class Plan:
     Attributes:
       num_ps: number of parameter servers.
       variables: the model's trainable variables, then its state.
-      num_trainable: how many of them are trainable.
-      remote: variable -> `RemoteVariable`, for those that are on the servers already.
-      specs: of the variables.
-      shards: where each of their elements lives.
-      buckets: how the shards are stored. `Bucket.kind` is a `Kind`.
+      num_trainable: how many of the variables are trainable.
+      remote: variable -> its `RemoteVariable`, for variables that are on the servers already.
+      specs: per variable, what placement needs to know of it.
+      shards: where each element of each variable lives.
+      buckets: how the shards are stored.
       tables: variable -> its `Table`, for variables of which only rows travel.
       of_tables: bucket -> the `Table` of which it holds rows.
-      up, down: per bucket, the `wire.Channel` of what is pushed and what is pulled.
+      up, down: per bucket, the `Channel` of what is pushed and of what is pulled.
     """
 
     def __init__(
@@ -53,13 +53,13 @@ class Plan:
         lazy: bool = False,
         bucket_bytes: int = BUCKET_BYTES,
     ):
-        """Decides.
+        """Places the variables and chooses their codecs.
 
         Args:
           num_ps: number of parameter servers.
           partitioner: how variables are split; None keeps them whole.
           program: the model.
-          optimizer: what it was compiled with; None for evaluation alone.
+          optimizer: what the model was compiled with; None for evaluation alone.
           inspection: what a step does with the variables. A trainable variable
             without a gradient is stored but never updated, as in Keras.
           push, pull: the codec for gradients and for parameters, or a function of
@@ -68,8 +68,8 @@ class Plan:
           bucket_bytes: see `build_buckets`.
 
         Raises:
-          ConfigError: the partitioner splits a variable, but the optimizer needs
-            variables whole; or it cannot update rows alone; or a codec is none.
+          ConfigError: the partitioner splits a variable, but the optimizer needs variables
+            whole; or the optimizer cannot update rows alone; or what was given is no codec.
         """
         self.num_ps = num_ps
         self.variables = [*program.trainable, *program.state]
@@ -110,7 +110,7 @@ class Plan:
 
     @property
     def has_codecs(self) -> bool:
-        """Whether anything pushed passes through a codec; rows of tables do not count."""
+        """Whether any bucket is pushed through a codec; rows of tables do not count."""
         return any(not channel.codec.is_identity for channel in self.up)
 
     def exact(self, bucket: int) -> Channel:
@@ -118,7 +118,7 @@ class Plan:
         return self._channel(self.buckets[bucket], _IDENTITY)
 
     def whole(self, bucket: int) -> Channel:
-        """How a push of the bucket travels, even if it is a table's, as a whole."""
+        """How a push of the whole bucket travels, even if the bucket is a table's."""
         if bucket not in self.of_tables:
             return self.up[bucket]
         held = self.buckets[bucket]

@@ -1,7 +1,7 @@
 """What a step reads from the servers.
 
-Every method takes the resource handles as arguments, never as captures: a step
-that was traced once goes on after a variable was replaced.
+Every method takes the resource handles as arguments, never as captures: a step that was traced once
+goes on after a variable was replaced.
 """
 
 from typing import NamedTuple
@@ -26,7 +26,7 @@ class Pulled(NamedTuple):
     Attributes:
       payloads: bucket -> what its codec sent. A table's buckets are missing unless tables are
         pulled whole.
-      versions: int64 [ps], the updates that each had made.
+      versions: int64 [ps], the number of updates that each ps had made.
     """
 
     payloads: dict[int, tuple]
@@ -38,11 +38,11 @@ class Puller:
 
     Attributes:
       store: with the variables.
-      tables: indices of those of which only rows travel.
+      tables: indices of the variables of which only rows travel.
     """
 
     def __init__(self, store: ParameterStore, optimizer: keras.optimizers.Optimizer | None):
-        """Keeps its arguments.
+        """Notes what to read.
 
         Args:
           store: with the variables.
@@ -58,8 +58,8 @@ class Puller:
 
         Args:
           handles: of this store.
-          exact: send the values as they are, whatever the codecs.
-          whole: tables too.
+          exact: whether the values are sent as they are, whatever the codecs.
+          whole: whether tables are pulled too, all of their rows.
         """
         payloads = {}
         versions = []
@@ -78,7 +78,7 @@ class Puller:
                 sent = {}
                 for i, value in values.items():
                     channel = self._plan.exact(i) if exact else self._plan.down[i]
-                    # Weights are rounded to the nearest: no codec for them draws numbers.
+                    # No codec for weights draws random numbers: it rounds to the nearest.
                     sent[i], _ = channel.encode(
                         value, channel.initial_state(), tf.zeros([2], "int32")
                     )
@@ -88,23 +88,27 @@ class Puller:
         return Pulled(payloads, tf.stack(versions))
 
     def payload_bytes(self, whole: bool = False) -> int:
-        """Bytes that a pull brings, as the codecs predict; rows of tables not counted."""
+        """Bytes that a pull brings, as the codecs predict; rows of tables are not counted."""
         mine = [i for i in range(len(self._plan.buckets)) if whole or i not in self._plan.of_tables]
         return sum(self._plan.down[i].payload_bytes for i in mine)
 
     def rows(
-        self, handles: ServerHandles, lookups: dict[int, list], seed, exact: bool = False
+        self,
+        handles: ServerHandles,
+        lookups: dict[int, list[tf.Tensor]],
+        seed: tf.Tensor,
+        exact: bool = False,
     ) -> dict[int, Found]:
         """Reads the rows that a batch looks up.
 
         Args:
           handles: of this store.
           lookups: of `StatelessModel.lookups`.
-          seed: int32[2].
-          exact: send the rows as they are, whatever the codecs.
+          seed: int32 [2], for the codecs.
+          exact: whether the rows are sent as they are, whatever the codecs.
 
         Returns:
-          By table.
+          Table -> what was found.
         """
         found = {}
         for i, lookup in lookups.items():
@@ -125,23 +129,28 @@ class Puller:
         with tf.device(ps_device(0)):
             return read(dynamic.scale, tf.float32, ())
 
-    def unpack(self, pulled: Pulled, rows: dict[int, Rows], exact: bool = False) -> list:
-        """What was pulled, as the model's variables in the order of `specs`.
+    def unpack(
+        self, pulled: Pulled, rows: dict[int, Rows], exact: bool = False
+    ) -> list[tf.Tensor | Rows]:
+        """The model's variables in the order of the plan: a tensor each, and `Rows` of a table.
 
-        Tensors; for tables, `Rows`.
+        Args:
+          pulled: of `pull`.
+          rows: table -> what `rows` found for the model.
+          exact: whether `pulled` was pulled exactly.
         """
         values = self.decode(pulled, exact)
         whole = self.variables(values)
         return [rows[i] if i in rows else whole[i] for i in range(len(self._plan.specs))]
 
     def decode(self, pulled: Pulled, exact: bool = False) -> dict[int, tf.Tensor]:
-        """Bucket -> its values, of those that were pulled."""
+        """Bucket -> its values, for the buckets that were pulled."""
         channels = self._plan.down
         if exact:
             channels = [self._plan.exact(i) for i in range(len(self._plan.buckets))]
         return {i: channels[i].decode(payload) for i, payload in pulled.payloads.items()}
 
     def variables(self, values: dict[int, tf.Tensor]) -> dict[int, tf.Tensor]:
-        """Variable -> its tensor, of those that lie in these buckets."""
+        """Variable -> its tensor, for the variables that lie in these buckets."""
         buckets = [self._plan.buckets[i] for i in values]
         return unpack(buckets, list(values.values()), self._plan.specs)

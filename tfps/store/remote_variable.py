@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import functools
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -14,8 +15,8 @@ from tfps.store.placement import rows_dealt
 class RemoteVariable:
     """The value of a Keras variable whose rows were made on the servers.
 
-    It stands where a Keras variable keeps its `tf.Variable`. Reading it as a whole
-    (`numpy`, `model.save`) brings all rows to the chief; nothing else does.
+    A Keras variable keeps it in place of its `tf.Variable`. Reading the whole variable (`numpy`,
+    `model.save`) brings all rows to the chief; nothing else does.
 
     Attributes:
       shape: `tf.TensorShape`.
@@ -26,16 +27,23 @@ class RemoteVariable:
 
     is_remote = True
 
-    def __init__(self, initializer, shape, dtype, num_ps: int, name: str = "variable"):
-        """Makes the rows of each ps on that ps.
+    def __init__(
+        self,
+        initializer: Callable,
+        shape: Sequence[int],
+        dtype: tf.DType | str,
+        num_ps: int,
+        name: str = "variable",
+    ):
+        """Creates the rows of each ps on that ps.
 
         Args:
-          initializer: of Keras. Random ones draw every part by itself, from
-            the distribution of the whole, so the values differ from those of a
-            variable made in one piece with the same seed.
-          shape, dtype: of the whole.
+          initializer: of Keras. A random initializer draws every part by itself, from the
+            distribution of the whole, so the values differ from those of a variable made in one
+            piece with the same seed.
+          shape, dtype: of the whole variable.
           num_ps: number of parameter servers.
-          name: for messages.
+          name: for error messages.
 
         Raises:
           ConfigError: the initializer's values cannot be made part by part.
@@ -74,7 +82,7 @@ class RemoteVariable:
             raise ValueError(f"{self.name} is {self.dtype.name}, not {tf.as_dtype(dtype).name}")
         return tf.concat([part.read_value() for part in self.parts], 0, name=name)
 
-    def assign(self, value) -> "RemoteVariable":
+    def assign(self, value: np.ndarray | tf.Tensor) -> "RemoteVariable":
         """Sends every ps its rows of `value`."""
         for part, (begin, end) in zip(self.parts, self.row_ranges, strict=True):
             part.assign(value[begin:end])
@@ -82,9 +90,8 @@ class RemoteVariable:
 
 
 def _maker(initializer, shape, dtype):
-    # Compiled, the values are written once, without the copies between the
-    # operations of an initializer. A remote task runs a compiled function only
-    # inside of another one.
+    # Compiled, the initializer writes its values once, without copies between its operations. A
+    # remote task runs a compiled function only inside of another function.
     values = tf.function(
         functools.partial(initializer, shape, dtype=dtype), jit_compile=True, autograph=False
     )

@@ -105,7 +105,8 @@ class _Last(Treatment):
         return latest
 
     def write(self, handle, dtype, shape, value, live):
-        # Not before: what another worker writes meanwhile would be taken back.
+        # The old value is read as late as possible: if it were read before the push has arrived,
+        # a push that is not live would take back what another worker wrote meanwhile.
         with tf.control_dependencies([live, value]):
             old = read(handle, dtype, shape)
         tf.raw_ops.AssignVariableOp(resource=handle, value=tf.where(live, value, old))
@@ -148,10 +149,10 @@ TREATMENTS: tuple[Treatment, ...] = (TRAIN, ROWS, LAST, SUM, FROZEN)
 def state_treatment(variable: keras.Variable) -> Treatment:
     """How concurrent updates of a non-trainable variable combine.
 
-    Integers and variables that declare `aggregation="sum"` are counters: the
-    differences add up, so none is lost. Other values are replaced, and the last
-    writer wins: what is stored is always a value that some worker's model
-    computed, where a sum of averages' differences could leave their range.
+    Integers and variables that declare `aggregation="sum"` are counters: the differences add up,
+    so none is lost. Other values are replaced, and the last writer wins. So what is stored is
+    always a value that some worker's model computed. A sum of differences of averages could leave
+    the range of the averages.
     """
     counts = not tf.as_dtype(variable.dtype).is_floating and variable.dtype != "bool"
     return SUM if counts or getattr(variable, "aggregation", None) == "sum" else LAST

@@ -1,0 +1,95 @@
+"""Whether the servers live: when to ask, and what to say where one does not."""
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator, Sequence
+
+import tensorflow as tf
+
+from tfps import errors
+from tfps.cluster import failures
+from tfps.cluster.lanes import Lane
+from tfps.cluster.spec import Cluster
+
+# s that a call on a worker may take before the servers are asked whether they live. A long call
+# is no error. A server that is gone is one, and TensorFlow may not notice it.
+PATIENCE = 5.0
+
+# s to wait, after an error, for the calls that are still under way.
+DRAIN = 20.0
+
+
+class Health:
+    """The health of a cluster, as seen by whoever waits for calls on its workers.
+
+    A thread that waits does so for `PATIENCE` at a time. In between it calls `look` if that is
+    `due`. Nobody asks in the background: a cluster on which nothing is waited for is left alone.
+    """
+
+    def __init__(self, cluster: Cluster, lanes: Sequence[Lane], limit: float = math.inf):
+        """Has not looked yet.
+
+        Args:
+          cluster: whose servers are asked.
+          lanes: all lanes of the cluster's workers; the caller may add to them.
+          limit: s that a call may take on a worker that lives.
+        """
+        self.cluster = cluster
+        self._lanes = lanes
+        self._limit = limit
+        self._looked = time.monotonic()
+
+    @property
+    def due(self) -> bool:
+        """Whether the last look was longer ago than `PATIENCE`."""
+        return time.monotonic() - self._looked > PATIENCE
+
+    def look(self) -> None:
+        """Asks the servers whether they live if some call takes longer than `PATIENCE`.
+
+        Raises:
+          TaskLost: a server does not answer.
+          StepTimeout: all servers answer, but a call takes longer than the limit.
+        """
+        now = self._looked = time.monotonic()
+        begun = [(lane, lane.begun) for lane in self._lanes]
+        taken = {lane: now - since for lane, since in begun if since is not None}
+        if any(seconds > PATIENCE for seconds in taken.values()):
+            failures.require_alive(self.cluster)
+        for lane, seconds in taken.items():
+            if seconds > self._limit:
+                address = self.cluster.spec["worker"][lane.worker]
+                raise errors.StepTimeout(
+                    f"worker {lane.worker} ({address}) answers, but has not finished a call for "
+                    f"{seconds:.0f} s; look at what its input waits for, or give tfps.Trainer a "
+                    f"step_timeout above {self._limit:g}"
+                )
+
+    @contextlib.contextmanager
+    def errors_named(self) -> Iterator[None]:
+        """Names TensorFlow's errors of what the chief itself asks of servers.
+
+        Raises:
+          TaskLost: a server is gone; the error is an instance of TensorFlow's class too, as is
+            every error that is raised here.
+          Error: no server is gone.
+        """
+        try:
+            yield
+        except tf.errors.OpError as e:
+            if isinstance(e, errors.Error):
+                raise
+            raise failures.named(self.cluster, e) from e
+
+    def named(self, worker: int, error: BaseException) -> BaseException:
+        """Returns the error of a call on a worker as the chief's code should see it.
+
+        Args:
+          worker: index of the worker.
+          error: what the call raised.
+        """
+        # The error of an argument that another call made has a name already.
+        if isinstance(error, errors.Error):
+            return error
+        return failures.named(self.cluster, error, worker)

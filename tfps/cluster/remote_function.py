@@ -1,0 +1,154 @@
+"""Graphs that the chief calls on workers with one message each."""
+
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfps import _tf, errors
+from tfps.cluster.byte_row import ByteRow
+
+
+class RemoteFunction:
+    """A graph that is called on workers, with tensors that stay where they are, and numbers.
+
+    Under a worker's device, TensorFlow makes each new Python number a tensor on the worker, by a
+    message for which the interpreter waits with its lock held; and it compares every argument with
+    the function's signature in each call. Here the tensors are passed on as they come, and numbers
+    cross without messages of their own: the row of their bytes is put together in the graph, from
+    the tensors of single bytes. There are 256 of these, and TensorFlow remembers which tensors of
+    the chief a worker has already.
+
+    A worker runs one call of a function at a time. (TensorFlow refuses to copy a tensor to a task
+    twice at once.)
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        *specs: Any,
+        numbers: Mapping[str, tf.TensorSpec] | None = None,
+    ):
+        """Traces `function(*specs, **numbers)` once, for all workers.
+
+        Args:
+          function: what the graph does. Each number is a keyword argument of it.
+          *specs: the form of the positional arguments: nested `tf.TypeSpec`s, or tensors (handles,
+            for example) and `tf.data` iterators that stand for their specs. None stands for None.
+          numbers: name -> spec of each number, a scalar of an integer, float or bool dtype.
+
+        Raises:
+          ConfigError: a leaf of `specs` is no spec, tensor or None, or the function returns a
+            handle to a resource.
+        """
+        self._flat_specs = tf.nest.flatten(specs, expand_composites=True)
+        self._function, self._specs = function, specs
+        self._numbers = dict(numbers or {})
+        self._row = ByteRow(list(self._numbers.values())) if self._numbers else None
+        self._to_python = {name: _to_python(spec) for name, spec in self._numbers.items()}
+
+        def call(*inputs: tf.Tensor) -> Any:
+            return self._call(list(inputs))
+
+        # TensorFlow's errors name it.
+        call.__name__ = self._name
+        inputs = [_input(s) for s in self._flat_specs if s is not None]
+        digits = [] if self._row is None else [tf.TensorSpec([], tf.uint8)] * self._row.used
+        # The graph is for every worker, whatever device is in scope.
+        with tf.device(None):
+            graph = tf.function(call, autograph=False).get_concrete_function(*digits, *inputs)
+        if not _tf.nothing_recorded(graph):
+            raise errors.ConfigError(
+                f"{call.__name__} returns a handle to a resource; let it return tensors, and make "
+                "resources where they are to stay"
+            )
+        self._graph, self._flat = graph, _tf.FlatFunction(graph)
+        self._dtypes = [spec.dtype for spec in inputs]
+        # They belong to this function, and so to one connection of the chief: a worker of another
+        # cluster does not have what TensorFlow remembers to have sent to a worker of this name.
+        self._bytes = [_tf.on_chief(np.uint8(b), tf.uint8) for b in range(256)] if digits else []
+
+    @property
+    def structured_outputs(self) -> Any:
+        """What the function returns, with a `tf.TensorSpec` or symbolic tensor for each tensor."""
+        return self._graph.structured_outputs
+
+    def __call__(self, *args: Any, **numbers: Any) -> Any:
+        """Runs the graph on the device in scope, a worker's.
+
+        Args:
+          *args: as in the constructor's `specs`, tensors for specs. A tensor on another task is
+            copied to the worker, except for handles.
+          **numbers: a Python or NumPy number for each of the constructor's `numbers`.
+
+        Returns:
+          What the function returns; its tensors are on the worker.
+
+        Raises:
+          ConfigError: other tensors or numbers are given than the graph has inputs.
+          TypeError: a number has a fraction where an integer is needed.
+          OverflowError: an integer is out of its dtype's range.
+          tf.errors.OpError: the graph failed.
+        """
+        inputs = [x for x in tf.nest.flatten(args, expand_composites=True) if x is not None]
+        if len(inputs) != len(self._dtypes):
+            raise errors.ConfigError(
+                f"{self._name} was given {len(inputs)} tensors and takes {len(self._dtypes)}; give "
+                "it arguments of the form that it was traced for"
+            )
+        for i, x in enumerate(inputs):
+            if type(x) is not _tf.EagerTensor:
+                inputs[i] = _tf.on_chief(x, self._dtypes[i])
+        return self._flat.packed(self._flat([*self._digits(numbers), *inputs]))
+
+    @property
+    def _name(self) -> str:
+        return getattr(self._function, "__name__", type(self._function).__name__)
+
+    def _digits(self, numbers: dict[str, Any]) -> list[tf.Tensor]:
+        """Returns the tensors of the bytes of all numbers."""
+        if numbers.keys() != self._numbers.keys():
+            raise errors.ConfigError(
+                f"{self._name} was given the numbers {sorted(numbers)} and takes "
+                f"{sorted(self._numbers)}; give it each of these as a keyword argument"
+            )
+        if self._row is None:
+            return []
+        values = [convert(numbers[name]) for name, convert in self._to_python.items()]
+        row = self._row.pack_numpy(values)[: self._row.used]
+        return [self._bytes[b] for b in row.tobytes()]
+
+    def _call(self, inputs: list[tf.Tensor]) -> Any:
+        """Traces the function; `inputs` are the digits and then the tensors of its arguments."""
+        numbers, used = {}, 0
+        if self._row is not None:
+            used = self._row.used
+            # Numbers are wanted on the CPU, also by a worker that has a GPU.
+            with tf.device("/device:CPU:0"):
+                values = self._row.unpack(tf.stack(inputs[:used]))
+                numbers = dict(zip(self._numbers, values, strict=True))
+        tensors = iter(inputs[used:])
+        leaves = [None if spec is None else next(tensors) for spec in self._flat_specs]
+        args = tf.nest.pack_sequence_as(self._specs, leaves, expand_composites=True)
+        return self._function(*args, **numbers)
+
+
+def _to_python(spec: tf.TensorSpec) -> Callable[[Any], Any]:
+    """Returns the conversion for a number of this spec: it refuses fractions for integers."""
+    if spec.dtype.is_integer:
+        return operator.index
+    return bool if spec.dtype == tf.bool else float
+
+
+def _input(spec: Any) -> Any:
+    """Returns what stands for one input when a graph is traced: a spec without a name."""
+    if isinstance(spec, tf.Tensor) or getattr(spec, "dtype", None) in (tf.resource, tf.variant):
+        return spec  # It knows to what kind of resource it leads.
+    if not isinstance(spec, tf.TensorSpec):
+        raise errors.ConfigError(
+            f"{spec!r} is among the specs of a remote function; expected specs, tensors or None, "
+            "with Python numbers under numbers="
+        )
+    return tf.TensorSpec(spec.shape, spec.dtype)
