@@ -57,6 +57,7 @@ def test_plots_show_the_tables(name):
     assert drawn, f"the tables of {name}.png have changed; run python docs/plots.py"
 
 
+@pytest.mark.processes
 def test_the_tutorials_program_runs_as_every_task(tmp_path):
     page = (DOCS / "tutorial.md").read_text()
     program, *changes = re.findall(r"```python\n(.*?)```", page, re.S)
