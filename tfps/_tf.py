@@ -5,8 +5,9 @@ Nothing else in the package imports from `tensorflow.python`.
 
 import contextlib
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+import types
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
 
 import tensorflow as tf
 from tensorflow.python.distribute.coordinator import coordinator_context, remote_value
@@ -14,21 +15,20 @@ from tensorflow.python.eager import cancellation, context, execute, executor
 from tensorflow.python.eager.polymorphic_function import atomic_function, function_type_utils
 from tensorflow.python.framework import ops
 
-# The type of a tensor outside of graphs; making one to ask it would settle TensorFlow's
-# threads and devices as soon as tfps is imported.
+# The type of a tensor outside of graphs. To make a tensor and ask for its type would settle
+# TensorFlow's threads and devices as soon as tfps is imported.
 EagerTensor = ops.EagerTensor
 
 _VARIABLE_CREATION = ("tensorflow.", "tfps.")
 
 
 def created_by_keras3() -> bool:
-    """Whether the variable now being created under a strategy is a Keras 3 variable.
+    """Returns whether the variable that is being created under a strategy is a Keras 3 variable.
 
-    A variable creator sees only the arguments, which are the same for
-    `tf.Variable` and for Keras 3; who asked is on the stack: the first frame
-    that is not TensorFlow's.
+    A variable creator sees only the arguments, which are the same for `tf.Variable` and for Keras
+    3. The stack shows who asked: the first frame that is neither TensorFlow's nor ours.
     """
-    frame = sys._getframe(1)
+    frame: types.FrameType | None = sys._getframe(1)
     while frame is not None:
         module = frame.f_globals.get("__name__", "")
         if not module.startswith(_VARIABLE_CREATION):
@@ -38,18 +38,21 @@ def created_by_keras3() -> bool:
 
 
 def num_ps_in_scope() -> int:
-    """Parameter servers of the parameter-server strategy whose scope is entered; 0 outside."""
+    """Returns how many parameter servers the strategy in scope has; 0 outside of such a scope."""
     return getattr(tf.distribute.get_strategy().extended, "_num_ps", 0)
 
 
 RemoteValueStatus = remote_value.RemoteValueStatus
 dispatch_context = coordinator_context.with_dispatch_context
-CancellationManager = cancellation.CancellationManager
+CancellationManager: TypeAlias = cancellation.CancellationManager
 
 
 @contextlib.contextmanager
-def own_executor():
-    """An executor for the operations of this thread; one keeps the error of its last operation."""
+def own_executor() -> Iterator[executor.Executor]:
+    """Gives the operations of this thread an executor of their own.
+
+    An executor keeps the error of its last operation until `clear_error`, and fails until then.
+    """
     own = executor.new_executor(enable_async=False)
     with context.executor_scope(own):
         try:
@@ -59,16 +62,16 @@ def own_executor():
 
 
 def independent(op: tf.Operation) -> None:
-    """Runs a stateful operation of the function being traced when its own inputs allow it.
+    """Lets a stateful operation of the function that is being traced run when its inputs are there.
 
-    Those that touch no resource TensorFlow runs in the order in which they were traced,
-    wherever they are placed.
+    Otherwise TensorFlow runs stateful operations that touch no resource in the order in which they
+    were traced, wherever they are placed.
     """
     ops.get_default_graph().experimental_acd_manager.run_independently(op)
 
 
 def device_in_scope() -> str:
-    """The device of the `tf.device` blocks around; tracing depends on it."""
+    """Returns the device of the `tf.device` blocks around. What is traced depends on it."""
     return context.context().device_name
 
 
@@ -79,53 +82,56 @@ def skipping(dataset: tf.data.Dataset, count: int) -> tf.data.Dataset:
 
 
 def chief_device() -> str:
-    """The device of this process, under the name that the cluster has for it."""
+    """Returns the device of this process, under the name that the cluster has for it."""
     return f"/job:{context.get_server_def().job_name}"
 
 
 def on_chief(value: Any, dtype: tf.DType) -> tf.Tensor:
-    """A tensor in this process, whatever device is in scope.
+    """Makes a tensor in this process, whatever device is in scope.
 
-    Entering `tf.device` for it would take longer than making it.
+    To enter `tf.device` would take longer than to make the tensor.
 
     Args:
-      value: a number or an array, which must not change afterwards.
-      dtype: of the tensor.
+      value: a number, or an array that must not change afterwards.
+      dtype: the tensor's dtype.
     """
     return EagerTensor(value, None, dtype.as_datatype_enum)
 
 
 def per_worker_spec(value: tf.distribute.coordinator.PerWorkerValue) -> tf.TypeSpec | None:
-    """The type that a function sees in place of a per-worker value; None if it is not known."""
+    """Returns the type that a function sees for a per-worker value, or None if it is not known."""
     return value._values[0]._type_spec
 
 
 def by_worker(value: tf.distribute.coordinator.PerWorkerValue) -> tuple:
-    """The remote values that a per-worker value is made of."""
+    """Returns the remote values that a per-worker value is made of, by worker."""
     return value._values
 
 
-def signature_of(function) -> tuple[tf.types.experimental.FunctionType | None, dict]:
-    """How a `tf.function` binds Python arguments, and its default values; none of a graph."""
+def signature_of(function: Any) -> tuple[tf.types.experimental.FunctionType | None, dict]:
+    """Returns how a `tf.function` binds Python arguments, and the arguments' default values.
+
+    A concrete function has none of both: the result is (None, {}).
+    """
     if isinstance(function, tf.types.experimental.ConcreteFunction):
         return None, {}
     return function.function_type, getattr(function, "_default_values", None) or {}
 
 
 def nothing_recorded(function: tf.types.experimental.ConcreteFunction) -> bool:
-    """Whether outputs need no bookkeeping that `FlatFunction` leaves out: handles do."""
+    """Returns whether no output is a handle, which needs bookkeeping that `FlatFunction` omits."""
     outputs = function.function_type.flat_outputs
     return not any(output.dtype in (tf.resource, tf.variant) for output in outputs)
 
 
 def compiled(function: tf.types.experimental.ConcreteFunction) -> bool:
-    """Whether XLA compiles it as a whole, as `jit_compile=True` says."""
+    """Returns whether XLA compiles the function as a whole, as `jit_compile=True` says."""
     return function.function_def.attr["_XlaMustCompile"].b
 
 
 @contextlib.contextmanager
-def being_scheduled(strategy: tf.distribute.Strategy):
-    """The strategy's scope, in which its methods know that the coordinator calls them."""
+def being_scheduled(strategy: tf.distribute.Strategy) -> Iterator[None]:
+    """Enters the strategy's scope, in which its methods know that the coordinator calls them."""
     with strategy.scope():
         before = strategy.extended._being_scheduled
         strategy.extended._being_scheduled = True
@@ -136,10 +142,10 @@ def being_scheduled(strategy: tf.distribute.Strategy):
 
 
 class FlatFunction:
-    """A concrete function that is called with the tensors that cross, and no others.
+    """A concrete function that is called with flat tensors and returns flat tensors.
 
-    TensorFlow spends a third of the time of a remote call on binding Python
-    arguments, recording and packing results, which a coordinator needs once.
+    TensorFlow spends a third of the time of a remote call on binding Python arguments, on recording
+    for gradients, and on packing results. A caller of the same function needs that once.
     """
 
     def __init__(
@@ -153,10 +159,12 @@ class FlatFunction:
 
         Args:
           function: the graph.
-          signature: of the function that it was traced from; see `signature_of`.
-          store: called in the graph with the flat outputs, and with the tensors of a place;
-            a call returns what it returns.
-          place: specs of those tensors.
+          signature: how the `tf.function` binds arguments from which the graph was traced; see
+            `signature_of`.
+          store: what is done with the outputs, or None if a call returns them. It is called in
+            the graph with the list of flat outputs and with the tensors of a place, and a call
+            returns what it returns.
+          place: specs of the tensors of a place.
         """
         self._function = function
         self._signature, self._defaults = signature
@@ -172,7 +180,7 @@ class FlatFunction:
             self._captures = function.captured_inputs
 
     def bound(self, args: tuple, kwargs: dict) -> list[tf.Tensor]:
-        """The tensors of Python arguments, in the order of the function's inputs."""
+        """Returns the tensors of Python arguments, in the order of the function's inputs."""
         kind = self._function.function_type
         signature = self._signature or kind
         try:
@@ -186,8 +194,10 @@ class FlatFunction:
                 raise
             return [tf.convert_to_tensor(x, i.dtype) for x, i in zip(args, flat, strict=True)]
 
-    def _storing(self, store, place) -> tf.types.experimental.ConcreteFunction:
-        """A graph that calls the function, with the inputs of a place besides."""
+    def _storing(
+        self, store: Callable, place: Sequence[tf.TensorSpec]
+    ) -> tf.types.experimental.ConcreteFunction:
+        """Traces a graph that calls the function, and has the inputs of a place besides."""
         inputs = [tf.TensorSpec(x.shape, x.dtype) for x in self._function.inputs]
 
         inner = self._inner
@@ -218,7 +228,7 @@ class FlatFunction:
         Returns:
           The flat outputs, or what `store` returns.
         """
-        # A capture may be chosen by worker: a table, or the worker's index.
+        # Some captures are chosen by worker: a table, or the worker's index.
         captures = self._function.captured_inputs if self._captures is None else self._captures
         given = [*inputs, *captures, *place]
         with atomic_function.InterpolateRuntimeError(self._graph):
@@ -230,6 +240,6 @@ class FlatFunction:
                 self._name, self._outputs, given, self._attrs, context.context(), manager
             )
 
-    def packed(self, outputs: list[tf.Tensor] | None):
-        """Flat outputs in the structure that the Python function returned."""
+    def packed(self, outputs: list[tf.Tensor] | None) -> Any:
+        """Returns flat outputs in the structure that the Python function returned."""
         return self._inner.function_type.pack_output(outputs)

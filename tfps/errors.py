@@ -7,15 +7,15 @@ Error
 │   └── DataError               the input of fit, evaluate or predict
 ├── StartupTimeout(TimeoutError)  a task did not answer in time
 ├── StepTimeout(TimeoutError)     a worker lives, but does not finish a step
-├── PortInUse(OSError)        this task's own port is taken
+├── PortInUse(OSError)        the task's own port is taken
 ├── WorkerError               the model's code failed on a worker
 ├── TaskLost                  a worker or parameter server went away while it was needed
 └── ChiefLost                 a server saw its chief die
 ```
 
-Every message gives the value, the constraint and the remedy in one line.
-Errors of TensorFlow's runtime are mapped into this tree where they enter
-(`cluster/failures.py`), and stay reachable as `__cause__`.
+Every message gives the value, the constraint and the remedy in one line. Errors of TensorFlow's
+runtime are mapped into this tree by `cluster/failures.py`. The result is an instance of
+TensorFlow's class too, and the original error is its `__cause__`.
 """
 
 import re
@@ -26,15 +26,15 @@ class Error(Exception):
 
 
 class ConfigError(Error, ValueError):
-    """A request that cannot be carried out as it stands."""
+    """What was asked for cannot be carried out as it stands."""
 
 
 class ClusterConfigError(ConfigError):
-    """A cluster description (TF_CONFIG or arguments) that is wrong."""
+    """The description of a cluster (TF_CONFIG or arguments) is wrong."""
 
 
 class DataError(ConfigError):
-    """Input that cannot be trained or evaluated on."""
+    """The input cannot be trained or evaluated on."""
 
 
 class StartupTimeout(Error, TimeoutError):
@@ -50,7 +50,7 @@ class PortInUse(Error, OSError):
 
 
 class WorkerError(Error):
-    """The step failed on a worker: the message of TensorFlow, and where.
+    """A call failed on a worker; the message says where, and what TensorFlow says.
 
     Attributes:
       worker: int, the index of the worker.
@@ -58,6 +58,7 @@ class WorkerError(Error):
     """
 
     def __init__(self, worker: int, address: str, message: str):
+        """Composes the message from the worker's index, its `host:port` and TensorFlow's words."""
         super().__init__(f"worker {worker} ({address}) failed: {message}")
         self.worker = worker
         self.address = address
@@ -68,7 +69,7 @@ class TaskLost(Error):
 
 
 class ChiefLost(Error):
-    """The chief died, or ended with a failure; raised in the servers."""
+    """The chief died, or ended with a failure. Servers raise this error."""
 
 
 _FRAMING = (
@@ -78,7 +79,7 @@ _FRAMING = (
 
 
 def summary(message: str | None) -> str:
-    """The sentence of a TensorFlow error that says what is wrong, without its tracebacks."""
+    """Returns the sentence of a TensorFlow error that says what is wrong, without tracebacks."""
     message = message or "no message"
     if several := re.search(r"root error\(s\) found\.\s*\(0\) \w+:", message):
         message = message[several.end() :].lstrip()

@@ -3,22 +3,23 @@
 import ast
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 from tfps import errors
 
 
-def parse(text: str, kinds: Mapping[str, type], what: str, shared: tuple[str, ...] = ()):
-    """The object that a text names.
+def parse(text: str, kinds: Mapping[str, type], what: str, shared: tuple[str, ...] = ()) -> Any:
+    """Makes the object that a text names.
 
     Args:
-      text: a name, and after a colon its parameters, separated by commas. They
-        follow the order of the class's attributes until one is given by name.
+      text: a name, and after a colon parameters, separated by commas. Parameters follow the order
+        of the class's attributes until a parameter is given by name.
       kinds: name -> dataclass.
       what: the kind of object, for errors.
-      shared: attributes that all have and that have to be named.
+      shared: attributes that all dataclasses have, and that are given by name only.
 
     Raises:
-      ConfigError: there is none of that name, or it takes no such parameters.
+      ConfigError: no object has this name, or it takes no such parameters.
     """
     name, colon, rest = text.strip().partition(":")
     try:

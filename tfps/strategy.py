@@ -17,23 +17,23 @@ MAX_CHIEF_BYTES = 256 << 20
 class ParameterServerStrategy(tf.distribute.ParameterServerStrategy):
     """Connects this process, the chief, to the workers and parameter servers.
 
-    It is a `tf.distribute.ParameterServerStrategy`: code written for that runs
-    on this one. What differs: Keras 3 models may be made in its scope, outside
-    of it, or before it. Their variables stay on the chief, one dense copy, from
-    which `tfps.Trainer` fills the servers and into which it brings the trained
-    weights back; variables of everything else (`tf.Variable`, tf_keras) go to
-    the servers as before. Very large Keras variables made in the scope never
-    exist on the chief: their rows are dealt out evenly and made on the servers.
+    It is a `tf.distribute.ParameterServerStrategy`, and code that is written for that class runs on
+    it. It differs in what it does with Keras 3 models, which may be made in its scope, outside of
+    it, or before it. Their variables stay on the chief, as one dense copy, from which
+    `tfps.Trainer` fills the servers and into which it brings the trained weights back. All other
+    variables (`tf.Variable`, tf_keras) go to the servers, as with TensorFlow's class. Very large
+    Keras variables that are made in the scope never exist on the chief: their rows are dealt out
+    evenly and made on the servers.
 
     Attributes:
-      cluster: the `tfps.Cluster` it is connected to.
+      cluster: the `tfps.Cluster` that the chief is connected to.
       variable_partitioner: the partitioner, or None.
     """
 
     def __init__(
         self,
-        cluster,
-        variable_partitioner=None,
+        cluster: Cluster | tf.distribute.cluster_resolver.ClusterResolver,
+        variable_partitioner: tf.distribute.experimental.partitioners.Partitioner | None = None,
         startup_timeout: float = 60.0,
         max_chief_bytes: int = MAX_CHIEF_BYTES,
     ):
@@ -41,15 +41,14 @@ class ParameterServerStrategy(tf.distribute.ParameterServerStrategy):
 
         Args:
           cluster: a `tfps.Cluster`, or a TensorFlow cluster resolver.
-          variable_partitioner: a `tf.distribute.experimental.partitioners.
-            Partitioner`: into how many shards along its first axis a variable
-            is split. None keeps variables whole.
+          variable_partitioner: says into how many shards along its first axis a variable is split.
+            None keeps variables whole.
           startup_timeout: seconds to wait for all servers together.
-          max_chief_bytes: Keras variables of more bytes, made in the scope, have
-            their rows on the servers only.
+          max_chief_bytes: Keras variables of more bytes that are made in the scope have their rows
+            on the servers only.
 
         Raises:
-          StartupTimeout: names the tasks that did not answer, with addresses.
+          StartupTimeout: a server did not answer; names such tasks, with addresses.
           PortInUse: the chief's own port is taken.
         """
         if not isinstance(cluster, Cluster):
@@ -67,7 +66,7 @@ class ParameterServerStrategy(tf.distribute.ParameterServerStrategy):
             super().__init__(cluster.resolver(), variable_partitioner=variable_partitioner)
         self._stock_create_variable = self.extended._create_variable
         self.extended._create_variable = self._create_variable
-        # Otherwise the first `scope()` would make TensorFlow's.
+        # Otherwise the first `scope()` would make TensorFlow's coordinator.
         ClusterCoordinator(self)
 
     def _create_variable(self, next_creator, **kwargs):
@@ -79,15 +78,15 @@ class ParameterServerStrategy(tf.distribute.ParameterServerStrategy):
                 return RemoteVariable(
                     initializer, owner.shape, owner.dtype, self.cluster.num_ps, owner.path
                 )
-        # Without the strategy's mark it is an ordinary variable, on the device
-        # of the caller's choice or else here.
+        # Without the strategy's mark, it is an ordinary variable on the device in scope, by default
+        # the chief's.
         kwargs["distribute_strategy"] = None
         return next_creator(**kwargs)
 
     def placement(self) -> Placement:
-        """Which part of which variable is on which ps, of the model trained last.
+        """Returns which part of which variable is on which ps, for the model trained last.
 
-        `str()` of it is a table. It is empty until a `Trainer` has filled the servers.
+        `str()` of the placement is a table. It is empty until a `Trainer` has filled the servers.
         """
         return self._placement
 

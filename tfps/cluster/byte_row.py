@@ -86,7 +86,7 @@ class ByteRow:
         Raises:
           OverflowError: an integer is out of its dtype's range.
         """
-        row = np.zeros([self.width], np.uint8)
+        row: np.ndarray = np.zeros([self.width], np.uint8)
         row.view(self._record)[0] = tuple(values)
         return row
 

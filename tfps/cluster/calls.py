@@ -1,6 +1,7 @@
 """The Trainer's calls on workers: one at a time on each, and results in the order of their ends."""
 
 import contextlib
+import functools
 import math
 import queue
 import time
@@ -56,7 +57,9 @@ class WorkerCalls:
         self.pending = 0
         self._strays = False  # whether calls may still run that `drain` gave up on
         self._done: queue.SimpleQueue = queue.SimpleQueue()
-        self._todo = [queue.SimpleQueue() for _ in range(cluster.num_workers)]
+        self._todo: list[queue.SimpleQueue] = [
+            queue.SimpleQueue() for _ in range(cluster.num_workers)
+        ]
         lanes = [Lane(w, self) for w in range(cluster.num_workers)]
         self._health = health.Health(cluster, lanes, limit)
         for lane in lanes:
@@ -112,7 +115,7 @@ class WorkerCalls:
                 "on_epoch_end, not from a hook of a batch"
             )
         for w in range(self.num_workers):
-            self.submit(w, lambda w=w: function(w))
+            self.submit(w, functools.partial(function, w))
         try:
             completions = [self.next() for _ in range(self.num_workers)]
         except BaseException:

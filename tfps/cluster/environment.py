@@ -1,6 +1,6 @@
 """Environment variables that TensorFlow reads when a process starts to use it.
 
-Both have to be set before the process makes its first connection, or first uses XLA. What the user
+They have to be set before the process makes its first connection or first uses XLA. What the user
 has set stays in force.
 """
 

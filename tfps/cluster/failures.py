@@ -1,6 +1,5 @@
 """What went wrong on a server: who is gone, which worker failed, and in what words."""
 
-import functools
 import re
 import time
 
@@ -74,16 +73,15 @@ def named(cluster: Cluster, error: BaseException, worker: int | None = None) -> 
         require_alive(cluster, error)
     except errors.TaskLost as lost:
         return unavailable(lost, error)
-    address = cluster.spec["worker"][worker] if worker is not None else None
+    address = "" if worker is None else cluster.spec["worker"][worker]
     if not isinstance(error, tf.errors.OpError):
         if worker is not None:
             error.add_note(f"raised by a function on worker {worker} ({address})")
         return error
-    summary = errors.summary(error.message)
-    ours = errors.Error(summary)
-    if worker is not None:
-        ours = errors.WorkerError(worker, address, summary)
-    return _both(ours, error)
+    said = errors.summary(error.message)
+    if worker is None:
+        return _both(errors.Error(said), error)
+    return _both(errors.WorkerError(worker, address, said), error)
 
 
 def unavailable(lost: errors.TaskLost, cause: BaseException | None = None) -> BaseException:
@@ -102,7 +100,13 @@ def _both(ours: errors.Error, theirs: tf.errors.OpError) -> BaseException:
     return both
 
 
-@functools.cache
+# (our class, TensorFlow's class) -> the class that derives from both.
+_classes: dict[tuple[type, type], type] = {}
+
+
 def _joined(ours: type, theirs: type) -> type:
-    about = f"{ours.__name__}, and TensorFlow's {theirs.__name__}."
-    return type(ours.__name__, (ours, theirs), {"__doc__": about, "__module__": ours.__module__})
+    if (ours, theirs) not in _classes:
+        about = f"{ours.__name__}, and TensorFlow's {theirs.__name__}."
+        members = {"__doc__": about, "__module__": ours.__module__}
+        _classes[ours, theirs] = type(ours.__name__, (ours, theirs), members)
+    return _classes[ours, theirs]

@@ -1,4 +1,4 @@
-"""A whole cluster on this machine: servers in this process, or processes of their own."""
+"""A whole cluster on this machine: its servers are in this process, or processes of their own."""
 
 import json
 import os
@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterable
 
 from tfps import errors
 from tfps.cluster import server, shutdown, sockets
@@ -16,13 +17,12 @@ from tfps.cluster.spec import Cluster
 class LocalCluster(Cluster):
     """Workers and parameter servers on 127.0.0.1, started by the constructor.
 
-    Embedded (the default), the servers are threads of this process: up in a
-    fraction of a second, gone with the process. With `processes=True` each is a
-    process of its own, as on real machines, at the price of a TensorFlow import
-    (2 to 5 s) and a few hundred MB each.
+    Embedded servers (the default) are threads of this process: they are up in a fraction of a
+    second, and gone with the process. With `processes=True`, each server is a process of its own,
+    as on real machines. It costs a TensorFlow import (2 to 5 s) and a few hundred MB.
 
-    Use it as a context manager, or call `close`, to stop the processes; they
-    also stop by themselves when this process is gone.
+    Use the cluster as a context manager, or call `close`, to stop the processes. They also stop by
+    themselves when this process is gone.
 
     Attributes:
       ended: the server processes that `close` has ended.
@@ -34,10 +34,10 @@ class LocalCluster(Cluster):
         Args:
           workers: number of workers, at least 1.
           ps: number of parameter servers, at least 1.
-          processes: give each server a process of its own.
+          processes: whether each server is a process of its own.
 
         Raises:
-          ClusterConfigError: a count below 1.
+          ClusterConfigError: a number is below 1.
         """
         for name, count in (("workers", workers), ("ps", ps)):
             if count < 1:
@@ -60,7 +60,7 @@ class LocalCluster(Cluster):
     def _spawn(self, job: str, index: int) -> subprocess.Popen:
         config = {"cluster": self.spec, "task": {"type": job, "index": index}}
         environ = dict(os.environ, TF_CONFIG=json.dumps(config), TFPS_PARENT=str(os.getpid()))
-        # The child must find the same packages, wherever this program got them from.
+        # The child must find the packages that this program has found.
         environ["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
         environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         process = subprocess.Popen(
@@ -79,9 +79,8 @@ class LocalCluster(Cluster):
         """Ends the server processes; embedded servers end with this process.
 
         Args:
-          message: what the servers are told; anything but `DONE` makes them
-            exit with 1.
-          timeout: seconds until a process that does not end is killed.
+          message: `DONE`, or why the job failed; then the servers exit with 1 instead of 0.
+          timeout: seconds after which a process that does not end is killed.
         """
         if not self._processes:
             return
@@ -97,11 +96,11 @@ class LocalCluster(Cluster):
         self._processes = []
 
 
-# What TensorFlow's C++ side says while it loads, whatever the log level.
+# What TensorFlow's C++ code says while it loads, whatever the log level.
 _NOTE = re.compile(r"[IWE]\d{4} \d\d:|WARNING: All log messages before absl")
 
 
-def _forward(lines, prefix: str) -> None:
+def _forward(lines: Iterable[str], prefix: str) -> None:
     """Copies a server's standard error to ours, line by line, marked with its name."""
     for line in lines:
         if not _NOTE.match(line):

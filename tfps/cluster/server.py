@@ -1,10 +1,11 @@
-"""A worker or parameter server: TensorFlow's own gRPC server, and how long it lives.
+"""A worker or parameter server: TensorFlow's own gRPC server, which lives as long as the job.
 
 `python -m tfps.serve` serves the task that TF_CONFIG describes.
 """
 
 import os
 import sys
+from collections.abc import Callable
 
 import tensorflow as tf
 
@@ -16,11 +17,11 @@ _CHIEF_TIMEOUT = 3600.0  # s; tasks may be started in any order, by hand, on man
 
 
 def inter_op_threads(num_workers: int) -> int:
-    """Size of a server's inter-op pool.
+    """Returns the size of a server's pool of inter-op threads.
 
-    A server blocks one of these threads for each function of another task that
-    waits inside it. With TensorFlow's default, the number of cores, two workers
-    and two ps on a 2-core machine wait for one another for ever.
+    A server blocks a thread of the pool for each function of another task that waits inside it.
+    With TensorFlow's default, the number of cores, two workers and two ps on a machine with two
+    cores wait for one another for ever.
     """
     return max(16, 8 * num_workers)
 
@@ -28,8 +29,13 @@ def inter_op_threads(num_workers: int) -> int:
 def start(cluster: Cluster, job: str, index: int) -> tf.distribute.Server:
     """Starts the gRPC server of one task in this process.
 
-    It listens on every interface without credentials, as TensorFlow's servers
-    do: whoever reaches the port can run code in this process.
+    The server listens on every interface without credentials, as TensorFlow's servers do. Whoever
+    reaches the port can run code in this process.
+
+    Args:
+      cluster: the cluster of the task.
+      job: `worker` or `ps`.
+      index: the task's index in its job.
 
     Raises:
       PortInUse: something listens on the task's port already.
@@ -49,20 +55,20 @@ def start(cluster: Cluster, job: str, index: int) -> tf.distribute.Server:
 def serve(
     cluster: Cluster,
     startup_timeout: float = _CHIEF_TIMEOUT,
-    orphaned=lambda: False,
-    report=lambda line: print(line, file=sys.stderr, flush=True),
+    orphaned: Callable[[], bool] = lambda: False,
+    report: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
 ) -> None:
     """Serves this process's task until the chief says that the job is done.
 
     Args:
-      cluster: with `task_type` `worker` or `ps`.
+      cluster: a cluster whose `task_type` is `worker` or `ps`.
       startup_timeout: seconds that the chief may take to appear.
-      orphaned: true once the process that started this one is gone.
-      report: receives lines about what the server waits for.
+      orphaned: returns whether the process that started this one is gone.
+      report: called with lines about what the server waits for.
 
     Raises:
       PortInUse: the task's port is taken.
-      StartupTimeout: the chief never appeared.
+      StartupTimeout: the chief did not appear.
       ChiefLost: the chief died, or reported that the job failed.
     """
     name = f"{cluster.task_type} {cluster.task_index}"

@@ -1,15 +1,16 @@
 """How the chief tells the servers that the job is over, and how they learn that it died.
 
-TensorFlow's servers run until they are killed: nothing in the runtime tells a
-worker or a parameter server that its job is done. Here the message takes the
-runtime's own road, so no further port is needed: each server process waits for
-an element of a queue on its own device, through a session of its own, and the
-chief opens a session to that server and puts one in. An element that never
-comes is told from a chief that died by asking the chief's address now and then.
+TensorFlow's servers run until they are killed: nothing in the runtime tells a worker or a parameter
+server that its job is done. Here the message travels through the runtime itself, so that no further
+port is needed. Each server process waits for an element of a queue on its own device, through a
+session of its own. The chief opens a session to that server and enqueues the message. A server
+notices that the chief died by connecting to the chief's address now and then.
 """
 
 import threading
 import time
+from collections.abc import Callable
+from typing import Protocol
 
 import tensorflow as tf
 
@@ -18,9 +19,18 @@ from tfps.cluster import sockets
 
 DONE = "done"
 
+
+class Tasks(Protocol):
+    """What is needed of a `tfps.Cluster`."""
+
+    spec: dict[str, list[str]]
+    task_type: str
+    task_index: int
+
+
 _POLL = 2.0  # s between two looks at the chief's address
 _LOST_AFTER = 10.0  # s without an answer until the chief counts as dead
-_LINGER = 3.0  # s that a server waits for the chief's own exit after its farewell
+_LINGER = 3.0  # s that a server waits for the chief's own exit after the message
 
 
 def _queue(job: str, index: int) -> tf.queue.FIFOQueue:
@@ -34,18 +44,18 @@ def _session(target: str, job: str, index: int) -> tf.compat.v1.Session:
     return tf.compat.v1.Session(target, config=config)
 
 
-def send(cluster, message: str = DONE, timeout: float = 5.0) -> None:
+def send(cluster: Tasks, message: str = DONE, timeout: float = 5.0) -> None:
     """Tells every worker and ps that the job is over.
 
-    Servers that cannot be reached are left to find out by themselves.
+    A server that cannot be reached has to find out by itself.
 
     Args:
-      cluster: the `tfps.Cluster` whose servers to tell.
-      message: `DONE`, or the reason why the job failed.
-      timeout: seconds to wait for all of them.
+      cluster: the `tfps.Cluster` whose servers are told.
+      message: `DONE`, or why the job failed.
+      timeout: seconds to wait for all servers together.
     """
 
-    def tell(job, index, address):
+    def tell(job: str, index: int, address: str) -> None:
         if not sockets.answers(address, timeout=1.0):
             return
         with tf.Graph().as_default():
@@ -55,7 +65,7 @@ def send(cluster, message: str = DONE, timeout: float = 5.0) -> None:
                 with _session(f"grpc://{address}", job, index) as session:
                     session.run(put, options=options)
             except tf.errors.OpError:
-                pass  # It died between the question and the message.
+                pass  # The server died between the question and the message.
 
     threads = [
         threading.Thread(target=tell, args=(job, i, address), daemon=True)
@@ -72,7 +82,13 @@ def send(cluster, message: str = DONE, timeout: float = 5.0) -> None:
 class Receiver:
     """A server's wait for the end of its job."""
 
-    def __init__(self, server: tf.distribute.Server, cluster):
+    def __init__(self, server: tf.distribute.Server, cluster: Tasks):
+        """Starts to listen for the chief's message.
+
+        Args:
+          server: the server of this process.
+          cluster: the `tfps.Cluster`, with this process's task.
+        """
         self._cluster = cluster
         self._chief = cluster.spec["chief"][0]
         self._messages: list[str] = []
@@ -89,21 +105,25 @@ class Receiver:
             except tf.errors.OpError as e:
                 self._messages.append(f"this server cannot hear the chief: {e.message}")
 
-    def wait(self, startup_timeout: float, orphaned=lambda: False, report=lambda line: None) -> str:
+    def wait(
+        self,
+        startup_timeout: float,
+        orphaned: Callable[[], bool] = lambda: False,
+        report: Callable[[str], None] = lambda line: None,
+    ) -> str:
         """Blocks until the job ends.
 
         Args:
           startup_timeout: seconds that the chief may take to appear.
-          orphaned: asked every second; true means that the process that
-            started this one is gone.
-          report: called with a line about the wait now and then.
+          orphaned: asked every second whether the process that started this one is gone.
+          report: called with a line about the wait, once a minute.
 
         Returns:
           The chief's message: `DONE`, or why the job failed.
 
         Raises:
-          StartupTimeout: the chief never came.
-          ChiefLost: it came and went without a farewell.
+          StartupTimeout: the chief did not come.
+          ChiefLost: the chief came, and went without a message.
         """
         started = last_seen = time.monotonic()
         next_look = next_report = started
@@ -137,8 +157,8 @@ class Receiver:
         return self._messages[0]
 
     def _linger(self) -> None:
-        # The chief still releases what it holds here; a server that vanished
-        # under it would make its last lines on screen connection errors.
+        # The chief still releases what it holds on this server. If the server vanished meanwhile,
+        # the chief's last lines on screen would be connection errors.
         deadline = time.monotonic() + _LINGER
         while time.monotonic() < deadline and sockets.answers(self._chief, timeout=1.0):
             time.sleep(0.2)

@@ -1,16 +1,17 @@
-"""Sockets: is a port free, does an address answer. Nothing of TensorFlow."""
+"""Whether a port is free, and whether an address answers. Nothing here needs TensorFlow."""
 
 import socket
 import time
+from collections.abc import Callable
 
 from tfps import errors
 
 
 def split(address: str) -> tuple[str, int]:
-    """`"host:port"` or `"[v6]:port"` as (host, port).
+    """Returns (host, port) of `"host:port"` or `"[v6]:port"`.
 
     Raises:
-      ClusterConfigError: no port, or one outside 1 to 65535.
+      ClusterConfigError: there is no port, or the port is not from 1 to 65535.
     """
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or not 1 <= int(port) <= 65535:
@@ -21,7 +22,7 @@ def split(address: str) -> tuple[str, int]:
 
 
 def free_ports(count: int) -> list[int]:
-    """`count` different ports that were free on 127.0.0.1 a moment ago."""
+    """Returns `count` different ports that were free on 127.0.0.1 a moment ago."""
     sockets = []
     for _ in range(count):
         sock = socket.socket()
@@ -34,26 +35,33 @@ def free_ports(count: int) -> list[int]:
 
 
 def require_free(address: str, owner: str) -> None:
-    """Raises `PortInUse` if something listens on the address's port here.
+    """Checks that nothing listens on the address's port on this machine.
 
-    gRPC binds with SO_REUSEPORT, so two servers would share a port silently,
-    each getting some of the connections; hence this check before the bind.
+    gRPC binds with SO_REUSEPORT. Two servers would therefore share a port silently, and each would
+    get some of the connections.
+
+    Args:
+      address: `host:port`.
+      owner: name of the task that wants the port, for the error.
+
+    Raises:
+      PortInUse: something listens on the port.
     """
     _, port = split(address)
     with socket.socket() as sock:
-        # Allows ports in TIME_WAIT, as gRPC does; a listener still refuses us.
+        # A port in TIME_WAIT counts as free, as it does for gRPC; one with a listener does not.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             sock.bind(("", port))
         except OSError as e:
             raise errors.PortInUse(
-                f"{owner} cannot listen on {address}: {e.strerror.lower()}; stop the process that "
-                "holds the port or give the task another one"
+                f"{owner} cannot listen on {address}: {(e.strerror or str(e)).lower()}; stop the "
+                "process that holds the port or give the task another one"
             ) from e
 
 
 def answers(address: str, timeout: float) -> bool:
-    """Whether something accepts a TCP connection at the address in `timeout` s."""
+    """Returns whether something accepts a TCP connection at the address within `timeout` s."""
     try:
         socket.create_connection(split(address), timeout=timeout).close()
     except OSError:
@@ -61,13 +69,17 @@ def answers(address: str, timeout: float) -> bool:
     return True
 
 
-def wait_for(tasks: dict[str, str], timeout: float, on_wait=None) -> None:
+def wait_for(
+    tasks: dict[str, str],
+    timeout: float,
+    on_wait: Callable[[dict[str, str]], None] = lambda missing: None,
+) -> None:
     """Waits until every task accepts connections.
 
     Args:
-      tasks: name of the task (`"worker 0"`) -> its address.
-      timeout: seconds, for all of them together.
-      on_wait: called about every 10 s with the tasks still missing.
+      tasks: name of a task (`"worker 0"`) -> its address.
+      timeout: seconds to wait for all tasks together.
+      on_wait: called about every 10 s with the tasks that are still missing.
 
     Raises:
       StartupTimeout: names the tasks that did not answer and their addresses.
@@ -90,7 +102,7 @@ def wait_for(tasks: dict[str, str], timeout: float, on_wait=None) -> None:
                 f"no answer within {timeout:g} s from {listed}; start the missing tasks, check the "
                 "addresses in TF_CONFIG, or wait longer (--startup_timeout)"
             )
-        if on_wait and time.monotonic() > next_report:
+        if time.monotonic() > next_report:
             on_wait(missing)
             next_report = time.monotonic() + 10
         time.sleep(0.2)

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import tensorflow as tf
 
@@ -32,13 +32,13 @@ class Cluster:
     def __init__(
         self, spec: Mapping[str, list[str]], task_type: str = "chief", task_index: int = 0
     ):
-        """Checks and keeps the description.
+        """Checks the description.
 
         Args:
-          spec: job name -> addresses; at least one `ps` and one `worker`. A
-            `chief` is needed where tasks are processes of their own.
+          spec: job name -> `host:port` addresses. There are at least one `ps` and one `worker`. A
+            `chief` is needed if tasks are processes of their own.
           task_type: the job of this process.
-          task_index: its index in the job.
+          task_index: the index of this process in its job.
 
         Raises:
           ClusterConfigError: names the key, the value and what is expected.
@@ -48,7 +48,7 @@ class Cluster:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> "Cluster":
-        """The cluster that the environment variable `TF_CONFIG` describes.
+        """Makes the cluster that the environment variable `TF_CONFIG` describes.
 
         Raises:
           ClusterConfigError: the variable is missing, is not JSON, or describes
@@ -84,16 +84,18 @@ class Cluster:
 
     @classmethod
     def from_resolver(cls, resolver: tf.distribute.cluster_resolver.ClusterResolver) -> "Cluster":
-        """The cluster that a TensorFlow cluster resolver describes, seen as the chief."""
+        """Makes the cluster that a TensorFlow cluster resolver describes, as seen by its chief."""
         spec = resolver.cluster_spec().as_dict()
         return cls({job: list(addresses) for job, addresses in spec.items()})
 
     @property
     def num_workers(self) -> int:
+        """Number of workers."""
         return len(self.spec["worker"])
 
     @property
     def num_ps(self) -> int:
+        """Number of parameter servers."""
         return len(self.spec["ps"])
 
     @property
@@ -110,16 +112,20 @@ class Cluster:
             for i, address in enumerate(self.spec[job])
         }
 
-    def wait(self, timeout: float, on_wait=None) -> None:
-        """Waits until every worker and ps answers; see `net.wait_for`."""
+    def wait(
+        self,
+        timeout: float,
+        on_wait: Callable[[dict[str, str]], None] = lambda missing: None,
+    ) -> None:
+        """Waits until every worker and ps answers; see `sockets.wait_for`."""
         sockets.wait_for(self.servers, timeout, on_wait)
 
     def close(self, message: str = shutdown.DONE) -> None:
-        """Lets the servers go; to be called by the chief when it is done.
+        """Tells the servers that the job is over; the chief calls this when it is done.
 
         Args:
-          message: why the job failed; by default it did not. The servers exit
-            with 0 after a success and with 1 otherwise.
+          message: `DONE`, or why the job failed. The servers exit with 0 after `DONE`, otherwise
+            with 1.
         """
         shutdown.send(self, message)
 
@@ -130,7 +136,7 @@ class Cluster:
         self.close(shutdown.DONE if kind is None else f"{kind.__name__}: {value}")
 
     def resolver(self) -> tf.distribute.cluster_resolver.ClusterResolver:
-        """The description as TensorFlow's strategies take it."""
+        """Returns the description in the form that TensorFlow's strategies take."""
         return tf.distribute.cluster_resolver.SimpleClusterResolver(
             self.served_spec(),
             task_type=self.task_type,
@@ -139,7 +145,7 @@ class Cluster:
         )
 
     def served_spec(self) -> tf.train.ClusterSpec:
-        """The tasks that take part in TensorFlow's runtime; an evaluator does not."""
+        """Returns the tasks that take part in TensorFlow's runtime. An evaluator does not."""
         return tf.train.ClusterSpec({j: a for j, a in self.spec.items() if j != "evaluator"})
 
     def __repr__(self) -> str:
@@ -191,7 +197,7 @@ def _checked_task(spec: dict[str, list[str]], job: str, index) -> tuple[str, int
         index = int(index)
     except (TypeError, ValueError):
         raise errors.ClusterConfigError(f"task index is {index!r}; expected an integer") from None
-    # An embedded cluster needs no address for its chief, nor anybody one for the evaluator.
+    # The chief of an embedded cluster needs no address, and no evaluator needs one.
     count = len(spec.get(job, ())) or (1 if job in ("chief", "evaluator") else 0)
     if not 0 <= index < count:
         raise errors.ClusterConfigError(

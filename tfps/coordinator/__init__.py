@@ -2,5 +2,6 @@
 
 May import: errors, _tf, cluster.
 
-Behaves as TensorFlow's class does, and each result stays on its worker until it is asked for.
+It behaves as TensorFlow's class does, and each result stays on its worker until somebody asks for
+it.
 """

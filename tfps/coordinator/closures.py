@@ -22,27 +22,27 @@ _REMOTE = tf.distribute.coordinator.RemoteValue
 _LITERALS = (bool, int, float, str, bytes, type(None))
 
 
-# A function that is scheduled with ever new Python numbers, which TensorFlow takes as one
-# tensor, would otherwise be remembered once for each.
+# Signatures that are remembered of a function. If it is scheduled with ever new Python numbers,
+# for which TensorFlow has one graph, each of them is a signature.
 _SIGNATURES = 1000
 
 
 class _Unknown(Exception):
-    """An argument of a kind whose signature only TensorFlow can tell."""
+    """An argument has a type whose signature only TensorFlow can tell."""
 
 
 def signature(x: Any, leaves: list) -> Any:
-    """What a trace depends on: equal for arguments that one graph serves.
+    """Returns what a trace depends on: it is equal only for arguments that one graph serves.
 
-    It says less than TensorFlow's own and takes microseconds instead of a
-    hundred: some arguments that could share a graph will look it up twice.
+    It takes microseconds, where TensorFlow's own takes a hundred. It is finer than TensorFlow's:
+    some arguments that share a graph have different signatures.
 
     Args:
       x: arguments, nested in lists, tuples and dicts.
       leaves: receives the tensors and per-worker values, in order.
 
     Raises:
-      _Unknown: it holds something of another kind.
+      _Unknown: an argument has another type.
     """
     kind = type(x)
     if kind is tuple or kind is list:
@@ -56,7 +56,7 @@ def signature(x: Any, leaves: list) -> Any:
         return (x.dtype, *x.shape)
     if isinstance(x, _PER_WORKER):
         leaves.append(x)
-        # Specs are interned: their own equality takes longer than the rest of this.
+        # Specs are interned, since comparing two of them takes longer than the rest of this.
         return (_PER_WORKER, id(_tf.per_worker_spec(x)))
     if kind is np.ndarray:
         leaves.append(x)
@@ -74,9 +74,9 @@ def reject_remote_values(structure: Any) -> None:
 
 
 def on_worker(structure: Any, worker: int) -> Any:
-    """The arguments with each per-worker value replaced by that worker's own."""
+    """Returns arguments in which each per-worker value is replaced by the worker's own value."""
 
-    def own(x):
+    def own(x: Any) -> Any:
         return _tf.by_worker(x)[worker].value() if isinstance(x, _PER_WORKER) else x
 
     return tf.nest.map_structure(own, structure)
@@ -106,13 +106,25 @@ class _Dispatch(NamedTuple):
 
 
 class Trace:
-    """A graph for arguments of one signature, and how to get its inputs from them."""
+    """A graph for arguments of one signature, and how its inputs are got from the arguments.
+
+    Attributes:
+      flat: the graph, called with flat tensors; None if TensorFlow has to call it.
+    """
 
     def __init__(self, function: tf.types.experimental.ConcreteFunction, signature: tuple):
+        """Prepares the calls of a graph.
+
+        Args:
+          function: the graph.
+          signature: how the `tf.function` that it is of binds arguments; see `_tf.signature_of`.
+        """
         self._function = function
-        self.flat = self._packing = None
+        self.flat: _tf.FlatFunction | None = None
+        self._packing: ByteRow | None = None  # The layout of results that go to a buffer.
         if function.function_type is not None and _tf.nothing_recorded(function):
-            store, place = None, ()
+            store: Callable | None = None
+            place: tuple[tf.TensorSpec, ...] = ()
             if ByteRow.fits(function.outputs):
                 self._packing = ByteRow(function.outputs)
                 store, place = (
@@ -120,48 +132,58 @@ class Trace:
                     result_buffer.PLACE,
                 )
             elif _tf.compiled(function):
-                store = list  # TensorFlow cannot call it on a worker, but can what calls it.
+                # TensorFlow cannot call it on a worker, but can call a graph that calls it.
+                store = list
             self.flat = _tf.FlatFunction(function, signature, store, place)
+        # Whether the leaves of arguments are the inputs as they come; None if that is not known.
         self._direct: bool | None = None
 
     def for_another_signature(self) -> "Trace":
-        """One that calls the same graph: what is stateful in it is there once."""
+        """Returns a trace of the same graph: what is stateful in the graph is there once."""
         other = copy.copy(self)
         other._direct = None
         return other
 
     def run(self, closure: "Closure", lane: ClosureLane, manager: _tf.CancellationManager) -> Any:
-        """Calls it on the device in scope; flat outputs if `flat`, else the structure."""
-        if self._direct:
-            return self._call(_tensors(closure.leaves, lane.worker), lane, manager)
+        """Calls the graph on the device in scope.
+
+        Returns:
+          Flat outputs, or a row that holds them, if there is `flat`; otherwise the structure.
+        """
+        if self._direct and self.flat is not None and closure.leaves is not None:
+            return self._call(self.flat, _tensors(closure.leaves, lane.worker), lane, manager)
         args, kwargs = on_worker((closure.args, closure.kwargs), lane.worker)
         if self.flat is None:
             return self._function(*args, **kwargs)
         inputs = self.flat.bound(args, kwargs)
         if self._direct is None and closure.leaves is not None:
             self._compare(inputs, _tensors(closure.leaves, lane.worker))
-        return self._call(inputs, lane, manager)
+        return self._call(self.flat, inputs, lane, manager)
 
     def _call(
-        self, inputs: list, lane: ClosureLane, manager
+        self,
+        flat: _tf.FlatFunction,
+        inputs: list,
+        lane: ClosureLane,
+        manager: _tf.CancellationManager,
     ) -> list[tf.Tensor] | result_buffer.Row:
         if self._packing is None:
-            return self.flat(inputs, manager)
+            return flat(inputs, manager)
         row = lane.results.row(self._packing)
         try:
-            self.flat(inputs, manager, row.place())
+            flat(inputs, manager, row.place())
         except BaseException:
             lane.results.abandon(self._packing)
-            del row  # The error's frames know it, and would keep the buffer.
+            del row  # The error's frames know the row, and would keep its buffer.
             raise
         row.written = True
         return row
 
     def _compare(self, inputs: list, tensors: list) -> None:
-        """Decides whether the leaves as they come are the inputs.
+        """Decides whether the leaves, as they come, are the inputs.
 
-        Defaults, conversions and the order of keywords can make a difference,
-        but the same one for all arguments of this signature.
+        Defaults, conversions and the order of keywords can make a difference, but it is the same
+        for all arguments of this signature.
         """
         distinct = len({id(t) for t in tensors}) == len(tensors)
         same = len(inputs) == len(tensors) and all(
@@ -185,13 +207,16 @@ class Traces:
     """The graphs of the functions that a coordinator has scheduled, traced once each."""
 
     def __init__(self, strategy: tf.distribute.Strategy):
+        """Knows no graph yet; functions are traced for this strategy."""
         self._strategy = strategy
         self._lock = threading.RLock()  # Tracing may schedule.
 
-    def find(self, function, args: tuple, kwargs: dict) -> tuple[Trace, list | None]:
-        """The graph for these arguments, and their tensors and per-worker values.
+    def find(self, function: Any, args: tuple, kwargs: dict) -> tuple[Trace, list | None]:
+        """Finds the graph for arguments, and traces it if there is none.
 
-        The latter are None where only TensorFlow can tell which they are.
+        Returns:
+          (the graph, the arguments' tensors and per-worker values). The latter are None where only
+          TensorFlow can tell which they are.
         """
         known = self._known(function)
         leaves: list = []
@@ -212,27 +237,34 @@ class Traces:
             known[key] = trace.for_another_signature()
         return known[key], leaves
 
-    def _of_graph(self, known: dict, graph, function) -> Trace:
+    def _of_graph(self, known: dict, graph: Any, function: Any) -> Trace:
         with self._lock:
             if graph not in known:
                 known[graph] = Trace(graph, _tf.signature_of(function))
             return known[graph]
 
-    def _known(self, function) -> dict:
-        """What is known of a function: kept by it, and gone when it or the coordinator is."""
+    def _known(self, function: Any) -> dict:
+        """Returns the function's traces. They are gone when the function or the coordinator is."""
         kept = function.__dict__.get("_tfps_traces")
         if kept is None:
             kept = function._tfps_traces = weakref.WeakKeyDictionary()
         return kept.setdefault(self, {})
 
-    def _concrete(self, function, args, kwargs) -> tf.types.experimental.ConcreteFunction:
+    def _concrete(
+        self, function: Any, args: tuple, kwargs: dict
+    ) -> tf.types.experimental.ConcreteFunction:
         if isinstance(function, tf.types.experimental.ConcreteFunction):
             return function
         return concrete(function, self._strategy, args, kwargs)
 
 
-def concrete(function, strategy, args: tuple, kwargs: dict):
-    """The graph of a `tf.function`, per-worker values standing for what they are on a worker."""
+def concrete(
+    function: tf.types.experimental.PolymorphicFunction,
+    strategy: tf.distribute.Strategy,
+    args: tuple,
+    kwargs: dict,
+) -> tf.types.experimental.ConcreteFunction:
+    """Traces a `tf.function`. A per-worker value stands for what it is on a worker."""
     args, kwargs = tf.nest.map_structure(_as_spec, (args, kwargs))
     with _tf.being_scheduled(strategy):
         return function.get_concrete_function(*args, **kwargs)
@@ -262,6 +294,7 @@ class Round:
     __slots__ = ("error", "inflight", "manager")
 
     def __init__(self) -> None:
+        """Begins a round in which nothing runs yet."""
         self.inflight = 0
         self.error: BaseException | None = None
         self.manager = _tf.CancellationManager()
@@ -299,6 +332,7 @@ class Closure:
 
     def run(self, lane: ClosureLane) -> Any:
         """Calls the graph; returns what `Trace.run` does."""
+        assert self.round is not None  # The lane has taken it.
         return self.trace.run(self, lane, self.round.manager)
 
 
@@ -311,7 +345,7 @@ class ResourceClosure:
     """
 
     __slots__ = ("args", "function", "kwargs", "output")
-    round = None
+    round: Round | None = None
 
     def __init__(self, function: Callable[..., Any], args: tuple, kwargs: dict, output: Resource):
         """Describes the call of `function(*args, **kwargs)`, whose result `output` receives."""

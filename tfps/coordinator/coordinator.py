@@ -1,5 +1,7 @@
 """`tf.distribute.coordinator.ClusterCoordinator`, at a fraction of its cost."""
 
+from typing import Any
+
 import tensorflow as tf
 
 from tfps import errors
@@ -21,17 +23,19 @@ _MAX_IN_FLIGHT = 4
 class ClusterCoordinator(tf.distribute.coordinator.ClusterCoordinator):
     """Runs `tf.function`s on the workers of a parameter-server strategy.
 
-    A drop-in for `tf.distribute.coordinator.ClusterCoordinator`, and an instance
-    of it. There is one for each strategy; a `tfps.ParameterServerStrategy` comes
-    with its own, which TensorFlow's class returns as well.
+    It is a drop-in for `tf.distribute.coordinator.ClusterCoordinator`, and an instance of it. There
+    is one coordinator for each strategy. A `tfps.ParameterServerStrategy` comes with its
+    coordinator, which TensorFlow's class returns as well.
 
-    What differs: a function is traced and its inputs are laid out once, results
-    stay on the workers until they are fetched, errors name the worker and its
-    address, and a lost worker or ps is a `tfps.TaskLost` within seconds: nothing
-    is run again on another worker.
+    It differs from TensorFlow's in these points: a function is traced and its inputs are laid out
+    once, results stay on the workers until they are fetched, errors name the worker and its
+    address, and a lost worker or ps is a `tfps.TaskLost` within seconds. No function is run again
+    on another worker.
     """
 
-    def __new__(cls, strategy, in_flight=None):
+    def __new__(
+        cls, strategy: tf.distribute.Strategy, in_flight: int | None = None
+    ) -> "ClusterCoordinator":
         if not hasattr(strategy, "_is_parameter_server_strategy_v2"):
             raise errors.ConfigError(
                 f"the strategy is a {type(strategy).__name__}; a ClusterCoordinator works with a "
@@ -45,18 +49,18 @@ class ClusterCoordinator(tf.distribute.coordinator.ClusterCoordinator):
             )
         return made
 
-    def __init__(self, strategy, in_flight: int | None = None):
+    def __init__(self, strategy: tf.distribute.Strategy, in_flight: int | None = None):
         """Makes the strategy's coordinator, or finds it.
 
         Args:
           strategy: a `tfps.ParameterServerStrategy`, or TensorFlow's.
-          in_flight: functions, 1 to 4, that run on a worker at the same time, so
-            that one can wait for the network while another computes. None
-            leaves it as it is, which is 1 at first. With more than 1, scheduled
-            functions must not depend on a worker running one at a time.
+          in_flight: number of functions, 1 to 4, that run on a worker at the same time, so that a
+            function can wait for the network while another computes. None leaves the number as
+            it is, which is 1 at first. With more than 1, scheduled functions must not depend on a
+            worker running one function at a time.
 
         Raises:
-          ConfigError: the strategy is of another kind, or `in_flight` out of range.
+          ConfigError: the strategy is of another kind, or `in_flight` is out of range.
         """
         if in_flight is not None and not 1 <= in_flight <= _MAX_IN_FLIGHT:
             raise errors.ConfigError(
@@ -69,8 +73,8 @@ class ClusterCoordinator(tf.distribute.coordinator.ClusterCoordinator):
             cluster = getattr(strategy, "cluster", None)
             self._backlog = WorkQueue(cluster or Cluster.from_resolver(strategy._cluster_resolver))
             self._traces = Traces(strategy)
-            # Not the backlog's: specs know their strategy, and the lanes, which have the backlog,
-            # end when nobody knows the strategy any more.
+            # The specs are not in the work queue. They know their strategy, and the lanes, which
+            # know the queue, end when nobody knows the strategy any more.
             self._specs: dict = {}
             self._has_initialized = True
         if in_flight is not None:
@@ -82,18 +86,20 @@ class ClusterCoordinator(tf.distribute.coordinator.ClusterCoordinator):
 
     @property
     def in_flight(self) -> int:
-        """Functions that run on a worker at the same time, at most."""
+        """Number of functions that run on a worker at the same time, at most."""
         return self._backlog.lanes_per_worker
 
-    def schedule(self, fn, args=None, kwargs=None) -> RemoteValue:
+    def schedule(
+        self, fn: Any, args: tuple | None = None, kwargs: dict[str, Any] | None = None
+    ) -> RemoteValue:
         """Queues a function to be run on some worker, and returns at once.
 
         Args:
-          fn: a `tf.function` or a concrete function. It is traced when it is
-            first scheduled with arguments of such types and shapes.
-          args: its positional arguments. A per-worker value, such as an iterator
-            of `create_per_worker_dataset`, stands for the worker's own.
-          kwargs: its keyword arguments, likewise.
+          fn: a `tf.function` or a concrete function. A `tf.function` is traced when it is first
+            scheduled with arguments of such types and shapes.
+          args: its positional arguments. A per-worker value, such as an iterator of
+            `create_per_worker_dataset`, stands for the worker's own value.
+          kwargs: its keyword arguments; per-worker values stand for the same.
 
         Returns:
           A `RemoteValue` for what the function returns.
@@ -124,25 +130,24 @@ class ClusterCoordinator(tf.distribute.coordinator.ClusterCoordinator):
         """Waits until all scheduled functions have ended.
 
         Raises:
-          WorkerError: a function failed on a worker; it is an instance of
-            TensorFlow's class too, for instance `tf.errors.InvalidArgumentError`.
-            Functions that had not run are cancelled. It is raised once: after
-            it, the coordinator can be used again.
-          TaskLost: a worker or ps is gone; also a `tf.errors.UnavailableError`.
+          WorkerError: a function failed on a worker. The error is an instance of TensorFlow's class
+            too, for instance `tf.errors.InvalidArgumentError`. Functions that had not run are
+            cancelled. The error is raised once; afterwards the coordinator can be used again.
+          TaskLost: a worker or ps is gone. The error is also a `tf.errors.UnavailableError`.
         """
         self._backlog.join()
 
     def done(self) -> bool:
-        """Whether all scheduled functions have ended; raises like `join`."""
+        """Returns whether all scheduled functions have ended; raises like `join`."""
         return self._backlog.done()
 
-    def fetch(self, val):
-        """The results of remote values, with NumPy arrays for tensors; waits for them.
+    def fetch(self, val: Any) -> Any:
+        """Waits for remote values and returns their results, with NumPy arrays for tensors.
 
-        Many small ones cost less in one call than one by one.
+        Many small results cost less in one call than one by one.
 
         Args:
-          val: a structure; what is no `RemoteValue` in it stays as it is.
+          val: a structure. What is no `RemoteValue` in it stays as it is.
 
         Raises:
           Exception: the error of a function; see `RemoteValue.get`.
@@ -157,7 +162,7 @@ class ClusterCoordinator(tf.distribute.coordinator.ClusterCoordinator):
         return super().fetch(val)
 
     def _create_per_worker_resources(self, fn, args=None, kwargs=None):
-        """What `fn` returns on each worker, as a per-worker value."""
+        """Calls `fn` on each worker and returns the results as a per-worker value."""
         args, kwargs = args or (), kwargs or {}
         reject_remote_values((args, kwargs))
         spec = None

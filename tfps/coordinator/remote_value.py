@@ -2,23 +2,36 @@
 
 import collections
 import threading
+from collections.abc import Hashable
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
 import tensorflow as tf
 
 from tfps import _tf
 from tfps.coordinator.result_buffer import Row
 
-# Results of up to this many bytes share a message when several are fetched, so many in each.
+# Results of up to `_SMALL` bytes share messages when several are fetched, `_TOGETHER` in each.
 _SMALL = 4096
 _TOGETHER = 256
 
 
-def interned(spec, known: dict):
-    """One object for all equal type specs, so that they can be compared by identity.
+class Queue(Protocol):
+    """What remote values need of the `WorkQueue` whose worker fills them."""
+
+    def wait_for(self, value: "RemoteValue") -> None:
+        """Waits until the value or its error is there."""
+
+    def errors_named(self) -> AbstractContextManager[None]:
+        """Names the errors of copying to the chief."""
+
+
+def interned(spec: Any, known: dict[Hashable, Any]) -> Any:
+    """Returns one object for all equal type specs, so that they can be compared by identity.
 
     Args:
-      spec: one, or a structure of them.
-      known: those met before; keeps this one.
+      spec: a type spec, or a structure of them.
+      known: the specs of earlier calls, to which this one is added.
     """
     try:
         return known.setdefault(spec, spec)
@@ -27,27 +40,30 @@ def interned(spec, known: dict):
 
 
 class RemoteValue(tf.distribute.coordinator.RemoteValue):
-    """The result of a function that was scheduled, available once it has run.
+    """The result of a scheduled function, available once the function has run.
 
-    It stays on the worker until somebody asks for it.
+    The result stays on the worker until somebody asks for it.
     """
 
     __slots__ = ("_backlog", "_error", "_event", "_local", "_packed", "_ready", "_result")
 
-    def __init__(self, backlog, packed_by: _tf.FlatFunction | None = None):
-        """Made by `ClusterCoordinator.schedule`.
+    def __init__(self, backlog: Queue, packed_by: _tf.FlatFunction | None = None):
+        """Has no result yet. `ClusterCoordinator.schedule` makes remote values.
 
         Args:
           backlog: the `WorkQueue` whose worker fills it.
-          packed_by: the function whose flat outputs it is filled with.
+          packed_by: the function whose flat outputs it is filled with, or None if it is filled
+            with the structure itself.
         """
         self._backlog = backlog
         self._packed = packed_by
         self._ready = False
-        self._event = None
-        self._error = self._result = self._local = None
+        self._event: threading.Event | None = None
+        self._error: BaseException | None = None
+        self._result: Any = None
+        self._local: tuple[Any] | None = None  # The result on the chief, once it is there.
 
-    def get(self):
+    def get(self) -> Any:
         """Waits for the function and copies its result to the chief.
 
         Returns:
@@ -61,22 +77,22 @@ class RemoteValue(tf.distribute.coordinator.RemoteValue):
         self._wait()
         if self._error is not None:
             raise self._error
-        # Two threads may come here, and one be quicker.
-        result, packed = self._result, self._packed
-        if self._local is None:
+        # Two threads may come here, and one may be quicker. It forgets the result last.
+        result, local = self._result, self._local
+        if local is None:
             with self._backlog.errors_named():
-                self._local = (_structured(_to_chief(result), packed),)
+                local = self._local = (_structured(_to_chief(result), self._packed),)
             self._result = None
-        return self._local[0]
+        return local[0]
 
-    def fetch(self):
+    def fetch(self) -> Any:
         """Like `get`, with NumPy arrays in place of tensors."""
         return tf.nest.map_structure(lambda x: x.numpy() if hasattr(x, "numpy") else x, self.get())
 
-    # What follows is the other side: the backlog, and TensorFlow's per-worker values.
+    # What follows is for the work queue, and for TensorFlow's per-worker values.
 
-    def _set(self, result, error: BaseException | None = None) -> None:
-        """Fills it in; the backlog's lock is held."""
+    def _set(self, result: Any, error: BaseException | None = None) -> None:
+        """Fills in the result or the error; the queue's lock is held."""
         self._result, self._error, self._ready = result, error, True
         if self._event is not None:
             self._event.set()
@@ -86,18 +102,18 @@ class RemoteValue(tf.distribute.coordinator.RemoteValue):
             self._backlog.wait_for(self)
 
     def _waiter(self) -> threading.Event:
-        """An event that is set when it is ready; the backlog's lock is held."""
+        """Returns an event that is set when the value is ready; the queue's lock is held."""
         self._event = self._event or threading.Event()
         if self._ready:
             self._event.set()
         return self._event
 
-    def _get_values(self):
+    def _get_values(self) -> Any:
         self._wait()
-        result = self._result
+        result, local = self._result, self._local
         if isinstance(result, Row):
             return self.get()
-        return _structured(result, self._packed) if self._local is None else self._local[0]
+        return _structured(result, self._packed) if local is None else local[0]
 
     def _get_error(self):
         self._wait()
@@ -108,7 +124,7 @@ class RemoteValue(tf.distribute.coordinator.RemoteValue):
         return _tf.RemoteValueStatus.READY if self._ready else _tf.RemoteValueStatus.NOT_READY
 
 
-def _structured(result, packed):
+def _structured(result: Any, packed: _tf.FlatFunction | None) -> Any:
     return result if packed is None else packed.packed(result)
 
 
@@ -117,16 +133,17 @@ class Resource(RemoteValue):
 
     __slots__ = ("_components", "_known", "_spec")
 
-    def __init__(self, backlog, specs: dict):
-        """Made by the coordinator.
+    def __init__(self, backlog: Queue, specs: dict[Hashable, Any]):
+        """Has no value yet. The coordinator makes resources.
 
         Args:
           backlog: see `RemoteValue`.
-          specs: all type specs of the coordinator's resources, by themselves.
+          specs: all type specs of the coordinator's resources; see `interned`.
         """
         super().__init__(backlog)
         self._known = specs
-        self._components = self._spec = None
+        self._components: list[tf.Tensor] | None = None
+        self._spec: Any = None
 
     @property
     def _type_spec(self):
@@ -136,37 +153,37 @@ class Resource(RemoteValue):
     def _type_spec(self, spec) -> None:
         self._spec = interned(spec, self._known)
 
-    def get(self):
-        """Waits for it and copies it to the chief, as it is now: a variable changes."""
+    def get(self) -> Any:
+        """Waits for the value and copies it to the chief, as it is now: a variable changes."""
         value = self.value()
         with self._backlog.errors_named():
             return _to_chief(value)
 
-    def value(self):
-        """The thing itself, on its worker; raises like `get`."""
+    def value(self) -> Any:
+        """Waits for the value and returns it as it is, on its worker; raises like `get`."""
         self._wait()
         if self._error is not None:
             raise self._error
         return self._result
 
     def components(self) -> list[tf.Tensor]:
-        """The tensors, handles for instance, by which a function takes it as an argument."""
+        """Returns the tensors, such as handles, that the value is as an argument of a function."""
         if self._components is None:
             self._components = tf.nest.flatten(self.value(), expand_composites=True)
         return self._components
 
 
 def bring(values: list[RemoteValue]) -> None:
-    """Copies small results to the chief together: a copy costs more calls than the function did.
+    """Copies small results to the chief together, since a copy costs more calls than the function.
 
-    Only a help to the `get` of each, which raises what there is to raise.
+    Afterwards, `get` of each value returns at once, or raises what there is to raise.
     """
-    alike = collections.defaultdict(list)
+    alike: dict[tuple, list] = collections.defaultdict(list)
     for value in values:
         value._wait()
         if value._error is not None:
-            return  # Whoever gets it first need not wait for those that come after it.
-        # In this order: another thread may be doing the same, and forgets the result last.
+            return  # Whoever gets it first need not wait for the values that come after it.
+        # The order matters: another thread may be doing the same, and forgets the result last.
         parts, done = value._result, value._local is not None
         if done or value._packed is None or isinstance(parts, Row):  # Rows are copied together.
             continue
@@ -179,7 +196,7 @@ def bring(values: list[RemoteValue]) -> None:
 
 
 def _is_small(tensor: tf.Tensor) -> bool:
-    dtype = tensor.dtype  # TensorFlow cannot stack quantized ones.
+    dtype = tensor.dtype  # TensorFlow cannot stack quantized tensors.
     return not dtype.is_quantized and tensor.shape.num_elements() * dtype.size <= _SMALL
 
 
@@ -195,10 +212,10 @@ def _bring_alike(group: list[tuple[RemoteValue, list[tf.Tensor]]]) -> None:
         value._result = None
 
 
-def _to_chief(structure):
-    """Tensors and variables copied to this process; other things, iterators say, as they are."""
+def _to_chief(structure: Any) -> Any:
+    """Copies tensors and variables to this process, and leaves iterators as they are."""
 
-    def copied(x):
+    def copied(x: Any) -> Any:
         if isinstance(x, (tf.distribute.DistributedIterator, tf.data.Iterator)):
             return x
         return tf.identity(x)

@@ -1,7 +1,7 @@
 """Small results of scheduled functions: rows of a buffer on the worker that computed them.
 
-A tensor that a function returns costs a second message when nobody holds it any more, which frees
-it on the worker. A row is just written again.
+A tensor that a function returns costs a second message when nobody holds the tensor any more: the
+message that frees it on the worker. A row costs none: it is written again by another function.
 """
 
 import functools
@@ -14,35 +14,35 @@ import tensorflow as tf
 from tfps import _tf
 from tfps.cluster.byte_row import ByteRow
 
-# Results that are held at a time: when all rows are taken, they are copied elsewhere together.
+# Rows of a buffer. When all rows are taken, the results in them are copied elsewhere together.
 _ROWS = 64
 
-# What tells a function where to put its result: a buffer, and the index of a row.
+# The place of a result, an argument of a function: the handle of a buffer, and a row's index.
 PLACE = (tf.TensorSpec([], tf.resource), tf.TensorSpec([], tf.int64))
 
 
 def store(packing: ByteRow, outputs: list[tf.Tensor], buffer: tf.Tensor, index: tf.Tensor) -> None:
-    """Writes outputs to a place, in a graph that runs on the buffer's worker."""
+    """In a graph on the buffer's worker, writes outputs of the layout to a place, see `PLACE`."""
     with tf.device("/device:CPU:0"):
         row = packing.pack(outputs)
         tf.raw_ops.ResourceScatterUpdate(resource=buffer, indices=index, updates=row)
 
 
 class Results:
-    """The buffers of a lane, by width."""
+    """The buffers of a lane, one for each width of rows."""
 
     def __init__(self, device: str):
-        """Makes none yet.
+        """Has no buffer yet.
 
         Args:
-          device: where they will be, a CPU of the worker.
+          device: where the buffers will be, a CPU of the worker.
         """
         self._device = device
-        self._indices: list[tf.Tensor] = []  # Of rows, scalars on the worker.
+        self._indices: list[tf.Tensor] = []  # The indices of rows, int64 scalars on the worker.
         self._buffers: dict[int, _Buffer] = {}
 
     def row(self, packing: ByteRow) -> "Row":
-        """A place for one result; to be called by the lane's own thread."""
+        """Returns a free row for one result. Only the lane's own thread may call this."""
         buffer = self._buffers.get(packing.width)
         if buffer is None:
             with tf.device(self._device):
@@ -51,20 +51,21 @@ class Results:
         return buffer.take(packing)
 
     def abandon(self, packing: ByteRow) -> None:
-        """After an error: the call may go on, on the worker, and write its row at any time."""
+        """Forgets a buffer after an error: the failed call may still write its row at any time."""
         del self._buffers[packing.width]
 
 
 class Row:
-    """One result: in the buffer, or in a copy of it after a while.
+    """A row with one result, in the buffer at first and in a copy of the buffer later.
 
     Attributes:
-      written: whether the result is there.
+      written: whether the result is in the row.
     """
 
     __slots__ = ("__weakref__", "_buffer", "_copy", "_index", "_packing", "written")
 
     def __init__(self, buffer: "_Buffer", index: int, packing: ByteRow):
+        """Describes row `index` of a buffer, whose layout is `packing`."""
         self.written = False
         self._buffer = buffer
         self._index = index
@@ -72,34 +73,35 @@ class Row:
         self._copy: _Copy | None = None
 
     def place(self) -> tuple[tf.Tensor, tf.Tensor]:
-        """Tensors on the worker as in `PLACE`."""
+        """Returns the row's place: tensors on the worker, see `PLACE`."""
         return self._buffer.handle, self._buffer.indices[self._index]
 
     def tensors(self) -> list[tf.Tensor]:
-        """The result, copied to the chief."""
-        # A graph that is being traced has nothing to do with it.
+        """Copies the result to the chief."""
+        # The caller may be tracing a graph, which has nothing to do with the copy.
         with tf.init_scope(), tf.device(_tf.chief_device()):
             if self._copy is None:
                 self._buffer.copy()
-            rows = self._copy.on_chief()
-            return [tf.constant(x) for x in self._packing.unpack_numpy(rows[self._index])]
+            assert self._copy is not None  # `_Buffer.copy` calls `move` of every written row.
+            row = self._copy.on_chief()[self._index]
+            return [tf.constant(x) for x in self._packing.unpack_numpy(row)]
 
     def move(self, copy: "_Copy") -> None:
-        """Notes that it is in the copy, too, and need not stay in the buffer."""
+        """Notes that the result is in the copy too, and gives the row back to the buffer."""
         self._copy = copy
         self._buffer.release(self._index)
 
 
 class _Buffer:
-    """uint8 `[_ROWS, width]` on a worker.
+    """A uint8 `[_ROWS, width]` variable on a worker.
 
     Attributes:
-      handle: of the variable.
-      indices: of the rows, scalars on the worker.
+      handle: the variable's handle.
+      indices: the indices of the rows, int64 scalars on the worker.
     """
 
     def __init__(self, width: int, indices: list[tf.Tensor]):
-        """Makes it on the device in scope."""
+        """Makes the variable on the device in scope."""
         self._variable = tf.Variable(tf.zeros([_ROWS, width], tf.uint8), trainable=False)
         self.handle = self._variable.handle
         self.indices = indices
@@ -108,7 +110,7 @@ class _Buffer:
         self._copying = threading.Lock()
 
     def take(self, packing: ByteRow) -> Row:
-        """A row that nobody needs."""
+        """Returns a row whose result nobody needs any more."""
         while not self._free:
             self.copy()
         index = self._free.pop()
@@ -118,28 +120,29 @@ class _Buffer:
         return row
 
     def release(self, index: int, _=None) -> None:
-        """Takes a row back. The garbage collector calls it at any line, so it takes no lock."""
+        """Takes a row back. It takes no lock, since the garbage collector may call it anywhere."""
         self._taken[index] = None
         self._free.append(index)
 
     def copy(self) -> None:
-        """Copies what has been written, on the worker, and takes the rows back."""
+        """Copies the written rows, on the worker, and takes them back."""
         with self._copying:
-            rows = [ref and ref() for ref in self._taken]
-            rows = [row for row in rows if row is not None and row.written]
+            taken = [ref() for ref in self._taken if ref is not None]
+            rows = [row for row in taken if row is not None and row.written]
             copy = _Copy(tf.raw_ops.ReadVariableOp(resource=self.handle, dtype=tf.uint8))
             for row in rows:
                 row.move(copy)
 
 
 class _Copy:
-    """The rows of a buffer at some time: on the worker until one is asked for, then here."""
+    """A copy of a buffer: on the worker until a row is asked for, and on the chief afterwards."""
 
     def __init__(self, remote: tf.Tensor):
         self._rows: tf.Tensor | np.ndarray = remote
         self._lock = threading.Lock()
 
     def on_chief(self) -> np.ndarray:
+        """Returns all rows, uint8 `[_ROWS, width]`."""
         with self._lock:
             if not isinstance(self._rows, np.ndarray):
                 self._rows = self._rows.numpy()

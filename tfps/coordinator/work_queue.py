@@ -1,4 +1,4 @@
-"""The scheduled closures: which wait, which run, and what went wrong."""
+"""The scheduled closures: which of them wait, which run, and what went wrong."""
 
 import collections
 import contextlib
@@ -20,22 +20,34 @@ _LIMIT = 256 * 1024
 
 
 class WorkQueue:
-    """One queue for all workers, one of each worker's own, and the account of both.
+    """One queue for all workers, a queue of each worker's own, and the account of both.
 
-    A lane takes a closure and reports what became of it. Everybody else waits
-    here, and whoever waits for long asks whether all servers are still there.
+    A lane takes a closure and reports what became of it. The chief's threads wait here for
+    closures, and whoever waits for long asks whether all servers are still there.
+
+    Attributes:
+      cluster: the cluster whose workers run the closures.
+      lanes_per_worker: number of closures that a worker runs at the same time, at most.
     """
 
     def __init__(self, cluster: Cluster):
+        """Has no lanes yet.
+
+        Args:
+          cluster: whose workers run the closures.
+        """
         self.cluster = cluster
         self.lanes_per_worker = 1
         self._lanes: list[ClosureLane] = []
         self._health = health.Health(cluster, self._lanes)
         self._queue: collections.deque = collections.deque()
-        self._own = [collections.deque() for _ in range(cluster.num_workers)]
+        self._own: list[collections.deque] = [
+            collections.deque() for _ in range(cluster.num_workers)
+        ]
         self._round = Round()
         self._stopped = False
-        # A coordinator that is garbage stops it, and is collected at any line, also under the lock.
+        # A coordinator that is collected stops the queue. The garbage collector may run at any
+        # line, also while the same thread holds the lock.
         self._lock = threading.RLock()
         self._work = threading.Condition(self._lock)
         self._room = threading.Condition(self._lock)
@@ -63,23 +75,23 @@ class WorkQueue:
                 self._work.notify()
 
     def put_on(self, worker: int, closure: ResourceClosure) -> None:
-        """Queues a closure for one worker, before all that any worker may run."""
+        """Queues a closure for one worker, before all closures that any worker may run."""
         with self._lock:
             self._own[worker].append(closure)
             self._work.notify_all()
 
     def join(self) -> None:
-        """Waits until nothing waits or runs.
+        """Waits until no closure waits or runs.
 
         Raises:
-          Exception: the error of a closure; the others have been cancelled.
+          Exception: the error of a closure. The closures that ran or waited have been cancelled.
         """
         with self._joining, self._lock:
             self._wait(self._settled, self._is_settled)
             self._raise_pending()
 
     def done(self) -> bool:
-        """Whether nothing waits or runs; raises like `join`."""
+        """Returns whether no closure waits or runs; raises like `join`."""
         with self._lock:
             self._raise_pending()
             if self._is_settled():
@@ -90,7 +102,7 @@ class WorkQueue:
             return False
 
     def wait_for(self, value: RemoteValue) -> None:
-        """Waits until the value is there, or its error.
+        """Waits until the value or its error is there.
 
         Raises:
           TaskLost: a server is gone.
@@ -108,7 +120,7 @@ class WorkQueue:
         return self._health.errors_named()
 
     def start_lanes(self) -> None:
-        """Starts the lanes that there are not yet: none is there before there is work."""
+        """Starts the lanes that are missing. The coordinator calls this when there is work."""
         wanted = self.lanes_per_worker * self.cluster.num_workers
         if len(self._lanes) >= wanted:
             return
@@ -120,7 +132,7 @@ class WorkQueue:
                 lane.start()
 
     def resize(self, lanes_per_worker: int) -> None:
-        """Sets how many lanes of a worker may work; others pause."""
+        """Sets how many lanes of a worker may work. The lanes beyond that number pause."""
         with self._lock:
             self.lanes_per_worker = lanes_per_worker
             self._work.notify_all()
@@ -215,6 +227,7 @@ class WorkQueue:
         # What a lost task was doing may never return; it belongs to its round.
         if self._round is failed:
             self._round = Round()
+            assert failed.error is not None
             raise failed.error
 
     def _wait(self, condition: threading.Condition, reached: Callable[[], bool]) -> None:
