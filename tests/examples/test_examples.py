@@ -92,7 +92,7 @@ def test_coordinator():
         r"read \[(.*)\]\n.*sum is (\d+); on the server: (\d+)", said
     ).groups()
     assert sum(map(float, read.split(","))) == float(total) == float(stored)
-    assert re.search(r"WorkerError: worker [01] failed: True", said)
+    assert re.search(r"WorkerError: worker [01] \(127.0.0.1:\d+\) .*division by zero", said)
     assert "7 // 2 = 3" in said
 
 
