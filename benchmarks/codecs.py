@@ -24,7 +24,7 @@ flags.DEFINE_integer("repeats", 30, "Measured steps of each codec.", lower_bound
 flags.DEFINE_string("codecs", "", "Which to measure, as `parse` reads them, separated by ';'.")
 flags.DEFINE_string("only", "", "Measures one codec in this process.")
 
-# Milliseconds for encoding 28 MB, where there is a target.
+# The targets: milliseconds in which a codec should encode 28 MB.
 TARGETS = {
     "none": None,
     "float16": None,
@@ -40,13 +40,13 @@ TARGETS = {
     "powersgd:4": 30,
 }
 
-# What `tfps.layout` fills a bucket up to. Real buckets have no round number of elements.
+# About the most elements of a bucket. As in real buckets, it is no round number.
 BUCKET = (4 << 20) // 4 - 3
 MATRIX = (512, 2048)
 
 
 def measure(name: str) -> str:
-    """One row of the table."""
+    """Measures one codec; returns a row of the table."""
     import tensorflow as tf
 
     from tfps import compression
@@ -100,7 +100,7 @@ def measure(name: str) -> str:
     )
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
     del argv
     if FLAGS.only:
         print(measure(FLAGS.only), flush=True)

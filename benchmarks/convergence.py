@@ -42,7 +42,7 @@ SETTINGS = [
     ("identity", "bfloat16", 0, None),
     ("identity", "int8", 0, None),
 ]
-# Run if `--only` asks for them.
+# These run only if `--only` names them.
 MORE = [
     ("powersgd:4", "identity", 0.15, None),
     ("dgc:0.01,momentum=0", "identity", 0.15, None),
@@ -63,7 +63,7 @@ def label(push: str, pull: str, warmup: float) -> str:
 
 
 def train(push: str, pull: str, warmup: float, seed: str) -> dict:
-    """One run; see `gpt_runs.train`."""
+    """Trains once; see `gpt_runs.train`."""
     return gpt_runs.train(
         "epochs=1",
         f"steps_per_epoch={FLAGS.steps}",
@@ -77,7 +77,11 @@ def train(push: str, pull: str, warmup: float, seed: str) -> dict:
 
 
 def table(results: dict) -> str:
-    """Markdown; `results`: label -> {"bar": % or None, "runs": [of `train`]}."""
+    """The results as a Markdown table.
+
+    Args:
+      results: Label -> {"bar": % above identity or None, "runs": list of what `train` returned}.
+    """
     means = {
         name: statistics.mean(r["bits_per_byte"] for r in one["runs"])
         for name, one in results.items()
@@ -103,7 +107,7 @@ def table(results: dict) -> str:
     return "\n".join(lines)
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     chosen = SETTINGS

@@ -41,12 +41,13 @@ SETTINGS = [
     "local:16,merge=each,outer=average",
     "async:staleness_scaling=true",
 ]
-# What LocalSteps is held to: within so many percent of Sync, with some outer optimizer.
+# The bar of LocalSteps: with the best outer optimizer, its loss exceeds that of Sync by at most
+# this many percent.
 _BAR = ("local:16", 3.0)
 
 
 def train(setting: str) -> dict:
-    """One run; see `gpt_runs.train`. Adds `seconds` spent training, and tokens in each."""
+    """Trains once; see `gpt_runs.train`. Adds the `seconds` of training, and tokens per second."""
     steps = FLAGS.steps // FLAGS.epochs
     found = gpt_runs.train(
         f"epochs={FLAGS.epochs}",
@@ -67,7 +68,7 @@ def train(setting: str) -> dict:
 
 
 def table(results: dict[str, dict]) -> str:
-    """Markdown."""
+    """The results as a Markdown table."""
     base = results.get("sync", {}).get("bits_per_byte")
     lines = [
         "| consistency | bits per byte | to sync | tokens/s | staleness | up a step | down |",
@@ -94,7 +95,7 @@ def table(results: dict[str, dict]) -> str:
 
 
 def plot(path: str, results: dict[str, dict]) -> bool:
-    """Validation loss against time; False where matplotlib is not installed."""
+    """Plots validation loss against time; returns False if matplotlib is not installed."""
     try:
         import matplotlib
     except ImportError:
@@ -117,7 +118,7 @@ def plot(path: str, results: dict[str, dict]) -> bool:
     return True
 
 
-def main(argv) -> None:
+def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     names = set(SETTINGS)

@@ -42,7 +42,7 @@ ALONE = "the call alone"
 
 
 def coordinators(cluster) -> dict:
-    """Each on a strategy of its own; a tfps one makes the connection."""
+    """Makes the coordinators, each on its own strategy. The strategy of tfps connects first."""
     ours = [tfps.ParameterServerStrategy(cluster) for _ in range(2)]
     stock = tf.distribute.ParameterServerStrategy(cluster.resolver())
     return {
@@ -69,21 +69,21 @@ def scalar_function():
 
 
 def keep(coordinator, function, calls):
-    """The caller keeps what `schedule` returns."""
+    """Schedules functions, and keeps the values that `schedule` returns."""
     values = [coordinator.schedule(function) for _ in range(calls)]
     coordinator.join()
     return values
 
 
 def drop(coordinator, function, calls):
-    """The caller ignores it, as training loops do."""
+    """Schedules functions, and ignores the values that `schedule` returns, as training loops do."""
     for _ in range(calls):
         coordinator.schedule(function)
     coordinator.join()
 
 
 def fetch(coordinator, function, calls):
-    """The caller looks at every result."""
+    """Schedules functions, and fetches every result."""
     coordinator.fetch(keep(coordinator, function, calls))
 
 
@@ -96,7 +96,7 @@ CASES = {
 
 
 def alone(_, function, calls):
-    """TensorFlow calls it on the worker, without any coordinator."""
+    """Calls the function on the worker by TensorFlow alone, without a coordinator."""
     graph = function.get_concrete_function()
     with tf.device("/job:worker/task:0"):
         for _ in range(calls):
@@ -104,7 +104,7 @@ def alone(_, function, calls):
 
 
 def turn(use, coordinator, function, calls) -> float:
-    """µs for each call; the first quarter is not measured, so that what was before ends."""
+    """Microseconds per call. The first quarter is not measured: earlier work may still run then."""
     gc.collect()
     time.sleep(0.5)
     use(coordinator, function, calls // 4)
@@ -135,13 +135,13 @@ def compare(workers: int) -> list[dict]:
 
 
 def resident() -> int:
-    """Bytes of memory that this process occupies."""
+    """The resident memory of this process, in bytes."""
     lines = pathlib.Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))
 
 
 def memory(name: str) -> dict:
-    """Bytes for each function that waits behind one that does not end."""
+    """Measures the bytes per function that waits in the queue behind a function that blocks."""
     coordinator = coordinators(tfps.LocalCluster(1, 1))[name]
     entered, release = threading.Event(), threading.Event()
 
@@ -181,7 +181,7 @@ def memory_in_a_process(name: str) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def main(argv) -> int:
+def main(argv: list[str]) -> int:
     del argv
     tf.get_logger().setLevel("ERROR")
     if FLAGS.memory_of:

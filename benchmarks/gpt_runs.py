@@ -1,4 +1,4 @@
-"""Runs of `python -m models.gpt`, and what they say of themselves."""
+"""Runs of `python -m models.gpt`, and the results that they print and log."""
 
 import glob
 import re
@@ -12,7 +12,7 @@ _LIMIT = 3600  # s for one run
 
 
 def train(*flags: str) -> dict:
-    """One run of the binary with these flags, the dashes left out.
+    """Runs the binary once with these flags, which are given without dashes.
 
     Returns:
       `bits_per_byte` of the last validation, `up` and `down` a step, `staleness`, `seconds`

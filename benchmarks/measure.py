@@ -1,4 +1,4 @@
-"""Alternating measurements and their table."""
+"""Measurements in alternation, and their table."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import tensorflow as tf
 
 
 def alternate(runs: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Calls every run once in each round, so that a machine's moods hit all alike.
+    """Calls every run once in each round, so that a slow phase of the machine slows all runs.
 
     Args:
       runs: name -> a function that returns a rate.
@@ -29,7 +29,7 @@ def alternate(runs: dict[str, Callable[[], float]], rounds: int) -> dict[str, li
 
 
 def timed(fit: Callable[[], object], units: float) -> float:
-    """Units a second of one call."""
+    """Runs `fit` once; returns units per second."""
     start = time.perf_counter()
     fit()
     return units / (time.perf_counter() - start)

@@ -30,7 +30,7 @@ VARIABLES, FLOATS = 100, 16
 
 
 def token_dataset(_) -> tf.data.Dataset:
-    """Random tokens: speed does not depend on what is learned."""
+    """A dataset of random tokens; speed does not depend on what the model learns."""
     tokens = tf.random.uniform([BATCH, CONTEXT + 1], 0, VOCABULARY, tf.int32)
     return tf.data.Dataset.from_tensors((tokens[:, :-1], tokens[:, 1:])).repeat()
 
@@ -40,7 +40,7 @@ def vector_dataset(_) -> tf.data.Dataset:
 
 
 def stock_gpt(tf_keras):
-    """`models.gpt`'s network of tf_keras layers."""
+    """The network of `models.gpt` in tf_keras."""
     layers = tf_keras.layers
     tokens = tf_keras.Input([None], dtype="int32")
     positions = tf.cumsum(tf.ones_like(tokens), axis=1) - 1
@@ -55,7 +55,7 @@ def stock_gpt(tf_keras):
 
 
 def many_variables(base, total):
-    """A model of `base` with many small variables and next to no arithmetic."""
+    """A subclass of `base` with many small variables and hardly any arithmetic."""
 
     class Many(base):
         def build(self, shape):
@@ -80,7 +80,7 @@ def compiled(model, optimizer, loss, steps_per_execution, **arguments):
 
 
 def turn(fit, steps, per_step) -> float:
-    """Units a second of one turn.
+    """Runs one turn; returns units per second.
 
     What the system before it left behind (TensorFlow's coordinator is busy for
     seconds after its `fit` returned) falls into a quarter that is not measured.
@@ -92,7 +92,7 @@ def turn(fit, steps, per_step) -> float:
 
 
 def compare(case, unit, make_tfps, make_stock, dataset, steps, per_step, cluster):
-    """One row: `tfps` as Keras compiles by default, `tfps` with XLA, and stock."""
+    """One row of the table: `tfps` with Keras's default compilation, `tfps` with XLA, and stock."""
     fits = {}
     strategy = tfps.ParameterServerStrategy(cluster)
     for name, jit in (("tfps", "auto"), ("tfps, XLA", True)):
@@ -113,7 +113,7 @@ def compare(case, unit, make_tfps, make_stock, dataset, steps, per_step, cluster
     return result
 
 
-def main(argv) -> int:
+def main(argv: list[str]) -> int:
     del argv
     try:
         import tf_keras  # noqa: F401

@@ -53,4 +53,4 @@ if __name__ == "__main__":
     policy = Loosening(steps=40)
     tfps.Trainer(model, strategy, policy).fit(dataset_fn, steps_per_epoch=200, verbose=0)
     for k, leads in policy.leads.items():
-        print(f"allowed to be {k} ahead: {max(leads)} at most, in {len(leads)} steps")
+        print(f"allowed to be {k} ahead: {max(leads)} at most, in {len(leads)} starts")

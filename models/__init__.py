@@ -1,18 +1,23 @@
-"""Reference models, a package each, with an absl binary: `python -m models.gpt`."""
+"""Reference models: a package for each model, with an absl binary such as `python -m models.gpt`.
+
+All binaries share `task.py`, one program for every task of a cluster with the flags of the local
+cluster, and `network.py`, the flags of the Trainer and what a run says of its traffic. A model's
+package has its network, its data and a `__main__.py` that joins them.
+"""
 
 import logging
 import os
 import sys
 import tempfile
 
-# Before TensorFlow is imported: its notes on CPU features and absent GPUs would
-# bury a binary's own lines. Set the variable to see them.
+# TensorFlow reads the variable when it is imported. Its notes on CPU features and absent GPUs would
+# bury a binary's own lines; a user who wants to see the notes sets the variable to 0.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
 def _import_quietly() -> None:
-    # While TensorFlow loads, its C++ side heeds no variable, so its standard
-    # error goes into a file and comes back only if the import fails.
+    # While TensorFlow loads, its C++ code ignores the variable. So standard error goes into a file,
+    # and is printed only if the import fails.
     sys.stderr.flush()
     kept = os.dup(2)
     with tempfile.TemporaryFile() as notes:
@@ -30,5 +35,5 @@ def _import_quietly() -> None:
 
 if os.environ["TF_CPP_MIN_LOG_LEVEL"] != "0" and "tensorflow" not in sys.modules:
     _import_quietly()
-# The same for its Python side.
+# TensorFlow's Python code logs through this logger.
 logging.getLogger("tensorflow").setLevel(logging.WARNING)

@@ -1,4 +1,4 @@
-"""Flags for what crosses the network, and what a run says of it."""
+"""Flags of the Trainer that decide what crosses the network, and what a run says of its traffic."""
 
 import keras
 import tensorflow as tf
@@ -50,15 +50,16 @@ flags.DEFINE_enum(
 
 
 def partitioner() -> tfps.partitioners.Balanced | None:
-    """Of --partitioner."""
+    """The partitioner that --partitioner names, or None to keep variables whole."""
     return tfps.partitioners.Balanced() if FLAGS.partitioner == "balanced" else None
 
 
 def arguments() -> dict:
-    """Arguments of `tfps.Trainer` by the flags.
+    """The arguments of `tfps.Trainer` that the flags give.
 
     Raises:
-      ConfigError: --push or --pull names no codec, or --consistency no policy.
+      ConfigError: --push or --pull names no codec, --pull names a codec that is not for
+        parameters, or --consistency names no policy.
     """
     parsers = {
         "push": tfps.compression.parse,
@@ -81,12 +82,12 @@ def arguments() -> dict:
 
 
 def updates(steps: int, workers: int) -> int:
-    """How often the optimizer will update, for its schedule.
+    """How often the optimizer will update, for the schedule of its learning rate.
 
     Args:
-      steps: batches of all workers together.
-      workers: that share them. In rounds they make one update together; and one
-        that trains on a copy of its own counts its own steps.
+      steps: Number of batches of all workers together.
+      workers: Number of workers. In rounds the workers make one update together, and a worker that
+        trains on a copy of its own counts its own steps.
     """
     policy = tfps.consistency.parse(FLAGS.consistency)
     together = policy.in_rounds or policy.local_steps
@@ -94,20 +95,20 @@ def updates(steps: int, workers: int) -> int:
 
 
 class ShowPlacement(keras.callbacks.Callback):
-    """Says at the start what is on which ps, on the terminal and in TensorBoard."""
+    """Shows at the start which variables are on which ps, on the terminal and in TensorBoard."""
 
     def __init__(self, strategy: tfps.ParameterServerStrategy, log_dir: str):
         """Makes the callback.
 
         Args:
-          strategy: of the trainer.
+          strategy: The strategy of the trainer.
           log_dir: TensorBoard's folder.
         """
         super().__init__()
         self._strategy = strategy
         self._log_dir = log_dir
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict | None = None) -> None:
         placement = self._strategy.placement()
         print(placement, flush=True)
         writer = tf.summary.create_file_writer(self._log_dir)
@@ -117,7 +118,7 @@ class ShowPlacement(keras.callbacks.Callback):
 
 
 def traffic(logs: dict) -> str:
-    """One line: bytes a step and staleness, from the logs of an epoch."""
+    """One line about bytes in a step and staleness, from the logs of an epoch."""
     return (
         f"a worker's step sends {_size(logs['push_bytes_per_step'])} and receives "
         f"{_size(logs['pull_bytes_per_step'])}; staleness {logs['staleness']:.1f} updates on "

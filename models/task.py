@@ -1,7 +1,7 @@
 """One program for every task of a cluster.
 
-Without TF_CONFIG a binary starts a cluster on this machine; with it, the binary
-is whichever task the variable names.
+Without TF_CONFIG a binary starts a cluster on this machine. With TF_CONFIG the binary is the task
+that the variable names.
 """
 
 import os
@@ -37,11 +37,11 @@ Connect = Callable[[], tfps.ParameterServerStrategy]
 
 
 def run(train: Callable[[Connect], None]) -> int:
-    """Plays this process's part in the cluster.
+    """Runs this process's task: a worker or ps serves until the job ends, the chief trains.
 
     Args:
-      train: the chief's part. It is given a function that connects to the
-        cluster, to be called once the input was found to be good.
+      train: What the chief runs. It is given a function that connects to the cluster, to be called
+        after the input was found to be good.
 
     Returns:
       The exit code: 0, or 1 after one line about what went wrong.

@@ -308,14 +308,15 @@ def set_iterations(optimizer: keras.optimizers.Optimizer, applied: int) -> None:
 
 
 def slot_names(optimizer: keras.optimizers.Optimizer) -> list[tuple[int | None, str]]:
-    """For each of a built optimizer's variables, to what it belongs and its name.
+    """Names each of a built optimizer's variables, and says to what the variable belongs.
 
-    Keras's own names do not tell the two moments of Adafactor apart, so a name is that of the
-    attribute in which the optimizer keeps the variable: by itself, or in a list with an entry for
-    each model variable.
+    Keras's own names do not tell the two moments of Adafactor apart. So a name is that of the
+    attribute in which the optimizer keeps the variable, alone or in a list with an entry for each
+    model variable.
 
     Returns:
-      (index of the model variable or None, name) of each, in the order of `variables`.
+      In the order of `variables`: (index of the model variable, or None for a variable that
+      belongs to none of them; name, such as "momentums").
     """
     built_for = len(optimizer._trainable_variables)
     found: dict[int, tuple[int | None, str]] = {}

@@ -43,10 +43,10 @@ flags.DEFINE_integer(
 flags.DEFINE_float("timeout", 300.0, "Seconds that one start or turn may take.")
 flags.DEFINE_string("output", "runs/wire", "Folder for logs, JSON and plot.")
 
-# A first turn, of one step before the clock starts and one after, compiles everything
-# and tells how long a step takes.
+# The first turn compiles everything and measures how long a step takes. It has one step before the
+# clock starts and one step after.
 _PROBE = (1, 1)
-# On a slow link a step is a warm-up of its own.
+# On a slow link one step is warm-up enough.
 _LONGEST_WARMUP = 4.0  # s, but for the one step that there has to be
 
 
@@ -65,7 +65,7 @@ def _available(wanted: list[systems.System]) -> list[systems.System]:
 
 
 class Table:
-    """The turns of all systems on one link."""
+    """Runs the turns of all systems on one link."""
 
     def __init__(self, link: str, fleet: fleets.Fleet, chosen: list[systems.System]):
         self._link, self._fleet = link, fleet
@@ -118,7 +118,7 @@ class Table:
 
 
 def _measure(links: list[str], network, chosen, folder: str, found: dict) -> None:
-    """Adds link -> results to `found`; all links share processes and what those compiled."""
+    """Adds link -> results to `found`. All links share the processes, which compile only once."""
     if links == ["none"]:
         print("bandwidth none: on loopback, where nobody's bytes can be told apart", flush=True)
     with network, fleets.Fleet(network, folder, FLAGS.threads, FLAGS.timeout) as fleet:
@@ -135,7 +135,7 @@ def _title(link: str) -> str:
 
 
 def _networks(links: list[str]) -> list[tuple[list[str], object]]:
-    """Which links are measured on which network."""
+    """The links that are measured on each network."""
     limited = [link for link in links if link != "none"]
     loopback = len(limited) < len(links)
     why_not = hosts.why_not() if limited else None
@@ -182,7 +182,7 @@ def main(argv) -> int:
 
 
 def _interrupt(number, frame) -> None:
-    """Ctrl-C, or a polite kill: the first ends the run, more would end the cleaning up."""
+    """Ends the run on the first signal, and ignores later signals during the clean-up."""
     for other in (signal.SIGINT, signal.SIGTERM):
         signal.signal(other, signal.SIG_IGN)
     raise KeyboardInterrupt

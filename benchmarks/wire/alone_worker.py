@@ -1,4 +1,4 @@
-"""Plain Keras on a worker's host, with nobody to talk to: what no network can make faster."""
+"""Plain Keras on a worker's host without a network: the bound on every system's speed."""
 
 import functools
 import os
@@ -23,7 +23,7 @@ def batches() -> tf.data.Dataset:
 
 
 def handle(message: dict) -> dict:
-    """One call of `fit`, timed from the end of its warm-up."""
+    """Calls `fit` once, and times it from the end of the warm-up."""
     marks = []
     ends = (message["warmup"], message["warmup"] + message["steps"])
 

@@ -1,4 +1,4 @@
-"""The same input for all: batches of random tokens, made where they are used.
+"""The input of all systems: batches of random tokens, made where they are used.
 
 Speed does not depend on what is learned, except that each batch has its own words,
 and so a sparse gradient its own rows.
@@ -10,7 +10,7 @@ from benchmarks.wire.sizes import BATCH, CONTEXT, VOCABULARY
 
 
 def dataset(worker: int) -> tf.data.Dataset:
-    """Endless (tokens, next tokens), int32 [BATCH, CONTEXT] each, other ones for each worker."""
+    """Endless (tokens, next tokens), int32 [BATCH, CONTEXT]; each worker has its own tokens."""
 
     def batch(step):
         seed = tf.stack([tf.cast(worker, tf.int64), step])

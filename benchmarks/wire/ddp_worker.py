@@ -20,17 +20,17 @@ from benchmarks.wire.sizes import BATCH, CONTEXT, LEARNING_RATE, VOCABULARY
 
 RANK = int(os.environ["RANK"])
 POWER_SGD_RANK = 4
-# Steps before PowerSGD begins; the first turn, which is not counted, takes as many.
+# Steps before PowerSGD begins. The first turn, which is not counted, has as many steps.
 POWER_SGD_START = 2
-# Its hook sends several messages for each bucket of gradients, and with gloo those of two
-# buckets may come in another order on each worker, which ends in a crash. So all
-# gradients are one bucket (MB).
+# The size of a bucket in MB, so large that all gradients are in one bucket. PowerSGD's hook sends
+# several messages for each bucket. With gloo, the messages of two buckets may be in a different
+# order on each worker, which crashes.
 POWER_SGD_BUCKET = 64
 
 
 @functools.cache
 def stepper(hook: str):
-    """Model and step; the weights are made alike by DDP, so all workers have to be called."""
+    """Makes (model, step). DDP makes the weights equal, so all workers must call this at once."""
     torch.manual_seed(0)
     bucket = POWER_SGD_BUCKET if hook == "powersgd" else None
     model = DistributedDataParallel(GPT(), bucket_cap_mb=bucket)

@@ -16,10 +16,10 @@ from benchmarks.wire.sizes import WORKERS
 from benchmarks.wire.systems import System
 
 _WORKER_HOSTS = tuple(f"worker{i}" for i in range(WORKERS))
-# In namespaces every host has its ports for itself, and the families only must not share.
+# In namespaces every host has its own ports, so only two families must not use the same ports.
 _PORTS = {"tfps": 2222, "stock": 2223, "mwms": 2224, "ddp": 2225, "local": 2226, "traffic": 2227}
 
-# How often a family's processes may be lost: each loss costs its timeout and a new start.
+# How often a family's processes may be lost. Each loss costs a timeout and a new start.
 _LOSSES = 3
 
 
@@ -55,7 +55,7 @@ class Program:
                 stdout=subprocess.PIPE,
                 stderr=file,
                 text=True,
-                # Ctrl-C is for the main process, which ends the others in order.
+                # Ctrl-C must reach only the main process, which ends all other processes in order.
                 start_new_session=True,
             )
         threading.Thread(target=self._read, daemon=True).start()
@@ -104,7 +104,7 @@ class Program:
         return f"its log {self.log} ends in: {lines[0].strip()[:200] if lines else '(nothing)'}"
 
     def end(self) -> None:
-        """Closes its input, on which it ends; if it does not within 2 s, it is killed."""
+        """Closes the program's input, which ends it; kills the program if that takes over 2 s."""
         process = self._process
         with contextlib.suppress(BrokenPipeError):
             process.stdin.close()
@@ -120,7 +120,7 @@ class Program:
 
 
 class Refused(Failed):
-    """One system failed, but its program lives and may run others."""
+    """One system failed, but its program lives and may run other systems."""
 
 
 class Family:
@@ -140,7 +140,7 @@ class Family:
         """
         _STARTS[self.name](self)
         for program in self._programs:
-            # tfps.serve speaks no lines; tfps's chief waits for it by itself.
+            # tfps.serve does not print lines, and tfps's chief itself waits for the servers.
             if program.says_ready:
                 program.answer(self._timeout, "start")
 
@@ -179,7 +179,7 @@ class Family:
         }
 
     def end(self) -> None:
-        """Ends the processes, first those that use the others."""
+        """Ends the processes, clients before the servers that they use."""
         for program in self.speakers:
             program.end()
         for program in self._programs:
@@ -294,7 +294,7 @@ class Fleet:
         try:
             return family.run(system, warmup, steps)
         except Failed as e:
-            # Where others take part, they now wait for this one in the middle of a step.
+            # If other workers take part, they now wait for this worker in the middle of a step.
             if not isinstance(e, Refused) or len(family.speakers) > 1:
                 self._losses[system.family] += 1
                 family.end()
@@ -316,8 +316,8 @@ def _tf_config(spec: dict, job: str, index: int) -> dict[str, str]:
 
 
 def _environ(threads: int) -> dict[str, str]:
-    """The same conditions for all: CPU, so many threads, nothing between the hosts."""
-    # gRPC would take the hosts' addresses to a proxy.
+    """Gives all systems the same conditions: CPU, number of threads, no proxy between the hosts."""
+    # gRPC would send connections to the hosts through a proxy.
     environ = {k: v for k, v in os.environ.items() if not re.fullmatch(r"(?i)\w+_proxy", k)}
     return {
         **environ,
@@ -331,10 +331,10 @@ def _environ(threads: int) -> dict[str, str]:
 
 
 def steps_for(seconds_per_step: float, seconds: float, at_least: int) -> int:
-    """Steps of a worker that take about so many seconds."""
+    """How many steps of a worker take about `seconds`."""
     return max(at_least, round(seconds / max(seconds_per_step, 1e-3)))
 
 
 def step_time(answer: dict) -> float:
-    """Seconds of one step of one worker, while all work at once."""
+    """Seconds that one step of one worker takes while all workers train."""
     return answer["seconds"] * WORKERS / answer["steps"]

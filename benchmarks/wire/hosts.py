@@ -26,14 +26,14 @@ _UNITS = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
 
 
 class Traffic(NamedTuple):
-    """Bytes within TCP that a host has sent (`up`) and received (`down`) until now."""
+    """The TCP payload that a host has sent (`up`) and received (`down`) so far, in bytes."""
 
     up: int
     down: int
 
 
 def bits_per_second(bandwidth: str) -> float:
-    """`"100mbit"` as a number.
+    """Parses a bandwidth such as "100mbit".
 
     Raises:
       ValueError: it is not a number with one of tc's units.
@@ -69,7 +69,7 @@ def burst_bytes(bandwidth: str) -> int:
 
 
 def why_not() -> str | None:
-    """Why namespaces cannot be made here; None if they can."""
+    """The reason why network namespaces cannot be made here, or None if they can be made."""
     missing = [tool for tool in ("ip", "tc") if not shutil.which(tool)]
     if missing:
         return f"{' and '.join(missing)} not found (package iproute2)"
@@ -134,11 +134,11 @@ class Network:
                 _run("tc", "-n", self._prefix + at, "qdisc", "replace", *place, *bucket)
 
     def unplug(self, host: str) -> None:
-        """Cuts a host's cable, so that it is gone without a word."""
+        """Sets a host's link down, so that the host vanishes without closing its connections."""
         self._ip("switch", "link", "set", host, "down")
 
     def command(self, host: str) -> list[str]:
-        """What a command line begins with, to run on the host."""
+        """The prefix of a command line that runs on the host."""
         return ["ip", "netns", "exec", self._prefix + host]
 
     def address(self, host: str, port: int) -> str:
@@ -149,7 +149,7 @@ class Network:
         return "eth0"
 
     def traffic(self) -> dict[str, Traffic]:
-        """What went over each host's cable, as seen at the bridge: sent is received there."""
+        """Bytes over each host's link, counted at the bridge, which receives what a host sends."""
         links = json.loads(self._ip("switch", "-s", "-j", "link"))
         counters = {link["ifname"]: link["stats64"] for link in links}
         return {
@@ -166,7 +166,7 @@ class Network:
 
 
 class Loopback:
-    """All hosts are this machine; nothing is limited and nobody's bytes can be told apart."""
+    """All hosts are this machine: bandwidth has no limit, and bytes are not counted by host."""
 
     interface = "lo"
 
@@ -184,7 +184,7 @@ class Loopback:
         return []
 
     def address(self, host: str, port: int) -> str:
-        """An address of its own for each call; the port asked for may be somebody else's."""
+        """A free address for each call, since another program may hold the given port."""
         del host, port
         with socket.socket() as sock:
             sock.bind(("127.0.0.1", 0))

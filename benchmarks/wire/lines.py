@@ -1,4 +1,4 @@
-"""A program's side of the talk with the main process: JSON lines in, JSON lines out."""
+"""A program's side of the protocol with the main process: JSON lines in, JSON lines out."""
 
 import json
 import os
@@ -13,7 +13,7 @@ _answers = sys.stdout
 
 
 def mark() -> None:
-    """Tells the main process that the clock starts, or stops, now: it reads the byte counters."""
+    """Tells the main process to read the byte counters: the clock starts, or stops, now."""
     _say({"mark": True})
 
 
@@ -30,7 +30,7 @@ def serve(handle: Callable[[dict], dict]) -> None:
     Args:
       handle: called with each message; what it raises becomes the answer's `error`.
     """
-    # Libraries print too: standard output is kept for answers.
+    # Libraries print to standard output too, so answers have a stream of their own.
     global _answers
     _answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

@@ -1,4 +1,4 @@
-"""The model in Keras 3 and in tf_keras; `model_torch` is its equal."""
+"""The model in Keras 3 and in tf_keras; `model_torch` is the same model in PyTorch."""
 
 import tensorflow as tf
 
@@ -53,7 +53,7 @@ def _idle(model):
 
 
 def legacy():
-    """The same of tf_keras's layers, compiled: what runs on TensorFlow's own strategies."""
+    """The same network in tf_keras, compiled, for TensorFlow's own strategies."""
     import tf_keras
     from tf_keras import layers
 

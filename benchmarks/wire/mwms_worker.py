@@ -11,7 +11,7 @@ from benchmarks.wire.sizes import WORKERS
 
 @functools.cache
 def stepper():
-    """Connects the workers, so all of them have to be called; returns model and step."""
+    """Connects the workers, which must all call this at once; returns (model, step)."""
     ring = tf.distribute.experimental.CommunicationImplementation.RING
     strategy = tf.distribute.MultiWorkerMirroredStrategy(
         communication_options=tf.distribute.experimental.CommunicationOptions(implementation=ring)
@@ -51,6 +51,6 @@ def handle(message: dict) -> dict:
 
 
 if __name__ == "__main__":
-    # All-reduces wait for the other worker in a thread each.
+    # Each all-reduce blocks a thread while it waits for the other worker.
     tf.config.threading.set_inter_op_parallelism_threads(16)
     lines.serve(handle)

@@ -1,4 +1,4 @@
-"""What came out: tables, the bars, JSON and a plot. Nothing here runs anything."""
+"""The results as tables, bars, JSON and a plot. Nothing here runs a system."""
 
 import json
 import os
@@ -135,7 +135,7 @@ def bars_table(judged: list[dict]) -> str:
 
 
 def about() -> dict:
-    """With what it was measured."""
+    """The versions and the machine of the measurement."""
     versions = {}
     for package in _PACKAGES:
         try:
@@ -157,7 +157,7 @@ def write(path: str, **content) -> None:
 
 
 def plot(path: str, links: dict[str, list[dict]]) -> bool:
-    """Step times as bars, a panel for each link; False if matplotlib is not installed."""
+    """Plots step times, a panel for each link; returns False if matplotlib is not installed."""
     try:
         import matplotlib
     except ImportError:

@@ -23,8 +23,8 @@ class Stock:
         self.coordinator = tf.distribute.coordinator.ClusterCoordinator(self.strategy)
         with self.strategy.scope():
             self.model = model_keras.legacy()
-        # Workers make their datasets without knowing which one they are: with the
-        # same tokens for both, which costs the same.
+        # A worker makes its dataset without knowing its own index. So all workers have the same
+        # tokens, which costs the same time.
         self._iterator = iter(
             self.coordinator.create_per_worker_dataset(lambda: data.dataset(worker=0))
         )
@@ -48,14 +48,14 @@ class Stock:
         return time.perf_counter() - start
 
     def fit(self, steps: int) -> float:
-        """The same; time is that of the epoch, without what `fit` does around it."""
+        """Takes the steps with `fit`; returns the seconds of the epoch alone."""
         clock = Epoch()
         self.model.fit(self._creator, steps_per_epoch=steps, callbacks=[clock], verbose=0)
         return clock.seconds
 
 
 class Epoch(tf_keras.callbacks.Callback):
-    """How long an epoch took. It ends when all workers are done."""
+    """Times an epoch, which ends when all workers are done."""
 
     def on_epoch_begin(self, epoch, logs=None):
         self._start = time.perf_counter()
@@ -64,7 +64,7 @@ class Epoch(tf_keras.callbacks.Callback):
         self.seconds = time.perf_counter() - self._start
 
 
-# On the first order, not before: by then all servers are up.
+# The strategy connects on the first order, because all servers are up by then.
 stock = functools.cache(Stock)
 
 

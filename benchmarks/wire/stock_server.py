@@ -4,8 +4,8 @@ import tensorflow as tf
 
 from benchmarks.wire import lines
 
-# A server blocks one for each function that waits in it; with the default, the
-# number of cores, two workers and two ps on two cores wait for one another for ever.
+# Inter-op threads. A server blocks one thread for each function that waits in it. By default a
+# server has as many threads as cores, and two workers and two ps on two cores deadlock.
 INTER_OP_THREADS = 16
 
 

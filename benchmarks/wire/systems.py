@@ -1,4 +1,4 @@
-"""What is compared: one table of systems, and the bars they are held to."""
+"""The systems that are compared, and the bars that tfps has to reach."""
 
 import dataclasses
 
@@ -87,7 +87,7 @@ SYSTEMS = (
     System("PyTorch DDP, PowerSGD 4", "ddp", {"hook": "powersgd"}, False),
 )
 
-# The Python module that a family cannot do without.
+# The Python module that each family needs.
 NEEDS = {
     "tfps": "tensorflow",
     "traffic": "tensorflow",

@@ -1,4 +1,4 @@
-"""tfps: the chief. Each setting has a Trainer of its own on one strategy, kept between turns."""
+"""The chief of tfps. Each setting has its own Trainer on one strategy, kept between turns."""
 
 import functools
 import json
@@ -15,7 +15,7 @@ STARTUP_TIMEOUT = 180.0  # s; the servers' processes may still be importing Tens
 
 
 class Clock(keras.callbacks.Callback):
-    """When some steps were done, counted over all workers."""
+    """Notes the times at which some steps were done, counted over all workers."""
 
     reads_weights = False  # Or the trainer would fetch them after every step.
 
@@ -62,7 +62,7 @@ def dataset_fn(context) -> tf.data.Dataset:
 
 
 def handle(message: dict) -> dict:
-    """One call of `fit`, timed from the end of its warm-up.
+    """Calls `fit` once, and times it from the end of its warm-up.
 
     A clock that ran to the last step would count what was begun before it started and
     has no successor beside it: steps that overlap, or parts of an exchange. So as

@@ -1,7 +1,7 @@
 """Trains a GPT on text files, or samples from a trained one.
 
-Without TF_CONFIG this starts a cluster on this machine. With TF_CONFIG it is
-the task that the variable names: the chief trains, workers and ps serve.
+Without TF_CONFIG this program starts a cluster on this machine. With TF_CONFIG it is the task that
+the variable names: the chief trains, workers and ps serve.
 
   python -m models.gpt --data='src/**/*.py' --save=code.keras
   python -m models.gpt --save=code.keras --generate='def '
@@ -75,7 +75,8 @@ flags.DEFINE_integer("generate_tokens", 300, "Tokens to sample.", lower_bound=1)
 flags.DEFINE_float("temperature", 0.8, "Of sampling; 0 takes the likeliest token.", lower_bound=0.0)
 
 
-def main(argv) -> int:
+def main(argv: list[str]) -> int:
+    """Trains, or generates text; returns the exit code."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; did you forget to quote a glob?")
     if not FLAGS["verbosity"].present:
@@ -91,7 +92,7 @@ def main(argv) -> int:
 
 
 def train(connect: task.Connect) -> None:
-    """The chief: reads the data, trains, and saves the model."""
+    """Runs the chief: reads the data, trains, and saves the model."""
     _check_flags()
     started = time.perf_counter()
     tokenizer, training, validation = _load()
@@ -230,7 +231,7 @@ def _save(model: keras.Model, tokenizer: tokenizers.Tokenizer) -> None:
     if isinstance(tokenizer, tokenizers.WordPiece):
         tokenizer.save(vocabulary)
     elif os.path.exists(vocabulary):
-        os.remove(vocabulary)  # Of an earlier model of that name.
+        os.remove(vocabulary)  # It belonged to an earlier model of this name.
 
 
 def _program(name: str) -> str:

@@ -9,19 +9,19 @@ def build(
 ) -> keras.Model:
     """A pre-norm GPT (Radford et al., "Language Models are Unsupervised Multitask Learners").
 
-    It consists of Keras's own layers only, so that plain Keras loads a saved one.
+    The model consists of Keras's own layers only, so that plain Keras loads a saved model.
 
     Args:
-      vocabulary: number of token ids.
-      layers_: number of blocks.
-      width: of the residual stream; a multiple of `heads`.
-      heads: attention heads in a block.
-      context: the longest sequence.
-      dropout: rate in attention and on both branches of a block.
+      vocabulary: Number of token ids.
+      layers_: Number of blocks.
+      width: Width of the residual stream, a multiple of `heads`.
+      heads: Number of attention heads in a block.
+      context: Length of the longest sequence, in tokens.
+      dropout: Dropout rate in attention and on both branches of a block.
 
     Returns:
-      A model from int32 tokens [batch, time] to float32 logits [batch, time,
-      vocabulary], with time up to `context`.
+      A model from int32 tokens [batch, time] to float32 logits [batch, time, vocabulary], where
+      time is at most `context`.
     """
     tokens = keras.Input([None], dtype="int32", name="tokens")
     positions = ops.cumsum(ops.ones_like(tokens), axis=1) - 1
@@ -45,11 +45,11 @@ def build(
         h = layers.Dense(width, name=f"block{i}_mlp_out")(h)
         x = x + layers.Dropout(dropout, name=f"block{i}_mlp_dropout")(h)
     x = layers.LayerNormalization(epsilon=1e-5, name="norm")(x)
-    # Softmax and loss in float32, whatever the layers compute in.
+    # Logits, and so the loss, are float32 whatever the layers compute in.
     logits = layers.Dense(vocabulary, use_bias=False, dtype="float32", name="logits")(x)
     return keras.Model(tokens, logits, name="gpt")
 
 
 def context_of(model: keras.Model) -> int:
-    """The longest sequence that a model of `build` takes."""
+    """The length of the longest sequence that a model of `build` takes, in tokens."""
     return model.get_layer("position").input_dim

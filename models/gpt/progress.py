@@ -3,6 +3,7 @@
 import math
 import sys
 import time
+from typing import TextIO
 
 import keras
 
@@ -10,21 +11,20 @@ import keras
 class Progress(keras.callbacks.Callback):
     """A bar with loss, tokens/s and time left; perplexity and bits per byte after each epoch.
 
-    On a terminal the bar is drawn in place; elsewhere a line is printed now and
-    then.
+    On a terminal the bar is drawn in place. In a file or a pipe, a line is printed every 15 s.
     """
 
     reads_weights = False
 
     _BAR = 24  # characters
 
-    def __init__(self, tokens_per_step: int, bytes_per_token: float, out=sys.stdout):
+    def __init__(self, tokens_per_step: int, bytes_per_token: float, out: TextIO = sys.stdout):
         """Makes the callback.
 
         Args:
-          tokens_per_step: tokens in a batch.
-          bytes_per_token: of the validation text, on average.
-          out: a text stream.
+          tokens_per_step: Number of tokens in a batch.
+          bytes_per_token: Mean number of bytes of a token of the validation text.
+          out: The text stream to print to.
         """
         super().__init__()
         self._tokens_per_step = tokens_per_step
@@ -33,15 +33,15 @@ class Progress(keras.callbacks.Callback):
         self._tty = out.isatty()
         self._interval = 0.2 if self._tty else 15.0  # s between two prints
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         self._epoch = epoch
         self._started = self._printed = time.perf_counter()
         self._first = None
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         now = time.perf_counter()
         if self._first is None:
-            # The time of the first steps is that of compiling them.
+            # The first steps include the time to compile them, so speed is measured from here.
             self._first = (batch, now)
         last = batch + 1 >= self.params["steps"]
         if now - self._printed < self._interval and not last:
@@ -66,7 +66,7 @@ class Progress(keras.callbacks.Callback):
             text += f"  {self._tokens_per_step / seconds:,.0f} tokens/s  {_duration(left)} left"
         return text
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         if self._tty:
             self._out.write("\n")
         loss = (logs or {}).get("val_loss")
@@ -81,12 +81,12 @@ class Progress(keras.callbacks.Callback):
 
 
 def perplexity(loss: float) -> float:
-    """exp of the mean loss in nats a token."""
+    """exp of the mean loss, which is in nats per token."""
     return math.exp(min(loss, 100.0))
 
 
 def bits_per_byte(loss: float, bytes_per_token: float) -> float:
-    """The mean loss in nats a token as bits for each byte of the text."""
+    """Converts the mean loss in nats per token to bits per byte of the text."""
     return loss / math.log(2) / bytes_per_token
 
 

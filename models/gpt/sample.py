@@ -14,21 +14,21 @@ from tfps import errors
 def tokens(
     model: keras.Model, prompt: np.ndarray, count: int, temperature: float, seed: int
 ) -> Iterator[int]:
-    """Draws tokens one after the other.
+    """Draws tokens one after another.
 
     Args:
-      model: of `model.build`.
+      model: A model of `model.build`.
       prompt: int32 [n], n >= 1.
-      count: tokens to draw.
-      temperature: 0 takes the likeliest; 1 samples as the model believes.
-      seed: of the draws.
+      count: Number of tokens to draw.
+      temperature: 0 takes the likeliest token; 1 samples from the model's distribution.
+      seed: Seed of the draws.
 
     Yields:
-      Token ids, after those of the prompt.
+      The ids of the tokens that follow the prompt.
     """
     context = context_of(model)
-    # Always one window of the full length, so that the function is traced once;
-    # the causal mask hides what follows the last token.
+    # The window always has the full length, so that the function is traced once. The causal mask
+    # hides what follows the last token.
     window = np.zeros([1, context], np.int32)
     run = tf.function(lambda x, i: model(x, training=False)[0, i])
     rng = np.random.default_rng(seed)
@@ -58,7 +58,7 @@ def text(
     """The prompt and `count` sampled tokens, as text.
 
     Raises:
-      ConfigError: the prompt is empty.
+      ConfigError: The prompt is empty.
     """
     start = tokenizer.encode(prompt.encode())
     if not len(start):

@@ -1,4 +1,4 @@
-"""Text files in, batches of token windows out."""
+"""From text files to batches of token windows."""
 
 import glob
 import os
@@ -11,7 +11,7 @@ import tensorflow as tf
 from models.gpt.tokenizers import Tokenizer
 from tfps import errors
 
-# Files whose path hashes to 0 modulo this are held out for validation.
+# Files whose name hashes to 0 modulo this number are held out for validation.
 _HELD_OUT = 20
 
 
@@ -19,7 +19,7 @@ def find(pattern: str) -> list[str]:
     """The files that a glob, a folder (searched recursively) or a path stands for.
 
     Raises:
-      DataError: there are none.
+      DataError: There is no such file.
     """
     if os.path.isdir(pattern):
         names = glob.glob(os.path.join(glob.escape(pattern), "**"), recursive=True)
@@ -34,10 +34,10 @@ def find(pattern: str) -> list[str]:
 
 
 def read(files: Sequence[str]) -> dict[str, bytes]:
-    """Path -> content of the files that are not empty.
+    """Reads files: path -> content, of the files that are not empty.
 
     Raises:
-      DataError: a file is binary or cannot be read, or all are empty.
+      DataError: A file is binary or cannot be read, or all files are empty.
     """
     texts = {}
     for name in files:
@@ -63,11 +63,11 @@ def read(files: Sequence[str]) -> dict[str, bytes]:
 
 
 def split(texts: dict[str, bytes]) -> tuple[list[bytes], list[bytes]]:
-    """Training and validation texts.
+    """Splits texts into (training, validation).
 
-    About one file in twenty is held out, chosen by its name alone, so that a
-    file stays on its side when others come or go. Of a few files, the end of
-    each is held out instead.
+    About one file in twenty is held out. The choice depends on the file's name alone, so that a
+    file stays on its side when other files come or go. If there are few files, the end of each file
+    is held out instead.
     """
     held = {name for name in texts if zlib.crc32(os.path.basename(name).encode()) % _HELD_OUT == 0}
     if len(texts) < 2 * _HELD_OUT or not held or len(held) == len(texts):
@@ -86,22 +86,23 @@ class Windows:
     """A token stream cut into windows of `context` inputs and the next tokens as targets.
 
     Attributes:
-      tokens: int32 [n], all texts one after the other.
-      count: number of windows.
-      bytes_per_token: of the text, on average.
+      tokens: int32 [n], all texts one after another.
+      context: Length of a window, in tokens.
+      count: Number of windows.
+      bytes_per_token: Mean number of bytes of a token.
     """
 
     def __init__(self, texts: Sequence[bytes], tokenizer: Tokenizer, context: int, what: str):
         """Encodes the texts.
 
         Args:
-          texts: contents of files.
-          tokenizer: to encode them with.
-          context: window length, in tokens.
-          what: names the texts in the error.
+          texts: Contents of files.
+          tokenizer: The tokenizer that encodes the texts.
+          context: Length of a window, in tokens.
+          what: What the error calls the texts, such as "training".
 
         Raises:
-          DataError: there is not one window's worth of tokens.
+          DataError: The texts have too few tokens for one window.
         """
         self.tokens = tokenizer.encode(b"".join(texts))
         self.context = context
@@ -124,10 +125,10 @@ class Windows:
         return starts.batch(batch_size).map(cut).prefetch(2)
 
     def shuffled(self, batch_size: int, seed: int) -> tf.data.Dataset:
-        """Endless whole batches of (inputs, targets), int32 [batch_size, context].
+        """An endless dataset of full batches (inputs, targets), int32 [batch_size, context].
 
-        Each pass cuts the stream at another offset and visits the windows in
-        another order. Batches are filled across passes.
+        Each pass cuts the stream at a different offset and visits the windows in a different order.
+        A batch may hold windows of two passes.
         """
         n, context = self.count, self.context
         slack = len(self.tokens) - 1 - n * context
@@ -145,7 +146,7 @@ class Windows:
         return self._batches(starts, batch_size)
 
     def spread(self, batch_size: int, batches: int) -> tf.data.Dataset:
-        """At most `batches` batches of windows, evenly spread over the stream, in order."""
+        """A dataset of at most `batches` batches of windows, evenly spread over the stream."""
         count = min(self.count, batches * batch_size)
         starts = np.linspace(0, self.count - 1, count).astype(np.int32) * self.context
         return self._batches(tf.data.Dataset.from_tensor_slices(starts), batch_size)

@@ -15,17 +15,19 @@ from tfps import errors
 
 
 class Tokenizer(Protocol):
-    """Attributes:
-    vocabulary: number of token ids.
+    """What turns text into token ids and back.
+
+    Attributes:
+      vocabulary: Number of token ids.
     """
 
     vocabulary: int
 
     def encode(self, text: bytes) -> np.ndarray:
-        """int32 token ids [n] of a text."""
+        """Encodes a text as token ids, int32 [n]."""
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """The text of token ids."""
+        """Decodes token ids."""
 
 
 class Bytes:
@@ -43,20 +45,21 @@ class Bytes:
 class WordPiece:
     """Word pieces (Schuster and Nakajima, 2012) that keep white space.
 
-    White space is part of the tokens: a space becomes `▁`, a newline `⏎`, a tab
-    `⇥`, and a word takes the space before it along. So, unlike BERT's, the
-    tokens of a text that has no unknown character decode to that very text.
+    White space is a part of the tokens: a space becomes `▁`, a newline `⏎`, a tab `⇥`, and a word
+    includes the space before it. So the tokens of a text without unknown characters decode to
+    exactly this text, unlike the tokens of BERT.
     """
 
     _UNKNOWN = "[UNK]"
     _SUFFIX = "##"
     _MARKS = str.maketrans({" ": "▁", "\n": "⏎", "\t": "⇥"})
     _UNMARKS = str.maketrans({"▁": " ", "⏎": "\n", "⇥": "\t"})
-    # An indent, a word or a run of signs (each with the space before it), a rest.
+    # An indent, a word or a run of signs (with the space before it), or any other white space.
     _WORD = re.compile(r"\n +|\n| ?[A-Za-z_]+| ?\d| ?[^\w\s]+| ?\w+|\s+")
-    _LONGEST = 40  # characters of a word; longer runs are cut
+    _LONGEST = 40  # Most characters of a word; a longer word is cut.
 
     def __init__(self, pieces: list[str]):
+        """Makes a tokenizer with these word pieces, whose ids are their indices."""
         self.pieces = pieces
         self.vocabulary = len(pieces)
 
@@ -65,9 +68,9 @@ class WordPiece:
         """Learns a vocabulary from the texts.
 
         Args:
-          texts: contents of files, UTF-8.
-          size: the most pieces to have.
-          sample_bytes: how much text to look at; the learner is slow.
+          texts: Contents of files, in UTF-8.
+          size: Most pieces to learn.
+          sample_bytes: How much text to learn from, since the learner is slow.
         """
         counts: collections.Counter[str] = collections.Counter()
         seen = 0
@@ -88,12 +91,12 @@ class WordPiece:
             return cls(f.read().split("\n"))
 
     def save(self, path: str) -> None:
-        """Writes the pieces, one a line."""
+        """Writes the pieces, one on each line."""
         with open(path, "w", encoding="utf-8", newline="") as f:
             f.write("\n".join(self.pieces))
 
     def encode(self, text: bytes) -> np.ndarray:
-        # The table is not kept: connecting to a cluster would take it away.
+        # The table is made anew for each call, since connecting to a cluster would destroy it.
         keys, ids = tf.constant(self.pieces), tf.range(len(self.pieces), dtype=tf.int64)
         table = tf.lookup.StaticVocabularyTable(
             tf.lookup.KeyValueTensorInitializer(keys, ids), num_oov_buckets=1
@@ -120,15 +123,16 @@ class WordPiece:
 
 
 def vocabulary_path(model_path: str) -> str:
-    """Where the vocabulary of a saved model is: beside it."""
+    """The path of the vocabulary of a saved model, which lies beside the model."""
     return os.path.splitext(model_path)[0] + ".vocab.txt"
 
 
 def of_saved_model(model_path: str, vocabulary: int) -> Tokenizer:
-    """The tokenizer that a saved model was trained with.
+    """Loads the tokenizer that a saved model was trained with.
 
     Raises:
-      DataError: the model is no byte model and its vocabulary file is missing.
+      DataError: The vocabulary file is missing and the model is not a model of bytes, or the
+        vocabulary does not fit the model.
     """
     path = vocabulary_path(model_path)
     if os.path.exists(path):

@@ -34,6 +34,7 @@ def numbers(pattern: str, text: str) -> list[float]:
     return [float(g.replace(",", "")) for g in found]
 
 
+@pytest.mark.processes
 def test_fit():
     said = run("fit")
     assert "sequential/dense/kernel" in said
@@ -45,6 +46,7 @@ def test_fit():
     assert np.allclose(*[np.fromstring(p[1:-1], sep=" ") for p in (cluster, plain)], atol=0.002)
 
 
+@pytest.mark.processes
 def test_dataset_fn():
     said = run("dataset_fn")
     assert "worker 0 of 2 reads part-0.csv, part-2.csv" in said
@@ -54,6 +56,7 @@ def test_dataset_fn():
     assert np.allclose(numbers(r"learned: \[\s*(\S+)\s+(\S+?)\s*\]", said), [2, -1], atol=0.05)
 
 
+@pytest.mark.processes
 def test_custom_codec():
     said = run("custom_codec")
     (loss, size), (loss8, size8) = np.reshape(numbers(r"loss (\S+), (\S+) bytes", said), (2, 2))
@@ -62,14 +65,16 @@ def test_custom_codec():
     assert size - size8 == 3 * 32 * 256 - 4
 
 
+@pytest.mark.processes
 def test_custom_policy():
     said = run("custom_policy")
-    found = np.reshape(numbers(r"be (\d+) ahead: (\d+) at most, in (\d+) steps", said), (-1, 3))
-    allowed, ahead, steps = found.T
+    found = np.reshape(numbers(r"be (\d+) ahead: (\d+) at most, in (\d+) starts", said), (-1, 3))
+    allowed, ahead, starts = found.T
     assert list(allowed) == list(range(len(allowed))) and np.all(ahead <= allowed)
-    assert ahead[-1] > 0 and steps.sum() >= 200
+    assert ahead.max() > 0 and starts.sum() >= 200
 
 
+@pytest.mark.processes
 def test_large_embedding():
     said = run("large_embedding")
     assert re.search(r"table/embeddings +1/2 +0 +6,400,000", said)
@@ -80,13 +85,14 @@ def test_large_embedding():
     assert losses == sorted(losses, reverse=True)
 
 
+@pytest.mark.processes
 def test_coordinator():
     said = run("coordinator")
     read, total, stored = re.search(
         r"read \[(.*)\]\n.*sum is (\d+); on the server: (\d+)", said
     ).groups()
     assert sum(map(float, read.split(","))) == float(total) == float(stored)
-    assert re.search(r"WorkerError: worker [01] failed: True", said)
+    assert re.search(r"WorkerError: worker [01] \(127.0.0.1:\d+\) .*division by zero", said)
     assert "7 // 2 = 3" in said
 
 

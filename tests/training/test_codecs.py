@@ -27,9 +27,9 @@ from tfps.compression import (
 # What these send does not depend on random numbers, so several can train beside each other.
 STEADY = [
     Identity(), Float16(), BFloat16(), Int8(), OneBit(), TopK(0.1), DGC(0.1, momentum=0.0),
-    DGC(0.1, momentum=0.0, warmup=5), PowerSGD(2),
+    DGC(0.1, momentum=0.0, warmup=5),
 ]  # fmt: skip
-RANDOM = [Int8("stochastic"), Ternary(), RandomK(0.5)]
+RANDOM = [Int8("stochastic"), Ternary(), RandomK(0.5), PowerSGD(2)]
 PULL = [Identity(), Float16(), BFloat16(), Int8()]
 soak = pytest.mark.soak
 
@@ -133,7 +133,7 @@ def test_two_workers_learn_with_a_codec_for_each_head(connect):
     x, y = examples()
     model = heads(len(LEARNING))
     model.compile(
-        keras.optimizers.Adam(0.01),
+        keras.optimizers.Adam(0.03),
         ["mse"] * len(LEARNING),
         metrics=["mse"] * len(LEARNING),
         steps_per_execution=2,
@@ -142,7 +142,7 @@ def test_two_workers_learn_with_a_codec_for_each_head(connect):
     trainer = tfps.Trainer(
         model, connect(workers=2), push=of_head(LEARNING), pull=BFloat16(min_bytes=0), overlap=1
     )
-    history = trainer.fit(x, [y] * len(LEARNING), batch_size=16, epochs=5, verbose=0).history
+    history = trainer.fit(x, [y] * len(LEARNING), batch_size=32, epochs=4, verbose=0).history
     for i, codec in enumerate(LEARNING):
         losses = history[f"head{i}_mse"]
         assert losses[-1] < 0.8 * losses[0], codec

@@ -49,10 +49,10 @@ PUSH = {
 soak = pytest.mark.soak
 
 
-def a_codec_each(variable):
-    """Another codec for each kernel of `deep`, in the order of `PUSH`."""
-    layer = variable.path.split("/")[-2]
-    return PUSH.get(layer, PUSH["int8"])
+def of_layer(variable):
+    """The codec that a kernel's layer is named for, if it is."""
+    *_, layer, name = variable.path.split("/")
+    return PUSH.get(layer) if name == "kernel" else None
 
 
 def deep():
@@ -65,25 +65,24 @@ def deep():
 @pytest.mark.parametrize(
     "codecs, policies",
     [
-        (
-            {"push": a_codec_each, "pull": compression.Int8(min_bytes=0)},
-            ("sync", "local", "each"),
-        ),
+        ({"push": of_layer}, ("sync", "local")),
+        ({"push": PUSH["int8"], "pull": compression.Int8(min_bytes=0)}, ("each",)),
         pytest.param({"push": PUSH["int8"]}, ("sync", "local", "each"), marks=soak),
         pytest.param({"push": PUSH["topk"]}, ("sync", "local"), marks=soak),
         pytest.param({"push": PUSH["powersgd"]}, ("sync", "local"), marks=soak),
         pytest.param({"push": PUSH["dgc"]}, ("sync", "local"), marks=soak),
         pytest.param({"pull": compression.Int8(min_bytes=0)}, ("sync", "each"), marks=soak),
     ],
-    ids=["all", *PUSH, "pull-int8"],
+    ids=["all", "both", *PUSH, "pull-int8"],
 )
 def test_every_codec_trains_under_every_policy(connect, codecs, policies):
     """One trainer goes through the policies whose steps differ, so what codecs remember goes along.
 
-    `Async` and `BoundedStaleness` have the step that `test_codecs.py` is about.
+    `Async` and `BoundedStaleness` have the step that `test_codecs.py` is about. Differences that
+    are merged one by one are encoded like those of rounds, so one codec speaks for all.
     """
     x, y = regression(320)
-    model = deep()
+    model = deep() if codecs.get("push") is of_layer else mlp()
     model.compile(o.SGD(0.02), "mse", jit_compile=False)
     trainer = tfps.Trainer(model, connect(2), **codecs)
     losses = []
@@ -95,7 +94,7 @@ def test_every_codec_trains_under_every_policy(connect, codecs, policies):
             assert np.isfinite(new).all()
             assert not np.array_equal(old, new)
     assert np.isfinite(losses).all()
-    assert max(losses[2:]) < 0.8 * losses[0]
+    assert max(losses[2:] or losses[1:]) < 0.8 * losses[0]
 
 
 def expected_sum(log):

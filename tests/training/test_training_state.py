@@ -53,7 +53,14 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+# The other cases have all that these have, and more.
+PLAIN = ("async", "sync")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=pytest.mark.soak if case in PLAIN else []) for case in CASES],
+)
 def test_a_new_trainer_on_another_cluster_goes_on_bit_by_bit(connect, case):
     """The restored model began with other weights and other seeds."""
     unbroken = trainer_on(connect, case, seed=1)
@@ -74,7 +81,7 @@ def test_a_new_trainer_on_another_cluster_goes_on_bit_by_bit(connect, case):
     assert resumed.model.optimizer.iterations == unbroken.model.optimizer.iterations
 
 
-@pytest.mark.parametrize("ps", [1, 3])
+@pytest.mark.parametrize("ps", [3, pytest.param(1, marks=pytest.mark.soak)])
 def test_another_number_of_servers(connect, ps):
     first = trainer_on(connect, "async", seed=1)
     first.fit(data(), epochs=2, verbose=0)

@@ -15,9 +15,9 @@ o = keras.optimizers
 soak = pytest.mark.soak
 
 
-def trained(strategy, policy, optimizer, examples=320, **fit_args):
+def trained(strategy, policy, optimizer, **fit_args):
     """(the model, the logs) of a small regression."""
-    x, y = regression(examples)
+    x, y = regression(320)
     model = mlp()
     model.compile(optimizer, "mse", jit_compile=False)
     args = {"batch_size": 8, "shuffle": False, "verbose": 0, **fit_args}
@@ -27,8 +27,8 @@ def trained(strategy, policy, optimizer, examples=320, **fit_args):
 
 def test_one_step_of_sgd_is_a_synchronous_one(connect):
     strategy = connect(2)
-    local, _ = trained(strategy, tfps.LocalSteps(1, o.SGD(1.0)), o.SGD(0.05), examples=160)
-    sync, logs = trained(strategy, tfps.Sync(), o.SGD(0.05), examples=160)
+    local, _ = trained(strategy, tfps.LocalSteps(1, o.SGD(1.0)), o.SGD(0.05))
+    sync, logs = trained(strategy, tfps.Sync(), o.SGD(0.05))
     assert relative_error(local, sync) < 1e-5
     for name in BYTES:
         assert logs[name] == [4 * sync.count_params()]

@@ -75,6 +75,11 @@ class RemoteFunction:
         """What the function returns, with a `tf.TensorSpec` or symbolic tensor for each tensor."""
         return self._graph.structured_outputs
 
+    @property
+    def graph(self) -> tf.Graph:
+        """The graph that workers run."""
+        return self._graph.graph
+
     def __call__(self, *args: Any, **numbers: Any) -> Any:
         """Runs the graph on the device in scope, a worker's.
 

@@ -92,6 +92,12 @@ def settable_rate(optimizer: keras.optimizers.Optimizer) -> float:
     return float(rate())
 
 
+def assigned_rate(optimizer: keras.optimizers.Optimizer) -> float | None:
+    """The learning rate that can be assigned; None if a schedule or a callable gives the rate."""
+    rate = _keras.learning_rate_of(inner(optimizer))
+    return float(rate.numpy()) if isinstance(rate, keras.Variable) else None
+
+
 def static_loss_scale(optimizer: keras.optimizers.Optimizer) -> float:
     """The constant factor by which the optimizer scales the loss, or 1.0 without a factor."""
     return inner(optimizer).loss_scale_factor or 1.0

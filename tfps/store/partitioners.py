@@ -106,7 +106,8 @@ class Balanced(_partitioners.Partitioner):
         """Checks the limit.
 
         Args:
-          max_imbalance, min_split_bytes: see the attributes.
+          max_imbalance: see the attributes.
+          min_split_bytes: see the attributes.
 
         Raises:
           ConfigError: `max_imbalance` is not above 1.

@@ -312,8 +312,8 @@ class Pusher:
         new = law.update(scale, good, mine.loss_scale, mine.finite)
         # In rounds, the steps that went well are counted with the update.
         counts = tf.logical_and(mine.live, tf.logical_or(updated, tf.logical_not(mine.finite)))
-        new = [tf.where(counts, n, o) for n, o in zip(new, (scale, good), strict=True)]
-        return write(held, new)
+        kept = [tf.where(counts, n, o) for n, o in zip(new, (scale, good), strict=True)]
+        return write(held, kept)
 
     def _channel(self, i: int) -> Channel:
         return self._aggregation.optimizer.channel(i)

@@ -89,8 +89,9 @@ class ChiefFeed:
 
     def position(self) -> FeedPosition:
         """See `feeds.Feed`."""
-        goes_on = self._steps is not None and self._pass is not None
-        return FeedPosition((self._used if goes_on else 0,))
+        if self._pass is None:
+            return FeedPosition((self._skip,))
+        return FeedPosition((self._used if self._steps is not None else 0,))
 
     def seek(self, position: FeedPosition) -> None:
         """See `feeds.Feed`."""

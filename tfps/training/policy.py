@@ -51,7 +51,9 @@ class Exchange:
         """A text that is equal for equal exchanges, in other processes, too."""
         outer = self.outer
         if isinstance(outer, keras.optimizers.Optimizer):
-            outer = json.dumps(keras.optimizers.serialize(outer), sort_keys=True)
+            # Keras gives each optimizer of a process another name.
+            config = {**outer.get_config(), "name": type(outer).__name__}
+            outer = json.dumps(keras.saving.serialize_keras_object(config), sort_keys=True)
         return f"in_rounds={self.in_rounds},staleness_scaling={self.staleness_scaling},{outer}"
 
     def outer_optimizer(self, workers: int) -> keras.optimizers.Optimizer:

@@ -43,7 +43,7 @@ class ChiefState:
       epoch: how many epochs of the present or last `fit` have ended.
       history: the logs of these epochs, as in `keras.callbacks.History.history`.
       position: where the input of the present or last `fit` is; None before its first epoch ends.
-      learning_rate: of the compiled optimizer; None where it follows a schedule.
+      learning_rate: of the compiled optimizer; None where a schedule or a callable gives it.
       seeds: int arrays, the model's random seeds, which are folded with the step number.
     """
 
@@ -228,7 +228,7 @@ class TrainingState:
         optimizer = served.program.model.optimizer
         chief = dataclasses.replace(
             copy.deepcopy(self.chief),
-            learning_rate=optimizer_traits.settable_rate(optimizer) or None,
+            learning_rate=optimizer_traits.assigned_rate(optimizer),
             seeds=[np.array(seed) for seed in served.program.base_seeds],
         )
         sides = {side.exchange: side for (_, warming), side in self._sides.items() if not warming}
@@ -270,7 +270,7 @@ class TrainingState:
         served.program.base_seeds = exported.chief.seeds
         rate = exported.chief.learning_rate
         if rate is not None:
-            served.program.model.optimizer.learning_rate = rate
+            optimizer_traits.inner(served.program.model.optimizer).learning_rate = rate
         self._memory = {
             kind: self._calls.run_on_each(_placing(memory))
             for kind, memory in exported.workers.items()

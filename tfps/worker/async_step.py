@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from tfps.cluster.remote_function import RemoteFunction
 from tfps.store.handles import ServerHandles
 from tfps.worker.batch_loop import repeat
 from tfps.worker.gradient import Gradient
 from tfps.worker.tally import added, vector, zeros
-from tfps.worker.tracing import COUNT, RATE, STEP_NUMBER, form, traced
+from tfps.worker.tracing import STEP_NUMBERS, form
 from tfps.worker.worker_step import Residuals, WorkerMemory, kept
 
 
@@ -45,8 +46,8 @@ class AsyncStep:
         self._single = single
         self.initial = gradient.program.initial_metrics()
         carry = AsyncCarry(form(gradient.pusher.initial_residuals))
-        self._run = traced(
-            self._steps, gradient.pusher.handles(), source, carry, COUNT, STEP_NUMBER, RATE
+        self._run = RemoteFunction(
+            self._steps, gradient.pusher.handles(), source, carry, numbers=STEP_NUMBERS
         )
 
     def start(self, handles: ServerHandles, memory: WorkerMemory | None) -> AsyncCarry:
@@ -64,7 +65,9 @@ class AsyncStep:
         learning_rate: float,
     ) -> tuple[tf.Tensor, AsyncCarry]:
         """See `WorkerStep`."""
-        return self._run(handles, source, carry, count, number, learning_rate)
+        return self._run(
+            handles, source, carry, count=count, first=number, learning_rate=learning_rate
+        )
 
     def finish(self, handles: ServerHandles, carry: AsyncCarry, learning_rate: float) -> None:
         """See `WorkerStep`; every call has pushed what it computed."""

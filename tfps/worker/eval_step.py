@@ -4,6 +4,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfps.cluster.remote_function import RemoteFunction
 from tfps.model.lookups import Rows
 from tfps.model.row_ids import row_ids
 from tfps.model.stateless_model import StatelessModel
@@ -11,7 +12,7 @@ from tfps.store.handles import ServerHandles
 from tfps.store.pull import Pulled, Puller
 from tfps.worker.batch_loop import is_iterator, repeat
 from tfps.worker.tally import Tally, added, vector, zeros
-from tfps.worker.tracing import COUNT, form, traced
+from tfps.worker.tracing import COUNT, form
 
 
 class Pull:
@@ -19,7 +20,7 @@ class Pull:
 
     def __init__(self, puller: Puller):
         """Traces the pull."""
-        self._run = traced(_exact_pull(puller), puller.store.handles())
+        self._run = RemoteFunction(_exact_pull(puller), puller.store.handles())
 
     def __call__(self, handles: ServerHandles) -> Pulled:
         """Tensors on the device under which it is called."""
@@ -52,13 +53,13 @@ class EvalStep:
         self._compute = tf.function(self._metrics, jit_compile=jit_compile, autograph=False)
         handles = puller.store.handles()
         pulled = form(_exact_pull(puller), handles)
-        self._run = traced(self._steps, handles, pulled, source, COUNT)
+        self._run = RemoteFunction(self._steps, handles, pulled, source, numbers={"count": COUNT})
 
     def __call__(
         self, handles: ServerHandles, pulled: Pulled, source: Any, count: int
     ) -> tf.Tensor:
         """Evaluates up to `count` batches with what was pulled; returns a `Report`'s vector."""
-        return self._run(handles, pulled, source, tf.constant(count, tf.int32))
+        return self._run(handles, pulled, source, count=count)
 
     def _metrics(self, pulled, rows, batch, metrics):
         variables = self._puller.unpack(pulled, rows, exact=True)
@@ -94,7 +95,7 @@ class PredictStep:
             return compute(pulled, _rows(program, puller, handles, batch), batch)
 
         handles = puller.store.handles()
-        self._run = traced(run, handles, form(_exact_pull(puller), handles), source)
+        self._run = RemoteFunction(run, handles, form(_exact_pull(puller), handles), source)
 
     def __call__(self, handles: ServerHandles, pulled: Pulled, source: Any) -> Any:
         """The model's outputs, nested tensors on the worker."""

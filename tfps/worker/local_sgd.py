@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
+from tfps.cluster.remote_function import RemoteFunction
 from tfps.model import optimizer_traits
 from tfps.store.handles import ServerHandles
 from tfps.store.messages import here
@@ -13,8 +14,10 @@ from tfps.worker.batch_loop import repeat
 from tfps.worker.gradient import Change, encoded, push
 from tfps.worker.local_copy import LocalCopy
 from tfps.worker.tally import Tally, added, vector, zeros
-from tfps.worker.tracing import COUNT, EXPECTED, RATE, SHARE, STEP_NUMBER, blank, form, traced
+from tfps.worker.tracing import PUSH_NUMBERS, RATE, STEP_NUMBER, STEP_NUMBERS, blank, form, traced
 from tfps.worker.worker_step import Residuals, WorkerMemory, kept
+
+_NUMBERS = {**STEP_NUMBERS, "outer_rate": RATE}
 
 
 class Copy(NamedTuple):
@@ -114,7 +117,7 @@ class LocalSGDStep:
             lambda *arguments: encoded(self._pusher, *arguments),
             self._change_specs, carry.residuals, STEP_NUMBER,
         )  # fmt: skip
-        self._run = traced(self._steps, handles, source, carry, COUNT, STEP_NUMBER, RATE, RATE)
+        self._run = RemoteFunction(self._steps, handles, source, carry, numbers=_NUMBERS)
 
     def start(self, handles: ServerHandles, memory: WorkerMemory | None) -> Any:
         """See `WorkerStep`; the worker's optimizer goes on where it was."""
@@ -136,7 +139,15 @@ class LocalSGDStep:
     ) -> tuple[tf.Tensor, Any]:
         """One exchange, of up to `count` steps; see `WorkerStep`."""
         outer_rate = optimizer_traits.settable_rate(self._outer)
-        return self._run(handles, source, carry, count, number, learning_rate, outer_rate)
+        return self._run(
+            handles,
+            source,
+            carry,
+            count=count,
+            first=number,
+            learning_rate=learning_rate,
+            outer_rate=outer_rate,
+        )
 
     def finish(self, handles: ServerHandles, carry: Any, learning_rate: float) -> None:
         """See `WorkerStep`; nothing is pending between exchanges."""
@@ -222,11 +233,10 @@ class LocalSGDRoundStep(LocalSGDStep):
 
     def _trace(self, handles, source, carry: LocalCarry) -> None:
         both = RoundCarry(carry, self._change_specs)
-        self._run = traced(self._steps, handles, source, both, COUNT, STEP_NUMBER, RATE, RATE)
-        self._push = traced(
-            self._pushed, handles, self._change_specs, carry.residuals,
-            STEP_NUMBER, SHARE, EXPECTED, RATE,
-        )  # fmt: skip
+        self._run = RemoteFunction(self._steps, handles, source, both, numbers=_NUMBERS)
+        self._push = RemoteFunction(
+            self._pushed, handles, self._change_specs, carry.residuals, numbers=PUSH_NUMBERS
+        )
 
     def start(self, handles: ServerHandles, memory: WorkerMemory | None) -> RoundCarry:
         """See `LocalSGDStep`."""
@@ -245,7 +255,13 @@ class LocalSGDRoundStep(LocalSGDStep):
         del learning_rate
         rate = optimizer_traits.settable_rate(self._outer)
         report, residuals = self._push(
-            handles, carry.change, carry.local.residuals, number, share, expected, rate
+            handles,
+            carry.change,
+            carry.local.residuals,
+            number=number,
+            share=share,
+            expected=expected,
+            learning_rate=rate,
         )
         return report, carry._replace(local=carry.local._replace(residuals=residuals))
 
@@ -259,7 +275,7 @@ class LocalSGDRoundStep(LocalSGDStep):
         report = vector(trained.done, trained.total, trained.metrics)
         return report, RoundCarry(trained.carry, trained.change)
 
-    def _pushed(self, handles, change, residuals, number, share, expected, outer_rate):
+    def _pushed(self, handles, change, residuals, number, share, expected, learning_rate):
         sent, residuals = encoded(self._pusher, change, residuals, number, share)
-        tally = push(self._pusher, handles, sent, outer_rate, expected)  # worker -> ps
+        tally = push(self._pusher, handles, sent, learning_rate, expected)  # worker -> ps
         return vector(tf.constant(0), tally, self.initial), residuals

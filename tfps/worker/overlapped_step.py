@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from tfps.cluster.remote_function import RemoteFunction
 from tfps.store.handles import ServerHandles
 from tfps.store.messages import here
 from tfps.store.pull import Pulled
@@ -15,7 +16,7 @@ from tfps.store.push import Push
 from tfps.worker.batch_loop import repeat
 from tfps.worker.gradient import Gradient, encoded
 from tfps.worker.tally import added, vector, zeros
-from tfps.worker.tracing import COUNT, RATE, STEP_NUMBER, blank, form, traced
+from tfps.worker.tracing import RATE, STEP_NUMBER, STEP_NUMBERS, blank, form, traced
 from tfps.worker.worker_step import Residuals, WorkerMemory, kept
 
 
@@ -67,11 +68,13 @@ class OverlappedStep:
                 gradient.change_specs(), residuals, STEP_NUMBER,
             )  # fmt: skip
             pending = [sent]
-            self._flush = traced(self._flushed, handles, sent, RATE)
+            self._flush = RemoteFunction(
+                self._flushed, handles, sent, numbers={"learning_rate": RATE}
+            )
         self._pending_specs = pending
         self._start = traced(self._started, handles, residuals)
         carry = OverlappedCarry(residuals, form(self._puller.pull, handles), pending)
-        self._run = traced(self._steps, handles, source, carry, COUNT, STEP_NUMBER, RATE)
+        self._run = RemoteFunction(self._steps, handles, source, carry, numbers=STEP_NUMBERS)
 
     def start(self, handles: ServerHandles, memory: WorkerMemory | None) -> OverlappedCarry:
         """See `WorkerStep`."""
@@ -87,7 +90,9 @@ class OverlappedStep:
         learning_rate: float,
     ) -> tuple[tf.Tensor, OverlappedCarry]:
         """See `WorkerStep`."""
-        return self._run(handles, source, carry, count, number, learning_rate)
+        return self._run(
+            handles, source, carry, count=count, first=number, learning_rate=learning_rate
+        )
 
     def finish(
         self, handles: ServerHandles, carry: OverlappedCarry, learning_rate: float
@@ -95,7 +100,7 @@ class OverlappedStep:
         """See `WorkerStep`."""
         if not self._waits:
             return None
-        return self._flush(handles, carry.pending[0], learning_rate)
+        return self._flush(handles, carry.pending[0], learning_rate=learning_rate)
 
     def rest(self, carry: OverlappedCarry) -> WorkerMemory:
         """See `WorkerStep`."""

@@ -4,13 +4,14 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from tfps.cluster.remote_function import RemoteFunction
 from tfps.store.handles import ServerHandles
 from tfps.store.messages import here
 from tfps.store.push import Push
 from tfps.worker.batch_loop import next_of
 from tfps.worker.gradient import Gradient, Parameters, encoded
 from tfps.worker.tally import added, vector, zeros
-from tfps.worker.tracing import COUNT, RATE, STEP_NUMBER, blank, form, traced
+from tfps.worker.tracing import COUNT, RATE, STEP_NUMBER, STEP_NUMBERS, blank, form, traced
 from tfps.worker.worker_step import Residuals, WorkerMemory, kept
 
 
@@ -88,9 +89,11 @@ class PrefetchStep:
         self._pending_specs = [self._sent_specs] if self._waits else []
         self._blank = traced(self._blanks)
         if self._waits:
-            self._flush = traced(self._flushed, handles, self._sent_specs, RATE)
+            self._flush = RemoteFunction(
+                self._flushed, handles, self._sent_specs, numbers={"learning_rate": RATE}
+            )
         carry = PrefetchCarry(residuals, self._held_specs, self._pending_specs)
-        self._run = traced(self._step, handles, source, carry, COUNT, STEP_NUMBER, RATE)
+        self._run = RemoteFunction(self._step, handles, source, carry, numbers=STEP_NUMBERS)
 
     def start(self, handles: ServerHandles, memory: WorkerMemory | None) -> PrefetchCarry:
         """See `WorkerStep`; the worker holds no batch yet."""
@@ -119,7 +122,9 @@ class PrefetchStep:
         Returns:
           See `WorkerStep`.
         """
-        return self._run(handles, source, carry, count, number, learning_rate)
+        return self._run(
+            handles, source, carry, count=count, first=number, learning_rate=learning_rate
+        )
 
     def finish(
         self, handles: ServerHandles, carry: PrefetchCarry, learning_rate: float
@@ -127,17 +132,17 @@ class PrefetchStep:
         """See `WorkerStep`."""
         if not self._waits:
             return None
-        return self._flush(handles, carry.pending[0], learning_rate)
+        return self._flush(handles, carry.pending[0], learning_rate=learning_rate)
 
     def rest(self, carry: PrefetchCarry) -> WorkerMemory:
         """See `WorkerStep`."""
         return WorkerMemory(carry.residuals, [])
 
-    def _step(self, handles, source, carry, count, number, learning_rate):
+    def _step(self, handles, source, carry, count, first, learning_rate):
         # The servers see what is done with a variable in the order of these lines. What does not
         # depend on one another goes on at the same time.
         now, total = carry.held, zeros()
-        held, found, sound = self._taken(handles, source, now.batch, count, number)  # ps -> worker
+        held, found, sound = self._taken(handles, source, now.batch, count, first)  # ps -> worker
 
         def push(sent, live):  # worker -> ps
             sent = sent._replace(live=tf.logical_and(live, sound))

@@ -4,11 +4,12 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from tfps.cluster.remote_function import RemoteFunction
 from tfps.store.handles import ServerHandles
 from tfps.worker.batch_loop import repeat
 from tfps.worker.gradient import Change, Gradient, encoded, push
 from tfps.worker.tally import added, vector, zeros
-from tfps.worker.tracing import COUNT, EXPECTED, RATE, SHARE, STEP_NUMBER, blank, form, traced
+from tfps.worker.tracing import COUNT, PUSH_NUMBERS, STEP_NUMBER, blank, form
 from tfps.worker.worker_step import Residuals, WorkerMemory, kept
 
 
@@ -40,8 +41,10 @@ class SyncStep:
         handles = gradient.pusher.handles()
         self._change_specs = gradient.change_specs()
         carry = SyncCarry(form(gradient.pusher.initial_residuals), self._change_specs)
-        self._run = traced(self._steps, handles, source, carry, COUNT, STEP_NUMBER)
-        self._push = traced(self._pushed, handles, carry, STEP_NUMBER, SHARE, EXPECTED, RATE)
+        self._run = RemoteFunction(
+            self._steps, handles, source, carry, numbers={"count": COUNT, "first": STEP_NUMBER}
+        )
+        self._push = RemoteFunction(self._pushed, handles, carry, numbers=PUSH_NUMBERS)
 
     def start(self, handles: ServerHandles, memory: WorkerMemory | None) -> SyncCarry:
         """See `WorkerStep`."""
@@ -60,7 +63,7 @@ class SyncStep:
     ) -> tuple[tf.Tensor, SyncCarry]:
         """Pulls and computes; see `WorkerStep`."""
         del learning_rate
-        return self._run(handles, source, carry, count, number)
+        return self._run(handles, source, carry, count=count, first=number)
 
     def push(
         self,
@@ -72,7 +75,14 @@ class SyncStep:
         learning_rate: float,
     ) -> tuple[tf.Tensor, SyncCarry]:
         """See `RoundStep`."""
-        return self._push(handles, carry, number, share, expected, learning_rate)
+        return self._push(
+            handles,
+            carry,
+            number=number,
+            share=share,
+            expected=expected,
+            learning_rate=learning_rate,
+        )
 
     def finish(self, handles: ServerHandles, carry: SyncCarry, learning_rate: float) -> None:
         """See `WorkerStep`; nothing is pending between rounds."""

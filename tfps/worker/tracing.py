@@ -12,6 +12,15 @@ RATE = tf.TensorSpec([], tf.float32)  # learning rate
 SHARE = tf.TensorSpec([], tf.float32)  # of a worker in the weighted mean of its round
 EXPECTED = tf.TensorSpec([], tf.int32)  # how many workers push in a round
 
+# The numbers of a training step, and of a push that is a call of its own.
+STEP_NUMBERS = {"count": COUNT, "first": STEP_NUMBER, "learning_rate": RATE}
+PUSH_NUMBERS = {
+    "number": STEP_NUMBER,
+    "share": SHARE,
+    "expected": EXPECTED,
+    "learning_rate": RATE,
+}
+
 
 def traced(function: Callable, *arguments: Any) -> tf.types.experimental.ConcreteFunction:
     """The graph of a function for arguments of these forms."""

@@ -1,0 +1,151 @@
+"""What every `Feed` promises: one table of all kinds of input, run through the same laws."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfps
+from tfps.training.input import feed_of
+from tfps.worker.batch_loop import Stack
+
+WORKERS = 2
+BATCHES = 10
+
+
+def dataset(count=BATCHES, begin=0):
+    """Batches of one number each: begin, begin + 1 and so on."""
+    return tf.data.Dataset.range(begin, begin + count).batch(1)
+
+
+def per_worker(context):
+    """Five batches for each worker, different ones."""
+    return dataset(5, 5 * context.worker_index)
+
+
+def generator():
+    for i in range(BATCHES):
+        yield (np.array([i]),)
+
+
+INPUTS = {
+    "arrays": lambda: (np.arange(BATCHES), {"batch_size": 1, "shuffle": False}),
+    "dataset": lambda: (dataset(), {}),
+    "generator": lambda: (generator(), {}),
+    "dataset_fn": lambda: (per_worker, {}),
+}
+AGAIN = [name for name in INPUTS if name != "generator"]  # A generator is over after one pass.
+
+
+@pytest.fixture(autouse=True)
+def _connected(connect):
+    connect(workers=WORKERS, ps=2)
+
+
+def make(name, steps=None, group=1):
+    x, arguments = INPUTS[name]()
+    return feed_of(x, WORKERS, steps, group, **arguments)
+
+
+def numbers(work):
+    """The batches of a work, and how many there were."""
+    if isinstance(work.source, tf.data.Iterator):
+        found = []
+        for _ in range(work.count):
+            element = work.source.get_next_as_optional()
+            if not element.has_value():
+                break
+            found += tf.nest.flatten(element.get_value())[0].numpy().tolist()
+        return found
+    batches = work.source.batches if isinstance(work.source, Stack) else work.source
+    return tf.nest.flatten(batches)[0].numpy().reshape(-1).tolist()
+
+
+def epoch(feed, most=100):
+    """The batches of an epoch by worker, dealt out in turns."""
+    feed.begin_epoch()
+    used = [[] for _ in range(WORKERS)]
+    busy = list(range(WORKERS))
+    while busy:
+        for worker in list(busy):
+            work = feed.take(worker, most)
+            if work is None:
+                busy.remove(worker)
+                continue
+            assert 1 <= work.count <= min(feed.group, most)
+            found = numbers(work)
+            used[worker] += found
+            feed.done(worker, work, len(found))
+    feed.end_epoch()
+    return used
+
+
+def together(used):
+    return sorted(n for own in used for n in own)
+
+
+@pytest.mark.parametrize("name", INPUTS)
+@pytest.mark.parametrize(("group", "most"), [(1, 100), (4, 100), (4, 3)])
+def test_an_epoch_has_every_batch_once(name, group, most):
+    used = epoch(make(name, group=group), most)
+    assert together(used) == list(range(BATCHES))
+    assert all(used)  # Every worker got some.
+
+
+@pytest.mark.parametrize("name", AGAIN)
+@pytest.mark.parametrize("group", [1, 4])
+def test_every_epoch_is_a_pass(name, group):
+    feed = make(name, group=group)
+    first = epoch(feed)
+    assert feed.position().batches == (0,) * len(feed.position().batches)
+    assert together(epoch(feed)) == together(first)
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_steps_per_epoch_go_on_where_the_last_epoch_ended(name):
+    feed = make(name, steps=4)
+    assert feed.num_batches == 4
+    used = together(epoch(feed)) + together(epoch(feed))
+    assert len(used) == 8
+    assert len(set(used)) == 8  # None comes twice in a pass.
+
+
+@pytest.mark.parametrize("name", AGAIN)
+def test_reset_begins_with_the_first_batch(name):
+    feed = make(name, steps=4)
+    first = epoch(feed)
+    epoch(feed)
+    feed.reset()
+    assert epoch(feed) == first
+
+
+@pytest.mark.parametrize("name", AGAIN)
+@pytest.mark.parametrize("epochs", [1, 2, 3])
+def test_another_feed_goes_on_at_a_position(name, epochs):
+    feed = make(name, steps=4)
+    for _ in range(epochs):
+        epoch(feed)
+    position = feed.position()
+    other = make(name, steps=4)
+    other.seek(position)
+    assert other.position() == position
+    assert epoch(other) == epoch(feed)
+    assert other.position() == feed.position()
+
+
+@pytest.mark.parametrize("name", AGAIN)
+def test_regrouping_holds_from_the_next_work_on(name):
+    feed = make(name, group=1)
+    feed.begin_epoch()
+    assert feed.take(0).count == 1
+    feed.regroup(3)
+    assert feed.group == 3
+    assert feed.take(0).count == 3
+
+
+def test_a_position_of_another_kind_of_input_is_refused():
+    position = make("dataset_fn", steps=4).position()
+    with pytest.raises(tfps.DataError, match="position is of 2 datasets"):
+        make("dataset", steps=4).seek(position)
+    position = make("dataset", steps=4).position()
+    with pytest.raises(tfps.DataError, match=r"position is of 1 dataset\(s\), but there are 2"):
+        make("dataset_fn", steps=4).seek(position)
