@@ -11,6 +11,7 @@ import hypothesis
 import keras
 import numpy as np
 import pytest
+from tensorflow.python.eager import context
 
 import tfps
 from tfps.cluster import sockets
@@ -43,7 +44,15 @@ def _processes_are_marked(request, monkeypatch):
 
 
 _clusters: dict = {}
-_current: list = []
+
+
+def _is_connected(cluster: tfps.Cluster) -> bool:
+    """Whether this process is connected to just these tasks."""
+    definition = context.get_server_def()
+    if definition is None:
+        return False
+    tasks = {job.name: [job.tasks[i] for i in sorted(job.tasks)] for job in definition.cluster.job}
+    return tasks == cluster.spec
 
 
 class _Connected(tfps.ParameterServerStrategy):
@@ -68,16 +77,15 @@ def connect():
 
     def get(workers=1, ps=2, partitioner=None):
         size = workers, ps
-        if size in _current:
-            return _Connected(_clusters[size], partitioner)
         if size not in _clusters:
             _clusters[size] = tfps.LocalCluster(workers, ps)
-        else:
-            cluster = _clusters[size]
+        cluster = _clusters[size]
+        if _is_connected(cluster):
+            return _Connected(cluster, partitioner)
+        if cluster.connected:
             cluster.spec["chief"][:] = [f"127.0.0.1:{port}" for port in sockets.free_ports(1)]
             cluster.connected = False
-        _current[:] = [size]
-        return tfps.ParameterServerStrategy(_clusters[size], partitioner)
+        return tfps.ParameterServerStrategy(cluster, partitioner)
 
     return get
 
