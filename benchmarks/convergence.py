@@ -80,7 +80,7 @@ def table(results: dict) -> str:
     """The results as a Markdown table.
 
     Args:
-      results: Label -> {"bar": % above identity or None, "runs": list of what `train` returned}.
+      results: label -> {"bar": % above identity or None, "runs": list of what `train` returned}.
     """
     means = {
         name: statistics.mean(r["bits_per_byte"] for r in one["runs"])

@@ -85,8 +85,8 @@ def updates(steps: int, workers: int) -> int:
     """How often the optimizer will update, for the schedule of its learning rate.
 
     Args:
-      steps: Number of batches of all workers together.
-      workers: Number of workers. In rounds the workers make one update together, and a worker that
+      steps: number of batches of all workers together.
+      workers: number of workers. In rounds the workers make one update together, and a worker that
         trains on a copy of its own counts its own steps.
     """
     policy = tfps.consistency.parse(FLAGS.consistency)
@@ -101,7 +101,7 @@ class ShowPlacement(keras.callbacks.Callback):
         """Makes the callback.
 
         Args:
-          strategy: The strategy of the trainer.
+          strategy: the strategy of the trainer.
           log_dir: TensorBoard's folder.
         """
         super().__init__()

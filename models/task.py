@@ -40,7 +40,7 @@ def run(train: Callable[[Connect], None]) -> int:
     """Runs this process's task: a worker or ps serves until the job ends, the chief trains.
 
     Args:
-      train: What the chief runs. It is given a function that connects to the cluster, to be called
+      train: what the chief runs. It is given a function that connects to the cluster, to be called
         after the input was found to be good.
 
     Returns:

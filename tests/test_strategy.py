@@ -1,5 +1,6 @@
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 
 import tfps
@@ -60,3 +61,15 @@ def test_a_model_made_before_the_connection_is_trained(connect):
     assert not np.array_equal(model.get_weights()[0], before[0])
     assert int(model.optimizer.iterations) == 2
     model.fit(x, y, verbose=0)
+
+
+def test_a_variable_that_could_not_be_made_is_left_alone(connect):
+    """The error of one keeps it alive, half made, while the strategy carries variables over."""
+
+    def fails(shape, dtype):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError) as held:
+        keras.Variable(fails, shape=(2,))
+    connect(workers=2)
+    assert held.traceback

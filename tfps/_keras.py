@@ -90,7 +90,8 @@ def variables_survive() -> Iterator[None]:
         (v, v.numpy())
         for v in gc.get_objects()
         if issubclass(type(v), keras.Variable)
-        and v._value is not None
+        # A variable whose creation failed has no value, though an error may still hold it.
+        and getattr(v, "_value", None) is not None
         and not getattr(v, "_is_remote", False)
         and not getattr(v._value, "is_remote", False)
     ]
@@ -106,7 +107,7 @@ def initializer_of(initial_value: Any) -> tuple[keras.Variable, Any] | None:
     """Finds the Keras variable that is just being made, and its initializer.
 
     Args:
-      initial_value: What `tf.Variable` was given. Keras gives it a function that calls the
+      initial_value: what `tf.Variable` was given. Keras gives it a function that calls the
         initializer for the whole shape.
 
     Returns:
@@ -122,9 +123,9 @@ def initializer_of_part(
     """Makes an initializer that gives a part of a variable the distribution of the whole.
 
     Args:
-      initializer: The initializer of the whole.
-      shape, part_shape: The shapes of the whole and of the part.
-      index: The index of the part. With a fixed seed, each part draws different numbers.
+      initializer: the initializer of the whole.
+      shape, part_shape: the shapes of the whole and of the part.
+      index: the index of the part. With a fixed seed, each part draws different numbers.
 
     Returns:
       An initializer, or None if the values of the part depend on the whole.
@@ -171,9 +172,9 @@ def build(model: keras.Model, batch_spec: Any, targets: bool) -> None:
     The optimizer stays unbuilt, since its state belongs on the servers.
 
     Args:
-      model: The model to build. A model that is built already is left alone.
-      batch_spec: Nested specs of a batch.
-      targets: Whether the batch has targets, so that loss and metrics can be built as well.
+      model: the model to build. A model that is built already is left alone.
+      batch_spec: nested specs of a batch.
+      targets: whether the batch has targets, so that loss and metrics can be built as well.
     """
     names = ["optimizer"] + ([] if targets else ["_compile_loss", "_compile_metrics"])
     # `setattr` would track the metrics a second time.
@@ -196,8 +197,8 @@ def check_compiled(model: keras.Model, method: str) -> None:
     """Raises Keras's own `ValueError` unless the model was compiled.
 
     Args:
-      model: The model.
-      method: The name of the method that needs a compiled model, for the message.
+      model: the model.
+      method: the name of the method that needs a compiled model, for the message.
     """
     model._assert_compile_called(method)
 
@@ -344,7 +345,7 @@ def variant(optimizer: keras.optimizers.Optimizer, **attributes: Any) -> keras.o
 
     Args:
       optimizer: A built optimizer.
-      **attributes: What the variant has in place of the optimizer's own attributes.
+      **attributes: what the variant has in place of the optimizer's own attributes.
     """
     # `copy.copy` would write the optimizer into a file and read it back.
     other = object.__new__(type(optimizer))

@@ -12,12 +12,12 @@ def build(
     The model consists of Keras's own layers only, so that plain Keras loads a saved model.
 
     Args:
-      vocabulary: Number of token ids.
-      layers_: Number of blocks.
-      width: Width of the residual stream, a multiple of `heads`.
-      heads: Number of attention heads in a block.
-      context: Length of the longest sequence, in tokens.
-      dropout: Dropout rate in attention and on both branches of a block.
+      vocabulary: number of token ids.
+      layers_: number of blocks.
+      width: width of the residual stream, a multiple of `heads`.
+      heads: number of attention heads in a block.
+      context: length of the longest sequence, in tokens.
+      dropout: dropout rate in attention and on both branches of a block.
 
     Returns:
       A model from int32 tokens [batch, time] to float32 logits [batch, time, vocabulary], where

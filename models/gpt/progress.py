@@ -22,9 +22,9 @@ class Progress(keras.callbacks.Callback):
         """Makes the callback.
 
         Args:
-          tokens_per_step: Number of tokens in a batch.
-          bytes_per_token: Mean number of bytes of a token of the validation text.
-          out: The text stream to print to.
+          tokens_per_step: number of tokens in a batch.
+          bytes_per_token: mean number of bytes of a token of the validation text.
+          out: the text stream to print to.
         """
         super().__init__()
         self._tokens_per_step = tokens_per_step

@@ -19,9 +19,9 @@ def tokens(
     Args:
       model: A model of `model.build`.
       prompt: int32 [n], n >= 1.
-      count: Number of tokens to draw.
+      count: number of tokens to draw.
       temperature: 0 takes the likeliest token; 1 samples from the model's distribution.
-      seed: Seed of the draws.
+      seed: seed of the draws.
 
     Yields:
       The ids of the tokens that follow the prompt.
@@ -58,7 +58,7 @@ def text(
     """The prompt and `count` sampled tokens, as text.
 
     Raises:
-      ConfigError: The prompt is empty.
+      ConfigError: the prompt is empty.
     """
     start = tokenizer.encode(prompt.encode())
     if not len(start):

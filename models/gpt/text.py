@@ -19,7 +19,7 @@ def find(pattern: str) -> list[str]:
     """The files that a glob, a folder (searched recursively) or a path stands for.
 
     Raises:
-      DataError: There is no such file.
+      DataError: there is no such file.
     """
     if os.path.isdir(pattern):
         names = glob.glob(os.path.join(glob.escape(pattern), "**"), recursive=True)
@@ -87,22 +87,22 @@ class Windows:
 
     Attributes:
       tokens: int32 [n], all texts one after another.
-      context: Length of a window, in tokens.
-      count: Number of windows.
-      bytes_per_token: Mean number of bytes of a token.
+      context: length of a window, in tokens.
+      count: number of windows.
+      bytes_per_token: mean number of bytes of a token.
     """
 
     def __init__(self, texts: Sequence[bytes], tokenizer: Tokenizer, context: int, what: str):
         """Encodes the texts.
 
         Args:
-          texts: Contents of files.
-          tokenizer: The tokenizer that encodes the texts.
-          context: Length of a window, in tokens.
-          what: What the error calls the texts, such as "training".
+          texts: contents of files.
+          tokenizer: the tokenizer that encodes the texts.
+          context: length of a window, in tokens.
+          what: what the error calls the texts, such as "training".
 
         Raises:
-          DataError: The texts have too few tokens for one window.
+          DataError: the texts have too few tokens for one window.
         """
         self.tokens = tokenizer.encode(b"".join(texts))
         self.context = context

@@ -18,7 +18,7 @@ class Tokenizer(Protocol):
     """What turns text into token ids and back.
 
     Attributes:
-      vocabulary: Number of token ids.
+      vocabulary: number of token ids.
     """
 
     vocabulary: int
@@ -68,9 +68,9 @@ class WordPiece:
         """Learns a vocabulary from the texts.
 
         Args:
-          texts: Contents of files, in UTF-8.
-          size: Most pieces to learn.
-          sample_bytes: How much text to learn from, since the learner is slow.
+          texts: contents of files, in UTF-8.
+          size: most pieces to learn.
+          sample_bytes: how much text to learn from, since the learner is slow.
         """
         counts: collections.Counter[str] = collections.Counter()
         seen = 0
@@ -131,7 +131,7 @@ def of_saved_model(model_path: str, vocabulary: int) -> Tokenizer:
     """Loads the tokenizer that a saved model was trained with.
 
     Raises:
-      DataError: The vocabulary file is missing and the model is not a model of bytes, or the
+      DataError: the vocabulary file is missing and the model is not a model of bytes, or the
         vocabulary does not fit the model.
     """
     path = vocabulary_path(model_path)

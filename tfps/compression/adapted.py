@@ -18,7 +18,7 @@ def adapted(codec: PlainCodec) -> Codec:
     """The codec with all traits: the codec itself if it is a `Codec`, else an `Adapted`.
 
     Raises:
-      ConfigError: The object lacks a method of the contract, or cannot be hashed.
+      ConfigError: the object lacks a method of the contract, or cannot be hashed.
     """
     if isinstance(codec, Codec):
         return codec
@@ -40,7 +40,7 @@ class Adapted(Codec):
     """Gives the default of each trait that an object with the methods of the contract lacks.
 
     Attributes:
-      codec: The object. It must be hashable. Two `Adapted` are equal if their objects are.
+      codec: the object. It must be hashable. Two `Adapted` are equal if their objects are.
     """
 
     codec: PlainCodec

@@ -73,8 +73,8 @@ class Codec(abc.ABC):
     attributes.
 
     Attributes:
-      min_bytes: Variables smaller than this many bytes are left uncompressed.
-      feedback: Whether to keep what a payload left out and add it to the next gradient
+      min_bytes: variables smaller than this many bytes are left uncompressed.
+      feedback: whether to keep what a payload left out and add it to the next gradient
         (`ErrorFeedback`). None keeps it exactly if the codec is biased.
     """
 
@@ -106,8 +106,8 @@ class Codec(abc.ABC):
         """Makes the payload of a tensor.
 
         Args:
-          tensor: Floating, of static shape.
-          state: What `initial_state` or the last `encode` returned.
+          tensor: floating, of static shape.
+          state: what `initial_state` or the last `encode` returned.
           seed: int32 [2], a different seed for each step and tensor.
 
         Returns:
@@ -120,9 +120,9 @@ class Codec(abc.ABC):
         """Makes a tensor of what arrived.
 
         Args:
-          payload: What `encode` returned.
-          shape: Of the tensor that was encoded.
-          dtype: Of the tensor that was encoded.
+          payload: what `encode` returned.
+          shape: of the tensor that was encoded.
+          dtype: of the tensor that was encoded.
 
         Returns:
           A tensor of that shape and dtype.
@@ -181,7 +181,7 @@ class Codec(abc.ABC):
         """Chooses the codec for rows of an embedding table, which cannot keep residuals.
 
         Args:
-          weights: Whether the rows are parameters instead of gradients. Parameters are rounded to
+          weights: whether the rows are parameters instead of gradients. Parameters are rounded to
             nearest: noise that averages out in a sum of gradients would only disturb parameters.
 
         Returns:

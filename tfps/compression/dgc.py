@@ -49,9 +49,9 @@ class DGC(Codec):
     and the largest elements of v are sent.
 
     Attributes:
-      ratio: Fraction of the elements to send: ceil(ratio * n), and at least 1.
-      momentum: In [0, 1). With 0, DGC is top-k with error feedback.
-      warmup: Steps during which the fraction falls exponentially, from 25% at the first step to
+      ratio: fraction of the elements to send: ceil(ratio * n), and at least 1.
+      momentum: in [0, 1). With 0, DGC is top-k with error feedback.
+      warmup: steps during which the fraction falls exponentially, from 25% at the first step to
         `ratio` after the last: 0.25 * (ratio / 0.25) ** (step / warmup).
     """
 

@@ -31,7 +31,7 @@ class ErrorFeedback(Codec):
     the residual alone, so the residual stays finite.
 
     Attributes:
-      codec: The codec that makes the payload. Its `under_feedback` takes its place: a `RandomK`
+      codec: the codec that makes the payload. Its `under_feedback` takes its place: a `RandomK`
         is replaced by its unscaled form.
 
     Raises:

@@ -32,6 +32,6 @@ def parse(text: str) -> Codec:
         of the codec's attributes until a parameter is given by name.
 
     Raises:
-      ConfigError: There is no such codec, or the codec takes no such parameters.
+      ConfigError: there is no such codec, or the codec takes no such parameters.
     """
     return parsing.parse(text, CODECS, "codec", shared=("min_bytes", "feedback"))

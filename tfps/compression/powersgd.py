@@ -53,7 +53,7 @@ class PowerSGD(Codec):
     gradient starts the iteration afresh.
 
     Attributes:
-      rank: Number of columns of each factor.
+      rank: number of columns of each factor.
     """
 
     rank: int = 4

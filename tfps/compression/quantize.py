@@ -20,7 +20,7 @@ class Int8(Codec):
     Attributes:
       rounding: "nearest", which is biased and errs by at most half a level, or "stochastic",
         which is unbiased and errs by up to one level.
-      block: Number of elements that share a float32 scale.
+      block: number of elements that share a float32 scale.
     """
 
     rounding: str = "nearest"

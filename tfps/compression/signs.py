@@ -34,7 +34,7 @@ class Ternary(Codec):
     A block with a non-finite element arrives non-finite.
 
     Attributes:
-      block: Number of elements that share a float32 scale. The variance is proportional to the
+      block: number of elements that share a float32 scale. The variance is proportional to the
         scale, so small blocks err less.
     """
 
@@ -87,7 +87,7 @@ class OneBit(Codec):
     A block with a non-finite element arrives non-finite.
 
     Attributes:
-      block: Number of elements that share a float32 scale.
+      block: number of elements that share a float32 scale.
     """
 
     block: int = 1024

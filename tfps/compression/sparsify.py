@@ -37,7 +37,7 @@ class TopK(Codec):
     Without feedback, infinite elements are sent first and NaN is not sent.
 
     Attributes:
-      ratio: Fraction of the elements to send: ceil(ratio * n), and at least 1. An element takes
+      ratio: fraction of the elements to send: ceil(ratio * n), and at least 1. An element takes
         eight bytes, so 0.01 sends a fiftieth of the bytes of float32.
     """
 
@@ -86,8 +86,8 @@ class RandomK(Codec):
     Improving Communication Efficiency" (2016), call this a subsampled update.
 
     Attributes:
-      ratio: Fraction of the elements to send: ceil(ratio * n), and at least 1.
-      unbiased: Whether to multiply each element by the length of its stratum, so that the
+      ratio: fraction of the elements to send: ceil(ratio * n), and at least 1.
+      unbiased: whether to multiply each element by the length of its stratum, so that the
         expectation is right. Under error feedback elements are never multiplied, since what is
         not sent arrives later and would then arrive several times.
     """

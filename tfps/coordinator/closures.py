@@ -341,7 +341,7 @@ class ResourceClosure:
 
     Attributes:
       output: weak reference to the `Resource` for what is made.
-      round: None, since nobody joins the call and nobody cancels it.
+      round: none, since nobody joins the call and nobody cancels it.
     """
 
     __slots__ = ("args", "function", "kwargs", "output")

@@ -16,8 +16,8 @@ class Frozen(NamedTuple):
     """Which second moments of an Adam are frozen, and since when (1-bit Adam's warm-up).
 
     Attributes:
-      variables: Per variable of the optimizer, whether its second moments are frozen.
-      after: Number of pushes that were applied before the second moments were frozen.
+      variables: per variable of the optimizer, whether its second moments are frozen.
+      after: number of pushes that were applied before the second moments were frozen.
     """
 
     variables: Sequence[bool]
@@ -39,7 +39,7 @@ class Freezable:
 
     Attributes:
       frozen: `id`s of the variables whose second moments are frozen.
-      frozen_at: Number of updates before the second moments were frozen, for the correction of
+      frozen_at: number of updates before the second moments were frozen, for the correction of
         their bias.
     """
 

@@ -17,8 +17,8 @@ def unscale_and_clip(
     """Unscales and clips the gradients of the whole model, which only the worker sees.
 
     Args:
-      optimizer: The optimizer that the model was compiled with.
-      gradients: Tensors, or None for a variable on which the loss does not depend.
+      optimizer: the optimizer that the model was compiled with.
+      gradients: tensors, or None for a variable on which the loss does not depend.
       scale: float32 scalar by which the loss was multiplied.
 
     Returns:

@@ -12,9 +12,9 @@ class Inspection(NamedTuple):
     """What a step does with the variables of a model.
 
     Attributes:
-      connected: Per trainable variable, whether the loss depends on it.
-      updated: Per state variable, whether the step writes it.
-      tables: Per trainable variable, whether the step only looks up rows of it.
+      connected: per trainable variable, whether the loss depends on it.
+      updated: per state variable, whether the step writes it.
+      tables: per trainable variable, whether the step only looks up rows of it.
     """
 
     connected: list[bool]
@@ -26,9 +26,9 @@ def inspect(model: StatelessModel, batch_spec: Any, train: bool = True) -> Inspe
     """Finds what a step would do with the variables.
 
     Args:
-      model: The model.
-      batch_spec: Nested `tf.TypeSpec`s of a batch.
-      train: Whether the step is one of training. Otherwise it is one of prediction.
+      model: the model.
+      batch_spec: nested `tf.TypeSpec`s of a batch.
+      train: whether the step is one of training. Otherwise it is one of prediction.
     """
     # A candidate comes into the trace twice: as a whole, and as the rows that lookups read. It is a
     # table if nothing in the trace uses the whole.

@@ -20,7 +20,7 @@ class Rows(NamedTuple):
     Attributes:
       values: [n, ...], the rows that the batch looks up, then zeros. n is the number of ids in the
         batch, so that XLA sees the same shape for every batch.
-      positions: For each lookup, in the order in which the model makes them, the index in `values`
+      positions: for each lookup, in the order in which the model makes them, the index in `values`
         of each id's row; an integer tensor of the shape of the ids.
     """
 
@@ -36,15 +36,15 @@ class Lookups:
     rows where the rows live. Within the context the variable has such a method.
 
     Attributes:
-      ids: The ids of the lookups so far, in the order of the lookups.
+      ids: the ids of the lookups so far, in the order of the lookups.
     """
 
     def __init__(self, variable: keras.Variable, find: Find):
         """Prepares the context.
 
         Args:
-          variable: The variable whose rows are looked up.
-          find: What a lookup calls in place of `tf.gather`.
+          variable: the variable whose rows are looked up.
+          find: what a lookup calls in place of `tf.gather`.
         """
         self._variable = variable
         self._find = find
@@ -75,8 +75,8 @@ def looking_up(
     """A context in which lookups in several tables call functions instead.
 
     Args:
-      variables: The model's trainable variables.
-      finds: Index of a variable -> what its lookups call.
+      variables: the model's trainable variables.
+      finds: index of a variable -> what its lookups call.
 
     Yields:
       Index of a variable -> its `Lookups`.
@@ -89,7 +89,7 @@ def depends(tensor: tf.Tensor, inputs: set[int]) -> bool:
     """Whether a tensor of a graph is computed from any of these operations.
 
     Args:
-      tensor: The tensor.
+      tensor: the tensor.
       inputs: `id`s of the operations.
     """
     todo, seen = [tensor.op], set()

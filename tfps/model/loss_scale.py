@@ -30,7 +30,7 @@ class LossScale:
         """Computes the next (scale, good_steps) after a push.
 
         Args:
-          scale, good_steps: The present values of `variables`.
+          scale, good_steps: the present values of `variables`.
           used: float32 scalar, the scale with which the worker computed.
           finite: bool scalar, whether the worker's gradients were all finite.
         """

@@ -16,11 +16,11 @@ def row_ids(
     """Computes the ids that a step looks up in tables, without the weights.
 
     Args:
-      model: The model.
-      tables: Indices of trainable variables that `inspect` found to be tables.
+      model: the model.
+      tables: indices of trainable variables that `inspect` found to be tables.
       step: int64 scalar, as for `StatelessModel.train`.
-      batch: As for `StatelessModel.train`.
-      training: Whether the step is one of training.
+      batch: as for `StatelessModel.train`.
+      training: whether the step is one of training.
 
     Returns:
       Table -> its lookups in the order in which the step makes them, integer tensors of any shape.

@@ -36,10 +36,10 @@ class ServerOptimizer:
     """The optimizer of one parameter server, built on the server's buckets.
 
     Attributes:
-      variables: All Keras variables that the constructor made, on the device on which it ran.
-      state: The state of the optimizer (iterations and slots), in the order in which `apply` takes
+      variables: all Keras variables that the constructor made, on the device on which it ran.
+      state: the state of the optimizer (iterations and slots), in the order in which `apply` takes
         and returns its values: Keras variables.
-      state_names: See `StatelessOptimizer`.
+      state_names: see `StatelessOptimizer`.
     """
 
     def __init__(
@@ -51,9 +51,9 @@ class ServerOptimizer:
         """Creates the state on the current device.
 
         Args:
-          optimizer: The optimizer that the model was compiled with; see `StatelessOptimizer`.
-          variables: One for each bucket.
-          decayed: Per variable, whether weight decay applies.
+          optimizer: the optimizer that the model was compiled with; see `StatelessOptimizer`.
+          variables: one for each bucket.
+          decayed: per variable, whether weight decay applies.
         """
         self._function = StatelessOptimizer(optimizer, variables, decayed)
         self.variables = self._function.variables
@@ -94,9 +94,9 @@ class RowOptimizer(ServerOptimizer):
     `apply` takes and returns these rows of the table and of the slots, tensors [rows, width].
 
     Attributes:
-      variables: The Keras variables of one row, with which `apply` was built.
-      state: The state of all rows: `tf.Variable`s on the device on which the constructor ran.
-      by_row: Per state variable, whether it has a row for each row of the table.
+      variables: the Keras variables of one row, with which `apply` was built.
+      state: the state of all rows: `tf.Variable`s on the device on which the constructor ran.
+      by_row: per state variable, whether it has a row for each row of the table.
     """
 
     def __init__(
@@ -109,9 +109,9 @@ class RowOptimizer(ServerOptimizer):
         """Creates the state on the current device.
 
         Args:
-          optimizer: An elementwise optimizer; see `StatelessOptimizer`.
-          shape, dtype: Of the table.
-          decayed: Whether weight decay applies to the table.
+          optimizer: an elementwise optimizer; see `StatelessOptimizer`.
+          shape, dtype: of the table.
+          decayed: whether weight decay applies to the table.
         """
         # One row tells the state of every row: an elementwise optimizer starts all rows alike.
         row = keras.Variable(tf.zeros((1, *shape[1:]), dtype), name="row")

@@ -20,11 +20,11 @@ class Trained(NamedTuple):
     """What one step of training computes.
 
     Attributes:
-      gradients: Per trainable variable, the gradient of the scaled loss, or None if the loss does
+      gradients: per trainable variable, the gradient of the scaled loss, or None if the loss does
         not depend on the variable. The gradient of a table has the shape of the rows; those of a
         row that the batch looks up several times are summed.
-      state: Per state variable, the new value, or None if the model did not touch the variable.
-      metrics: The new values of the metric variables.
+      state: per state variable, the new value, or None if the model did not touch the variable.
+      metrics: the new values of the metric variables.
       examples: int64 scalar, the length of the batch.
     """
 
@@ -41,11 +41,11 @@ class StatelessModel:
     variables have given values, and of `outputs` and `loss`, which run the model within a scope.
 
     Attributes:
-      model: The Keras model.
-      trainable: The model's trainable variables.
-      state: All other weights of the model: batch-norm statistics, counters, frozen layers.
-      metrics: The variables of the compiled metrics and of the mean loss.
-      base_seeds: The values of all random seeds that the model draws from, int arrays. Each step
+      model: the Keras model.
+      trainable: the model's trainable variables.
+      state: all other weights of the model: batch-norm statistics, counters, frozen layers.
+      metrics: the variables of the compiled metrics and of the mean loss.
+      base_seeds: the values of all random seeds that the model draws from, int arrays. Each step
         folds its number into them.
     """
 
@@ -53,7 +53,7 @@ class StatelessModel:
         """Lists the variables of a built model.
 
         Raises:
-          ConfigError: The model overrides `train_step`, `test_step` or `predict_step`, or was
+          ConfigError: the model overrides `train_step`, `test_step` or `predict_step`, or was
             compiled to run eagerly.
         """
         if overridden := _keras.overridden_steps(model):
@@ -96,7 +96,7 @@ class StatelessModel:
         It runs as a graph, as in Keras: op by op it would take the chief milliseconds.
 
         Args:
-          metrics: Values in the order of the attribute.
+          metrics: values in the order of the attribute.
         """
         values = [tf.constant(m, v.dtype) for m, v in zip(metrics, self.metrics, strict=True)]
         if self._publish is None:
@@ -123,11 +123,11 @@ class StatelessModel:
         """Computes the gradients of one batch.
 
         Args:
-          trainable: Tensors in the order of the attribute; for a table, `Rows`.
-          state, metrics: Tensors in the order of the attributes.
+          trainable: tensors in the order of the attribute; for a table, `Rows`.
+          state, metrics: tensors in the order of the attributes.
           step: int64 scalar, unique to this step: the seed of its dropout.
           loss_scale: float32 scalar by which the loss is multiplied.
-          batch: What the dataset yields: x, (x, y) or (x, y, sample_weight).
+          batch: what the dataset yields: x, (x, y) or (x, y, sample_weight).
         """
         sources = [t.values if isinstance(t, Rows) else t for t in trainable]
         with self._tables(trainable) as whole:
@@ -149,8 +149,8 @@ class StatelessModel:
         """`train` with gradients for any tensors of which the loss is computed.
 
         Args:
-          trainable, state, metrics, step, loss_scale, batch: See `train`.
-          sources: The tensors for which gradients are returned.
+          trainable, state, metrics, step, loss_scale, batch: see `train`.
+          sources: the tensors for which gradients are returned.
         """
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(sources)
@@ -172,7 +172,7 @@ class StatelessModel:
         """Computes the metrics of one batch.
 
         Args:
-          trainable, state, metrics, batch: See `train`.
+          trainable, state, metrics, batch: see `train`.
 
         Returns:
           (new values of the metric variables, int64 number of examples).
@@ -201,8 +201,8 @@ class StatelessModel:
         """A scope in which the model's variables have these values.
 
         Args:
-          trainable, state: Tensors in the order of the attributes.
-          metrics: Likewise, or None if metrics are not used.
+          trainable, state: tensors in the order of the attributes.
+          metrics: likewise, or None if metrics are not used.
           step: int64 scalar from which random generators are seeded, or None for a step that
             draws no numbers.
         """
@@ -228,9 +228,9 @@ class StatelessModel:
         """The loss of a batch, a scalar, within `scope`.
 
         Args:
-          batch: See `train`.
-          training: Whether layers run in training mode.
-          metrics: Whether to update the metrics with the batch.
+          batch: see `train`.
+          training: whether layers run in training mode.
+          metrics: whether to update the metrics with the batch.
         """
         x, y, sample_weight = _keras.unpack_batch(without_optionals(batch))
         y_pred = _keras.call(self.model, x, training)

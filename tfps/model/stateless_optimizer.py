@@ -24,13 +24,13 @@ class StatelessOptimizer:
     """A clone of an optimizer whose update is a pure function.
 
     Attributes:
-      variables: All Keras variables of the clone: the state and the unused learning rate.
-      state: The variables of the state (iterations and slots), in the order in which `apply` takes
+      variables: all Keras variables of the clone: the state and the unused learning rate.
+      state: the variables of the state (iterations and slots), in the order in which `apply` takes
         and returns their values.
-      state_names: Per variable of the state, (index of the variable that it belongs to, or None if
+      state_names: per variable of the state, (index of the variable that it belongs to, or None if
         it belongs to none; name, such as "momentums").
-      iterations: Index in `state` of the number of calls of `apply`, an int32 scalar.
-      averages: Per variable, the index in `state` of its moving average; empty if the optimizer
+      iterations: index in `state` of the number of calls of `apply`, an int32 scalar.
+      averages: per variable, the index in `state` of its moving average; empty if the optimizer
         has none.
     """
 
@@ -46,10 +46,10 @@ class StatelessOptimizer:
         model: `gradients.unscale_and_clip`.
 
         Args:
-          optimizer: The optimizer that the model was compiled with. The clone has its settings,
+          optimizer: the optimizer that the model was compiled with. The clone has its settings,
             but not its state: slots and iterations start afresh, together.
-          variables: Variables of the shapes and dtypes to update.
-          decayed: Per variable, whether weight decay applies.
+          variables: variables of the shapes and dtypes to update.
+          decayed: per variable, whether weight decay applies.
         """
         self._built_for = list(variables)
         self._can_freeze = can_freeze(inner(optimizer))
@@ -81,13 +81,13 @@ class StatelessOptimizer:
         """Computes one update.
 
         Args:
-          values: The present values of the variables.
-          state: The present values of `self.state`.
-          gradients: Tensors of the shapes of `values`.
+          values: the present values of the variables.
+          state: the present values of `self.state`.
+          gradients: tensors of the shapes of `values`.
           learning_rate: float32 scalar, ignored if the optimizer follows a schedule.
           scale: float32 scalar that multiplies the learning rate or the schedule's rate; None
             means 1.
-          frozen: The second moments that this update leaves alone, or None. Only Adam and AdamW
+          frozen: the second moments that this update leaves alone, or None. Only Adam and AdamW
             have second moments to freeze; other optimizers ignore it.
 
         Returns:

@@ -31,7 +31,7 @@ class StoreHandles(NamedTuple):
       row_slots: bucket -> the state of its row optimizer, in the order of `RowOptimizer.state`.
       locks: per ps, the mutex under which pushes are applied.
       versions: per ps, an int64 scalar: the updates that were made there.
-      loss_scale: None if the loss is not scaled dynamically.
+      loss_scale: none if the loss is not scaled dynamically.
     """
 
     values: dict[int, tf.Tensor]

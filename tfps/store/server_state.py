@@ -52,7 +52,7 @@ class ServerState(NamedTuple):
       optimizer: of the compiled optimizer; empty if the store was made for evaluation alone.
       versions: int64 [ps], updates that each ps made. A store with another number of servers
         gives the largest to all of them.
-      loss_scale: None if the loss is not scaled dynamically.
+      loss_scale: none if the loss is not scaled dynamically.
     """
 
     paths: dict[int, str]

@@ -37,7 +37,7 @@ class Exchange:
     Attributes:
       in_rounds: whether pushes are added up and applied as one update, instead of one by one.
       staleness_scaling: whether the learning rate of a push is divided by its staleness.
-      outer: None if workers push gradients for the compiled optimizer. Otherwise workers train on
+      outer: none if workers push gradients for the compiled optimizer. Otherwise workers train on
         copies, and the servers apply their pseudo-gradients with this: a Keras optimizer, or a
         `ModelAverage`.
     """

@@ -21,9 +21,9 @@ class Blocks:
     """How n elements lie in a matrix with a row for each block.
 
     Attributes:
-      size: Number of elements, n.
-      count: Number of blocks.
-      width: Number of elements in a block. The last elements of the last block are padding.
+      size: number of elements, n.
+      count: number of blocks.
+      width: number of elements in a block. The last elements of the last block are padding.
     """
 
     size: int

@@ -50,7 +50,7 @@ def largest(flat: tf.Tensor, k: int | tf.Tensor, seed: tf.Tensor) -> tuple[tf.Te
 
     Args:
       flat: float32 [n]. NaN is never among the largest.
-      k: An int or int32 scalar, at most n.
+      k: an int or int32 scalar, at most n.
       seed: int32 [2].
 
     Returns:

@@ -30,7 +30,7 @@ def across(rows: tf.Tensor, combine: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
     Args:
       rows: [m, width].
-      combine: An associative elementwise function of two tensors.
+      combine: an associative elementwise function of two tensors.
 
     Returns:
       [m, width / 8], or `rows` if the width is not a multiple of 8.
