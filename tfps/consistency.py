@@ -11,11 +11,15 @@ from tfps.training.consistency import (
 from tfps.training.policy import ConsistencyPolicy, Exchange, ModelAverage
 from tfps.training.schedule import Clocks, Rounds, RoundSchedule, Schedule
 
+# The name of before there was a base class.
+Consistency = ConsistencyPolicy
+
 __all__ = [
     "POLICIES",
     "Async",
     "BoundedStaleness",
     "Clocks",
+    "Consistency",
     "ConsistencyPolicy",
     "Exchange",
     "LocalSteps",

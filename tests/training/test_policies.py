@@ -99,7 +99,9 @@ def test_exchanges_that_differ():
     assert len(named) == len({p.exchange for p in POLICIES.values()}) == 5
     assert Exchange(outer=tfps.ModelAverage(0.5)) == Exchange(outer=tfps.ModelAverage(0.5))
     assert Exchange(outer=OUTER).name == Exchange(outer=keras.optimizers.SGD(1.0)).name
-    assert Exchange(outer=OUTER).name != Exchange(outer=keras.optimizers.SGD(0.5)).name
+    assert (
+        Exchange(outer=OUTER).name != Exchange(outer=keras.optimizers.SGD(1.0, momentum=0.5)).name
+    )
 
 
 def test_a_users_policy_decides_who_steps(connect):
@@ -124,6 +126,48 @@ def test_a_users_policy_in_rounds(connect):
     np.testing.assert_array_equal(model.w, -6.0)  # Six rounds of two workers, whose mean is 1.
     with pytest.raises(tfps.ConfigError, match="workers=3 must be 2"):
         trainer.consistency = Majority(3)
+
+
+class Stuck(Clocks):
+    """Allows three steps, and then none."""
+
+    def allowance(self, worker):
+        return 1 if sum(self._done.values()) < 3 else 0
+
+
+class Holds(Clocks):
+    def finished(self, worker, steps, weight):
+        return True
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        (Stuck, "Stuck allows no step to any of the workers"),
+        (Holds, "Holds holds back what worker 0 computed"),
+    ],
+)
+def test_a_schedule_that_cannot_work_says_so(connect, schedule, message):
+    class Policy(ConsistencyPolicy):
+        def schedule(self):
+            return schedule()
+
+    model = Counting.compiled(keras.optimizers.SGD(1.0))
+    ones = np.ones([8, 1], np.float32)
+    with pytest.raises(tfps.ConfigError, match=message):
+        tfps.Trainer(model, connect(), Policy()).fit(ones, ones, batch_size=1, verbose=0)
+
+
+def test_a_policy_and_its_exchange_agree(connect):
+    class Halfway(OneAtATime):
+        in_rounds = True
+
+        @property
+        def exchange(self):
+            return Exchange()
+
+    with pytest.raises(tfps.ConfigError, match="in_rounds must be the same in both"):
+        tfps.Trainer(mlp(), connect(), consistency=Halfway())
 
 
 def test_what_is_no_policy(connect):

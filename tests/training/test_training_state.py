@@ -120,7 +120,7 @@ def test_the_position_in_the_data_goes_on(connect, fed):
     trainer.fit(inputs, epochs=2, steps_per_epoch=4, verbose=0, callbacks=[Cut()])
     assert [e.chief.position.batches for e in seen] == [(4,), (8,)]
     assert [e.chief.epoch for e in seen] == [1, 2]
-    assert [len(e.chief.history["loss"]) for e in seen] == [1, 2]
+    assert [[number for number, _ in e.chief.history] for e in seen] == [[0], [0, 1]]
     resumed = summing()
     resumed.state.restore(seen[0])
     taken = []
@@ -141,7 +141,7 @@ def test_what_is_listed(connect):
     trainer.model.optimizer.learning_rate = 0.02
     trainer.fit(data(), verbose=0)
     exported = trainer.state.export()
-    assert exported._fields == ("servers", "sides", "workers", "chief")
+    assert exported._fields == ("servers", "sides", "workers", "layout", "chief")
     assert set(exported.workers) == {"gradients"}
     assert len(exported.workers["gradients"]) == 1
     assert exported.servers.optimizer.scalars["iterations"] == 10
@@ -164,14 +164,13 @@ def test_what_cannot_be_exported_or_restored(connect):
 
     two = tfps.Trainer(compiled(1), connect(workers=2))
     trainer = two
-    with pytest.raises(tfps.ConfigError, match=r"outstanding.*on_epoch_end"):
+    with pytest.raises(tfps.ConfigError, match=r"middle of an epoch.*on_epoch_end"):
         two.fit(data(), verbose=0, callbacks=[InBatch()])
     two.fit(data(), verbose=0)
     exported = two.state.export()
     one = tfps.Trainer(compiled(1), connect(workers=1))
-    one.state.restore(exported)
     with pytest.raises(tfps.ConfigError, match="of 2 workers, but there are 1"):
-        one.fit(data(), verbose=0)
+        one.state.restore(exported)
 
 
 def test_a_restored_state_is_gone_on_with_once(connect):
@@ -191,5 +190,118 @@ def test_models_of_another_shape_are_refused(connect):
     other.compile(o.Adam(0.01), "mse")
     second = tfps.Trainer(other, connect())
     second.state.restore(trainer.state.export())
-    with pytest.raises(tfps.ConfigError):
-        second.fit(data(), verbose=0)
+    for _ in range(2):  # Nor is a second try training from scratch.
+        with pytest.raises(tfps.ConfigError):
+            second.fit(data(), verbose=0)
+
+
+def test_memory_is_of_a_layout(connect):
+    """Residuals lie by bucket, so they cannot go to another number of servers; and that is said."""
+    trainer = trainer_on(connect, "feedback", seed=1)
+    trainer.fit(data(), verbose=0)
+    exported = trainer.state.export()
+    other = trainer_on(connect, "feedback", seed=2, ps=1)
+    other.state.restore(exported)
+    with pytest.raises(tfps.ConfigError, match="with as many servers"):
+        other.fit(data(), verbose=0)
+
+
+def test_one_worker_has_no_cut_in_a_hook_of_a_batch_either(connect):
+    """No call is pending there, but the epoch is not over."""
+    trainer = trainer_on(connect, "feedback", seed=1)
+
+    class InBatch(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            trainer.state.export()
+
+    with pytest.raises(tfps.ConfigError, match="middle of an epoch"):
+        trainer.fit(data(), verbose=0, callbacks=[InBatch()])
+
+
+class Interrupt(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        if batch >= 4:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("case", ["feedback", "local steps each"])
+def test_what_workers_remember_survives_an_interrupt(connect, case):
+    trainer = trainer_on(connect, case, seed=1)
+    trainer.fit(data(), verbose=0)
+    ((kind, (before,)),) = trainer.state.export().workers.items()
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(data(), verbose=0, callbacks=[Interrupt()])
+    assert not trainer.state.carries
+    (after,) = trainer.state.export().workers[kind]
+    assert [np.shape(t) for t in tf.nest.flatten(after)] == [
+        np.shape(t) for t in tf.nest.flatten(before)
+    ]
+    if after.inner:  # Its own Adam has counted on.
+        counts = [max(int(t) for t in m.inner if np.shape(t) == ()) for m in (before, after)]
+        assert counts[1] > counts[0] > 0
+
+
+def test_history_has_what_callbacks_add_and_the_epochs_of_before(connect):
+    trainer = trainer_on(connect, "async", seed=1)
+    reduce = keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate / 2)
+    trainer.fit(data(), initial_epoch=1, epochs=3, verbose=0, callbacks=[reduce])
+    exported = trainer.state.export()
+    resumed = trainer_on(connect, "async", seed=2)
+    resumed.state.restore(exported)
+    seen = []
+
+    class Look(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            seen.append((epoch, int(self.model.optimizer.iterations)))
+
+    history = resumed.fit(data(), epochs=5, verbose=0, callbacks=[reduce, Look()])
+    assert history.epoch == [1, 2, 3, 4]
+    np.testing.assert_allclose(history.history["learning_rate"], [0.005 / 2**i for i in range(4)])
+    assert seen == [(3, 20), (4, 30)]
+
+
+def test_a_state_is_restored_between_fits_only(connect):
+    trainer = trainer_on(connect, "async", seed=1)
+    trainer.fit(data(), verbose=0)
+    best = trainer.state.export()
+
+    class Rollback(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            trainer.state.restore(best)
+
+    with pytest.raises(tfps.ConfigError, match="while fit runs"):
+        trainer.fit(data(), verbose=0, callbacks=[Rollback()])
+    trainer.state.restore(best)
+    assert trainer.state.export() is best  # It waits for the next method of the trainer.
+    loss = trainer.evaluate(data(), verbose=0)
+    other = trainer_on(connect, "async", seed=2)
+    other.state.restore(best)
+    assert other.evaluate(data(), verbose=0) == loss
+    other.fit(data(), epochs=2, verbose=0)
+    assert other.state.chief.step_number == 20
+
+
+def test_outer_optimizers_go_on_with_their_slots_and_rates(connect):
+    """Also when another policy was in force in between."""
+
+    def local(rate):
+        return tfps.LocalSteps(2, o.SGD(rate, momentum=0.9), "each")
+
+    policy = local(0.7)
+    trainer = tfps.Trainer(compiled(1), connect(), policy)
+    trainer.fit(data(), verbose=0)
+    policy.outer.learning_rate = 0.5
+    first = trainer.state.export()
+    second = tfps.Trainer(compiled(2), connect())  # Asynchronous.
+    second.state.restore(first)
+    second.fit(data(), epochs=2, verbose=0)
+    again = second.state.export()
+    assert again.sides.keys() > first.sides.keys()
+    third = tfps.Trainer(compiled(3), connect(), local(0.7))
+    third.state.restore(again)
+    third.fit(data().take(0).concatenate(data()), epochs=3, verbose=0)
+    assert float(third.consistency.outer.learning_rate) == 0.5
+    trainer.consistency = local(0.7)
+    trainer.fit(data(), verbose=0)
+    with pytest.raises(tfps.ConfigError, match="equal settings"):
+        trainer.state.export()

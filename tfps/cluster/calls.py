@@ -162,5 +162,7 @@ class WorkerCalls:
     ) -> None:
         """Passes what came of a call to whoever waits for it."""
         if error is not None:
-            error = self._health.named(lane.worker, error)
+            # Whatever happens meanwhile, whoever waits for the call has to learn that it ended.
+            with contextlib.suppress(Exception):
+                error = self._health.named(lane.worker, error)
         call.done.put((lane.worker, call.tag, result, error))

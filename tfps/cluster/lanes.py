@@ -82,3 +82,5 @@ class Lane:
                 source.finished(self, call, result, error)
                 # They may hold tensors on the worker, and an error holds whole frames.
                 del call, result, error
+        # A source that knows its lanes would otherwise be freed only by the garbage collector.
+        del self._source

@@ -43,18 +43,21 @@ class RemoteFunction:
           ConfigError: a leaf of `specs` is no spec, tensor or None, or the function returns a
             handle to a resource.
         """
-        self._flat_specs = tf.nest.flatten(specs, expand_composites=True)
-        self._function, self._specs = function, specs
+        # Nothing of this is kept: an iterator that stands for its spec would live on its worker.
+        flat_specs = tf.nest.flatten(specs, expand_composites=True)
+        self._name = getattr(function, "__name__", type(function).__name__)
         self._numbers = dict(numbers or {})
         self._row = ByteRow(list(self._numbers.values())) if self._numbers else None
         self._to_python = {name: _to_python(spec) for name, spec in self._numbers.items()}
 
         def call(*inputs: tf.Tensor) -> Any:
-            return self._call(list(inputs))
+            leaves, given = self._unpacked(list(inputs), flat_specs)
+            args = tf.nest.pack_sequence_as(specs, leaves, expand_composites=True)
+            return function(*args, **given)
 
         # TensorFlow's errors name it.
         call.__name__ = self._name
-        inputs = [_input(s) for s in self._flat_specs if s is not None]
+        inputs = [_input(s) for s in flat_specs if s is not None]
         digits = [] if self._row is None else [tf.TensorSpec([], tf.uint8)] * self._row.used
         # The graph is for every worker, whatever device is in scope.
         with tf.device(None):
@@ -108,10 +111,6 @@ class RemoteFunction:
                 inputs[i] = _tf.on_chief(x, self._dtypes[i])
         return self._flat.packed(self._flat([*self._digits(numbers), *inputs]))
 
-    @property
-    def _name(self) -> str:
-        return getattr(self._function, "__name__", type(self._function).__name__)
-
     def _digits(self, numbers: dict[str, Any]) -> list[tf.Tensor]:
         """Returns the tensors of the bytes of all numbers."""
         if numbers.keys() != self._numbers.keys():
@@ -125,8 +124,13 @@ class RemoteFunction:
         row = self._row.pack_numpy(values)[: self._row.used]
         return [self._bytes[b] for b in row.tobytes()]
 
-    def _call(self, inputs: list[tf.Tensor]) -> Any:
-        """Traces the function; `inputs` are the digits and then the tensors of its arguments."""
+    def _unpacked(self, inputs: list[tf.Tensor], flat_specs: list[Any]) -> tuple[list, dict]:
+        """The leaves of the arguments, and the numbers by name, of the inputs of the graph.
+
+        Args:
+          inputs: the digits, and then the tensors of the arguments.
+          flat_specs: of the arguments; None for what is missing.
+        """
         numbers, used = {}, 0
         if self._row is not None:
             used = self._row.used
@@ -135,9 +139,7 @@ class RemoteFunction:
                 values = self._row.unpack(tf.stack(inputs[:used]))
                 numbers = dict(zip(self._numbers, values, strict=True))
         tensors = iter(inputs[used:])
-        leaves = [None if spec is None else next(tensors) for spec in self._flat_specs]
-        args = tf.nest.pack_sequence_as(self._specs, leaves, expand_composites=True)
-        return self._function(*args, **numbers)
+        return [None if spec is None else next(tensors) for spec in flat_specs], numbers
 
 
 def _to_python(spec: tf.TensorSpec) -> Callable[[Any], Any]:

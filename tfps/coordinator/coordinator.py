@@ -71,23 +71,23 @@ class ClusterCoordinator(tf.distribute.coordinator.ClusterCoordinator):
             self._strategy = strategy
             strategy.extended._used_with_coordinator = True
             cluster = getattr(strategy, "cluster", None)
-            self._backlog = WorkQueue(cluster or Cluster.from_resolver(strategy._cluster_resolver))
+            self._queue = WorkQueue(cluster or Cluster.from_resolver(strategy._cluster_resolver))
             self._traces = Traces(strategy)
             # The specs are not in the work queue. They know their strategy, and the lanes, which
             # know the queue, end when nobody knows the strategy any more.
             self._specs: dict = {}
             self._has_initialized = True
         if in_flight is not None:
-            self._backlog.resize(in_flight)
+            self._queue.resize(in_flight)
 
     def __del__(self):
         if getattr(self, "_has_initialized", False):
-            self._backlog.stop()
+            self._queue.stop()
 
     @property
     def in_flight(self) -> int:
         """Number of functions that run on a worker at the same time, at most."""
-        return self._backlog.lanes_per_worker
+        return self._queue.lanes_per_worker
 
     def schedule(
         self, fn: Any, args: tuple | None = None, kwargs: dict[str, Any] | None = None
@@ -121,9 +121,9 @@ class ClusterCoordinator(tf.distribute.coordinator.ClusterCoordinator):
             )
         args, kwargs = args or (), kwargs or {}
         trace, leaves = self._traces.find(fn, args, kwargs)
-        value = RemoteValue(self._backlog, trace.flat)
-        self._backlog.start_lanes()
-        self._backlog.put(Closure(trace, args, kwargs, leaves, value))
+        value = RemoteValue(self._queue, trace.flat)
+        self._queue.start_lanes()
+        self._queue.put(Closure(trace, args, kwargs, leaves, value))
         return value
 
     def join(self) -> None:
@@ -135,11 +135,11 @@ class ClusterCoordinator(tf.distribute.coordinator.ClusterCoordinator):
             cancelled. The error is raised once; afterwards the coordinator can be used again.
           TaskLost: a worker or ps is gone. The error is also a `tf.errors.UnavailableError`.
         """
-        self._backlog.join()
+        self._queue.join()
 
     def done(self) -> bool:
         """Returns whether all scheduled functions have ended; raises like `join`."""
-        return self._backlog.done()
+        return self._queue.done()
 
     def fetch(self, val: Any) -> Any:
         """Waits for remote values and returns their results, with NumPy arrays for tensors.
@@ -170,12 +170,12 @@ class ClusterCoordinator(tf.distribute.coordinator.ClusterCoordinator):
             fn = concrete(fn, self._strategy, args, kwargs)
         if isinstance(fn, tf.types.experimental.ConcreteFunction):
             spec = tf.nest.map_structure(tf.type_spec_from_value, fn.structured_outputs)
-        self._backlog.start_lanes()
+        self._queue.start_lanes()
         values = []
-        for worker in range(self._backlog.cluster.num_workers):
-            value = Resource(self._backlog, self._specs)
+        for worker in range(self._queue.cluster.num_workers):
+            value = Resource(self._queue, self._specs)
             value._type_spec = spec
-            self._backlog.put_on(worker, ResourceClosure(fn, args, kwargs, value))
+            self._queue.put_on(worker, ResourceClosure(fn, args, kwargs, value))
             values.append(value)
         return tf.distribute.coordinator.PerWorkerValue(tuple(values))
 

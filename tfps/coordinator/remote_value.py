@@ -45,17 +45,17 @@ class RemoteValue(tf.distribute.coordinator.RemoteValue):
     The result stays on the worker until somebody asks for it.
     """
 
-    __slots__ = ("_backlog", "_error", "_event", "_local", "_packed", "_ready", "_result")
+    __slots__ = ("_error", "_event", "_local", "_packed", "_queue", "_ready", "_result")
 
-    def __init__(self, backlog: Queue, packed_by: _tf.FlatFunction | None = None):
+    def __init__(self, queue: Queue, packed_by: _tf.FlatFunction | None = None):
         """Has no result yet. `ClusterCoordinator.schedule` makes remote values.
 
         Args:
-          backlog: the `WorkQueue` whose worker fills it.
+          queue: the `WorkQueue` whose worker fills it.
           packed_by: the function whose flat outputs it is filled with, or None if it is filled
             with the structure itself.
         """
-        self._backlog = backlog
+        self._queue = queue
         self._packed = packed_by
         self._ready = False
         self._event: threading.Event | None = None
@@ -80,7 +80,7 @@ class RemoteValue(tf.distribute.coordinator.RemoteValue):
         # Two threads may come here, and one may be quicker. It forgets the result last.
         result, local = self._result, self._local
         if local is None:
-            with self._backlog.errors_named():
+            with self._queue.errors_named():
                 local = self._local = (_structured(_to_chief(result), self._packed),)
             self._result = None
         return local[0]
@@ -99,7 +99,7 @@ class RemoteValue(tf.distribute.coordinator.RemoteValue):
 
     def _wait(self) -> None:
         if not self._ready:
-            self._backlog.wait_for(self)
+            self._queue.wait_for(self)
 
     def _waiter(self) -> threading.Event:
         """Returns an event that is set when the value is ready; the queue's lock is held."""
@@ -133,14 +133,14 @@ class Resource(RemoteValue):
 
     __slots__ = ("_components", "_known", "_spec")
 
-    def __init__(self, backlog: Queue, specs: dict[Hashable, Any]):
+    def __init__(self, queue: Queue, specs: dict[Hashable, Any]):
         """Has no value yet. The coordinator makes resources.
 
         Args:
-          backlog: see `RemoteValue`.
+          queue: see `RemoteValue`.
           specs: all type specs of the coordinator's resources; see `interned`.
         """
-        super().__init__(backlog)
+        super().__init__(queue)
         self._known = specs
         self._components: list[tf.Tensor] | None = None
         self._spec: Any = None
@@ -156,7 +156,7 @@ class Resource(RemoteValue):
     def get(self) -> Any:
         """Waits for the value and copies it to the chief, as it is now: a variable changes."""
         value = self.value()
-        with self._backlog.errors_named():
+        with self._queue.errors_named():
             return _to_chief(value)
 
     def value(self) -> Any:
@@ -202,7 +202,7 @@ def _is_small(tensor: tf.Tensor) -> bool:
 
 def _bring_alike(group: list[tuple[RemoteValue, list[tf.Tensor]]]) -> None:
     columns = []
-    with group[0][0]._backlog.errors_named():
+    with group[0][0]._queue.errors_named():
         for column in zip(*(parts for _, parts in group), strict=True):
             with tf.device(column[0].backing_device):
                 stacked = tf.stack(column)

@@ -267,13 +267,12 @@ class StatelessModel:
 
 
 def without_optionals(batch: Any) -> Any:
-    """The batch with None for each empty `tf.experimental.Optional`.
+    """A batch, or the spec of batches, with None for what is missing.
 
-    Keras's datasets carry a missing target or weight as an empty optional.
+    Keras's datasets carry a missing target or weight as an empty `tf.experimental.Optional`.
     """
-    return keras.tree.map_structure(
-        lambda t: None if isinstance(t, tf.experimental.Optional) else t, batch
-    )
+    optional = (tf.experimental.Optional, tf.OptionalSpec)
+    return keras.tree.map_structure(lambda t: None if isinstance(t, optional) else t, batch)
 
 
 def _next_of(rows: Rows) -> Find:

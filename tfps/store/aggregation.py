@@ -231,7 +231,7 @@ class Summed(Aggregation):
 
     def export(self) -> AggregationState:
         def arrays(variables):
-            return self._layout.whole({i: v.numpy() for i, v in variables.items()})
+            return self._layout.whole((i, v.numpy()) for i, v in variables.items())
 
         counts = np.array([[v.numpy() for v in pair] for pair in self.counts])
         sums, touched = arrays(self.sums), arrays(self.touched)

@@ -148,12 +148,11 @@ class ParameterStore:
 
     def fetch(self) -> None:
         """Brings the servers' values into the model's variables."""
+        # One bucket after the other, so that the chief holds the model twice only.
         arrays = self._layout.whole(
-            {
-                i: self.stored[i].numpy()
-                for i, bucket in enumerate(self.plan.buckets)
-                if bucket.shards[0].variable not in self.plan.remote
-            }
+            (i, self.stored[i].numpy())
+            for i, bucket in enumerate(self.plan.buckets)
+            if bucket.shards[0].variable not in self.plan.remote
         )
         for i, array in arrays.items():
             self.plan.variables[i].assign(array)
@@ -189,7 +188,7 @@ class ParameterStore:
 
         This brings all values and slots here, tables included. No worker may push meanwhile.
         """
-        arrays = {i: np.asarray(v.numpy()) for i, v in enumerate(self.stored)}
+        arrays = ((i, np.asarray(v.numpy())) for i, v in enumerate(self.stored))
         scale = self.loss_scale
         return ServerState(
             {i: spec.path for i, spec in enumerate(self.plan.specs)},

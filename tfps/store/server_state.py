@@ -6,7 +6,7 @@ variable is named by its index among the plan's variables (the model's trainable
 its state), because Keras numbers the paths of layers anew in each process.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -91,23 +91,23 @@ class Layout:
         """
         self._plan = plan
 
-    def whole(self, arrays: Mapping[int, np.ndarray]) -> dict[int, np.ndarray]:
+    def whole(self, arrays: Iterable[tuple[int, np.ndarray]]) -> dict[int, np.ndarray]:
         """Arrays of the variables that lie in these buckets.
 
         Args:
-          arrays: bucket -> an array, of all buckets that hold parts of the same variables. It has
+          arrays: (bucket, its array), of all buckets that hold parts of the same variables. It has
             the bucket's shape; or, for a table's bucket, an entry for each row; or any shape, if
             the bucket is one whole variable.
         """
         found: dict[int, np.ndarray] = {}
-        for i, array in arrays.items():
+        for i, array in arrays:
             bucket = self._plan.buckets[i]
             table = self._plan.of_tables.get(i)
             if table and array.shape[:1] == bucket.shape[:1]:
                 variable = bucket.shards[0].variable
                 shape = (self._plan.specs[variable].shape[0], *array.shape[1:])
                 whole = found.setdefault(variable, np.empty(shape, array.dtype))
-                whole[table.exported(i)] = array
+                whole[_span(table.exported(i))] = array
             elif array.shape != bucket.shape:
                 found[self._only(i)] = array
             else:
@@ -130,7 +130,7 @@ class Layout:
         first = bucket.shards[0].variable
         table = self._plan.of_tables.get(i)
         if table and whole[first].shape[:1] == self._plan.specs[first].shape[:1]:
-            return whole[first][table.exported(i)]
+            return whole[first][_span(table.exported(i))]
         shapes = {s.variable: self._plan.specs[s.variable].shape for s in bucket.shards}
         if any(whole[v].shape != shape for v, shape in shapes.items()):
             return whole[self._only(i)]
@@ -148,6 +148,13 @@ class Layout:
                 "or no variable_partitioner"
             )
         return variable
+
+
+def _span(ids: np.ndarray) -> np.ndarray | slice:
+    """Ids of rows, as a slice if they follow one another: no copy of the rows is made then."""
+    if len(ids) and ids[-1] - ids[0] + 1 == len(ids) and (np.diff(ids) == 1).all():
+        return slice(int(ids[0]), int(ids[-1]) + 1)
+    return ids
 
 
 Placed = Sequence[tuple[ServerOptimizer, Sequence[int]]]
@@ -173,7 +180,7 @@ def export_optimizers(layout: Layout, placed: Placed) -> OptimizerState:
             scalars = own
     slots: dict[int, dict[str, np.ndarray]] = {}
     for name, by_bucket in arrays.items():
-        for i, array in layout.whole(by_bucket).items():
+        for i, array in layout.whole(by_bucket.items()).items():
             slots.setdefault(i, {})[name] = array
     return OptimizerState(slots, scalars)
 

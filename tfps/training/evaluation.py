@@ -42,9 +42,10 @@ class EvaluationRun:
     def call(self, worker: int, work: Work) -> Callable[[], Report]:
         """See `work_loop.Run`."""
 
+        step, handles, pulled = self._step, self._handles, self._pulled[worker]
+
         def call() -> Report:
-            vector = self._step(self._handles, self._pulled[worker], work.source, work.count)
-            return Report.of(vector, self._step.initial)
+            return Report.of(step(handles, pulled, work.source, work.count), step.initial)
 
         return call
 

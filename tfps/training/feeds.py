@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import keras
-import tensorflow as tf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,15 +127,6 @@ class Feed(WorkSource, Protocol):
         Raises:
           DataError: the position is of a feed with another number of datasets.
         """
-
-
-def without_optionals(structure: Any) -> Any:
-    """A batch or its spec with None for what is missing.
-
-    Keras's adapters put an empty `tf.experimental.Optional` where targets or weights are missing.
-    """
-    optional = (tf.experimental.Optional, tf.OptionalSpec)
-    return keras.tree.map_structure(lambda t: None if isinstance(t, optional) else t, structure)
 
 
 def shapes_of(batch: Any) -> Sequence[tuple[int, ...] | None]:

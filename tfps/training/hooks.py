@@ -2,7 +2,7 @@
 
 While `fit` runs, the truth about the weights is on the servers. A hook may look at the model, and
 may set weights. So the copy is fetched before a hook that may look, and the servers are filled
-again after a hook that has changed the model. This is the only place where that happens.
+again after a hook that has changed the model. No hook of `fit` is called from anywhere else.
 """
 
 from typing import Any
@@ -23,7 +23,7 @@ class Hooks:
     """
 
     def __init__(self, callbacks: keras.callbacks.CallbackList, store: ParameterStore):
-        """Asks each callback whether it looks at batches, and at the weights after a batch.
+        """Notes the callbacks; what they look at is asked at the start of each epoch.
 
         Args:
           callbacks: of the run.
@@ -31,8 +31,7 @@ class Hooks:
         """
         self.callbacks = callbacks
         self._store = store
-        self.watches_batches = any(map(traits.has_batch_hooks, callbacks.callbacks))
-        self._reads_weights = any(map(traits.reads_weights_in_batches, callbacks.callbacks))
+        self.watches_batches = self._reads_weights = False
 
     def train_begin(self) -> None:
         """Before the first epoch."""
@@ -41,6 +40,9 @@ class Hooks:
 
     def epoch_begin(self, epoch: int) -> None:
         """Before the first batch of an epoch."""
+        every = self.callbacks.callbacks
+        self.watches_batches = any(map(traits.has_batch_hooks, every))
+        self._reads_weights = any(map(traits.reads_weights_in_batches, every))
         self.callbacks.on_epoch_begin(epoch)
         self._store.load_if_changed()
 
@@ -58,20 +60,27 @@ class Hooks:
         if self._reads_weights:
             self._store.load_if_changed()
 
-    def epoch_end(self, epoch: int, logs: dict[str, Any], staleness: Any) -> None:
+    def epoch_end(self, epoch: int, logs: dict[str, Any], staleness: Any) -> dict[str, Any]:
         """After an epoch and its validation, when the chief's copy has been fetched.
 
         Args:
           epoch: index.
           logs: of the epoch.
           staleness: float64 [n], pushes by the number of updates that they missed.
+
+        Returns:
+          The logs as the history has them, with what callbacks have added.
         """
+        history = getattr(self.callbacks.model, "history", None)
+        before = {name: len(values) for name, values in history.history.items()} if history else {}
         # Keras 3.15's TensorBoard(update_freq=n) would write an epoch's summaries only after a
         # multiple of n batches.
         with tf.summary.record_if(True):
             traits.write_staleness(self.callbacks, staleness, epoch)
             self.callbacks.on_epoch_end(epoch, logs)
         self._store.load_if_changed()
+        recorded = history.history.items() if history else ()
+        return {name: v[-1] for name, v in recorded if len(v) > before.get(name, 0)} or logs
 
     def train_end(self, logs: dict[str, Any] | None) -> None:
         """After the last epoch."""

@@ -51,8 +51,8 @@ class Exchange:
         """A text that is equal for equal exchanges, in other processes, too."""
         outer = self.outer
         if isinstance(outer, keras.optimizers.Optimizer):
-            # Keras gives each optimizer of a process another name.
-            config = {**outer.get_config(), "name": type(outer).__name__}
+            # Keras gives each optimizer of a process another name, and the rate may be changed.
+            config = {**outer.get_config(), "name": type(outer).__name__, "learning_rate": None}
             outer = json.dumps(keras.saving.serialize_keras_object(config), sort_keys=True)
         return f"in_rounds={self.in_rounds},staleness_scaling={self.staleness_scaling},{outer}"
 
@@ -74,15 +74,15 @@ class ConsistencyPolicy(abc.ABC):
 
     `tfps.Trainer(consistency=...)` takes any object of a subclass. The trainer asks for a new
     `schedule` whenever training begins to follow the policy: in each epoch, and when a callback
-    assigns the policy. The other members are read when steps are traced.
+    assigns the policy. All other members have to stay as they are meanwhile.
 
     Attributes:
       in_rounds: whether pushes are added up and applied as one update. The schedule is a
         `RoundSchedule` then, and a step is two calls to a worker: one computes, the other pushes.
       staleness_scaling: whether the learning rate of a push is divided by the number of updates
         that the push has missed, if there are any.
-      local_steps: how many steps a worker takes on a copy of its own between two exchanges; 0 if
-        workers push the gradients of each step.
+      local_steps: how many steps a worker takes on a copy of its own between two exchanges, if the
+        `exchange` has an outer optimizer; otherwise 0, and workers push the gradients of each step.
       delay: how many of these steps a worker takes while the next parameters arrive.
     """
 
@@ -109,5 +109,8 @@ class ConsistencyPolicy(abc.ABC):
         return Exchange(self.in_rounds, self.staleness_scaling)
 
     def require_workers(self, num_workers: int) -> None:
-        """Raises `ConfigError` if the policy cannot work with so many workers."""
+        """Raises `ConfigError` if the policy cannot work with so many workers.
+
+        The trainer calls it when the policy is assigned.
+        """
         del num_workers

@@ -70,8 +70,12 @@ class PolicyRun:
         self._observer = observer
         self._start()
         loop = RoundLoop if self._policy.in_rounds else WorkLoop
-        last = loop(self._calls, self._source(), self, self._policy.schedule(), first).run()
-        self._finish()
+        try:
+            last = loop(self._calls, self._source(), self, self._policy.schedule(), first).run()
+            self._push_pending()
+        finally:
+            # After an error, too, what workers remember is what the next run goes on from.
+            self._keep_memory()
         return last
 
     def _start(self) -> None:
@@ -91,27 +95,27 @@ class PolicyRun:
     def call(self, worker: int, work: Any) -> Callable[[], Report]:
         """See `work_loop.Run`."""
         number, rate = self._state.number_steps(work.takes), self._rate()
-        carries = self._state.carries
+        # A call that hangs must not keep the trainer alive, so it holds only what it needs.
+        step, handles, carries = self._step, self._handles, self._state.carries
 
         def call() -> Report:
-            vector, carries[worker] = self._step(
-                self._handles, work.source, carries[worker], work.takes, number, rate
+            vector, carries[worker] = step(
+                handles, work.source, carries[worker], work.takes, number, rate
             )
-            return Report.of(vector, self._step.initial)
+            return Report.of(vector, step.initial)
 
         return call
 
     def push(self, worker: int, share: float, expected: int) -> Callable[[], Report]:
         """See `work_loop.RoundRun`."""
         number, rate = self._state.number_steps(1), self._rate()
-        carries = self._state.carries
+        step, handles, carries = cast(RoundStep, self._step), self._handles, self._state.carries
 
         def call() -> Report:
-            step = cast(RoundStep, self._step)
             vector, carries[worker] = step.push(
-                self._handles, carries[worker], number, share, expected, rate
+                handles, carries[worker], number, share, expected, rate
             )
-            return Report.of(vector, self._step.initial)
+            return Report.of(vector, step.initial)
 
         return call
 
@@ -129,15 +133,16 @@ class PolicyRun:
         changed = not self._step.prefetches and self._observer.has_changed()
         return self._observer.stopped() or changed
 
-    def _finish(self) -> None:
-        """Pushes what is pending, and keeps what workers remember."""
+    def _push_pending(self) -> None:
         rate, carries = self._rate(), self._state.carries
         vectors = self._calls.run_on_each(
             lambda worker: self._step.finish(self._handles, carries[worker], rate)
         )
         for vector in [v for v in vectors if v is not None]:
             self._observer.counts(Report.of(vector, self._step.initial))
-        memory = [self._step.rest(carry) for carry in carries]
+
+    def _keep_memory(self) -> None:
+        memory = [self._step.rest(carry) for carry in self._state.carries]
         self._state.keep_memory(self._side.exchange, memory)
         self._state.carries = []
 

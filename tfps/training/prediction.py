@@ -65,8 +65,10 @@ class PredictionRun:
     def call(self, worker: int, work: Work) -> Callable[[], Prediction]:
         """See `work_loop.Run`."""
 
+        step, handles, pulled = self._step, self._handles, self._pulled[worker]
+
         def call() -> Prediction:
-            outputs = self._step(self._handles, self._pulled[worker], work.source)
+            outputs = step(handles, pulled, work.source)
             return Prediction(keras.tree.map_structure(_to_numpy, outputs))
 
         return call

@@ -1,5 +1,7 @@
 """What the servers keep and do under policies that share an exchange."""
 
+from typing import NamedTuple
+
 import keras
 
 from tfps import errors
@@ -11,6 +13,19 @@ from tfps.store.push import Pusher
 from tfps.store.server_state import AggregationState
 from tfps.training.policy import Exchange
 from tfps.training.served_model import ServedModel
+
+
+class SideState(NamedTuple):
+    """What the servers remember for one exchange.
+
+    Attributes:
+      aggregation: the outer optimizer's slots, and the sums of an open round; at a cut no round is
+        open.
+      outer_rate: the learning rate of the outer optimizer, or None without one.
+    """
+
+    aggregation: AggregationState
+    outer_rate: float | None
 
 
 class ServerSide:
@@ -59,13 +74,16 @@ class ServerSide:
         update = Summed(optimizer) if exchange.in_rounds else Applied(optimizer, skips)
         self.pusher = Pusher(store, update, exchange.staleness_scaling)
 
-    def export(self) -> AggregationState:
-        """The outer optimizer's slots and the sums of an open round, as arrays."""
-        return self.pusher.export()
+    def export(self) -> SideState:
+        """What the servers remember for the exchange, as arrays."""
+        rate = None if self.outer is None else optimizer_traits.assigned_rate(self.outer)
+        return SideState(self.pusher.export(), rate)
 
-    def restore(self, state: AggregationState) -> None:
-        """Writes what `export` has read to the servers."""
-        self.pusher.restore(state)
+    def restore(self, state: SideState) -> None:
+        """Writes what `export` has read to the servers, and to the outer optimizer's rate."""
+        self.pusher.restore(state.aggregation)
+        if self.outer is not None and state.outer_rate is not None:
+            self.outer.learning_rate = state.outer_rate
 
 
 def require_local(optimizer: keras.optimizers.Optimizer, plan: Plan | None) -> None:

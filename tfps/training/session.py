@@ -1,5 +1,6 @@
 """What `fit`, `evaluate` and `predict` have in common: a model on the servers, and its steps."""
 
+import gc
 from typing import Any
 
 import keras
@@ -107,18 +108,27 @@ class Session:
             # Compiled anew, or frozen in part. As in Keras, another training begins.
             served = None
         if served is not None and (served.trains or not train):
-            # Outside of `fit` the model is the truth.
-            served.store.load_if_changed()
+            if self.state.is_restored:
+                self._begin(served)
+            else:
+                # Outside of `fit` the model is the truth.
+                served.store.load_if_changed()
             return
         program = served.program if served is not None else StatelessModel(self.model)
-        # Before the new variables are created, nothing may hold the old ones.
+        # The old variables leave the servers before the new ones are created there.
         self._served = self._steps = served = None
         self.state.end()
-        self._served = ServedModel.create(
-            program, self._strategy, self._traffic, feed.batch_spec, train
-        )
-        self._steps = StepFactory(self._served, self._overlap)
-        self.state.begin(self._served)
+        gc.collect()
+        served = ServedModel.create(program, self._strategy, self._traffic, feed.batch_spec, train)
+        self._steps = StepFactory(served, self._overlap)
+        self._begin(served)
+
+    def _begin(self, served: ServedModel) -> None:
+        # If a restored state cannot be put in place, the model counts as not served.
+        self._served = None
+        for side in self.state.begin(served):
+            self.steps.forget(side)
+        self._served = served
 
     def enter(self, policy: ConsistencyPolicy, warming: bool) -> ServerSide:
         """Goes over to a policy, and from the warm-up of the codecs to training with them.

@@ -146,9 +146,15 @@ class Trainer:
                 "tfps.consistency.ConsistencyPolicy"
             )
         policy.require_workers(self.strategy.cluster.num_workers)
-        if policy.exchange.outer is not None and (
-            optimizer := getattr(self.model, "optimizer", None)
-        ):
+        exchange = policy.exchange
+        copies = exchange.outer is not None
+        if (exchange.in_rounds, copies) != (policy.in_rounds, bool(policy.local_steps)):
+            raise errors.ConfigError(
+                f"{policy!r} has in_rounds={policy.in_rounds} and "
+                f"local_steps={policy.local_steps}, but {exchange}; in_rounds must be the same in "
+                "both, and local_steps above 0 exactly if there is an outer optimizer"
+            )
+        if copies and (optimizer := getattr(self.model, "optimizer", None)):
             # Otherwise the error would end the epoch in which a callback assigns the policy.
             session = self._session
             require_local(optimizer, session.served.store.plan if session.is_served else None)
@@ -235,10 +241,31 @@ class Trainer:
         )
         hooks.train_begin()
         resumed = session.state.begin_fit()
-        if resumed is not None:
-            initial_epoch = self._resume(resumed, feed)
+        try:
+            if resumed is not None:
+                initial_epoch = self._resume(resumed, feed)
+            epochs_to_run = range(_keras.initial_epoch(model, initial_epoch), epochs)
+            logs = self._train(feed, validation, validation_freq, epochs_to_run, hooks)
+        finally:
+            session.state.end_fit()
+        if epochs > 0 and optimizer_traits.inner(model.optimizer).use_ema:
+            session.served.store.finalize()
+            session.served.store.fetch()
+        hooks.train_end(logs)
+        return model.history
+
+    def _train(
+        self,
+        feed: Feed,
+        validation: Feed | None,
+        validation_freq: int | list[int],
+        epochs: range,
+        hooks: Hooks,
+    ) -> dict[str, Any] | None:
+        """Runs the epochs of `fit`; returns the logs of the last one."""
+        model, session = self.model, self._session
         logs = None
-        for number in range(_keras.initial_epoch(model, initial_epoch), epochs):
+        for number in epochs:
             epoch = Epoch(session, feed, hooks, lambda: self.consistency)
             hooks.epoch_begin(number)
             logs = epoch.run()
@@ -246,14 +273,11 @@ class Trainer:
                 evaluated = self._evaluate(validation, hooks.callbacks, verbose=0)
                 logs.update({f"val_{name}": value for name, value in evaluated.items()})
             session.state.note_epoch(number, logs, feed.position())
-            hooks.epoch_end(number, logs, epoch.staleness)
+            recorded = hooks.epoch_end(number, logs, epoch.staleness)
+            session.state.note_logs(recorded)
             if model.stop_training:
                 break
-        if epochs > 0 and optimizer_traits.inner(model.optimizer).use_ema:
-            session.served.store.finalize()
-            session.served.store.fetch()
-        hooks.train_end(logs)
-        return model.history
+        return logs
 
     @_errors_named
     def evaluate(
@@ -300,12 +324,12 @@ class Trainer:
         session = self._session
         feed = session.feed(x, steps, batch_size=batch_size, shuffle=False, group=1)
         session.prepare(feed, train=False, targets=False)
-        hooks = self._callback_list(callbacks, verbose, feed)
-        run = PredictionRun(session, feed, hooks)
+        callbacks = self._callback_list(callbacks, verbose, feed)
+        run = PredictionRun(session, feed, callbacks)
         self.model.stop_predicting = False
-        hooks.on_predict_begin()
+        callbacks.on_predict_begin()
         outputs = run.predict()
-        hooks.on_predict_end()
+        callbacks.on_predict_end()
         if not outputs:
             raise errors.DataError("predict was given no batch; the input is empty")
         return keras.tree.map_structure(lambda *parts: np.concatenate(parts), *outputs)
@@ -314,9 +338,8 @@ class Trainer:
         """Goes on where a restored state was exported; returns the epoch to begin with."""
         if chief.position is not None:
             feed.seek(chief.position)
-        history = self.model.history
-        history.epoch = list(range(chief.epoch))
-        history.history = {name: [*values] for name, values in chief.history.items()}
+        for epoch, logs in chief.history:
+            self.model.history.on_epoch_end(epoch, logs)
         return chief.epoch
 
     def _validation_feed(self, validation_data, batch_size, steps) -> Feed:
@@ -336,15 +359,15 @@ class Trainer:
     def _evaluate(self, feed: Feed, callbacks: Callbacks, verbose: str | int) -> dict[str, float]:
         session = self._session
         session.prepare(feed, train=False)
-        hooks = self._callback_list(callbacks, verbose, feed)
-        run = EvaluationRun(session, feed, hooks)
+        callbacks = self._callback_list(callbacks, verbose, feed)
+        run = EvaluationRun(session, feed, callbacks)
         self.model.stop_evaluating = False
-        hooks.on_test_begin()
+        callbacks.on_test_begin()
         totals = run.evaluate()
         if not totals.examples and not self.model.stop_evaluating:
             raise errors.DataError("evaluate was given no batch; the input is empty")
         logs = totals.logs()
-        hooks.on_test_end(logs)
+        callbacks.on_test_end(logs)
         return logs
 
     def _callback_list(

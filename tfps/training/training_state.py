@@ -19,14 +19,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tfps import errors
+from tfps import _keras, errors
 from tfps.cluster.calls import WorkerCalls
 from tfps.model import optimizer_traits
-from tfps.store.server_state import AggregationState, ServerState
+from tfps.store.placement import Shard
+from tfps.store.server_state import ServerState
 from tfps.training.feeds import FeedPosition
 from tfps.training.policy import ConsistencyPolicy, Exchange
 from tfps.training.served_model import ServedModel
-from tfps.training.server_side import ServerSide
+from tfps.training.server_side import ServerSide, SideState
 from tfps.worker.worker_step import WorkerMemory
 
 
@@ -41,7 +42,7 @@ class ChiefState:
       frozen_at: how many updates were applied when the warm-up of the codecs ended and Adam's
         second moments were frozen; None before that, or without a warm-up.
       epoch: how many epochs of the present or last `fit` have ended.
-      history: the logs of these epochs, as in `keras.callbacks.History.history`.
+      history: (index, logs) of each of these epochs, and of those before them.
       position: where the input of the present or last `fit` is; None before its first epoch ends.
       learning_rate: of the compiled optimizer; None where a schedule or a callable gives it.
       seeds: int arrays, the model's random seeds, which are folded with the step number.
@@ -51,7 +52,7 @@ class ChiefState:
     outer_updates: int = 0
     frozen_at: int | None = None
     epoch: int = 0
-    history: dict[str, list] = dataclasses.field(default_factory=dict)
+    history: list[tuple[int, dict[str, Any]]] = dataclasses.field(default_factory=list)
     position: FeedPosition | None = None
     learning_rate: float | None = None
     seeds: list[np.ndarray] = dataclasses.field(default_factory=list)
@@ -63,13 +64,15 @@ class Exported(NamedTuple):
     Attributes:
       servers: of the store.
       sides: name of an exchange -> what its server side remembers.
-      workers: kind of residuals -> per worker, its memory as arrays.
+      workers: "gradients" or "pseudo-gradients" -> per worker, its memory as arrays, by bucket.
+      layout: per bucket, its shards, by which the workers' memory is laid out.
       chief: a copy.
     """
 
     servers: ServerState
-    sides: dict[str, AggregationState]
+    sides: dict[str, SideState]
     workers: dict[str, list[WorkerMemory]]
+    layout: list[tuple[Shard, ...]]
     chief: ChiefState
 
 
@@ -98,27 +101,48 @@ class TrainingState:
         self._served: ServedModel | None = None
         self._sides: dict[tuple[Exchange, bool], ServerSide] = {}
         self._memory: dict[str, list[WorkerMemory]] = {}
-        self._restored_sides: dict[str, AggregationState] = {}
+        self._restored_sides: dict[str, SideState] = {}
         self._restored: Exported | None = None  # what the servers' variables are to be filled with
-        self._resumes = False
+        self._resumes = self._fits = False
 
-    def begin(self, served: ServedModel) -> None:
-        """Notes that the servers' variables were created anew.
+    @property
+    def is_restored(self) -> bool:
+        """Whether a state waits for `begin`."""
+        return self._restored is not None
 
-        What was remembered about variables of before is forgotten. A state that was restored
-        before there were variables is put in place now.
+    def begin(self, served: ServedModel) -> list[ServerSide]:
+        """Begins with variables that were created anew, or from a state that was restored.
+
+        What was remembered about the variables before is forgotten. A restored state is put in
+        place; if the servers have no optimizer, only its values are, and it waits on.
+
+        Args:
+          served: the model on the servers.
+
+        Returns:
+          The server sides that are not used any more.
+
+        Raises:
+          ConfigError: the restored state is of another model, optimizer or number of workers.
         """
+        ended = self.end()
         self._served = served
+        if self._restored is not None and served.trains:
+            self._put_in_place(served, self._restored)
+            self._restored = None
+        elif self._restored is not None:
+            served.store.restore(self._restored.servers)
+            served.store.fetch()
+        return ended
+
+    def end(self) -> list[ServerSide]:
+        """Forgets all about the servers' variables; returns their server sides."""
+        ended = list(self._sides.values())
+        self._served = None
         self._sides, self._restored_sides, self._memory = {}, {}, {}
         self.carries = []
         self.chief.outer_updates, self.chief.frozen_at = 0, None
-        if self._restored is not None and served.trains:
-            exported, self._restored = self._restored, None
-            self._put_in_place(served, exported)
-
-    def end(self) -> None:
-        """Notes that the servers' variables are not used any more."""
-        self._served = None
+        return ended
 
     # The servers.
 
@@ -130,10 +154,10 @@ class TrainingState:
         """Whether gradients do not pass through codecs yet.
 
         Args:
-          policy: in force. Local steps have no warm-up: they push pseudo-gradients.
+          policy: in force. There is no warm-up for pseudo-gradients.
           updates: of the compiled optimizer on the servers.
         """
-        warms = not policy.local_steps and updates < self._warmup
+        warms = policy.exchange.outer is None and updates < self._warmup
         return warms and self._require_served().store.plan.has_codecs
 
     def end_warmup(self) -> list[ServerSide]:
@@ -145,9 +169,8 @@ class TrainingState:
 
     def warmup_is_over(self, policy: ConsistencyPolicy, warming: bool) -> bool:
         """Whether `end_warmup` is due: there is a warm-up, and training goes on without it."""
-        return bool(
-            self._warmup and self.chief.frozen_at is None and not warming and not policy.local_steps
-        )
+        ends = bool(self._warmup) and self.chief.frozen_at is None and not warming
+        return ends and policy.exchange.outer is None
 
     def side(self, exchange: Exchange, warming: bool) -> ServerSide:
         """The servers' side of an exchange, created when it is first asked for."""
@@ -198,16 +221,23 @@ class TrainingState:
         """
         self.chief.epoch = epoch + 1
         self.chief.position = position
-        for name, value in logs.items():
-            self.chief.history.setdefault(name, []).append(value)
+        self.chief.history.append((epoch, logs))
+
+    def note_logs(self, logs: dict[str, Any]) -> None:
+        """Notes the logs of the epoch that has ended, with what callbacks have added since."""
+        self.chief.history[-1] = self.chief.history[-1][0], logs
 
     def begin_fit(self) -> ChiefState | None:
         """What a `fit` goes on from: the chief's part of a restored state, once; else None."""
-        resumes, self._resumes = self._resumes, False
+        resumes, self._resumes, self._fits = self._resumes, False, True
         if resumes:
             return self.chief
-        self.chief.epoch, self.chief.history, self.chief.position = 0, {}, None
+        self.chief.epoch, self.chief.history, self.chief.position = 0, [], None
         return None
+
+    def end_fit(self) -> None:
+        """Notes that `fit` is over, in whatever way."""
+        self._fits = False
 
     # All of it.
 
@@ -219,50 +249,72 @@ class TrainingState:
         Raises:
           ConfigError: nothing has been trained yet, or workers are in the middle of a step.
         """
+        if self._restored is not None:
+            return self._restored
         served = self._require_served()
-        if self._calls.pending:
+        if self._calls.pending or self.carries:
             raise errors.ConfigError(
-                f"{self._calls.pending} call(s) to workers are outstanding, so there is no cut to "
-                "export; export from on_epoch_end or after fit, not from a hook of a batch"
+                "workers are in the middle of an epoch, so there is no cut to export; export from "
+                "on_epoch_end or after fit, not from a hook of a batch"
             )
+        self._calls.settle()
         optimizer = served.program.model.optimizer
         chief = dataclasses.replace(
             copy.deepcopy(self.chief),
             learning_rate=optimizer_traits.assigned_rate(optimizer),
             seeds=[np.array(seed) for seed in served.program.base_seeds],
         )
-        sides = {side.exchange: side for (_, warming), side in self._sides.items() if not warming}
+        sides = [side for (_, warming), side in self._sides.items() if not warming]
+        names = [side.exchange.name for side in sides]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise errors.ConfigError(
+                f"two outer optimizers have equal settings, {twice}, so their slots could not be "
+                "told apart; give policies that should share one the same object"
+            )
         memory = tf.nest.map_structure(lambda t: t.numpy(), self._memory)
         return Exported(
             served.store.export(),
-            {exchange.name: side.export() for exchange, side in sides.items()},
+            {**self._restored_sides, **{side.exchange.name: side.export() for side in sides}},
             memory,
+            _layout(served),
             chief,
         )
 
     def restore(self, exported: Exported) -> None:
         """Makes the next `fit` go on where a state was exported, in this cluster.
 
-        The servers may be others, and other in number. The epoch, the position in the data and the
-        history go on, too, if `fit` is given the same input and `epochs`.
+        The servers may be others. Their number, and the partitioner, may be others too if workers
+        remember nothing, neither residuals nor an inner optimizer. The epoch, the position in the
+        data and the history go on if `fit` is given the same input and `epochs`.
 
         Args:
           exported: of a trainer of the same model, compiled alike.
 
         Raises:
-          ConfigError: the model, the optimizer or the number of workers is another one.
+          ConfigError: a `fit` is running, or the state is of another number of workers. That the
+            model or the optimizer is another one is found when the state is put in place.
         """
-        self._restored = exported
-        if self._served is not None and self._served.trains:
-            self.begin(self._served)
-
-    def _put_in_place(self, served: ServedModel, exported: Exported) -> None:
+        if self._fits:
+            raise errors.ConfigError(
+                "a state cannot be restored while fit runs; end it (model.stop_training = True), "
+                "restore, and call fit again"
+            )
         for kind, memory in exported.workers.items():
             if len(memory) != self._calls.num_workers:
                 raise errors.ConfigError(
                     f"the state has the {kind} of {len(memory)} workers, but there are "
                     f"{self._calls.num_workers}; restore with as many workers as before"
                 )
+        self._restored = exported
+
+    def _put_in_place(self, served: ServedModel, exported: Exported) -> None:
+        remembers = bool(tf.nest.flatten(exported.workers))
+        if remembers and exported.layout != _layout(served):
+            raise errors.ConfigError(
+                "the workers' memory (residuals of codecs, inner optimizers) is laid out for other "
+                "servers; restore with as many servers and the partitioner of before"
+            )
+        self._calls.settle()
         self.chief = dataclasses.replace(copy.deepcopy(exported.chief), seeds=[])
         self._resumes = True
         served.store.restore(exported.servers)
@@ -276,6 +328,7 @@ class TrainingState:
             for kind, memory in exported.workers.items()
         }
         self._restored_sides = dict(exported.sides)
+        _keras.set_iterations(served.program.model.optimizer, self.updates())
 
     def _require_served(self) -> ServedModel:
         if self._served is None:
@@ -283,6 +336,10 @@ class TrainingState:
                 "the model is not on the servers yet, so training has no state; call fit first"
             )
         return self._served
+
+
+def _layout(served: ServedModel) -> list[tuple[Shard, ...]]:
+    return [bucket.shards for bucket in served.store.plan.buckets]
 
 
 def _kind(exchange: Exchange) -> str:

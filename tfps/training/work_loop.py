@@ -4,6 +4,7 @@ import collections
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from tfps import errors
 from tfps.cluster.calls import Completion, WorkerCalls
 from tfps.training.feeds import WorkSource
 from tfps.training.schedule import Clocks, RoundSchedule, Schedule
@@ -107,26 +108,34 @@ class WorkLoop:
         self._schedule = schedule or Clocks()
         self._begun = self._ended = first
         self._idle = collections.deque(range(calls.num_workers))
-        self._held: dict[int, tuple[int, Result]] = {}  # worker -> (its first batch, its result)
 
     def run(self) -> int:
         """Returns the index after the last batch, once the source has ended or the run stopped."""
         try:
             while True:
-                self._start()
-                if not self._calls.pending:
+                waiting = self._start()
+                if self._calls.pending:
+                    self._complete(self._calls.next())
+                elif waiting:
+                    raise errors.ConfigError(
+                        f"{type(self._schedule).__name__} allows no step to any of the workers "
+                        f"{waiting}, and no worker is at work that it could wait for; its "
+                        "allowance must be above 0 for one of them"
+                    )
+                else:
                     return self._ended
-                self._complete(self._calls.next())
         except BaseException:
             # No result of this run may come back as the result of a later run.
             self._calls.drain()
             raise
 
-    def _start(self) -> None:
+    def _start(self) -> list[int]:
+        """Gives idle workers work; returns the workers that have to wait for others."""
         # A worker that leaves may have been the one that other workers wait for.
         waiting = list(self._idle)
         while waiting != (waiting := self._start_some(waiting)):
             pass
+        return waiting
 
     def _start_some(self, workers: list[int]) -> list[int]:
         """Gives each of these workers work; returns the workers that have to wait."""
@@ -158,9 +167,15 @@ class WorkLoop:
         first, work = completion.tag
         self._source.done(worker, work, result.taken)
         if self._schedule.finished(worker, result.steps, result.weight):
-            self._held[worker] = first, result
+            self._hold(worker, first, result)
         else:
             self._settle(worker, first, result)
+
+    def _hold(self, worker: int, first: int, result: Result) -> None:
+        raise errors.ConfigError(
+            f"{type(self._schedule).__name__} holds back what worker {worker} computed, but the "
+            "policy is not in rounds; finished must return False, or the policy's in_rounds be True"
+        )
 
     def _settle(self, worker: int, first: int, result: Result) -> None:
         self._idle.append(worker)
@@ -175,14 +190,23 @@ class RoundLoop(WorkLoop):
     _run: RoundRun
     _schedule: RoundSchedule
 
-    def _start(self) -> None:
+    def __init__(self, *args: Any, **kwargs: Any):
+        """See `WorkLoop`; the schedule is a `RoundSchedule`."""
+        super().__init__(*args, **kwargs)
+        self._held: dict[int, tuple[int, Result]] = {}  # worker -> (its first batch, its result)
+
+    def _start(self) -> list[int]:
         # In the order of workers, so that who gets which batch, and which step number, does not
         # depend on who was quicker in the last round: residuals and random numbers follow from it.
         self._idle = collections.deque(sorted(self._idle))
-        super()._start()
+        waiting = super()._start()
         due = self._schedule.due()
         for worker, share in sorted(due.items()):
             self._calls.submit(worker, self._run.push(worker, share, len(due)))
+        return waiting
+
+    def _hold(self, worker: int, first: int, result: Result) -> None:
+        self._held[worker] = first, result
 
     def _complete(self, completion: Completion) -> None:
         if completion.tag is not None:
