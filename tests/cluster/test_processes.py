@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 
 import tfps
-from tfps.cluster import server, sockets
+from tfps.cluster import sockets
 
 pytestmark = pytest.mark.processes
 pytestmark = pytest.mark.processes
@@ -169,9 +169,9 @@ def test_a_lost_server_ends_the_job_with_its_name(cluster_of, text, tmp_path, vi
 @pytest.mark.timeout(120)
 def test_a_missing_server_is_named(cluster_of, text, tmp_path):
     tasks = cluster_of(workers=1)
-    server.start(tfps.Cluster(tasks.spec), "worker", 0)  # In this process; it is there at once.
-    tasks.start("chief", 0, *chief_args(text, tmp_path, "--startup_timeout=1"))
-    codes = tasks.exit_codes(60)
+    with socket.create_server(sockets.split(tasks.spec["worker"][0])):  # It answers.
+        tasks.start("chief", 0, *chief_args(text, tmp_path, "--startup_timeout=1"))
+        codes = tasks.exit_codes(60)
     assert codes["chief0"] == 1
     assert f"from ps 0 at {tasks.spec['ps'][0]};" in tasks.log("chief0")
     assert "Traceback" not in tasks.log("chief0")
