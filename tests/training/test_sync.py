@@ -37,8 +37,8 @@ OPTIMIZERS = {"momentum": lambda: o.SGD(0.02, momentum=0.9), "adam": lambda: o.A
 @pytest.mark.parametrize(
     "workers, shards, optimizer, epochs",
     [
-        (3, 2, "momentum", 4),
-        (2, 1, "adam", 4),
+        (3, 2, "momentum", 2),
+        (2, 1, "adam", 3),
         pytest.param(2, 1, "adam", 10, marks=soak),
         pytest.param(2, 2, "momentum", 10, marks=soak),
         pytest.param(3, 1, "momentum", 10, marks=soak),

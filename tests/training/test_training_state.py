@@ -10,6 +10,7 @@ from tests.conftest import mlp, regression
 from tfps.compression import OneBit, TopK
 
 o = keras.optimizers
+soak = pytest.mark.soak
 
 
 def data():
@@ -59,16 +60,14 @@ PLAIN = ("async", "sync")
 
 @pytest.mark.parametrize(
     "case",
-    [pytest.param(case, marks=pytest.mark.soak if case in PLAIN else []) for case in CASES],
+    [pytest.param(case, marks=soak if case in PLAIN else []) for case in CASES],
 )
 def test_a_new_trainer_on_another_cluster_goes_on_bit_by_bit(connect, case):
     """The restored model began with other weights and other seeds."""
     unbroken = trainer_on(connect, case, seed=1)
-    history = unbroken.fit(data(), epochs=4, verbose=0).history
-    broken = trainer_on(connect, case, seed=1)
-    broken.fit(data(), epochs=2, verbose=0)
-    exported = broken.state.export()
-    del broken
+    history = unbroken.fit(data(), epochs=2, verbose=0).history["loss"]
+    exported = unbroken.state.export()
+    history += unbroken.fit(data(), initial_epoch=2, epochs=4, verbose=0).history["loss"]
     # A process is connected to one cluster at a time: this leaves the first one, and comes back.
     connect(workers=CASES[case][1], ps=1)
     resumed = trainer_on(connect, case, seed=2)
@@ -77,11 +76,26 @@ def test_a_new_trainer_on_another_cluster_goes_on_bit_by_bit(connect, case):
     for a, b in zip(resumed.model.get_weights(), unbroken.model.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
     assert again.epoch == [0, 1, 2, 3]
-    np.testing.assert_array_equal(again.history["loss"], history["loss"])
+    np.testing.assert_array_equal(again.history["loss"], history)
     assert resumed.model.optimizer.iterations == unbroken.model.optimizer.iterations
 
 
-@pytest.mark.parametrize("ps", [3, pytest.param(1, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[] if case == "feedback" else soak) for case in CASES]
+)
+def test_an_export_between_two_parts_of_a_run_changes_nothing(connect, case):
+    whole = trainer_on(connect, case, seed=1)
+    history = whole.fit(data(), epochs=4, verbose=0).history["loss"]
+    parts = trainer_on(connect, case, seed=1)
+    in_parts = parts.fit(data(), epochs=2, verbose=0).history["loss"]
+    parts.state.export()
+    in_parts += parts.fit(data(), initial_epoch=2, epochs=4, verbose=0).history["loss"]
+    for a, b in zip(parts.model.get_weights(), whole.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(in_parts, history)
+
+
+@pytest.mark.parametrize("ps", [3, pytest.param(1, marks=soak)])
 def test_another_number_of_servers(connect, ps):
     first = trainer_on(connect, "async", seed=1)
     first.fit(data(), epochs=2, verbose=0)
