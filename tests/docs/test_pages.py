@@ -90,3 +90,10 @@ def test_the_tutorials_program_runs_as_every_task(tmp_path):
     assert [p.returncode for p in processes.values()] == [0, 0, 0], said
     assert f"ps 0 serves at {ps}" in said["ps"] and "ps 0: the job is done" in said["ps"]
     assert "val_accuracy" in said["chief"] and "fullest/mean 1.000" in said["chief"]
+
+
+def test_the_page_of_examples_shows_all_of_them():
+    """The line that includes a file looks like Python, and a formatter may take it for that."""
+    page = (ROOT / "docs" / "howto" / "examples.md").read_text()
+    for path in (ROOT / "examples").glob("*.py"):
+        assert f'\n--8<-- "examples/{path.name}"\n' in page
