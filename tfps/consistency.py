@@ -19,7 +19,6 @@ __all__ = [
     "Async",
     "BoundedStaleness",
     "Clocks",
-    "Consistency",
     "ConsistencyPolicy",
     "Exchange",
     "LocalSteps",
