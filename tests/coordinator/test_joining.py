@@ -1,6 +1,7 @@
 """Waiting for what was scheduled, and how much of it runs at once."""
 
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -112,12 +113,27 @@ def test_calls_in_flight_on_one_worker(connect, in_flight):
     assert coordinator.fetch([coordinator.schedule(f) for _ in range(2)]) == [in_flight == 2] * 2
 
 
-def test_fewer_calls_in_flight(connect, double):
+def test_fewer_calls_in_flight(connect):
     coordinator = tfps.ClusterCoordinator(connect(workers=1), in_flight=3)
+    lock, running, most = threading.Lock(), 0, 0
+
+    def nap():
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(0.02)
+        with lock:
+            running -= 1
+        return np.bool_(True)
+
+    f = calling(nap)
     for in_flight in (3, 1, 2):
+        most = 0
         coordinator.__init__(coordinator.strategy, in_flight=in_flight)
         assert coordinator.in_flight == in_flight
-        coordinator.fetch([coordinator.schedule(double, args=(1,)) for _ in range(9)])
+        assert all(coordinator.fetch([coordinator.schedule(f) for _ in range(9)]))
+        assert 1 <= most <= in_flight
 
 
 def test_what_is_remembered_of_a_function_has_a_bound(connect, monkeypatch):
