@@ -22,7 +22,7 @@ test: $(VENV)/.test  ## Run all tests but the soak; those that measure time come
 	$(PYTEST) -m 'timed and not soak'
 
 soak: $(VENV)/.test  ## Run what takes longer: all combinations of arguments, long random schedules.
-	$(PYTEST) -n $(JOBS) --dist worksteal -m 'soak or hypothesis' --hypothesis-profile=soak
+	$(PYTEST) -n $(JOBS) --dist worksteal -m 'soak or hypothesis' --hypothesis-profile=soak --timeout=900
 
 lint: $(VENV)/.test  ## Check style, types and structure.
 	$(VENV)/bin/ruff check .

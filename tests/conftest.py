@@ -19,7 +19,7 @@ from tfps.cluster import sockets
 # `make soak` looks for longer; the default is what `make test` can afford.
 hypothesis.settings.register_profile("test", max_examples=80, stateful_step_count=40, deadline=None)
 hypothesis.settings.register_profile(
-    "soak", max_examples=4000, stateful_step_count=80, deadline=None
+    "soak", max_examples=1000, stateful_step_count=80, deadline=None
 )
 hypothesis.settings.load_profile("test")
 
