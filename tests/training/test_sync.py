@@ -46,12 +46,16 @@ OPTIMIZERS = {"momentum": lambda: o.SGD(0.02, momentum=0.9), "adam": lambda: o.A
     ],
 )
 def test_equals_one_process(connect, workers, shards, optimizer, epochs):
-    """The last of the ten updates of each epoch is of fewer and unequal batches."""
+    """The last of the ten updates of each epoch is of fewer and unequal batches.
+
+    Workers' gradients are added in any order, and what that rounds weighs most at first, while
+    biases are small.
+    """
     strategy = connect(workers, partitioner=tfps.partitioners.FixedShards(shards))
     x, y = regression(10 * 8 * workers - 11)
     models = both(strategy, mlp, OPTIMIZERS[optimizer], x, y, batch=8, epochs=epochs)
     assert int(models[1].optimizer.iterations) == 10 * epochs
-    assert relative_error(*models) < 1e-6
+    assert relative_error(*models) < 1e-5 / epochs
 
 
 def table_model():
