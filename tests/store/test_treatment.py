@@ -9,7 +9,6 @@ import tensorflow as tf
 from tfps.store.treatment import FROZEN, LAST, ROWS, SUM, TRAIN, TREATMENTS, Treatment
 
 PUSHED = [t for t in TREATMENTS if t.pushed]
-STATE = [t for t in TREATMENTS if t.state]
 
 # Whole numbers, so that floats add exactly.
 values = st.lists(st.integers(-1000, 1000), min_size=3, max_size=3).map(
@@ -36,10 +35,12 @@ def test_a_change_moves_a_copy_to_where_it_came_from(treatment, before, after):
 
 @hypothesis.given(before=values, latest=values)
 def test_what_is_frozen_does_not_move(before, latest):
-    np.testing.assert_array_equal(FROZEN.moved(before, latest, latest), before)
+    change = FROZEN.change(before, latest)
+    np.testing.assert_array_equal(FROZEN.moved(before, change, latest), before)
+    assert not np.any(change)
 
 
-@pytest.mark.parametrize("treatment", STATE, ids=repr)
+@pytest.mark.parametrize("treatment", TREATMENTS, ids=repr)
 @hypothesis.given(value=values, before=values, after=values, live=st.booleans())
 @hypothesis.settings(deadline=None)
 def test_a_server_writes_what_a_copy_would_move_to(treatment, value, before, after, live):

@@ -35,27 +35,26 @@ OPTIMIZERS = {"momentum": lambda: o.SGD(0.02, momentum=0.9), "adam": lambda: o.A
 
 
 @pytest.mark.parametrize(
-    "workers, shards, optimizer, epochs",
+    "workers, shards, optimizer",
     [
-        (3, 2, "momentum", 2),
-        (2, 1, "adam", 3),
-        pytest.param(2, 1, "adam", 10, marks=soak),
-        pytest.param(2, 2, "momentum", 10, marks=soak),
-        pytest.param(3, 1, "momentum", 10, marks=soak),
-        pytest.param(3, 2, "adam", 10, marks=soak),
+        (2, 2, "momentum"),
+        (3, 2, "adam"),
+        pytest.param(2, 1, "adam", marks=soak),
+        pytest.param(3, 1, "momentum", marks=soak),
     ],
 )
-def test_equals_one_process(connect, workers, shards, optimizer, epochs):
+def test_equals_one_process(connect, workers, shards, optimizer):
     """The last of the ten updates of each epoch is of fewer and unequal batches.
 
     Workers' gradients are added in any order, and what that rounds weighs most at first, while
-    biases are small.
+    biases are small: so there are ten epochs.
     """
+    epochs = 10
     strategy = connect(workers, partitioner=tfps.partitioners.FixedShards(shards))
     x, y = regression(10 * 8 * workers - 11)
     models = both(strategy, mlp, OPTIMIZERS[optimizer], x, y, batch=8, epochs=epochs)
     assert int(models[1].optimizer.iterations) == 10 * epochs
-    assert relative_error(*models) < 1e-5 / epochs
+    assert relative_error(*models) < 1e-6
 
 
 def table_model():

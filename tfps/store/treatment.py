@@ -59,17 +59,23 @@ class Treatment(abc.ABC):
         value: tf.Tensor,
         live: tf.Tensor,
     ) -> None:
-        """Takes a pushed state value in, outside of the ps's lock.
+        """Makes the change that was pushed, outside of the ps's lock.
 
-        Only treatments with `state` are written like this. The caller enters the ps's device.
+        It is how the model's state is written; what an optimizer trains is written under the lock.
+        The caller enters the ps's device.
 
         Args:
           handle: resource handle of the bucket.
           dtype, shape: of the bucket.
-          value: the decoded value that was pushed.
+          value: what was pushed, decoded; of `change`.
           live: bool scalar; if it is false, the bucket stays as it is.
         """
-        raise NotImplementedError(f"{self!r} is not written outside of the lock")
+        # The old value is read as late as possible: if it were read before the push has arrived,
+        # a push that is not live would take back what another worker wrote meanwhile.
+        with tf.control_dependencies([live, value]):
+            old = read(handle, dtype, shape)
+        new = self.moved(old, value, value)
+        tf.raw_ops.AssignVariableOp(resource=handle, value=tf.where(live, new, old))
 
     def __repr__(self) -> str:
         return type(self).__name__.removeprefix("_").upper()
@@ -104,13 +110,6 @@ class _Last(Treatment):
         del value, change
         return latest
 
-    def write(self, handle, dtype, shape, value, live):
-        # The old value is read as late as possible: if it were read before the push has arrived,
-        # a push that is not live would take back what another worker wrote meanwhile.
-        with tf.control_dependencies([live, value]):
-            old = read(handle, dtype, shape)
-        tf.raw_ops.AssignVariableOp(resource=handle, value=tf.where(live, value, old))
-
 
 class _Sum(Treatment):
     state = True
@@ -123,6 +122,7 @@ class _Sum(Treatment):
         return value + change
 
     def write(self, handle, dtype, shape, value, live):
+        # Added where it lies, since counts of two workers must not overwrite each other.
         del dtype, shape
         added = tf.where(live, value, tf.zeros_like(value))
         tf.raw_ops.AssignAddVariableOp(resource=handle, value=added)
@@ -132,7 +132,8 @@ class _Frozen(Treatment):
     pushed = False
 
     def change(self, before, after):
-        raise NotImplementedError("FROZEN values are not pushed")
+        del after
+        return tf.zeros_like(before)
 
     def moved(self, value, change, latest):
         del change, latest
