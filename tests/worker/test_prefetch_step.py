@@ -103,7 +103,7 @@ def test_datasets_go_on_where_the_last_epoch_ended(connect, overlap, length):
 
 
 @pytest.mark.parametrize(
-    "overlap, updates", [(1, 200), (2, 200), *(pytest.param(i, 2000, marks=soak) for i in (1, 2))]
+    "overlap, updates", [(1, 400), (2, 400), *(pytest.param(i, 2000, marks=soak) for i in (1, 2))]
 )
 def test_no_update_is_lost(connect, overlap, updates):
     """The gradient is 1, so the weight counts the updates."""
