@@ -99,7 +99,9 @@ class Trainer:
           sparse_updates: what happens to the rows of an embedding table that a step did not look
             up. With "exact", the optimizer updates them with a gradient of zero, as Keras does
             (momentum, weight decay). With "lazy", they stay as they are bit by bit, and the cost of
-            an update grows with the rows looked up instead of with the table.
+            an update grows with the rows looked up instead of with the table. In both cases the
+            gradients of a row that a batch looks up several times are added up first, as in a dense
+            gradient; plain Keras squares each of them for itself, which matters to learning rates.
           push_warmup: how many pushes the servers apply (`optimizer.iterations`) before the codecs
             of `push` begin. Until then workers send gradients as they are; only the rows of tables,
             whose codecs have no feedback, always pass through their codec. When the warm-up
