@@ -69,8 +69,8 @@ def test_an_optional_input_may_be_missing(connect):
         def call(self, a, b=None):
             return a if b is None else a + b
 
-        def compute_output_shape(self, a, b=None):
-            return a
+        def compute_output_shape(self, a_shape, b_shape=None):
+            return a_shape
 
     def make():
         a, b = keras.Input([8], name="a"), keras.Input([8], name="b", optional=True)

@@ -39,7 +39,7 @@ def unscale_and_clip(
         gradients = [None if g is None else g / tf.cast(scale, g.dtype) for g in gradients]
     if dynamic:
         checks = [tf.reduce_all(tf.math.is_finite(g)) for g in gradients if g is not None]
-        finite = tf.reduce_all(tf.stack(checks))
+        finite = tf.reduce_all(tf.stack([finite, *checks]))
     if not clips_on_servers(optimizer):
         gradients = _keras.clip_gradients(inner(optimizer), gradients)
     return gradients, finite
