@@ -106,7 +106,7 @@ def test_its_slots_go_on_and_are_saved(strategy, sparse_updates, tmp_path):
     ids, y = data()
     order = {"batch_size": 320, "epochs": 2, "shuffle": False, "verbose": 0}
     for m in (net, reference):
-        m.compile(keras.optimizers.Adam(0.01), "mse")
+        m.compile(keras.optimizers.SGD(0.1, momentum=0.9), "mse")
     trainer = tfps.Trainer(net, strategy, sparse_updates=sparse_updates)
     trainer.fit(ids, y, **order)
     trainer.fit(ids, y, **order)
