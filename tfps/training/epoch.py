@@ -41,7 +41,8 @@ class Epoch:
         self._feed = feed
         self._hooks = hooks
         self._policy = policy
-        self._totals = MetricTotals(session.served.program)
+        self._program = session.served.program
+        self._totals = MetricTotals(self._program, session.merging(feed, train=True))
         self._updates = self._state.updates()
 
     @property
@@ -58,6 +59,7 @@ class Epoch:
         store = self._session.served.store
         started = time.perf_counter()
         self._feed.begin_epoch()
+        self._state.own.begin(self._program, self._feed, self._totals.carried)
         try:
             steps = self._train()
         except BaseException:
@@ -69,6 +71,7 @@ class Epoch:
         if not self._totals.examples and not self._model.stop_training:
             raise errors.DataError("fit was given no batch; the input is empty")
         store.fetch()
+        self._state.own.copy()
         # The servers do not count updates that loss scaling has skipped.
         _keras.set_iterations(self._model.optimizer, self._state.updates())
         tally = self._totals.tally
@@ -102,13 +105,16 @@ class Epoch:
     def began(self, first: int) -> None:
         """Calls the hook of a batch that is about to be trained on."""
         self._hooks.batch_begin(first)
+        self._state.own.load_if_changed()
 
     def ended(self, last: int, report: Report) -> None:
         """Counts some work, and calls the hook of its last batch."""
         self.counts(report)
         if self._hooks.watches_batches:
             _keras.set_iterations(self._model.optimizer, self._updates)
+            self._state.own.copy(report.worker)
             self._hooks.batch_end(last, self._totals.logs())
+            self._state.own.load_if_changed()
 
     def counts(self, report: Report) -> None:
         """Adds a report to the totals."""
