@@ -46,7 +46,8 @@ def train(push: tfps.compression.Codec | None, strategy) -> dict:
     hidden = keras.layers.Dense(256, activation="tanh")
     model = keras.Sequential([keras.Input([32]), hidden, keras.layers.Dense(1)])
     model.compile(keras.optimizers.SGD(0.05, momentum=0.9), loss="mse", steps_per_execution=8)
-    return tfps.Trainer(model, strategy, push=push).fit(x, y, epochs=3, verbose=0).history
+    trainer = tfps.Trainer(model, strategy, push=push, log_stats=True)
+    return trainer.fit(x, y, epochs=3, verbose=0).history
 
 
 if __name__ == "__main__":

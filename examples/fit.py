@@ -31,7 +31,7 @@ def main() -> None:
 
     print(strategy.placement())
     for epoch, (loss, staleness) in enumerate(
-        zip(history["loss"], history["staleness"], strict=True), start=1
+        zip(history["loss"], trainer.stats["staleness"], strict=True), start=1
     ):
         print(f"epoch {epoch}: loss {loss:.3f}, a gradient missed {staleness:.2f} updates")
 

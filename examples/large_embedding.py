@@ -42,8 +42,8 @@ def main() -> None:
 
     print(strategy.placement())
     print(f"the table has {WORDS * WIDTH * 4:,} bytes")
-    print(f"a step pulls  {history['pull_bytes_per_step'][-1]:,.0f} bytes")
-    print(f"a step pushes {history['push_bytes_per_step'][-1]:,.0f} bytes")
+    print(f"a step pulls  {trainer.stats['pull_bytes_per_step'][-1]:,.0f} bytes")
+    print(f"a step pushes {trainer.stats['push_bytes_per_step'][-1]:,.0f} bytes")
     print("loss of each epoch: " + ", ".join(f"{loss:.3f}" for loss in history["loss"]))
 
 

@@ -117,12 +117,13 @@ class ShowPlacement(keras.callbacks.Callback):
         writer.close()
 
 
-def traffic(logs: dict) -> str:
-    """One line about bytes in a step and staleness, from the logs of an epoch."""
+def traffic(trainer: tfps.Trainer) -> str:
+    """One line about bytes in a step and staleness, from the last epoch that was trained."""
+    last = {name: values[-1] for name, values in trainer.stats.items()}
     return (
-        f"a worker's step sends {_size(logs['push_bytes_per_step'])} and receives "
-        f"{_size(logs['pull_bytes_per_step'])}; staleness {logs['staleness']:.1f} updates on "
-        f"average, {logs['staleness_max']:.0f} at most"
+        f"a worker's step sends {_size(last['push_bytes_per_step'])} and receives "
+        f"{_size(last['pull_bytes_per_step'])}; staleness {last['staleness']:.1f} updates on "
+        f"average, {last['staleness_max']:.0f} at most"
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from keras.src.backend.tensorflow.trainer import potentially_ragged_concat
 from keras.src.initializers.random_initializers import compute_fans
 from keras.src.optimizers.base_optimizer import BaseOptimizer
 from keras.src.random.seed_generator import global_seed_generator
@@ -35,6 +36,7 @@ __all__ = [
     "clip_gradients",
     "compilation",
     "compute_loss",
+    "concatenated",
     "decays",
     "detach_from_strategy",
     "flatten_metrics",
@@ -311,6 +313,21 @@ def forget_rows(variable: keras.Variable) -> None:
 def flatten_metrics(model: keras.Model, logs: dict[str, float]) -> float | list[float]:
     """What `keras.Model.evaluate` returns for these logs without `return_dict`."""
     return model._flatten_metrics_in_order(logs)
+
+
+def concatenated(outputs: Sequence[Any]) -> Any:
+    """The outputs of several batches as one.
+
+    Args:
+      outputs: tensors of one kind, dense, sparse or ragged, whose first dimension is the batch.
+
+    Returns:
+      What `keras.Model.predict` returns for them: a NumPy array; a `tf.RaggedTensor` if shapes
+      differ in another dimension than the first, or if the outputs are ragged; or a
+      `tf.SparseTensor`.
+    """
+    whole = potentially_ragged_concat(outputs)
+    return whole if isinstance(whole, (tf.RaggedTensor, tf.SparseTensor)) else whole.numpy()
 
 
 def should_evaluate(model: keras.Model, epoch: int, validation_freq: int | Sequence[int]) -> bool:

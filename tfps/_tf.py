@@ -13,11 +13,14 @@ import tensorflow as tf
 from tensorflow.python.distribute.coordinator import coordinator_context, remote_value
 from tensorflow.python.eager import cancellation, context, execute, executor
 from tensorflow.python.eager.polymorphic_function import atomic_function, function_type_utils
-from tensorflow.python.framework import ops
+from tensorflow.python.framework import none_tensor, ops
 
 # The type of a tensor outside of graphs. To make a tensor and ask for its type would settle
 # TensorFlow's threads and devices as soon as tfps is imported.
 EagerTensor = ops.EagerTensor
+
+# What a dataset's spec has where its elements have None.
+NoneTensorSpec = none_tensor.NoneTensorSpec
 
 _VARIABLE_CREATION = ("tensorflow.", "tfps.")
 

@@ -139,7 +139,7 @@ def train(connect: task.Connect) -> None:
         f"{bits_per_byte(loss, validation.bytes_per_token):.3f} bits per byte "
         f"after {time.perf_counter() - started:.0f} s"
     )
-    print(network.traffic({name: values[-1] for name, values in history.history.items()}))
+    print(network.traffic(trainer))
     print(f"saved: {FLAGS.save}")
     print(f"look at the run: {_program('tensorboard')} --logdir {log_dir}", flush=True)
 

@@ -28,7 +28,7 @@ def moves(connect, push):
     model = mlp()
     model.compile(keras.optimizers.SGD(0.01), "mse")
     before = model.get_weights()
-    trainer = tfps.Trainer(model, connect(), push=push)
+    trainer = tfps.Trainer(model, connect(), push=push, log_stats=True)
     history = trainer.fit(x, y, batch_size=32, epochs=3, shuffle=False, verbose=0).history
     assert history["loss"][-1] < history["loss"][0]
     pairs = zip(model.get_weights(), before, strict=True)

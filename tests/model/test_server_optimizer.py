@@ -29,6 +29,9 @@ CASES = {
     "muon": lambda: o.Muon(0.1),
     "ema": lambda: o.SGD(0.1, use_ema=True, ema_momentum=0.5, ema_overwrite_frequency=3),
     "accumulation": lambda: o.Adam(0.1, weight_decay=0.1, gradient_accumulation_steps=3),
+    "clipvalue": lambda: o.SGD(1.0, gradient_accumulation_steps=2, clipvalue=0.1),
+    "clipnorm": lambda: o.SGD(1.0, gradient_accumulation_steps=2, clipnorm=0.5),
+    "global_clipnorm": lambda: o.SGD(1.0, gradient_accumulation_steps=2, global_clipnorm=0.5),
     "schedule": lambda: o.SGD(o.schedules.ExponentialDecay(0.1, 2, 0.5)),
 }
 
@@ -71,7 +74,8 @@ def test_equals_keras(name, jit_compile):
 
 def test_flat_buckets_are_only_for_elementwise_optimizers():
     elementwise = {n for n in CASES if optimizer_traits.is_elementwise(CASES[n]())}
-    assert elementwise == set(CASES) - {"adafactor", "lamb", "muon"}
+    whole = {"adafactor", "lamb", "muon", "clipnorm", "global_clipnorm"}
+    assert elementwise == set(CASES) - whole
     assert optimizer_traits.is_elementwise(o.LossScaleOptimizer(o.Adam()))
 
 

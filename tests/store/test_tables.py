@@ -162,11 +162,11 @@ def test_only_rows_are_counted(connect):
     net.compile(keras.optimizers.SGD(0.1), "mse")
     x, y = data()
     trainer = tfps.Trainer(net, connect(), sparse_updates="lazy")
-    history = trainer.fit(x, y, batch_size=160, verbose=0).history
+    trainer.fit(x, y, batch_size=160, verbose=0)
     unique = len(np.unique(x))
     dense = 25 * 4
-    assert history["pull_bytes_per_step"] == [dense + unique * 16]
-    assert history["push_bytes_per_step"] == [dense + unique * (16 + 2 * 8)]
+    assert trainer.stats["pull_bytes_per_step"] == [dense + unique * 16]
+    assert trainer.stats["push_bytes_per_step"] == [dense + unique * (16 + 2 * 8)]
 
 
 def test_a_row_that_does_not_exist_is_the_workers_error(connect):

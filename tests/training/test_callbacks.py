@@ -204,7 +204,6 @@ def test_terminate_on_nan_and_csv_logger(connect, tmp_path):
         rows = list(csv.DictReader(f))
     assert len(rows) == 1
     assert rows[0]["loss"].lower() in ("nan", "inf")
-    assert float(rows[0]["examples_per_second"]) > 0
 
 
 @pytest.mark.parametrize("update_freq", [2, "epoch"])

@@ -172,9 +172,10 @@ def test_bytes_are_those_of_the_payloads(connect):
         (TopK(0.01), Int8(block=256), 8 * 11, n + 4 * 4),
         (PowerSGD(2), None, 4 * 2 * (32 + 32), 4 * n),
     ]:
-        logs = tfps.Trainer(model, connect(), push=push, pull=pull).fit(x, y, verbose=0).history
-        assert logs["push_bytes_per_step"] == [up]
-        assert logs["pull_bytes_per_step"] == [down]
+        trainer = tfps.Trainer(model, connect(), push=push, pull=pull)
+        trainer.fit(x, y, verbose=0)
+        assert trainer.stats["push_bytes_per_step"] == [up]
+        assert trainer.stats["pull_bytes_per_step"] == [down]
 
 
 def test_a_codec_for_each_variable(connect):
@@ -186,10 +187,11 @@ def test_a_codec_for_each_variable(connect):
     def push(variable):
         return Float16(min_bytes=0) if variable.path.endswith("kernel") else None
 
-    logs = tfps.Trainer(model, connect(), push=push).fit(x, y, verbose=0).history
+    trainer = tfps.Trainer(model, connect(), push=push)
+    trainer.fit(x, y, verbose=0)
     total = sum(4 * int(np.prod(v.shape)) for v in model.trainable_variables)
     halved = sum(2 * int(np.prod(v.shape)) for v in kernels)
-    assert logs["push_bytes_per_step"] == [total - halved]
+    assert trainer.stats["push_bytes_per_step"] == [total - halved]
 
 
 def test_small_variables_are_left_alone(connect):
@@ -197,9 +199,10 @@ def test_small_variables_are_left_alone(connect):
     model = mlp()  # The largest has 128 elements.
     model.compile(keras.optimizers.SGD(0.1), "mse")
     trainer = tfps.Trainer(model, connect(), push=TopK(0.01), pull=Float16())
-    logs = trainer.fit(x, y, verbose=0).history
+    trainer.fit(x, y, verbose=0)
+    stats = trainer.stats
     total = 4 * sum(int(np.prod(v.shape)) for v in model.trainable_variables)
-    assert logs["push_bytes_per_step"] == logs["pull_bytes_per_step"] == [total]
+    assert stats["push_bytes_per_step"] == stats["pull_bytes_per_step"] == [total]
 
 
 def test_weights_are_not_rounded_by_pulls(connect):

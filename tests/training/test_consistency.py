@@ -151,14 +151,14 @@ def test_switching_in_an_epoch_loses_and_repeats_nothing(connect, workers, overl
     trainer = tfps.Trainer(model, connect(workers), overlap=overlap)
     switch, logs = switching(trainer, sequence(), every=10)
     x = np.ones([101, 1], np.float32)
-    history = trainer.fit(x, x, batch_size=1, callbacks=[switch], verbose=0).history
+    trainer.fit(x, x, batch_size=1, callbacks=[switch], verbose=0)
     assert int(model.batches) == 101
     assert all(logs), "each was in force"
     expected = sum(expected_sum(log) for log in logs)
     if workers == 1:
         assert expected == 101
     np.testing.assert_allclose(model.w, np.full(4, -expected), rtol=1e-6)
-    assert history["steps_per_second"][0] > 0
+    assert trainer.stats["steps_per_second"][0] > 0
 
 
 @pytest.mark.timeout(60)
@@ -292,12 +292,12 @@ def test_logs_agree_with_the_histogram(connect, tmp_path, workers, policy):
     policy, log = watched(policy)
     # So that something is missed in any case, however the workers are scheduled.
     trainer = tfps.Trainer(model, connect(workers), policy, overlap=1)
-    logs = trainer.fit(x, y, batch_size=1, epochs=2, callbacks=[board], verbose=0).history
+    trainer.fit(x, y, batch_size=1, epochs=2, callbacks=[board], verbose=0)
     bins = histograms(tmp_path)
     assert len(bins) == 2
     for epoch, rows in enumerate(bins):
         left, right, counts = rows.T
-        mean, most = logs["staleness"][epoch], logs["staleness_max"][epoch]
+        mean, most = (trainer.stats[name][epoch] for name in ("staleness", "staleness_max"))
         if policy.in_rounds:
             assert (mean, most, max(right)) == (0, 0, max(left))
             continue

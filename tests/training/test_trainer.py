@@ -78,7 +78,7 @@ def test_partitioned_and_compiled_and_several_steps_a_call_change_nothing(connec
             use_ema=True,
             ema_momentum=0.9,
         ),
-        lambda: o.Adam(0.01, gradient_accumulation_steps=3),
+        lambda: o.Adam(0.01, gradient_accumulation_steps=3, clipnorm=0.05),
         lambda: o.Adafactor(0.05),
         lambda: o.SGD(0.1, global_clipnorm=0.01),
         pytest.param(lambda: o.SGD(0.1, use_ema=True, ema_momentum=0.9), marks=soak),
@@ -124,15 +124,6 @@ def test_weights_metrics_and_class_weights(connect):
             ).history
         )
         models.append(model)
-    for name in (
-        "examples_per_second",
-        "steps_per_second",
-        "staleness",
-        "staleness_max",
-        "push_bytes_per_step",
-        "pull_bytes_per_step",
-    ):
-        assert len(history[0].pop(name)) == 2
     assert list(history[0]) == list(history[1])
     for name in history[1]:
         np.testing.assert_allclose(history[0][name], history[1][name], rtol=1e-4)

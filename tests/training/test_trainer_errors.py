@@ -34,9 +34,9 @@ def test_errors_are_one_clear_line(connect):
         trainer.predict(ones)
     with pytest.raises(tfps.DataError, match="no batch"):
         trainer.fit(tf.data.Dataset.from_tensor_slices((x[:0], y[:0])).batch(2), verbose=0)
-    clipped = o.SGD(gradient_accumulation_steps=2, clipnorm=1.0)
+    clipped = o.SGD(gradient_accumulation_steps=2, global_clipnorm=1.0)
     model.compile(clipped, "mse")
-    with pytest.raises(tfps.ConfigError, match="leave out one of the two"):
+    with pytest.raises(tfps.ConfigError, match="use clipnorm, or one ps"):
         trainer.fit(x, y)
     model.compile("sgd", "mse", run_eagerly=True)
     with pytest.raises(tfps.ConfigError, match="run_eagerly"):

@@ -62,11 +62,11 @@ def test_a_worker_sees_its_own_steps_at_once(connect, steps, delay, merge, fed):
     strategy = connect(1)
     policy = tfps.LocalSteps(steps, o.SGD(1.0), merge, delay)
     trainer = tfps.Trainer(model, strategy, policy)
-    logs = trainer.fit(data if fed == "worker" else data(), epochs=2, verbose=0).history
+    trainer.fit(data if fed == "worker" else data(), epochs=2, verbose=0)
     reference.fit(data(), epochs=2, shuffle=False, verbose=0)
     assert int(model.batches) == 40
     assert relative_error(model, reference) < 1e-4
-    assert logs["staleness_max"] == [0.0, 0.0]
+    assert trainer.stats["staleness_max"] == [0.0, 0.0]
 
 
 def sgd(weights, data, begin, end, model):
@@ -151,10 +151,12 @@ def test_no_update_is_lost(connect, delay):
 
     outer = o.SGD(1.0)
     trainer = tfps.Trainer(model, connect(2), tfps.LocalSteps(8, outer, "each", delay))
-    first = trainer.fit(data, verbose=0).history
+    trainer.fit(data, verbose=0)
+    first = trainer.stats
     np.testing.assert_allclose(model.w, np.full(4, -100.0), rtol=1e-6)
     trainer.consistency = tfps.LocalSteps(3, outer, "each", delay)
-    second = trainer.fit(data, verbose=0).history
+    trainer.fit(data, verbose=0)
+    second = trainer.stats
     np.testing.assert_allclose(model.w, np.full(4, -200.0), rtol=1e-6)
     assert int(model.batches) == 200
     assert int(model.optimizer.iterations) == 10 + 3 + 27 + 7

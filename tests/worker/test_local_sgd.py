@@ -16,12 +16,12 @@ soak = pytest.mark.soak
 
 
 def trained(strategy, policy, optimizer, **fit_args):
-    """(the model, the logs) of a small regression."""
+    """(the model, the logs with the stats) of a small regression."""
     x, y = regression(320)
     model = mlp()
     model.compile(optimizer, "mse", jit_compile=False)
     args = {"batch_size": 8, "shuffle": False, "verbose": 0, **fit_args}
-    history = tfps.Trainer(model, strategy, policy).fit(x, y, **args).history
+    history = tfps.Trainer(model, strategy, policy, log_stats=True).fit(x, y, **args).history
     return model, history
 
 
@@ -176,10 +176,12 @@ def test_tables_travel_whole(connect):
     x = np.random.default_rng(0).integers(0, 20, (64, 3))
     y = np.ones([64, 3, 4], np.float32)
     policy = tfps.LocalSteps(2, "average")
-    history = tfps.Trainer(model, connect(2), policy).fit(x, y, batch_size=8, verbose=0).history
+    trainer = tfps.Trainer(model, connect(2), policy)
+    trainer.fit(x, y, batch_size=8, verbose=0)
     np.testing.assert_array_equal(model.get_weights()[0][20:], before[20:])
     assert (model.get_weights()[0][:20] != before[:20]).any(axis=1).all()
-    assert history["pull_bytes_per_step"] == history["push_bytes_per_step"] == [50 * 4 * 4 / 2]
+    for name in BYTES:
+        assert trainer.stats[name] == [50 * 4 * 4 / 2]
 
 
 @pytest.mark.parametrize(

@@ -45,15 +45,14 @@ def test_one_worker_misses_just_its_last_updates(connect, overlap, steps):
     model = mlp()
     expected = delayed_sgd(mlp(), x, y, overlap)
     model.compile(keras.optimizers.SGD(0.05), "mse", steps_per_execution=steps)
-    history = tfps.Trainer(model, connect(), overlap=overlap).fit(
-        x, y, batch_size=32, shuffle=False, verbose=0
-    )
+    trainer = tfps.Trainer(model, connect(), overlap=overlap)
+    trainer.fit(x, y, batch_size=32, shuffle=False, verbose=0)
     for a, b in zip(model.get_weights(), expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
-    assert history.history["staleness_max"] == [overlap]
+    assert trainer.stats["staleness_max"] == [overlap]
     # The first steps of an epoch have nothing to miss.
     pushes = len(x) // 32
-    assert history.history["staleness"] == [sum(min(i, overlap) for i in range(pushes)) / pushes]
+    assert trainer.stats["staleness"] == [sum(min(i, overlap) for i in range(pushes)) / pushes]
 
 
 @pytest.mark.parametrize("overlap", [1, 2])
@@ -94,12 +93,12 @@ def test_datasets_go_on_where_the_last_epoch_ended(connect, overlap, length):
     for epoch in range(2):
         trainer.fit(dataset_fn, initial_epoch=epoch, epochs=epoch + 1, steps_per_epoch=5, verbose=0)
         used.append(float(model.layers[0].kernel[0, 0]))
-    history = trainer.fit(dataset_fn, epochs=2, steps_per_epoch=5, verbose=0).history
+    trainer.fit(dataset_fn, epochs=2, steps_per_epoch=5, verbose=0)
     batches = np.arange(10) % length
     assert used == [batches[:5].sum(), 2 * batches[:5].sum()]
     assert float(model.layers[0].kernel[0, 0]) == used[-1] + batches.sum()
     # Every push is counted, that of the last batch before the dataset began anew too.
-    assert history["push_bytes_per_step"] == [4.0, 4.0]
+    assert trainer.stats["push_bytes_per_step"] == [4.0, 4.0]
 
 
 @pytest.mark.parametrize(
@@ -114,10 +113,10 @@ def test_no_update_is_lost(connect, overlap, updates):
     )
     x = np.ones([updates, 1], np.float32)
     trainer = tfps.Trainer(model, connect(workers=2), overlap=overlap)
-    history = trainer.fit(x, x, batch_size=2, epochs=2, verbose=0).history
+    trainer.fit(x, x, batch_size=2, epochs=2, verbose=0)
     assert model.layers[0].kernel.numpy() == updates
     assert trainer._session.served.store.iterations() == updates
-    assert history["staleness"][0] >= overlap * 0.9
+    assert trainer.stats["staleness"][0] >= overlap * 0.9
 
 
 @covering("overlap, steps", [0, 1, 2], [3, 1], strength=1)

@@ -6,7 +6,12 @@ import keras
 import tensorflow as tf
 
 from tfps import _keras
-from tfps.model.optimizer_traits import inner, is_dynamically_scaled, static_loss_scale
+from tfps.model.optimizer_traits import (
+    clips_on_servers,
+    inner,
+    is_dynamically_scaled,
+    static_loss_scale,
+)
 
 
 def unscale_and_clip(
@@ -15,6 +20,8 @@ def unscale_and_clip(
     scale: tf.Tensor,
 ) -> tuple[list[tf.Tensor | None], tf.Tensor]:
     """Unscales and clips the gradients of the whole model, which only the worker sees.
+
+    An optimizer that accumulates gradients clips their mean, on the servers.
 
     Args:
       optimizer: the optimizer that the model was compiled with.
@@ -32,5 +39,7 @@ def unscale_and_clip(
         gradients = [None if g is None else g / tf.cast(scale, g.dtype) for g in gradients]
     if dynamic:
         checks = [tf.reduce_all(tf.math.is_finite(g)) for g in gradients if g is not None]
-        finite = tf.reduce_all(tf.stack(checks))
-    return _keras.clip_gradients(inner(optimizer), gradients), finite
+        finite = tf.reduce_all(tf.stack([finite, *checks]))
+    if not clips_on_servers(optimizer):
+        gradients = _keras.clip_gradients(inner(optimizer), gradients)
+    return gradients, finite

@@ -35,18 +35,32 @@ def is_dynamically_scaled(optimizer: keras.optimizers.Optimizer) -> bool:
 
 def is_elementwise(optimizer: keras.optimizers.Optimizer) -> bool:
     """Whether updating a slice of a variable equals slicing the updated variable."""
-    return type(inner(optimizer)) in _ELEMENTWISE
-
-
-def require_supported(optimizer: keras.optimizers.Optimizer) -> None:
-    """Raises `ConfigError` for settings that would mean something else on several servers."""
     one = inner(optimizer)
-    clips = [n for n in ("clipnorm", "clipvalue", "global_clipnorm") if getattr(one, n)]
-    if one.gradient_accumulation_steps and clips:
+    norms = clips_on_servers(optimizer) and bool(one.clipnorm or one.global_clipnorm)
+    return type(one) in _ELEMENTWISE and not norms
+
+
+def clips_on_servers(optimizer: keras.optimizers.Optimizer) -> bool:
+    """Whether gradients are clipped where they are applied, and not on the worker.
+
+    Keras clips the mean of accumulated gradients, and they accumulate on the servers.
+    """
+    return bool(inner(optimizer).gradient_accumulation_steps)
+
+
+def require_supported(optimizer: keras.optimizers.Optimizer, num_ps: int) -> None:
+    """Raises `ConfigError` for settings that would mean something else on several servers.
+
+    Args:
+      optimizer: the one that the model was compiled with.
+      num_ps: number of parameter servers.
+    """
+    one = inner(optimizer)
+    if one.gradient_accumulation_steps and one.global_clipnorm and num_ps > 1:
         raise errors.ConfigError(
             f"the optimizer has gradient_accumulation_steps={one.gradient_accumulation_steps} and "
-            f"{clips[0]}={getattr(one, clips[0])}; gradients are clipped on the worker, before "
-            "they accumulate on the servers: leave out one of the two"
+            f"global_clipnorm={one.global_clipnorm}, but each of the {num_ps} ps accumulates its "
+            "own variables and does not know the norm of all; use clipnorm, or one ps"
         )
 
 

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfps import _keras, errors
+from tfps import _keras, _tf, errors
 from tfps.model.lookups import Find, Rows, looking_up
 
 
@@ -323,10 +323,11 @@ class StatelessModel:
 def without_optionals(batch: Any) -> Any:
     """A batch, or the spec of batches, with None for what is missing.
 
-    Keras's datasets carry a missing target or weight as an empty `tf.experimental.Optional`.
+    Keras's datasets carry a missing target or weight as an empty `tf.experimental.Optional`, and a
+    missing input as None, whose spec is one of TensorFlow's own.
     """
-    optional = (tf.experimental.Optional, tf.OptionalSpec)
-    return keras.tree.map_structure(lambda t: None if isinstance(t, optional) else t, batch)
+    missing = (tf.experimental.Optional, tf.OptionalSpec, _tf.NoneTensorSpec)
+    return keras.tree.map_structure(lambda t: None if isinstance(t, missing) else t, batch)
 
 
 def _next_of(rows: Rows) -> Find:

@@ -17,7 +17,7 @@ from keras import ops
 from tfps import _keras
 from tfps._keras import BaseOptimizer
 from tfps.model.frozen_adam import Freezable, Frozen, can_freeze
-from tfps.model.optimizer_traits import inner
+from tfps.model.optimizer_traits import clips_on_servers, inner
 
 
 class StatelessOptimizer:
@@ -43,7 +43,7 @@ class StatelessOptimizer:
         """Clones the optimizer and builds its state on the current device.
 
         Gradients must arrive unscaled and clipped, since both need the gradients of the whole
-        model: `gradients.unscale_and_clip`.
+        model: `gradients.unscale_and_clip`. An optimizer that accumulates clips by itself.
 
         Args:
           optimizer: the optimizer that the model was compiled with. The clone has its settings,
@@ -162,7 +162,8 @@ class _Stateless(keras.optimizers.Optimizer):
         touched = [*variables, *self.variables]
         before = [v.value for v in touched]
         self._apply_weight_decay(variables)
-        self._backend_update_step([t / n for t in totals], variables, self.learning_rate)
+        means = self._clip_gradients([t / n for t in totals])
+        self._backend_update_step(means, variables, self.learning_rate)
         for v, old in zip(touched, before, strict=True):
             v.assign(ops.where(update, v.value, old))
         for s, total in zip(sums, totals, strict=True):
@@ -175,7 +176,10 @@ def _stateless_clone(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.
     clone_class: Any = type(f"Stateless{cls.__name__}", bases, {})
     config = optimizer.get_config()
     # `gradients.unscale_and_clip` has done this on the worker.
-    for name in ("clipnorm", "clipvalue", "global_clipnorm", "loss_scale_factor"):
+    done = ["loss_scale_factor"]
+    if not clips_on_servers(optimizer):
+        done += ["clipnorm", "clipvalue", "global_clipnorm"]
+    for name in done:
         if name in config:
             config[name] = None
     rate = _keras.learning_rate_of(optimizer)

@@ -53,13 +53,17 @@ def has_batch_hooks(callback: keras.callbacks.Callback) -> bool:
     )
 
 
-def write_staleness(
-    callbacks: keras.callbacks.CallbackList, counts: np.ndarray, epoch: int
+def write_stats(
+    callbacks: keras.callbacks.CallbackList,
+    stats: dict[str, float],
+    counts: np.ndarray,
+    epoch: int,
 ) -> None:
-    """Gives TensorBoard callbacks a histogram of an epoch's staleness.
+    """Gives TensorBoard callbacks an epoch's stats, and a histogram of its staleness.
 
     Args:
       callbacks: of the run.
+      stats: name -> value. TensorBoard has it as `epoch_<name>`, as Keras names what is in logs.
       counts: float64 [n], pushes by the number of updates that they missed.
       epoch: index.
     """
@@ -69,4 +73,6 @@ def write_staleness(
     for callback in callbacks.callbacks:
         if isinstance(callback, keras.callbacks.TensorBoard):
             with _keras.train_writer(callback).as_default():
+                for name, value in stats.items():
+                    tf.summary.scalar(f"epoch_{name}", value, step=epoch)
                 tf.summary.histogram("staleness", values, step=epoch)

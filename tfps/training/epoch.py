@@ -44,14 +44,28 @@ class Epoch:
         self._program = session.served.program
         self._totals = MetricTotals(self._program, session.merging(feed, train=True))
         self._updates = self._state.updates()
+        self._steps, self._seconds = 0, 0.0
 
     @property
     def staleness(self) -> Any:
         """float64 [n], pushes by the number of updates that they missed; see `tally.Tally`."""
         return self._totals.tally.staleness
 
+    @property
+    def stats(self) -> dict[str, float]:
+        """What the epoch cost, once it has run; see `Trainer.stats`."""
+        tally, steps = self._totals.tally, max(1, self._steps)
+        return {
+            "examples_per_second": self._totals.examples / self._seconds,
+            "steps_per_second": self._steps / self._seconds,
+            "staleness": tally.total_staleness / max(1.0, tally.pushes),
+            "staleness_max": tally.max_staleness,
+            "push_bytes_per_step": tally.bytes_up / steps,
+            "pull_bytes_per_step": tally.bytes_down / steps,
+        }
+
     def run(self) -> dict[str, float]:
-        """Trains; returns the epoch's logs.
+        """Trains; returns the epoch's logs, as Keras has them.
 
         Raises:
           DataError: there was no batch.
@@ -61,29 +75,20 @@ class Epoch:
         self._feed.begin_epoch()
         self._state.own.begin(self._program, self._feed, self._totals.carried)
         try:
-            steps = self._train()
+            self._steps = self._train()
         except BaseException:
             # Outside of `fit` the model is the truth, without what was not fetched.
             store.forget_sync()
             raise
         self._feed.end_epoch()
-        seconds = time.perf_counter() - started
+        self._seconds = time.perf_counter() - started
         if not self._totals.examples and not self._model.stop_training:
             raise errors.DataError("fit was given no batch; the input is empty")
         store.fetch()
         self._state.own.copy()
         # The servers do not count updates that loss scaling has skipped.
         _keras.set_iterations(self._model.optimizer, self._state.updates())
-        tally = self._totals.tally
-        return {
-            **self._totals.logs(),
-            "examples_per_second": self._totals.examples / seconds,
-            "steps_per_second": steps / seconds,
-            "staleness": tally.total_staleness / max(1.0, tally.pushes),
-            "staleness_max": tally.max_staleness,
-            "push_bytes_per_step": tally.bytes_up / max(1, steps),
-            "pull_bytes_per_step": tally.bytes_down / max(1, steps),
-        }
+        return self._totals.logs()
 
     def _train(self) -> int:
         steps = 0

@@ -60,12 +60,15 @@ class Hooks:
         if self._reads_weights:
             self._store.load_if_changed()
 
-    def epoch_end(self, epoch: int, logs: dict[str, Any], staleness: Any) -> dict[str, Any]:
+    def epoch_end(
+        self, epoch: int, logs: dict[str, Any], stats: dict[str, float], staleness: Any
+    ) -> dict[str, Any]:
         """After an epoch and its validation, when the chief's copy has been fetched.
 
         Args:
           epoch: index.
           logs: of the epoch.
+          stats: of the epoch; see `Trainer.stats`.
           staleness: float64 [n], pushes by the number of updates that they missed.
 
         Returns:
@@ -76,7 +79,7 @@ class Hooks:
         # Keras 3.15's TensorBoard(update_freq=n) would write an epoch's summaries only after a
         # multiple of n batches.
         with tf.summary.record_if(True):
-            traits.write_staleness(self.callbacks, staleness, epoch)
+            traits.write_stats(self.callbacks, stats, staleness, epoch)
             self.callbacks.on_epoch_end(epoch, logs)
         self._store.load_if_changed()
         recorded = history.history.items() if history else ()

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
+from tfps import _tf
 from tfps.training.feeds import Feed, Work
 from tfps.training.session import Session
 from tfps.training.work_loop import WorkLoop
@@ -15,7 +16,7 @@ class Prediction(NamedTuple):
     """The `work_loop.Result` of a call: the outputs for one batch.
 
     Attributes:
-      outputs: nested NumPy arrays.
+      outputs: nested tensors of the chief.
     """
 
     outputs: Any
@@ -73,7 +74,7 @@ class PredictionRun:
 
         def call() -> Prediction:
             outputs, each[worker] = step(handles, pulled, work.source, each[worker])
-            return Prediction(keras.tree.map_structure(_to_numpy, outputs))
+            return Prediction(keras.tree.map_structure(_here, outputs))
 
         return call
 
@@ -91,5 +92,9 @@ class PredictionRun:
         return self._session.model.stop_predicting
 
 
-def _to_numpy(tensor):
-    return tensor.numpy() if isinstance(tensor, tf.Tensor) else tensor
+def _here(output: Any) -> Any:
+    """Brings an output, dense, sparse or ragged, from its worker to the chief."""
+    parts = [
+        _tf.on_chief(t.numpy(), t.dtype) for t in tf.nest.flatten(output, expand_composites=True)
+    ]
+    return tf.nest.pack_sequence_as(output, parts, expand_composites=True)

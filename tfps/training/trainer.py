@@ -1,11 +1,11 @@
 """`Trainer`: `fit`, `evaluate` and `predict` of a Keras model on a cluster."""
 
 import functools
+import warnings
 import weakref
 from typing import Any
 
 import keras
-import numpy as np
 
 from tfps import _keras, errors
 from tfps.model import optimizer_traits
@@ -53,6 +53,11 @@ class Trainer:
     Attributes:
       model: the Keras model.
       strategy: the strategy.
+      stats: name -> a value for each epoch of the last `fit`, over all workers together:
+        `examples_per_second` and `steps_per_second`; `staleness` and `staleness_max`, the number of
+        updates that a push has missed, on average and at most; `push_bytes_per_step` and
+        `pull_bytes_per_step`, what a worker sends and receives in a step as the codecs predict it.
+        TensorBoard's callback shows them, too.
       consistency: the policy that decides which worker may step when: `Async`, `BoundedStaleness`,
         `Sync`, `LocalSteps`, or a `consistency.ConsistencyPolicy` of the user's own. Another policy
         may be assigned at any time, between epochs or by a callback. Workers then finish and push
@@ -71,6 +76,7 @@ class Trainer:
         sparse_updates: str = "exact",
         push_warmup: int = 0,
         step_timeout: float = 3600.0,
+        log_stats: bool = False,
     ):
         """Checks the arguments; the servers are filled when training starts.
 
@@ -93,7 +99,9 @@ class Trainer:
           sparse_updates: what happens to the rows of an embedding table that a step did not look
             up. With "exact", the optimizer updates them with a gradient of zero, as Keras does
             (momentum, weight decay). With "lazy", they stay as they are bit by bit, and the cost of
-            an update grows with the rows looked up instead of with the table.
+            an update grows with the rows looked up instead of with the table. In both cases the
+            gradients of a row that a batch looks up several times are added up first, as in a dense
+            gradient; plain Keras squares each of them for itself, which matters to learning rates.
           push_warmup: how many pushes the servers apply (`optimizer.iterations`) before the codecs
             of `push` begin. Until then workers send gradients as they are; only the rows of tables,
             whose codecs have no feedback, always pass through their codec. When the warm-up
@@ -104,6 +112,7 @@ class Trainer:
           step_timeout: how many seconds a call on a worker may take. A call is
             `steps_per_execution` steps, or an exchange of `LocalSteps`; the first call includes
             its compilation. After that time `fit`, `evaluate` and `predict` raise `StepTimeout`.
+          log_stats: whether the logs of `fit` carry the entries of `stats` besides Keras's own.
 
         Raises:
           ConfigError: an argument is none of these.
@@ -115,6 +124,8 @@ class Trainer:
             )
         self.model = model
         self.strategy = strategy
+        self.stats: dict[str, list[float]] = {}
+        self._log_stats = log_stats
         if overlap not in (0, 1, 2):
             raise errors.ConfigError(f"overlap={overlap!r} must be 0, 1 or 2")
         if sparse_updates not in ("exact", "lazy"):
@@ -198,11 +209,7 @@ class Trainer:
             once; with a `dataset_fn`, each worker's dataset once.
 
         Returns:
-          The history. Its logs carry, besides loss and metrics, over all workers:
-          `examples_per_second` and `steps_per_second`; `staleness` and `staleness_max`, the number
-          of updates that a push has missed, on average and at most; `push_bytes_per_step` and
-          `pull_bytes_per_step`, what a worker sends and receives in a step as the codecs predict
-          it.
+          The history, with the keys that Keras gives it; the others are in `stats`.
 
         Raises:
           ConfigError: model, optimizer or data cannot be trained here.
@@ -212,9 +219,13 @@ class Trainer:
         """
         model, session = self.model, self._session
         _keras.check_compiled(model, "fit")
+        most = keras.config.max_epochs()
+        if most and most < epochs:
+            warnings.warn(f"Limiting epochs to {most}", stacklevel=3)
+            epochs = most
         if model.optimizer is None:
             raise errors.ConfigError("fit needs an optimizer; pass one to model.compile")
-        optimizer_traits.require_supported(model.optimizer)
+        optimizer_traits.require_supported(model.optimizer, self.strategy.cluster.num_ps)
         if validation_split and validation_data is None:
             (x, y, sample_weight), validation_data = _keras.split_validation(
                 (x, y, sample_weight), validation_split=validation_split
@@ -235,6 +246,7 @@ class Trainer:
                 validation_data, validation_batch_size or batch_size, validation_steps
             )
         model.stop_training = False
+        self.stats = {}
         hooks = Hooks(
             self._callback_list(callbacks, verbose, feed, epochs, history=True),
             session.served.store,
@@ -272,8 +284,14 @@ class Trainer:
             if validation and _keras.should_evaluate(model, number, validation_freq):
                 evaluated = self._evaluate(validation, hooks.callbacks, verbose=0)
                 logs.update({f"val_{name}": value for name, value in evaluated.items()})
+            stats = epoch.stats
+            for name, value in stats.items():
+                self.stats.setdefault(name, []).append(value)
+            if self._log_stats:
+                # Keras's TensorBoard writes what is in the logs.
+                logs, stats = {**logs, **stats}, {}
             session.state.note_epoch(number, logs, feed.position())
-            recorded = hooks.epoch_end(number, logs, epoch.staleness)
+            recorded = hooks.epoch_end(number, logs, stats, epoch.staleness)
             session.state.note_logs(recorded)
             if model.stop_training:
                 break
@@ -332,7 +350,7 @@ class Trainer:
         callbacks.on_predict_end()
         if not outputs:
             raise errors.DataError("predict was given no batch; the input is empty")
-        return keras.tree.map_structure(lambda *parts: np.concatenate(parts), *outputs)
+        return keras.tree.map_structure(lambda *parts: _keras.concatenated(parts), *outputs)
 
     def _resume(self, chief: ChiefState, feed: Feed) -> int:
         """Goes on where a restored state was exported; returns the epoch to begin with."""

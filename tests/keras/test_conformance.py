@@ -1,0 +1,88 @@
+"""Keras's own tests, unchanged, with a Trainer in the models' place.
+
+Keras's wheel ships its tests. Those that train, evaluate or predict must pass through a Trainer as
+they pass without one. `make test` runs those of models' training and of callbacks, `make soak` all
+of them, with one worker and with two.
+"""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+
+import keras
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+SOURCE = pathlib.Path(keras.__file__).parent / "src"
+
+# A test that trains says so, or lets the base class of all tests of layers train.
+_TRAINS = re.compile(r"\.(fit|evaluate|predict)\(|run_layer_test|run_training_check")
+
+# Tests of Keras's own machinery, which a Trainer does not have. Pattern of the test -> reason.
+NOT_OURS: dict[str, str] = {}
+# With several workers, batches end in another order. Pattern of the test -> reason.
+ONE_WORKER: dict[str, str] = {}
+
+
+def files(*folders):
+    """Keras's test files that train, below these folders of its source."""
+    found = (f for folder in folders for f in sorted((SOURCE / folder).rglob("*_test.py")))
+    return [f for f in found if _TRAINS.search(f.read_text())]
+
+
+def failures(report):
+    """Test -> its message, of a JUnit report; and how many tests came to a Trainer."""
+    failed, through = {}, 0
+    for case in ET.parse(report).iter("testcase"):
+        name = f"{case.get('classname')}.{case.get('name')}"
+        calls = [p.get("value") for p in case.iter("property") if p.get("name") == "trainer_calls"]
+        through += any(int(c) for c in calls)
+        problems = [p for kind in ("failure", "error") for p in case.iter(kind)]
+        if problems:
+            failed[name] = problems[0].get("message", "").strip()[:300]
+    return failed, through
+
+
+def run(tests, workers, report, limit):
+    """Runs tests through a Trainer in a process of their own; returns what `failures` does."""
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.keras.through_trainer"]
+    command += [f"--workers={workers}", "-c", os.devnull, f"--rootdir={SOURCE}"]
+    command += ["-p", "no:cacheprovider", f"--junitxml={report}", "-o", "junit_family=xunit1"]
+    done = subprocess.run(
+        [*command, *map(str, tests)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=limit,
+    )
+    assert done.returncode in (0, 1), done.stdout[-3000:] + done.stderr[-3000:]
+    return failures(report)
+
+
+def check(tests, workers, report, limit):
+    """Asserts that nothing fails but what is listed above; returns how many came to a Trainer."""
+    failed, through = run(tests, workers, report, limit)
+    excused = {**NOT_OURS, **(ONE_WORKER if workers > 1 else {})}
+    wrong = {t: why for t, why in failed.items() if not any(re.search(p, t) for p in excused)}
+    assert not wrong, "\n".join(f"{test}: {why}" for test, why in wrong.items())
+    return through
+
+
+@pytest.mark.processes
+@pytest.mark.timeout(400)
+def test_training_and_callbacks(tmp_path):
+    assert check(files("trainers", "callbacks"), 1, tmp_path / "report.xml", 380) > 100
+
+
+@pytest.mark.soak
+@pytest.mark.processes
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_everything(tmp_path, workers):
+    assert check(files(""), workers, tmp_path / "report.xml", 3500) > 400

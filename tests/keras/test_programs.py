@@ -1,0 +1,171 @@
+"""Programs as Keras's users write them: a Trainer with one worker does what plain Keras does."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfps
+from tests.conftest import mlp, regression, relative_error
+
+
+def both(strategy, make, **compile_args):
+    """(a Trainer, a plain Keras model), two models that `make` makes, compiled alike."""
+    models = []
+    for _ in range(2):
+        keras.utils.set_random_seed(1)
+        model = make()
+        model.compile(**{"optimizer": keras.optimizers.SGD(0.05), "loss": "mse", **compile_args})
+        models.append(model)
+    return tfps.Trainer(models[0], strategy), models[1]
+
+
+def assert_alike(trainer, reference, x, y=None, rtol=1e-5, **fit_args):
+    """`fit`, `evaluate` and `predict` give the same."""
+    args = {"batch_size": 16, "epochs": 2, "shuffle": False, "verbose": 0, **fit_args}
+    mine, theirs = (one.fit(x, y, **args).history for one in (trainer, reference))
+    assert list(mine) == list(theirs)
+    for name in mine:
+        np.testing.assert_allclose(mine[name], theirs[name], rtol=rtol, atol=1e-6)
+    if reference.weights:
+        assert relative_error(trainer.model, reference) < rtol
+    mine, theirs = (one.evaluate(x, y, verbose=0) for one in (trainer, reference))
+    np.testing.assert_allclose(mine, theirs, rtol=rtol, atol=1e-6)
+    inputs = x.map(lambda x, y: x) if isinstance(x, tf.data.Dataset) else x
+    mine, theirs = (one.predict(inputs, verbose=0) for one in (trainer, reference))
+    np.testing.assert_allclose(mine, theirs, rtol=rtol, atol=1e-6)
+
+
+def test_sparse_tensors(connect):
+    rng = np.random.default_rng(0)
+    dense = rng.normal(size=(64, 10)) * (rng.random((64, 10)) < 0.2)
+    dense = dense.astype("float32")
+    y = dense.sum(axis=1, keepdims=True)
+
+    def make():
+        inputs = keras.Input([10], sparse=True)
+        return keras.Model(inputs, keras.layers.Dense(1)(inputs))
+
+    data = tf.data.Dataset.from_tensor_slices((tf.sparse.from_dense(dense), y)).batch(16)
+    assert_alike(*both(connect(), make), data, batch_size=None)
+    # Keras takes whole sparse tensors, as it takes arrays.
+    assert_alike(*both(connect(), make), tf.sparse.from_dense(dense), y)
+
+
+def test_scipy_matrices(connect):
+    scipy_sparse = pytest.importorskip("scipy.sparse")
+    matrix = scipy_sparse.random(64, 10, 0.2, "csr", "float32", random_state=0)
+    y = np.asarray(matrix.sum(axis=1), "float32")
+
+    def make():
+        inputs = keras.Input([10], sparse=True)
+        return keras.Model(inputs, keras.layers.Dense(1)(inputs))
+
+    assert_alike(*both(connect(), make), matrix, y)
+
+
+def test_an_optional_input_may_be_missing(connect):
+    class Sum(keras.layers.Layer):
+        def call(self, a, b=None):
+            return a if b is None else a + b
+
+        def compute_output_shape(self, a_shape, b_shape=None):
+            return a_shape
+
+    def make():
+        a, b = keras.Input([8], name="a"), keras.Input([8], name="b", optional=True)
+        return keras.Model({"a": a, "b": b}, keras.layers.Dense(1)(Sum()(a, b)))
+
+    x, y = regression(64)
+    assert_alike(*both(connect(), make), {"a": x, "b": None}, y)
+    assert_alike(*both(connect(), make), {"a": x, "b": 2 * x}, y)
+
+
+def test_float16_without_weights(connect):
+    keras.config.set_dtype_policy("mixed_float16")
+    x, _ = regression(64)
+
+    def make():
+        return keras.Sequential([keras.Input([8]), keras.layers.Rescaling(2.0)])
+
+    assert_alike(*both(connect(), make), x, x, rtol=1e-3)
+
+
+@pytest.fixture
+def limits():
+    yield
+    keras.config.set_max_epochs(None)
+    keras.config.set_max_steps_per_epoch(None)
+
+
+def test_limits_of_the_configuration(connect, limits):
+    x, y = regression(64)
+    trainer, reference = both(connect(), mlp)
+    keras.config.set_max_epochs(2)
+    keras.config.set_max_steps_per_epoch(3)
+    with pytest.warns(UserWarning, match="Limiting"):
+        mine = trainer.fit(x, y, batch_size=8, epochs=5, shuffle=False, verbose=0)
+        theirs = reference.fit(x, y, batch_size=8, epochs=5, shuffle=False, verbose=0)
+    assert mine.epoch == theirs.epoch == [0, 1]
+    np.testing.assert_allclose(mine.history["loss"], theirs.history["loss"], rtol=1e-5)
+    assert int(trainer.model.optimizer.iterations) == 6
+    assert relative_error(trainer.model, reference) < 1e-5
+    keras.config.set_max_steps_per_epoch(2)
+    with pytest.warns(UserWarning, match="Limiting"):
+        mine, theirs = (one.predict(x, batch_size=8, verbose=0) for one in (trainer, reference))
+    np.testing.assert_allclose(mine, theirs, rtol=1e-5)
+
+
+class Lengths(keras.Model):
+    """Its outputs are as long as its inputs, or ragged."""
+
+    def __init__(self, ragged):
+        super().__init__()
+        self.ragged = ragged
+
+    def call(self, x):
+        if self.ragged:
+            return tf.RaggedTensor.from_tensor(x, padding=0.0)
+        return 2.0 * x
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+def test_predictions_of_differing_length(connect, ragged):
+    batches = [np.arange(1, 1 + 4 * n, dtype="float32").reshape(4, n) for n in (3, 5, 4)]
+    batches[1][0, 2:] = 0.0
+
+    def data():
+        yield from batches
+
+    made = tf.data.Dataset.from_generator(
+        data, output_signature=tf.TensorSpec([None, None], tf.float32)
+    )
+    trainer, reference = both(connect(2), lambda: Lengths(ragged))
+    mine, theirs = (one.predict(made, verbose=0) for one in (trainer, reference))
+    assert isinstance(mine, tf.RaggedTensor)
+    assert mine.to_list() == theirs.to_list()
+
+
+STATS = {
+    "examples_per_second",
+    "steps_per_second",
+    "staleness",
+    "staleness_max",
+    "push_bytes_per_step",
+    "pull_bytes_per_step",
+}
+
+
+def test_stats_are_in_logs_if_wanted(connect, tmp_path):
+    x, y = regression(64)
+    model = mlp()
+    model.compile("sgd", "mse")
+    strategy = connect()
+    for log_stats in (False, True):
+        trainer = tfps.Trainer(model, strategy, log_stats=log_stats)
+        history = trainer.fit(x, y, epochs=2, verbose=0).history
+        assert set(history) == {"loss", *(STATS if log_stats else ())}
+        assert set(trainer.stats) == STATS
+        assert all(len(values) == 2 for values in trainer.stats.values())
+        for name in STATS & set(history):
+            assert history[name] == trainer.stats[name]
