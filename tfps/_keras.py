@@ -12,12 +12,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras.src.backend.common import global_state
 from keras.src.backend.tensorflow.trainer import potentially_ragged_concat
 from keras.src.initializers.random_initializers import compute_fans
 from keras.src.optimizers.base_optimizer import BaseOptimizer
 from keras.src.random.seed_generator import global_seed_generator
+from keras.src.trainers.compile_utils import CompileMetrics
 from keras.src.trainers.data_adapters import array_slicing, data_adapter_utils
 from keras.src.trainers.epoch_iterator import EpochIterator
 from keras.src.trainers.trainer import Trainer as BaseTrainer
@@ -41,11 +43,14 @@ __all__ = [
     "finalize",
     "flatten_metrics",
     "forget_rows",
+    "has_plain_metrics",
     "initial_epoch",
     "initializer_of",
     "initializer_of_part",
     "learning_rate_of",
     "mark_remote",
+    "merged",
+    "metrics_of",
     "moving_averages",
     "overridden_steps",
     "path",
@@ -241,6 +246,63 @@ def add_metrics(
         first = next(t for t in tf.nest.flatten(x) if t is not None)
         model._loss_tracker.update_state(loss, sample_weight=tf.shape(first)[0])
     model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+
+
+def metrics_of(model: keras.Model) -> list[keras.Metric]:
+    """The metrics of a built model: the mean loss, those it was compiled with, those of layers."""
+    found: list[keras.Metric] = []
+    for metric in model.metrics:
+        found += metric.metrics if isinstance(metric, CompileMetrics) else [metric]
+    return found
+
+
+def has_plain_metrics(model: keras.Model) -> bool:
+    """Whether all metrics are classes of Keras, and nothing but Keras's own steps updates them."""
+    own = [n for n in _METRIC_METHODS if getattr(type(model), n) is not getattr(keras.Model, n)]
+    layers = model._flatten_layers(include_self=True)
+    tracked = any(isinstance(one, keras.Layer) and one._metrics for one in layers)
+    ours = all(type(m).__module__.startswith("keras.") for m in metrics_of(model))
+    return ours and not own and not tracked
+
+
+_METRIC_METHODS = ("train_step", "test_step", "compute_loss", "compute_metrics", "reset_metrics")
+
+
+def merged(metric: keras.Metric, states: list[list[Any]]) -> list[Any]:
+    """Calls a metric's own `merge_state`, as tf_keras defines it; leaves the metric alone.
+
+    Args:
+      metric: has a method `merge_state(metrics)`, which takes metrics of the same class.
+      states: several states, each with the value of each of the metric's variables.
+
+    Returns:
+      The values of one state, arrays.
+    """
+    first, *others = [_with_values(metric, values) for values in states]
+    first.merge_state(others)
+    return [v.numpy() for v in first.variables]
+
+
+def _with_values(metric: keras.Metric, values: list[Any]) -> keras.Metric:
+    """A copy of a metric that shares everything with it but its variables."""
+    own = {
+        id(v): keras.Variable(np.asarray(value).astype(v.dtype), trainable=False, dtype=v.dtype)
+        for v, value in zip(metric.variables, values, strict=True)
+    }
+
+    def copied(x: Any) -> Any:
+        if id(x) in own:
+            return own[id(x)]
+        if isinstance(x, keras.Metric):
+            # `copy.copy` would write the metric into a file and read it back.
+            other = object.__new__(type(x))
+            vars(other).update({name: copied(value) for name, value in vars(x).items()})
+            return other
+        if isinstance(x, (list, tuple)) and not hasattr(x, "_fields"):
+            return (tuple if isinstance(x, tuple) else list)(map(copied, x))
+        return {key: copied(value) for key, value in x.items()} if isinstance(x, dict) else x
+
+    return copied(metric)
 
 
 def to_floats(logs: dict[str, Any]) -> dict[str, float]:

@@ -9,6 +9,7 @@ import tfps
 from tests.conftest import Counting
 from tfps.cluster.devices import worker_device
 from tfps.compression import TopK
+from tfps.worker.own_values import Own
 from tfps.worker.tally import Report
 
 BATCHES = 7
@@ -58,22 +59,22 @@ class Rig:
         reports = []
         with tf.device(worker_device(0)):
             source = iter(data)
-            carry = self.step.start(self.handles, memory)
+            carry, own = self.step.start(self.handles, memory), Own([], [])
             while True:
-                vector, carry = self.step(
-                    self.handles, source, carry, self.group, len(reports), 1.0
+                vector, carry, own = self.step(
+                    self.handles, source, carry, own, self.group, len(reports), 1.0
                 )
-                reports.append(Report.of(vector, self.step.initial))
+                reports.append(Report.of(vector, self.step.own.initial))
                 if self.policy.in_rounds and reports[-1].steps:
                     number = 1000 + len(reports)
                     vector, carry = self.step.push(self.handles, carry, number, 1.0, 1, 1.0)
-                    reports.append(Report.of(vector, self.step.initial))
+                    reports.append(Report.of(vector, self.step.own.initial))
                     continue
                 if not reports[-1].steps and not reports[-1].taken:
                     break
             vector = self.step.finish(self.handles, carry, 1.0)
             if vector is not None:
-                reports.append(Report.of(vector, self.step.initial))
+                reports.append(Report.of(vector, self.step.own.initial))
             return reports, self.step.rest(carry)
 
 

@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import keras
 import tensorflow as tf
 
 from tfps.model.lookups import Find, depends, looking_up
@@ -15,11 +16,14 @@ class Inspection(NamedTuple):
       connected: per trainable variable, whether the loss depends on it.
       updated: per state variable, whether the step writes it.
       tables: per trainable variable, whether the step only looks up rows of it.
+      unlisted: variables that the step writes and that the model does not list, such as the states
+        of a stateful RNN.
     """
 
     connected: list[bool]
     updated: list[bool]
     tables: list[bool]
+    unlisted: list[keras.Variable]
 
 
 def inspect(model: StatelessModel, batch_spec: Any, train: bool = True) -> Inspection:
@@ -48,7 +52,7 @@ def inspect(model: StatelessModel, batch_spec: Any, train: bool = True) -> Inspe
                 )
                 gradients, updates = trained.gradients, trained.state
             else:
-                model.predict(trainable, state, batch)
+                model.predict(trainable, state, metrics, batch)
                 gradients, updates = [None] * len(sources), [None] * len(state)
         inputs = {id(t.op) for t in [*sources, *state]}
         by_rows = dict(zip(candidates, gradients[len(trainable) :], strict=True))
@@ -63,7 +67,8 @@ def inspect(model: StatelessModel, batch_spec: Any, train: bool = True) -> Inspe
             for i, g in enumerate(gradients[: len(trainable)])
         ]
         tables = [is_table(i, whole) for i, whole in enumerate(trainable)]
-        found.append(Inspection(connected, [u is not None for u in updates], tables))
+        updated = [u is not None for u in updates]
+        found.append(Inspection(connected, updated, tables, model.found_unlisted()))
 
     def specs(variables):
         return [tf.TensorSpec(v.shape, v.dtype) for v in variables]
@@ -72,7 +77,7 @@ def inspect(model: StatelessModel, batch_spec: Any, train: bool = True) -> Inspe
         specs(model.trainable),
         specs(model.trainable[i] for i in candidates),
         specs(model.state),
-        model.initial_metrics(),
+        specs([*model.metrics, *model.unlisted]),
         batch_spec,
     )
     return found[0]

@@ -53,7 +53,7 @@ def _traced(model: StatelessModel, tables, step, batch, training) -> dict[int, l
     finds = {i: _zero_rows(model.trainable[i]) for i in tables}
     trainable = [_zeros(v) for v in model.trainable]
     state = [_zeros(v) for v in model.state]
-    metrics = [_zeros(v) for v in model.metrics]
+    metrics = [_zeros(v) for v in [*model.metrics, *model.unlisted]]
     scope = model.scope(trainable, state, metrics, step)
     with looking_up(model.trainable, finds) as lookups, scope:
         if training:

@@ -6,14 +6,29 @@ from.
 """
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfps import _keras, _tf, errors
 from tfps.model.lookups import Find, Rows, looking_up
+
+
+class _NotingScope(keras.StatelessScope):
+    """A scope that notes which variables are assigned in it."""
+
+    def __init__(self, pairs: list, assigned: dict[int, keras.Variable]):
+        super().__init__(pairs, collect_losses=True)
+        self._assigned = assigned
+
+    def add_update(self, update):
+        variable, _ = update
+        self._assigned[id(variable)] = variable
+        super().add_update(update)
 
 
 class Trained(NamedTuple):
@@ -24,7 +39,7 @@ class Trained(NamedTuple):
         not depend on the variable. The gradient of a table has the shape of the rows; those of a
         row that the batch looks up several times are summed.
       state: per state variable, the new value, or None if the model did not touch the variable.
-      metrics: the new values of the metric variables.
+      metrics: the new values of the metric variables, and then of the unlisted ones.
       examples: int64 scalar, the length of the batch.
     """
 
@@ -45,6 +60,8 @@ class StatelessModel:
       trainable: the model's trainable variables.
       state: all other weights of the model: batch-norm statistics, counters, frozen layers.
       metrics: the variables of the compiled metrics and of the mean loss.
+      unlisted: variables that the model assigns and does not list among its weights, such as the
+        states of a stateful RNN; known after `inspection.inspect`.
       base_seeds: the values of all random seeds that the model draws from, int arrays. Each step
         folds its number into them.
     """
@@ -71,8 +88,10 @@ class StatelessModel:
         trainable = {id(v) for v in self.trainable}
         self.state = [v for v in model.weights if id(v) not in trainable]
         self.metrics = list(model.metrics_variables)
+        self.unlisted: list[keras.Variable] = []
         self._compilation = _keras.compilation(model)
         self._seeds = _keras.seed_states(model)
+        self._assigned: dict[int, keras.Variable] = {}  # In any scope until now, by `id`.
         self.base_seeds = [v.numpy() for v in self._seeds]
         self._publish: Any = None  # The traced function of `publish`.
 
@@ -85,29 +104,50 @@ class StatelessModel:
         same = all([id(v) for v in now] == [id(v) for v in then] for now, then in pairs)
         return same and self._compilation == _keras.compilation(self.model)
 
+    def found_unlisted(self) -> list[keras.Variable]:
+        """The variables that steps traced until now assign, and that no attribute lists."""
+        listed = [*self.trainable, *self.state, *self.metrics, *self._seeds]
+        return [v for i, v in self._assigned.items() if i not in set(map(id, listed))]
+
     def initial_metrics(self) -> list[tf.Tensor]:
         """Resets the model's metrics, and returns the values of the metric variables."""
         self.model.reset_metrics()
         return [tf.constant(v.numpy()) for v in self.metrics]
 
-    def publish(self, metrics: Sequence[Any]) -> dict[str, tf.Tensor]:
-        """Sets the metric variables, and returns the model's metric results, scalar tensors.
+    def publish(self, metrics: Sequence[np.ndarray]) -> dict[str, Any]:
+        """Sets the metric variables, and returns the model's metric results.
 
-        It runs as a graph, as in Keras: op by op it would take the chief milliseconds.
+        It runs as a graph, as in Keras: op by op it would take the chief milliseconds. All numbers
+        go in as one tensor, and come out as one.
 
         Args:
           metrics: values in the order of the attribute.
+
+        Returns:
+          Metric name -> float, or a tensor if the result is no scalar; nested as the metrics are.
         """
-        values = [tf.constant(m, v.dtype) for m, v in zip(metrics, self.metrics, strict=True)]
+        row = np.concatenate([np.zeros(0), *(np.ravel(m) for m in metrics)])
         if self._publish is None:
             publish = tf.function(self._published, autograph=False)
-            self._publish = publish.get_concrete_function(values)
-        return self._publish(values)
+            self._publish = publish.get_concrete_function(tf.TensorSpec(row.shape, tf.float64))
+        scalars, others = self._publish(tf.constant(row))
+        numbers = iter(scalars.numpy().tolist())
+        return tf.nest.map_structure(lambda t: next(numbers) if t is None else t, others)
 
-    def _published(self, values):
-        for variable, value in zip(self.metrics, values, strict=True):
-            variable.assign(value)
-        return self.model.get_metrics_result()
+    def _published(self, row):
+        """Returns (float64 [n], the scalar results; all results with None for each of these)."""
+        sizes = [math.prod(v.shape) for v in self.metrics]
+        parts = tf.split(row, sizes) if sizes else []
+        for variable, part in zip(self.metrics, parts, strict=True):
+            variable.assign(tf.cast(tf.reshape(part, variable.shape), variable.dtype))
+        results = tf.nest.map_structure(tf.convert_to_tensor, self.model.get_metrics_result())
+
+        def is_number(t):
+            return t.shape.rank == 0 and (t.dtype.is_floating or t.dtype.is_integer)
+
+        flat = [tf.cast(t, tf.float64) for t in tf.nest.flatten(results) if is_number(t)]
+        others = tf.nest.map_structure(lambda t: None if is_number(t) else t, results)
+        return tf.stack(flat) if flat else tf.zeros([0], tf.float64), others
 
     # The steps.
 
@@ -124,7 +164,8 @@ class StatelessModel:
 
         Args:
           trainable: tensors in the order of the attribute; for a table, `Rows`.
-          state, metrics: tensors in the order of the attributes.
+          state: tensors in the order of the attribute.
+          metrics: values of the metric variables, and then of the unlisted ones.
           step: int64 scalar, unique to this step: the seed of its dropout.
           loss_scale: float32 scalar by which the loss is multiplied.
           batch: what the dataset yields: x, (x, y) or (x, y, sample_weight).
@@ -175,18 +216,30 @@ class StatelessModel:
           trainable, state, metrics, batch: see `train`.
 
         Returns:
-          (new values of the metric variables, int64 number of examples).
+          (new values in the order of `metrics`, int64 number of examples).
         """
         with self._tables(trainable) as whole, self.scope(whole, state, metrics) as scope:
             self.loss(batch, training=False, metrics=True)
         return self._metrics_in(scope), _length(batch)
 
     def predict(
-        self, trainable: Sequence[tf.Tensor | Rows], state: Sequence[tf.Tensor], batch: Any
-    ) -> Any:
-        """Computes the model's outputs for one batch; for the arguments see `train`."""
-        with self._tables(trainable) as whole, self.scope(whole, state):
-            return self.outputs(batch, training=False)
+        self,
+        trainable: Sequence[tf.Tensor | Rows],
+        state: Sequence[tf.Tensor],
+        metrics: Sequence[tf.Tensor],
+        batch: Any,
+    ) -> tuple[Any, list[tf.Tensor]]:
+        """Computes the model's outputs for one batch.
+
+        Args:
+          trainable, state, metrics, batch: see `train`.
+
+        Returns:
+          (outputs, new values in the order of `metrics`).
+        """
+        with self._tables(trainable) as whole, self.scope(whole, state, metrics) as scope:
+            outputs = self.outputs(batch, training=False)
+        return outputs, self._metrics_in(scope)
 
     # What the steps are made of.
 
@@ -202,7 +255,8 @@ class StatelessModel:
 
         Args:
           trainable, state: tensors in the order of the attributes.
-          metrics: likewise, or None if metrics are not used.
+          metrics: values of the metric variables, and then of the unlisted ones; None if neither
+            are used.
           step: int64 scalar from which random generators are seeded, or None for a step that
             draws no numbers.
         """
@@ -215,8 +269,8 @@ class StatelessModel:
             *zip(self._seeds, seeds, strict=True),
         ]
         if metrics is not None:
-            pairs += zip(self.metrics, metrics, strict=True)
-        with keras.StatelessScope(pairs, collect_losses=True) as scope:
+            pairs += zip([*self.metrics, *self.unlisted], metrics, strict=True)
+        with _NotingScope(pairs, self._assigned) as scope:
             yield scope
 
     def outputs(self, batch: Any, training: bool) -> Any:
@@ -240,7 +294,7 @@ class StatelessModel:
         return loss
 
     def _metrics_in(self, scope: keras.StatelessScope) -> list[tf.Tensor]:
-        return [scope.get_current_value(v) for v in self.metrics]
+        return [scope.get_current_value(v) for v in [*self.metrics, *self.unlisted]]
 
     @contextlib.contextmanager
     def _tables(self, trainable: Sequence[tf.Tensor | Rows]) -> Iterator[list[tf.Tensor]]:

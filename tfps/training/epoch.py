@@ -41,7 +41,8 @@ class Epoch:
         self._feed = feed
         self._hooks = hooks
         self._policy = policy
-        self._totals = MetricTotals(session.served.program)
+        self._program = session.served.program
+        self._totals = MetricTotals(self._program, session.merging(feed, train=True))
         self._steps, self._seconds = 0, 0.0
         store = session.served.store
         self._copy, self._counted = store.copy, store.optimizer_copy.updates
@@ -73,11 +74,13 @@ class Epoch:
         """
         started = time.perf_counter()
         self._feed.begin_epoch()
+        self._state.own.begin(self._program, self._feed, self._totals.carried)
         self._steps = self._train()
         self._feed.end_epoch()
         self._seconds = time.perf_counter() - started
         if not self._totals.examples and not self._model.stop_training:
             raise errors.DataError("fit was given no batch; the input is empty")
+        self._state.own.copy()
         # The servers do not count updates that loss scaling has skipped.
         self._counted.count = self._state.updates()
         self._copy.outdate()
@@ -103,12 +106,15 @@ class Epoch:
     def began(self, first: int) -> None:
         """Calls the hook of a batch that is about to be trained on."""
         self._hooks.batch_begin(first)
+        self._state.own.load_if_changed()
 
     def ended(self, last: int, report: Report) -> None:
         """Counts some work, and calls the hook of its last batch."""
         self.counts(report)
         if self._hooks.watches_batches:
+            self._state.own.copy(report.worker)
             self._hooks.batch_end(last, self._totals.logs())
+            self._state.own.load_if_changed()
 
     def counts(self, report: Report) -> None:
         """Adds a report to the totals."""

@@ -29,23 +29,29 @@ class EvaluationRun:
         self._step = session.steps.evaluation(feed)
         self._pulled = session.pull()
         self._handles = session.served.store.handles()
-        self._totals = MetricTotals(session.served.program)
+        self._program = session.served.program
+        self._totals = MetricTotals(self._program, session.merging(feed, train=False))
 
     def evaluate(self) -> MetricTotals:
         """Runs over the feed, from its first batch; returns the totals."""
         self._feed.reset()  # Every validation sees the same batches.
         self._feed.begin_epoch()
+        own = self._session.state.own
+        own.begin(self._program, self._feed, self._totals.carried)
         WorkLoop(self._session.calls, self._feed, self).run()
         self._feed.end_epoch()
+        own.copy()
         return self._totals
 
     def call(self, worker: int, work: Work) -> Callable[[], Report]:
         """See `work_loop.Run`."""
 
         step, handles, pulled = self._step, self._handles, self._pulled[worker]
+        each = self._session.state.own.each
 
         def call() -> Report:
-            return Report.of(step(handles, pulled, work.source, work.count), step.initial)
+            vector, each[worker] = step(handles, pulled, work.source, each[worker], work.count)
+            return Report.of(vector, step.own.initial, worker)
 
         return call
 

@@ -3,26 +3,37 @@
 import numpy as np
 
 from tfps import _keras
+from tfps.model.metric_merging import MetricMerging
 from tfps.model.stateless_model import StatelessModel
 from tfps.worker.tally import Report, Tally, sum_of
 
 
 class MetricTotals:
-    """Adds up the reports of an epoch, or of an evaluation.
+    """Puts the reports of an epoch, or of an evaluation, together.
 
-    Keras declares metric variables as sums over replicas. So the changes that workers report are
-    added, in whatever order they come.
+    Where every metric variable is a sum, the changes that workers report are added, in whatever
+    order they come. Otherwise a worker reports the values that it carries through the epoch, and
+    the last values of all workers are merged.
 
     Attributes:
       tally: the sum of the tallies.
+      start: per metric variable, its value before the first batch, an array of its dtype.
     """
 
-    def __init__(self, program: StatelessModel):
+    def __init__(self, program: StatelessModel, merging: MetricMerging):
         """Starts with the metrics as `reset_metrics` leaves them."""
         program.model.reset_metrics()
         self._program = program
-        self._totals = [np.asarray(v.numpy(), np.float64) for v in program.metrics]
+        self._merging = merging
+        self.start = [v.numpy() for v in program.metrics]
+        self._totals = [s.astype(np.float64) for s in self.start]
+        self._latest: dict[int, list[np.ndarray]] = {}  # worker -> its values
         self.tally = Tally()
+
+    @property
+    def carried(self) -> list[np.ndarray]:
+        """What workers begin to carry through the epoch; nothing where every call starts afresh."""
+        return [] if self._merging.additive else self.start
 
     @property
     def examples(self) -> int:
@@ -32,8 +43,16 @@ class MetricTotals:
     def add(self, report: Report) -> None:
         """Adds what a call on a worker reports."""
         self.tally = sum_of(self.tally, report.tally)
-        self._totals = [t + c for t, c in zip(self._totals, report.metrics, strict=True)]
+        if not report.metrics:
+            return  # A push by itself.
+        if self._merging.additive:
+            self._totals = [t + c for t, c in zip(self._totals, report.metrics, strict=True)]
+        else:
+            self._latest[report.worker] = report.metrics
 
     def logs(self) -> dict[str, float]:
         """Metric name -> value, as `keras.Model.get_metrics_result` gives them."""
-        return _keras.to_floats(self._program.publish(self._totals))
+        totals = self._totals
+        if self._latest:
+            totals = self._merging.merge(self.start, [m for _, m in sorted(self._latest.items())])
+        return _keras.to_floats(self._program.publish(totals))

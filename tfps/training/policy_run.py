@@ -10,6 +10,7 @@ from tfps.training.policy import ConsistencyPolicy
 from tfps.training.server_side import ServerSide
 from tfps.training.session import Session
 from tfps.training.work_loop import RoundLoop, WorkLoop
+from tfps.worker.own_values import placed
 from tfps.worker.tally import Report
 from tfps.worker.worker_step import RoundStep
 
@@ -97,12 +98,15 @@ class PolicyRun:
         number, rate = self._state.number_steps(work.takes), self._rate()
         # A call that hangs must not keep the trainer alive, so it holds only what it needs.
         step, handles, carries = self._step, self._handles, self._state.carries
+        each, replacement = self._state.own.each, self._state.own.replacement(worker)
 
         def call() -> Report:
-            vector, carries[worker] = step(
-                handles, work.source, carries[worker], work.takes, number, rate
+            if replacement is not None:
+                each[worker] = each[worker]._replace(unlisted=placed([], replacement).unlisted)
+            vector, carries[worker], each[worker] = step(
+                handles, work.source, carries[worker], each[worker], work.takes, number, rate
             )
-            return Report.of(vector, step.initial)
+            return Report.of(vector, step.own.initial, worker)
 
         return call
 
@@ -115,7 +119,7 @@ class PolicyRun:
             vector, carries[worker] = step.push(
                 handles, carries[worker], number, share, expected, rate
             )
-            return Report.of(vector, step.initial)
+            return Report.of(vector, step.own.initial, worker)
 
         return call
 
@@ -138,8 +142,9 @@ class PolicyRun:
         vectors = self._calls.run_on_each(
             lambda worker: self._step.finish(self._handles, carries[worker], rate)
         )
-        for vector in [v for v in vectors if v is not None]:
-            self._observer.counts(Report.of(vector, self._step.initial))
+        for worker, vector in enumerate(vectors):
+            if vector is not None:
+                self._observer.counts(Report.of(vector, self._step.own.initial, worker))
 
     def _keep_memory(self) -> None:
         memory = [self._step.rest(carry) for carry in self._state.carries]

@@ -59,17 +59,21 @@ class PredictionRun:
     def predict(self) -> list:
         """Runs over the feed; returns the outputs of its batches, in the order of the input."""
         self._feed.begin_epoch()
+        own = self._session.state.own
+        own.begin(self._session.served.program, self._feed, [])
         WorkLoop(self._session.calls, self._feed, self).run()
         self._feed.end_epoch()
+        own.copy()
         return [self._outputs[first] for first in sorted(self._outputs)]
 
     def call(self, worker: int, work: Work) -> Callable[[], Prediction]:
         """See `work_loop.Run`."""
 
         step, handles, pulled = self._step, self._handles, self._pulled[worker]
+        each = self._session.state.own.each
 
         def call() -> Prediction:
-            outputs = step(handles, pulled, work.source)
+            outputs, each[worker] = step(handles, pulled, work.source, each[worker])
             return Prediction(keras.tree.map_structure(_here, outputs))
 
         return call

@@ -71,6 +71,7 @@ class ServedModel:
         """
         optimizer: keras.optimizers.Optimizer | None = program.model.optimizer if train else None
         inspection = inspect(program, batch_spec, train)
+        program.unlisted = inspection.unlisted
         plan = Plan(
             strategy.cluster.num_ps,
             strategy.variable_partitioner,

@@ -7,6 +7,7 @@ import keras
 
 from tfps import _keras
 from tfps.cluster.calls import WorkerCalls
+from tfps.model.metric_merging import MetricMerging
 from tfps.model.stateless_model import StatelessModel
 from tfps.store.pull import Pulled
 from tfps.strategy import ParameterServerStrategy
@@ -145,6 +146,12 @@ class Session:
             for side in self.state.end_warmup():
                 self.steps.forget(side)
         return self.state.side(policy.exchange, warming)
+
+    def merging(self, feed: Feed, train: bool) -> MetricMerging:
+        """How the metrics of the workers are put together, in training or in evaluation."""
+        merging = self.steps.merging(feed, train)
+        merging.warn(self.calls.num_workers)
+        return merging
 
     def pull(self) -> list[Pulled]:
         """The parameters, on every worker."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple, TypeVar
 
+from tfps.model.metric_merging import MetricMerging, merging_of
 from tfps.training.feeds import Feed
 from tfps.training.policy import ConsistencyPolicy
 from tfps.training.served_model import ServedModel
@@ -14,6 +15,7 @@ from tfps.worker.gradient import Gradient
 from tfps.worker.local_copy import LocalCopy
 from tfps.worker.local_sgd import LocalSGDRoundStep, LocalSGDStep
 from tfps.worker.overlapped_step import OverlappedStep
+from tfps.worker.own_values import OwnValues
 from tfps.worker.prefetch_step import PrefetchStep
 from tfps.worker.sync_step import SyncStep
 from tfps.worker.worker_step import WorkerStep
@@ -60,13 +62,22 @@ class StepFactory:
         key = ("training", side, policy.delay, Form.of(feed))
         return self._once(key, lambda: self._trace_training(side, policy, feed))
 
+    def merging(self, feed: Feed, train: bool) -> MetricMerging:
+        """How the metrics of several workers are put together, in training or in evaluation."""
+        return self._once(
+            ("merging", train, repr(feed.batch_spec)),
+            lambda: merging_of(self._served.program, feed.batch_spec, train),
+        )
+
     def evaluation(self, feed: Feed) -> EvalStep:
         """The step that evaluates."""
         program, puller = self._served.program, self._served.puller
         single, jit = feed.group == 1, program.model.jit_compile
         return self._once(
             ("evaluation", Form.of(feed)),
-            lambda: EvalStep(program, puller, feed.source_spec, single, jit),
+            lambda: EvalStep(
+                program, puller, self._own(feed, False), feed.source_spec, single, jit
+            ),
         )
 
     def prediction(self, feed: Feed) -> PredictStep:
@@ -74,7 +85,13 @@ class StepFactory:
         program, puller = self._served.program, self._served.puller
         return self._once(
             ("prediction", Form.of(feed)),
-            lambda: PredictStep(program, puller, feed.source_spec, program.model.jit_compile),
+            lambda: PredictStep(
+                program,
+                puller,
+                OwnValues(program, has_metrics=False),
+                feed.source_spec,
+                program.model.jit_compile,
+            ),
         )
 
     def pull(self) -> Pull:
@@ -91,20 +108,24 @@ class StepFactory:
             self._traced[key] = make()
         return self._traced[key]
 
+    def _own(self, feed: Feed, train: bool) -> OwnValues:
+        return OwnValues(self._served.program, not self.merging(feed, train).additive)
+
     def _trace_training(
         self, side: ServerSide, policy: ConsistencyPolicy, feed: Feed
     ) -> WorkerStep:
         program, puller = self._served.program, self._served.puller
         model, single = program.model, feed.group == 1
+        own = self._own(feed, True)
         if side.outer is not None:
             kind = LocalSGDRoundStep if side.exchange.in_rounds else LocalSGDStep
             local = LocalCopy(program, puller, model.optimizer, bool(model.jit_compile))
-            return kind(local, side.pusher, feed.source_spec, single, side.outer, policy.delay)
+            return kind(local, side.pusher, own, feed.source_spec, single, side.outer, policy.delay)
         gradient = Gradient(program, puller, side.pusher, model.optimizer, model.jit_compile)
         if side.exchange.in_rounds:
-            return SyncStep(gradient, feed.source_spec)
+            return SyncStep(gradient, own, feed.source_spec)
         if not self._overlap:
-            return AsyncStep(gradient, feed.source_spec, single)
+            return AsyncStep(gradient, own, feed.source_spec, single)
         if single and is_plain(feed.batch_spec):
-            return PrefetchStep(gradient, feed.source_spec, feed.batch_spec, self._overlap)
-        return OverlappedStep(gradient, feed.source_spec, single, self._overlap)
+            return PrefetchStep(gradient, own, feed.source_spec, feed.batch_spec, self._overlap)
+        return OverlappedStep(gradient, own, feed.source_spec, single, self._overlap)

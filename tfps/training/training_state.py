@@ -3,7 +3,8 @@
 - On the servers: values, optimizer slots, versions and the loss scale (`ParameterStore`), the
   slots of the outer optimizer and the sums of open rounds (`ServerSide`).
 - On each worker: the residuals of the codecs, and the worker's own optimizer in `LocalSteps`
-  (`WorkerMemory`).
+  (`WorkerMemory`); the worker's own values of variables that are on no server, such as the states
+  of stateful RNNs (`OwnState`).
 - On the chief: step number, epoch, position in the data, history, learning rate, seeds
   (`ChiefState`).
 
@@ -25,6 +26,7 @@ from tfps.model import optimizer_traits
 from tfps.store.placement import Shard
 from tfps.store.server_state import ServerState
 from tfps.training.feeds import FeedPosition
+from tfps.training.own_state import OwnState
 from tfps.training.policy import ConsistencyPolicy, Exchange
 from tfps.training.served_model import ServedModel
 from tfps.training.server_side import ServerSide, SideState
@@ -67,6 +69,8 @@ class Exported(NamedTuple):
       workers: "gradients" or "pseudo-gradients" -> per worker, its memory as arrays, by bucket.
       layout: per bucket, its shards, by which the workers' memory is laid out.
       chief: a copy.
+      own: per worker, its values of the variables that the model does not list, such as the states
+        of a stateful RNN; empty if there are none.
     """
 
     servers: ServerState
@@ -74,6 +78,7 @@ class Exported(NamedTuple):
     workers: dict[str, list[WorkerMemory]]
     layout: list[tuple[Shard, ...]]
     chief: ChiefState
+    own: list[list[np.ndarray]]
 
 
 class TrainingState:
@@ -83,6 +88,7 @@ class TrainingState:
       chief: what the chief remembers.
       carries: per worker, what it carries from call to call in the run that is under way; empty
         between runs, when all that is left of a carry is the worker's memory.
+      own: what every worker has of its own of the model's variables.
     """
 
     def __init__(self, calls: WorkerCalls, overlap: int, warmup: int):
@@ -95,6 +101,7 @@ class TrainingState:
         """
         self.chief = ChiefState()
         self.carries: list[Any] = []
+        self.own = OwnState(calls)
         self._calls = calls
         self._overlap = overlap
         self._warmup = warmup
@@ -140,6 +147,7 @@ class TrainingState:
         self._served = None
         self._sides, self._restored_sides, self._memory = {}, {}, {}
         self.carries = []
+        self.own.forget()
         self.chief.outer_updates, self.chief.frozen_at = 0, None
         return ended
 
@@ -277,6 +285,7 @@ class TrainingState:
             memory,
             _layout(served),
             chief,
+            self.own.export(),
         )
 
     def restore(self, exported: Exported) -> None:
@@ -298,8 +307,9 @@ class TrainingState:
                 "a state cannot be restored while fit runs; end it (model.stop_training = True), "
                 "restore, and call fit again"
             )
-        for kind, memory in exported.workers.items():
-            if len(memory) != self._calls.num_workers:
+        kinds: dict[str, list[Any]] = {**exported.workers, "own values": exported.own}
+        for kind, memory in kinds.items():
+            if memory and len(memory) != self._calls.num_workers:
                 raise errors.ConfigError(
                     f"the state has the {kind} of {len(memory)} workers, but there are "
                     f"{self._calls.num_workers}; restore with as many workers as before"
@@ -325,6 +335,7 @@ class TrainingState:
             kind: self._calls.run_on_each(_placing(memory))
             for kind, memory in exported.workers.items()
         }
+        self.own.restore(exported.own)
         self._restored_sides = dict(exported.sides)
 
     def _require_served(self) -> ServedModel:

@@ -14,6 +14,7 @@ from tfps.cluster.remote_function import RemoteFunction
 from tfps.store.handles import ServerHandles
 from tfps.worker.batch_loop import repeat
 from tfps.worker.gradient import Gradient
+from tfps.worker.own_values import Own, OwnValues
 from tfps.worker.tally import added, vector, zeros
 from tfps.worker.tracing import STEP_NUMBERS, form
 from tfps.worker.worker_step import Residuals, WorkerMemory, kept
@@ -34,20 +35,21 @@ class AsyncStep:
 
     prefetches = False
 
-    def __init__(self, gradient: Gradient, source: Any, single: bool):
+    def __init__(self, gradient: Gradient, own: OwnValues, source: Any, single: bool):
         """Traces the step.
 
         Args:
           gradient: pull, compute, push.
+          own: how the worker's own values go in and out.
           source: the form of the input: an iterator, the specs of one batch, or a `Stack` of specs.
           single: whether every call is for one step.
         """
         self._gradient = gradient
         self._single = single
-        self.initial = gradient.program.initial_metrics()
+        self.own = own
         carry = AsyncCarry(form(gradient.pusher.initial_residuals))
         self._run = RemoteFunction(
-            self._steps, gradient.pusher.handles(), source, carry, numbers=STEP_NUMBERS
+            self._steps, gradient.pusher.handles(), source, carry, own.specs, numbers=STEP_NUMBERS
         )
 
     def start(self, handles: ServerHandles, memory: WorkerMemory | None) -> AsyncCarry:
@@ -60,13 +62,14 @@ class AsyncStep:
         handles: ServerHandles,
         source: Any,
         carry: AsyncCarry,
+        own: Own,
         count: int,
         number: int,
         learning_rate: float,
-    ) -> tuple[tf.Tensor, AsyncCarry]:
+    ) -> tuple[tf.Tensor, AsyncCarry, Own]:
         """See `WorkerStep`."""
         return self._run(
-            handles, source, carry, count=count, first=number, learning_rate=learning_rate
+            handles, source, carry, own, count=count, first=number, learning_rate=learning_rate
         )
 
     def finish(self, handles: ServerHandles, carry: AsyncCarry, learning_rate: float) -> None:
@@ -83,7 +86,7 @@ class AsyncStep:
           handles: of all that is on the servers.
           batch: what the dataset yields.
           residuals: of the codecs.
-          metrics: values of the metric variables before the step.
+          metrics: the worker's own values before the step.
           number: int64 scalar, the step's.
           learning_rate: float32 scalar.
 
@@ -95,7 +98,7 @@ class AsyncStep:
         pushed = self._gradient.push(handles, computed.sent, learning_rate)  # worker -> ps
         return computed.residuals, computed.metrics, (computed.tally, pushed)
 
-    def _steps(self, handles, source, carry, count, first, learning_rate):
+    def _steps(self, handles, source, carry, own, count, first, learning_rate):
         def step(i, batch, state):
             residuals, metrics, total = state
             number = first + tf.cast(i, tf.int64)
@@ -104,6 +107,7 @@ class AsyncStep:
             )
             return residuals, metrics, added(total, *tallies)
 
-        state = carry.residuals, self.initial, zeros()
+        state = carry.residuals, self.own.begin(own), zeros()
         done, (residuals, metrics, total) = repeat(step, source, count, state, self._single)
-        return vector(done, total, metrics), AsyncCarry(residuals)
+        report = vector(done, total, self.own.reported(metrics))
+        return report, AsyncCarry(residuals), self.own.end(metrics)

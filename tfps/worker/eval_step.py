@@ -11,6 +11,7 @@ from tfps.model.stateless_model import StatelessModel
 from tfps.store.handles import ServerHandles
 from tfps.store.pull import Pulled, Puller
 from tfps.worker.batch_loop import is_iterator, repeat
+from tfps.worker.own_values import Own, OwnValues
 from tfps.worker.tally import Tally, added, vector, zeros
 from tfps.worker.tracing import COUNT, form
 
@@ -31,17 +32,24 @@ class EvalStep:
     """Up to `count` batches of evaluation on a worker, with parameters that it holds.
 
     Attributes:
-      initial: the values of the metric variables at the start of each call.
+      own: how the worker's own values go in and out.
     """
 
     def __init__(
-        self, program: StatelessModel, puller: Puller, source: Any, single: bool, jit_compile: bool
+        self,
+        program: StatelessModel,
+        puller: Puller,
+        own: OwnValues,
+        source: Any,
+        single: bool,
+        jit_compile: bool,
     ):
         """Traces the step.
 
         Args:
           program: the model.
           puller: the traffic down.
+          own: how the worker's own values go in and out.
           source: the form of the input, as for `AsyncStep`.
           single: whether every call is for one batch.
           jit_compile: whether to compile the forward pass with XLA.
@@ -49,57 +57,80 @@ class EvalStep:
         self._program = program
         self._puller = puller
         self._single = single
-        self.initial = program.initial_metrics()
+        self.own = own
         self._compute = tf.function(self._metrics, jit_compile=jit_compile, autograph=False)
         handles = puller.store.handles()
         pulled = form(_exact_pull(puller), handles)
-        self._run = RemoteFunction(self._steps, handles, pulled, source, numbers={"count": COUNT})
+        self._run = RemoteFunction(
+            self._steps, handles, pulled, source, own.specs, numbers={"count": COUNT}
+        )
 
     def __call__(
-        self, handles: ServerHandles, pulled: Pulled, source: Any, count: int
-    ) -> tf.Tensor:
-        """Evaluates up to `count` batches with what was pulled; returns a `Report`'s vector."""
-        return self._run(handles, pulled, source, count=count)
+        self, handles: ServerHandles, pulled: Pulled, source: Any, own: Own, count: int
+    ) -> tuple[tf.Tensor, Own]:
+        """Evaluates up to `count` batches with what was pulled.
+
+        Returns:
+          (float64 vector, see `tally.Report`; own values for the next call).
+        """
+        return self._run(handles, pulled, source, own, count=count)
 
     def _metrics(self, pulled, rows, batch, metrics):
         variables = self._puller.unpack(pulled, rows, exact=True)
         n = len(self._program.trainable)
         return self._program.evaluate(variables[:n], variables[n:], metrics, batch)
 
-    def _steps(self, handles, pulled, source, count):
+    def _steps(self, handles, pulled, source, own, count):
         def step(i, batch, state):
             metrics, total = state
             rows = _rows(self._program, self._puller, handles, batch)
             metrics, examples = self._compute(pulled, rows, batch, metrics)
             return metrics, added(total, Tally(examples=examples))
 
-        state = self.initial, zeros()
+        state = self.own.begin(own), zeros()
         done, (metrics, total) = repeat(step, source, count, state, self._single)
-        return vector(done, total, metrics)
+        return vector(done, total, self.own.reported(metrics)), self.own.end(metrics)
 
 
 class PredictStep:
-    """The model's outputs for one batch, with parameters that the worker holds."""
+    """The model's outputs for one batch, with parameters that the worker holds.
 
-    def __init__(self, program: StatelessModel, puller: Puller, source: Any, jit_compile: bool):
+    Attributes:
+      own: how the worker's own values go in and out.
+    """
+
+    def __init__(
+        self,
+        program: StatelessModel,
+        puller: Puller,
+        own: OwnValues,
+        source: Any,
+        jit_compile: bool,
+    ):
         """Traces the step; see `EvalStep` for the arguments."""
         n = len(program.trainable)
+        self.own = own
 
         @tf.function(jit_compile=jit_compile, autograph=False)
-        def compute(pulled, rows, batch):
+        def compute(pulled, rows, values, batch):
             variables = puller.unpack(pulled, rows, exact=True)
-            return program.predict(variables[:n], variables[n:], batch)
+            return program.predict(variables[:n], variables[n:], values, batch)
 
-        def run(handles, pulled, source):
+        def run(handles, pulled, source, own):
             batch = source.get_next() if is_iterator(source) else source
-            return compute(pulled, _rows(program, puller, handles, batch), batch)
+            rows = _rows(program, puller, handles, batch)
+            outputs, values = compute(pulled, rows, self.own.begin(own), batch)
+            return outputs, self.own.end(values)
 
         handles = puller.store.handles()
-        self._run = RemoteFunction(run, handles, form(_exact_pull(puller), handles), source)
+        pulled = form(_exact_pull(puller), handles)
+        self._run = RemoteFunction(run, handles, pulled, source, own.specs)
 
-    def __call__(self, handles: ServerHandles, pulled: Pulled, source: Any) -> Any:
-        """The model's outputs, nested tensors on the worker."""
-        return self._run(handles, pulled, source)
+    def __call__(
+        self, handles: ServerHandles, pulled: Pulled, source: Any, own: Own
+    ) -> tuple[Any, Own]:
+        """Returns (the model's outputs, nested tensors on the worker; own values for the next)."""
+        return self._run(handles, pulled, source, own)
 
 
 def _exact_pull(puller: Puller):

@@ -13,6 +13,7 @@ from tfps.store.push import Pusher
 from tfps.worker.batch_loop import repeat
 from tfps.worker.gradient import Change, encoded, push
 from tfps.worker.local_copy import LocalCopy
+from tfps.worker.own_values import Own, OwnValues
 from tfps.worker.tally import Tally, added, vector, zeros
 from tfps.worker.tracing import PUSH_NUMBERS, RATE, STEP_NUMBER, STEP_NUMBERS, blank, form, traced
 from tfps.worker.worker_step import Residuals, WorkerMemory, kept
@@ -53,7 +54,7 @@ class Trained(NamedTuple):
       change: the pseudo-gradient, and what has become of the model's state.
       carry: for the next exchange, with the residuals of before.
       done: int32 scalar, steps done.
-      metrics: values of the metric variables.
+      metrics: the worker's own values after the last step.
       total: float64 vector, see `tally.added`.
     """
 
@@ -81,6 +82,7 @@ class LocalSGDStep:
         self,
         local: LocalCopy,
         pusher: Pusher,
+        own: OwnValues,
         source: Any,
         single: bool,
         outer: keras.optimizers.Optimizer,
@@ -91,6 +93,7 @@ class LocalSGDStep:
         Args:
           local: the arithmetic on a copy.
           pusher: the traffic up.
+          own: how the worker's own values go in and out.
           source: the form of the input, as for `AsyncStep`.
           single: whether every call is for one step.
           outer: the servers' optimizer, for its learning rate.
@@ -101,7 +104,7 @@ class LocalSGDStep:
         self._single = single
         self._outer = outer
         self._delay = delay
-        self.initial = local.program.initial_metrics()
+        self.own = own
         handles = pusher.handles()
         copy = form(self._pulled, handles)
         self._change_specs = form(self._changed, copy, copy.values)
@@ -117,7 +120,9 @@ class LocalSGDStep:
             lambda *arguments: encoded(self._pusher, *arguments),
             self._change_specs, carry.residuals, STEP_NUMBER,
         )  # fmt: skip
-        self._run = RemoteFunction(self._steps, handles, source, carry, numbers=_NUMBERS)
+        self._run = RemoteFunction(
+            self._steps, handles, source, carry, self.own.specs, numbers=_NUMBERS
+        )
 
     def start(self, handles: ServerHandles, memory: WorkerMemory | None) -> Any:
         """See `WorkerStep`; the worker's optimizer goes on where it was."""
@@ -133,16 +138,18 @@ class LocalSGDStep:
         handles: ServerHandles,
         source: Any,
         carry: Any,
+        own: Own,
         count: int,
         number: int,
         learning_rate: float,
-    ) -> tuple[tf.Tensor, Any]:
+    ) -> tuple[tf.Tensor, Any, Own]:
         """One exchange, of up to `count` steps; see `WorkerStep`."""
         outer_rate = optimizer_traits.settable_rate(self._outer)
         return self._run(
             handles,
             source,
             carry,
+            own,
             count=count,
             first=number,
             learning_rate=learning_rate,
@@ -164,7 +171,7 @@ class LocalSGDStep:
         change = self._local.difference(before.values, after)
         return Change(change, {}, {}, before.versions, tf.constant(True), tf.constant(1.0))
 
-    def _train(self, handles, source, carry, count, first, learning_rate) -> Trained:
+    def _train(self, handles, source, carry, own, count, first, learning_rate) -> Trained:
         arrived = self._pulled(handles)  # ps -> worker
 
         def step(i, batch, state):
@@ -181,7 +188,7 @@ class LocalSGDStep:
             )
 
         pulled = Tally(bytes_down=self._puller.payload_bytes(whole=True))
-        state = carry.inner, self.initial, added(zeros(), pulled)
+        state = carry.inner, self.own.begin(own), added(zeros(), pulled)
         if not self._delay:
             done, (after, inner, metrics, total) = steps(count, 0, arrived.values, *state)
         else:
@@ -203,8 +210,8 @@ class LocalSGDStep:
             total,
         )
 
-    def _steps(self, handles, source, carry, count, first, learning_rate, outer_rate):
-        trained = self._train(handles, source, carry, count, first, learning_rate)
+    def _steps(self, handles, source, carry, own, count, first, learning_rate, outer_rate):
+        trained = self._train(handles, source, carry, own, count, first, learning_rate)
         # Where there was no batch left, a push without effect takes the place of the real one.
         sent, residuals = tf.cond(
             trained.done > 0,
@@ -212,8 +219,10 @@ class LocalSGDStep:
             lambda: (blank(self._sent_specs), carry.residuals),
         )
         pushed = push(self._pusher, handles, sent, outer_rate)  # worker -> ps
-        report = vector(trained.done, added(trained.total, pushed), trained.metrics)
-        return report, trained.carry._replace(residuals=residuals)
+        reported = self.own.reported(trained.metrics)
+        report = vector(trained.done, added(trained.total, pushed), reported)
+        carry = trained.carry._replace(residuals=residuals)
+        return report, carry, self.own.end(trained.metrics)
 
 
 class RoundCarry(NamedTuple):
@@ -233,7 +242,9 @@ class LocalSGDRoundStep(LocalSGDStep):
 
     def _trace(self, handles, source, carry: LocalCarry) -> None:
         both = RoundCarry(carry, self._change_specs)
-        self._run = RemoteFunction(self._steps, handles, source, both, numbers=_NUMBERS)
+        self._run = RemoteFunction(
+            self._steps, handles, source, both, self.own.specs, numbers=_NUMBERS
+        )
         self._push = RemoteFunction(
             self._pushed, handles, self._change_specs, carry.residuals, numbers=PUSH_NUMBERS
         )
@@ -269,13 +280,14 @@ class LocalSGDRoundStep(LocalSGDStep):
         """See `WorkerStep`."""
         return super().rest(carry.local)
 
-    def _steps(self, handles, source, carry, count, first, learning_rate, outer_rate):
+    def _steps(self, handles, source, carry, own, count, first, learning_rate, outer_rate):
         del outer_rate
-        trained = self._train(handles, source, carry.local, count, first, learning_rate)
-        report = vector(trained.done, trained.total, trained.metrics)
-        return report, RoundCarry(trained.carry, trained.change)
+        trained = self._train(handles, source, carry.local, own, count, first, learning_rate)
+        report = vector(trained.done, trained.total, self.own.reported(trained.metrics))
+        carry = RoundCarry(trained.carry, trained.change)
+        return report, carry, self.own.end(trained.metrics)
 
     def _pushed(self, handles, change, residuals, number, share, expected, learning_rate):
         sent, residuals = encoded(self._pusher, change, residuals, number, share)
         tally = push(self._pusher, handles, sent, learning_rate, expected)  # worker -> ps
-        return vector(tf.constant(0), tally, self.initial), residuals
+        return vector(tf.constant(0), tally), residuals

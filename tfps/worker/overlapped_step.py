@@ -15,6 +15,7 @@ from tfps.store.pull import Pulled
 from tfps.store.push import Push
 from tfps.worker.batch_loop import repeat
 from tfps.worker.gradient import Gradient, encoded
+from tfps.worker.own_values import Own, OwnValues
 from tfps.worker.tally import added, vector, zeros
 from tfps.worker.tracing import RATE, STEP_NUMBER, STEP_NUMBERS, blank, form, traced
 from tfps.worker.worker_step import Residuals, WorkerMemory, kept
@@ -45,11 +46,12 @@ class OverlappedStep:
 
     prefetches = False
 
-    def __init__(self, gradient: Gradient, source: Any, single: bool, overlap: int):
+    def __init__(self, gradient: Gradient, own: OwnValues, source: Any, single: bool, overlap: int):
         """Traces the step.
 
         Args:
           gradient: pull, compute, push.
+          own: how the worker's own values go in and out.
           source: the form of the input: an iterator, the specs of one batch, or a `Stack` of specs.
           single: whether every call is for one step.
           overlap: 1 or 2, see above.
@@ -58,7 +60,7 @@ class OverlappedStep:
         self._puller, self._pusher = gradient.puller, gradient.pusher
         self._single = single
         self._waits = overlap == 2  # whether a push waits for the next step
-        self.initial = gradient.program.initial_metrics()
+        self.own = own
         handles = self._pusher.handles()
         residuals = form(self._pusher.initial_residuals)
         pending = []
@@ -74,7 +76,9 @@ class OverlappedStep:
         self._pending_specs = pending
         self._start = traced(self._started, handles, residuals)
         carry = OverlappedCarry(residuals, form(self._puller.pull, handles), pending)
-        self._run = RemoteFunction(self._steps, handles, source, carry, numbers=STEP_NUMBERS)
+        self._run = RemoteFunction(
+            self._steps, handles, source, carry, own.specs, numbers=STEP_NUMBERS
+        )
 
     def start(self, handles: ServerHandles, memory: WorkerMemory | None) -> OverlappedCarry:
         """See `WorkerStep`."""
@@ -85,13 +89,14 @@ class OverlappedStep:
         handles: ServerHandles,
         source: Any,
         carry: OverlappedCarry,
+        own: Own,
         count: int,
         number: int,
         learning_rate: float,
-    ) -> tuple[tf.Tensor, OverlappedCarry]:
+    ) -> tuple[tf.Tensor, OverlappedCarry, Own]:
         """See `WorkerStep`."""
         return self._run(
-            handles, source, carry, count=count, first=number, learning_rate=learning_rate
+            handles, source, carry, own, count=count, first=number, learning_rate=learning_rate
         )
 
     def finish(
@@ -123,7 +128,7 @@ class OverlappedStep:
         carry = OverlappedCarry(computed.residuals, ahead.pulled, pending)
         return carry, computed.metrics, (computed.tally, pushed)
 
-    def _steps(self, handles, source, carry, count, first, learning_rate):
+    def _steps(self, handles, source, carry, own, count, first, learning_rate):
         def step(i, batch, state):
             carry, metrics, total = state
             number = first + tf.cast(i, tf.int64)
@@ -134,11 +139,11 @@ class OverlappedStep:
 
         # What is carried has to stay on the worker. TensorFlow leaves what a function merely passes
         # on where it was made; what comes out of a conditional is where the function runs.
-        state = carry, self.initial, zeros()
+        state = carry, self.own.begin(own), zeros()
         done, (carry, metrics, total) = repeat(
             step, source, count, state, self._single, conditional=True
         )
-        return vector(done, total, metrics), carry
+        return vector(done, total, self.own.reported(metrics)), carry, self.own.end(metrics)
 
     def _started(self, handles, residuals):
         # A push that the servers do not apply stands in for the push before the first one.
@@ -147,4 +152,4 @@ class OverlappedStep:
 
     def _flushed(self, handles, pending, learning_rate):
         tally = self._gradient.push(handles, pending, learning_rate)
-        return vector(tf.constant(0), tally, self.initial)
+        return vector(tf.constant(0), tally)

@@ -10,6 +10,7 @@ from tfps.store.messages import here
 from tfps.store.push import Push
 from tfps.worker.batch_loop import next_of
 from tfps.worker.gradient import Gradient, Parameters, encoded
+from tfps.worker.own_values import Own, OwnValues
 from tfps.worker.tally import added, vector, zeros
 from tfps.worker.tracing import COUNT, RATE, STEP_NUMBER, STEP_NUMBERS, blank, form, traced
 from tfps.worker.worker_step import Residuals, WorkerMemory, kept
@@ -63,11 +64,14 @@ class PrefetchStep:
 
     prefetches = True
 
-    def __init__(self, gradient: Gradient, source: Any, batch_spec: Any, overlap: int):
+    def __init__(
+        self, gradient: Gradient, own: OwnValues, source: Any, batch_spec: Any, overlap: int
+    ):
         """Traces the step.
 
         Args:
           gradient: pull, compute, push.
+          own: how the worker's own values go in and out.
           source: the form of the input: an iterator, or the specs of one batch.
           batch_spec: nested specs of one batch; `batch_loop.is_plain`.
           overlap: 1 or 2, see above.
@@ -75,7 +79,7 @@ class PrefetchStep:
         self._gradient, self._pusher = gradient, gradient.pusher
         self._batch_spec = batch_spec
         self._waits = overlap == 2  # whether a push waits for the next call
-        self.initial = gradient.program.initial_metrics()
+        self.own = own
         handles = self._pusher.handles()
         residuals = form(self._pusher.initial_residuals)
         self._held_specs = form(
@@ -93,7 +97,9 @@ class PrefetchStep:
                 self._flushed, handles, self._sent_specs, numbers={"learning_rate": RATE}
             )
         carry = PrefetchCarry(residuals, self._held_specs, self._pending_specs)
-        self._run = RemoteFunction(self._step, handles, source, carry, numbers=STEP_NUMBERS)
+        self._run = RemoteFunction(
+            self._step, handles, source, carry, own.specs, numbers=STEP_NUMBERS
+        )
 
     def start(self, handles: ServerHandles, memory: WorkerMemory | None) -> PrefetchCarry:
         """See `WorkerStep`; the worker holds no batch yet."""
@@ -105,16 +111,18 @@ class PrefetchStep:
         handles: ServerHandles,
         source: Any,
         carry: PrefetchCarry,
+        own: Own,
         count: int,
         number: int,
         learning_rate: float,
-    ) -> tuple[tf.Tensor, PrefetchCarry]:
+    ) -> tuple[tf.Tensor, PrefetchCarry, Own]:
         """Trains on the batch that is held, and takes the next one.
 
         Args:
           handles: of the pusher.
           source: of the next batch.
           carry: of the call before, or of `start`.
+          own: of the call before.
           count: 1, or 0 if no further batch is to be taken.
           number: of the step on the next batch; no other step has the same number.
           learning_rate: see `WorkerStep`.
@@ -123,7 +131,7 @@ class PrefetchStep:
           See `WorkerStep`.
         """
         return self._run(
-            handles, source, carry, count=count, first=number, learning_rate=learning_rate
+            handles, source, carry, own, count=count, first=number, learning_rate=learning_rate
         )
 
     def finish(
@@ -138,10 +146,10 @@ class PrefetchStep:
         """See `WorkerStep`."""
         return WorkerMemory(carry.residuals, [])
 
-    def _step(self, handles, source, carry, count, first, learning_rate):
+    def _step(self, handles, source, carry, own, count, first, learning_rate):
         # The servers see what is done with a variable in the order of these lines. What does not
         # depend on one another goes on at the same time.
-        now, total = carry.held, zeros()
+        now, total, values = carry.held, zeros(), self.own.begin(own)
         held, found, sound = self._taken(handles, source, now.batch, count, first)  # ps -> worker
 
         def push(sent, live):  # worker -> ps
@@ -150,13 +158,13 @@ class PrefetchStep:
 
         def computed():
             sent, residuals, metrics, tally = self._gradient.compute(
-                now.batch, now.parameters, carry.residuals, self.initial, now.number
+                now.batch, now.parameters, carry.residuals, values, now.number
             )
             return sent, residuals, metrics, added(total, tally)
 
         def skipped():
             pending = carry.pending[0] if self._waits else blank(self._sent_specs)
-            return pending, carry.residuals, self.initial, total
+            return pending, carry.residuals, values, total
 
         if self._waits:
             last = carry.pending[0]
@@ -164,8 +172,10 @@ class PrefetchStep:
         sent, residuals, metrics, total = tf.cond(now.exists, computed, skipped)
         if not self._waits:
             pushed = push(sent, sent.live)
-        report = vector(now.exists, added(total, pushed), metrics, taken=held.exists)
-        return report, PrefetchCarry(residuals, here(held), [sent] if self._waits else [])
+        reported = self.own.reported(metrics)
+        report = vector(now.exists, added(total, pushed), reported, taken=held.exists)
+        carry = PrefetchCarry(residuals, here(held), [sent] if self._waits else [])
+        return report, carry, self.own.end(metrics)
 
     def _taken(self, handles, source, before, count, number):
         """The next batch with what it needs.
@@ -195,4 +205,4 @@ class PrefetchStep:
 
     def _flushed(self, handles, pending, learning_rate):
         tally = self._gradient.push(handles, pending, learning_rate)
-        return vector(tf.constant(0), tally, self.initial)
+        return vector(tf.constant(0), tally)

@@ -8,6 +8,7 @@ from tfps.cluster.remote_function import RemoteFunction
 from tfps.store.handles import ServerHandles
 from tfps.worker.batch_loop import repeat
 from tfps.worker.gradient import Change, Gradient, encoded, push
+from tfps.worker.own_values import Own, OwnValues
 from tfps.worker.tally import added, vector, zeros
 from tfps.worker.tracing import COUNT, PUSH_NUMBERS, STEP_NUMBER, blank, form
 from tfps.worker.worker_step import Residuals, WorkerMemory, kept
@@ -34,16 +35,15 @@ class SyncStep:
 
     prefetches = False
 
-    def __init__(self, gradient: Gradient, source: Any):
+    def __init__(self, gradient: Gradient, own: OwnValues, source: Any):
         """Traces both calls; see `AsyncStep` for the arguments."""
         self._gradient = gradient
-        self.initial = gradient.program.initial_metrics()
+        self.own = own
         handles = gradient.pusher.handles()
         self._change_specs = gradient.change_specs()
         carry = SyncCarry(form(gradient.pusher.initial_residuals), self._change_specs)
-        self._run = RemoteFunction(
-            self._steps, handles, source, carry, numbers={"count": COUNT, "first": STEP_NUMBER}
-        )
+        numbers = {"count": COUNT, "first": STEP_NUMBER}
+        self._run = RemoteFunction(self._steps, handles, source, carry, own.specs, numbers=numbers)
         self._push = RemoteFunction(self._pushed, handles, carry, numbers=PUSH_NUMBERS)
 
     def start(self, handles: ServerHandles, memory: WorkerMemory | None) -> SyncCarry:
@@ -57,13 +57,14 @@ class SyncStep:
         handles: ServerHandles,
         source: Any,
         carry: SyncCarry,
+        own: Own,
         count: int,
         number: int,
         learning_rate: float,
-    ) -> tuple[tf.Tensor, SyncCarry]:
+    ) -> tuple[tf.Tensor, SyncCarry, Own]:
         """Pulls and computes; see `WorkerStep`."""
         del learning_rate
-        return self._run(handles, source, carry, count=count, first=number)
+        return self._run(handles, source, carry, own, count=count, first=number)
 
     def push(
         self,
@@ -91,7 +92,7 @@ class SyncStep:
         """See `WorkerStep`."""
         return WorkerMemory(carry.residuals, [])
 
-    def _steps(self, handles, source, carry, count, first):
+    def _steps(self, handles, source, carry, own, count, first):
         def step(i, batch, state):
             _, metrics, total = state
             number = first + tf.cast(i, tf.int64)
@@ -99,14 +100,15 @@ class SyncStep:
             change, metrics, tally = self._gradient.change(batch, parameters, metrics, number)
             return change, metrics, added(total, tally)
 
-        state = carry.change, self.initial, zeros()
+        state = carry.change, self.own.begin(own), zeros()
         done, (change, metrics, total) = repeat(
             step, source, count, state, single=True, conditional=True
         )
-        return vector(done, total, metrics), SyncCarry(carry.residuals, change)
+        report = vector(done, total, self.own.reported(metrics))
+        return report, SyncCarry(carry.residuals, change), self.own.end(metrics)
 
     def _pushed(self, handles, carry, number, share, expected, learning_rate):
         pusher = self._gradient.pusher
         sent, residuals = encoded(pusher, carry.change, carry.residuals, number, share)
         tally = push(pusher, handles, sent, learning_rate, expected)  # worker -> ps
-        return vector(tf.constant(0), tally, self.initial), SyncCarry(residuals, carry.change)
+        return vector(tf.constant(0), tally), SyncCarry(residuals, carry.change)

@@ -1,7 +1,7 @@
 """What a call on a worker reports to the chief: one vector, because each tensor is a round trip."""
 
 import dataclasses
-import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -53,7 +53,9 @@ class Report:
     Attributes:
       steps: how many steps it did.
       tally: of floats and an array.
-      metrics: arrays, the change of each metric variable.
+      metrics: float64 arrays, the change of each metric variable; its value where the worker
+        carries its metrics from call to call; empty if the call was a push alone.
+      worker: index of the worker.
       taken: how many batches it took from its source: those of the steps, or the next one.
     """
 
@@ -61,6 +63,7 @@ class Report:
     tally: Tally
     metrics: list[np.ndarray]
     taken: int
+    worker: int
 
     @property
     def weight(self) -> float:
@@ -68,30 +71,29 @@ class Report:
         return self.tally.examples if self.tally.good else 0.0
 
     @classmethod
-    def of(cls, vector: tf.Tensor, initial: list[tf.Tensor]) -> "Report":
+    def of(cls, vector: tf.Tensor, initial: list[np.ndarray], worker: int = 0) -> "Report":
         """Reads the float64 vector that a step returned.
 
         Args:
           vector: see `vector`.
-          initial: values of the metric variables at the start of the call.
+          initial: per metric variable, float64, what is subtracted from its value; see `OwnValues`.
+          worker: index of the worker.
         """
         values = vector.numpy()
         scalars, counts = np.split(values[2 : 2 + SIZE], [_SCALARS])
         tally = Tally(**dict(zip(Tally._fields, [*scalars.tolist(), counts], strict=True)))
         offset = 2 + SIZE
         metrics = []
-        for start in initial:
-            size = math.prod(start.shape)
-            value = values[offset : offset + size].reshape(start.shape)
-            metrics.append(value - start.numpy().astype(np.float64))
-            offset += size
-        return cls(int(values[0]), tally, metrics, int(values[1]))
+        for start in initial if len(values) > offset else []:
+            value = values[offset : offset + start.size].reshape(start.shape)
+            metrics.append(value - start)
+            offset += start.size
+        return cls(int(values[0]), tally, metrics, int(values[1]), worker)
 
     def __add__(self, other: "Report") -> "Report":
-        """What both calls did together."""
-        metrics = [a + b for a, b in zip(self.metrics, other.metrics, strict=True)]
+        """What a call did together with the push that followed it, a call of its own."""
         tally, taken = sum_of(self.tally, other.tally), self.taken + other.taken
-        return Report(self.steps + other.steps, tally, metrics, taken)
+        return Report(self.steps + other.steps, tally, self.metrics, taken, self.worker)
 
 
 def sum_of(one: Tally, other: Tally) -> Tally:
@@ -116,7 +118,7 @@ def added(total: tf.Tensor, *tallies: Tally) -> tf.Tensor:
 def vector(
     steps: tf.Tensor,
     tally: Tally | tf.Tensor,
-    metrics: list[tf.Tensor],
+    metrics: Sequence[tf.Tensor] = (),
     taken: tf.Tensor | None = None,
 ) -> tf.Tensor:
     """What `Report.of` reads.
@@ -124,7 +126,7 @@ def vector(
     Args:
       steps: int or bool scalar, steps done.
       tally: a `Tally`, or totals of `added`.
-      metrics: values of the metric variables.
+      metrics: values of the metric variables; none for a push alone.
       taken: int or bool scalar, batches taken; None if they are those of the steps.
     """
     # float64 holds the float32 and int32 states of metrics exactly.

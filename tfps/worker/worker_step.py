@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, Protocol
 import tensorflow as tf
 
 from tfps.store.handles import ServerHandles
+from tfps.worker.own_values import Own, OwnValues
 
 # Residuals of the codecs: bucket -> the state of its channel.
 Residuals = dict[int, tuple]
@@ -28,15 +29,16 @@ class WorkerStep(Protocol):
     The chief calls `start` on every worker when training begins to follow a policy, then the step
     itself for each piece of work, then `finish`, and `rest` with what `finish` leaves. All of them
     are called under the worker's device. What a worker keeps from one call to the next is its
-    carry, a NamedTuple of tensors on the worker, whose form is the step's own business.
+    carry, a NamedTuple of tensors on the worker, whose form is the step's own business. What it has
+    of its own of the model's variables outlives the carry, and goes in and out besides.
 
     Attributes:
-      initial: the values of the metric variables at the start of each call.
+      own: how these values go in and out.
       prefetches: whether a worker trains on the batch that it holds while it takes the next one.
         The work is then a `WorkAhead`.
     """
 
-    initial: list[tf.Tensor]
+    own: OwnValues
     prefetches: bool
 
     def start(self, handles: ServerHandles, memory: WorkerMemory | None) -> Any:
@@ -55,22 +57,24 @@ class WorkerStep(Protocol):
         handles: ServerHandles,
         source: Any,
         carry: Any,
+        own: Own,
         count: int,
         number: int,
         learning_rate: float,
-    ) -> tuple[tf.Tensor, Any]:
+    ) -> tuple[tf.Tensor, Any, Own]:
         """Trains on up to `count` batches.
 
         Args:
           handles: of everything on the servers.
           source: an iterator, which may end early, one batch, or a `Stack`.
           carry: of the call before, or of `start`.
+          own: of the call before.
           count: how many batches to take at most.
           number: of the first step; no other step has the same number.
           learning_rate: for the optimizer; ignored where the optimizer follows a schedule.
 
         Returns:
-          (float64 vector, see `tally.Report`; the carry for the next call).
+          (float64 vector, see `tally.Report`; carry and own values for the next call).
         """
 
     def finish(self, handles: ServerHandles, carry: Any, learning_rate: float) -> tf.Tensor | None:

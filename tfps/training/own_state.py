@@ -1,0 +1,116 @@
+"""What every worker has of its own of the model's variables, and the chief's copy of it."""
+
+import warnings
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfps.cluster.calls import WorkerCalls
+from tfps.model.stateless_model import StatelessModel
+from tfps.training.chief_feed import ChiefFeed
+from tfps.training.feeds import Feed
+from tfps.worker.own_values import Own, placed
+
+
+class OwnState:
+    """Per worker, the values that are on no server: states of RNNs, and at times metrics.
+
+    The unlisted variables, such as the states of a stateful RNN, begin on every worker with the
+    values that the model has. Then each worker goes on with its own, from one `fit`, `evaluate` or
+    `predict` to the next. The model has a copy of a worker's values wherever a callback may look:
+    of the worker that has just ended a call in a hook of a batch, of worker 0 otherwise. If the
+    copy is changed (`reset_state`), all workers go on with what it was changed to.
+
+    Attributes:
+      each: per worker, the values for its next call, unless `replacement` gives others.
+    """
+
+    def __init__(self, calls: WorkerCalls):
+        """Starts with nothing on the workers.
+
+        Args:
+          calls: to the workers.
+        """
+        self._calls = calls
+        self.forget()
+
+    def forget(self) -> None:
+        """Lets go of the values; workers begin with those of the model again."""
+        self.each: list[Own] = []
+        self._variables: list[keras.Variable] = []
+        self._copied: list[np.ndarray] = []  # What the model's variables were given last.
+        self._replacements: dict[int, list[np.ndarray]] = {}  # worker -> what it goes on with
+        self._restored: list[list[np.ndarray]] | None = None
+
+    def begin(self, program: StatelessModel, feed: Feed, metrics: list[np.ndarray]) -> None:
+        """Makes ready for the first call of an epoch, an evaluation or a prediction.
+
+        Args:
+          program: the model.
+          feed: of the input.
+          metrics: the values with which workers begin to carry metric variables; empty if workers
+            do not carry metric variables.
+        """
+        if program.unlisted and isinstance(feed, ChiefFeed) and self._calls.num_workers > 1:
+            warnings.warn(
+                f"The model keeps {', '.join(v.path for v in program.unlisted)} from batch to "
+                f"batch, and each of {self._calls.num_workers} workers has its own, but gets "
+                "whatever batch is next; train with one worker, or give a dataset_fn",
+                stacklevel=2,
+            )
+        kept = [own.unlisted for own in self.each]
+        if self._is_new(program):
+            kept = self._placed_anew(program)
+        fresh = [Own([], [])] * self._calls.num_workers
+        if metrics:
+            fresh = self._calls.run_on_each(lambda worker: placed(metrics, []))
+        self.each = [Own(f.metrics, k) for f, k in zip(fresh, kept, strict=True)]
+
+    def _is_new(self, program: StatelessModel) -> bool:
+        same = list(map(id, self._variables)) == list(map(id, program.unlisted))
+        return not self.each or not same or self._is_changed() or self._restored is not None
+
+    def _placed_anew(self, program: StatelessModel) -> list[list[tf.Tensor]]:
+        """Gives the workers the model's values, or those that were restored."""
+        self._variables, self._replacements = program.unlisted, {}
+        values = [[v.numpy() for v in program.unlisted]] * self._calls.num_workers
+        if self._restored is not None:
+            values, self._restored = self._restored, None
+        placed_on = self._calls.run_on_each(lambda worker: placed([], values[worker]))
+        self._copy(values[0])
+        return [own.unlisted for own in placed_on]
+
+    def copy(self, worker: int = 0) -> None:
+        """Gives the model the values of a worker that is not at work."""
+        self._copy([t.numpy() for t in self.each[worker].unlisted])
+
+    def _copy(self, values: list[np.ndarray]) -> None:
+        self._copied = values
+        for variable, value in zip(self._variables, values, strict=True):
+            variable.assign(value)
+
+    def load_if_changed(self) -> None:
+        """Makes all workers go on with the model's values if they are no longer the copy."""
+        if self._is_changed():
+            self._copied = [v.numpy() for v in self._variables]
+            self._replacements = dict.fromkeys(range(self._calls.num_workers), self._copied)
+
+    def _is_changed(self) -> bool:
+        pairs = zip(self._variables, self._copied, strict=True)
+        return any(not np.array_equal(v.numpy(), copied) for v, copied in pairs)
+
+    def replacement(self, worker: int) -> list[np.ndarray] | None:
+        """What a worker's next call starts with instead of the worker's own values, or None."""
+        return self._replacements.pop(worker, None)
+
+    # The state of training.
+
+    def export(self) -> list[list[np.ndarray]]:
+        """Per worker, the values of its unlisted variables; nothing if there are no such."""
+        each = [[t.numpy() for t in own.unlisted] for own in self.each]
+        return each if any(each) else []
+
+    def restore(self, values: list[list[np.ndarray]]) -> None:
+        """Makes workers begin with what `export` has read; to be called when nothing is kept."""
+        self._restored = values or None
