@@ -41,7 +41,8 @@ class Epoch:
         self._feed = feed
         self._hooks = hooks
         self._policy = policy
-        self._totals = MetricTotals(session.served.program)
+        self._program = session.served.program
+        self._totals = MetricTotals(self._program, self._program.logs)
         self._updates = self._state.updates()
 
     @property
@@ -70,10 +71,10 @@ class Epoch:
             raise errors.DataError("fit was given no batch; the input is empty")
         store.fetch()
         # The servers do not count updates that loss scaling has skipped.
-        _keras.set_iterations(self._model.optimizer, self._state.updates())
+        _keras.set_iterations(self._program.optimizer, self._state.updates())
         tally = self._totals.tally
         return {
-            **self._totals.logs(),
+            **self._totals.logs(final=True),
             "examples_per_second": self._totals.examples / seconds,
             "steps_per_second": steps / seconds,
             "staleness": tally.total_staleness / max(1.0, tally.pushes),
@@ -107,7 +108,7 @@ class Epoch:
         """Counts some work, and calls the hook of its last batch."""
         self.counts(report)
         if self._hooks.watches_batches:
-            _keras.set_iterations(self._model.optimizer, self._updates)
+            _keras.set_iterations(self._program.optimizer, self._updates)
             self._hooks.batch_end(last, self._totals.logs())
 
     def counts(self, report: Report) -> None:

@@ -29,7 +29,7 @@ class EvaluationRun:
         self._step = session.steps.evaluation(feed)
         self._pulled = session.pull()
         self._handles = session.served.store.handles()
-        self._totals = MetricTotals(session.served.program)
+        self._totals = MetricTotals(session.served.program, self._step.logs)
 
     def evaluate(self) -> MetricTotals:
         """Runs over the feed, from its first batch; returns the totals."""
@@ -43,9 +43,11 @@ class EvaluationRun:
         """See `work_loop.Run`."""
 
         step, handles, pulled = self._step, self._handles, self._pulled[worker]
+        number = self._session.number_batches(work.count)
 
         def call() -> Report:
-            return Report.of(step(handles, pulled, work.source, work.count), step.initial)
+            vector = step(handles, pulled, work.source, work.count, number)
+            return Report.of(vector, step.initial)
 
         return call
 

@@ -4,6 +4,7 @@ import numpy as np
 
 from tfps import _keras
 from tfps.model.stateless_model import StatelessModel
+from tfps.model.step_logs import StepLogs
 from tfps.worker.tally import Report, Tally, sum_of
 
 
@@ -17,11 +18,17 @@ class MetricTotals:
       tally: the sum of the tallies.
     """
 
-    def __init__(self, program: StatelessModel):
-        """Starts with the metrics as `reset_metrics` leaves them."""
+    def __init__(self, program: StatelessModel, logs: StepLogs | None = None):
+        """Starts with the metrics as `reset_metrics` leaves them.
+
+        Args:
+          program: the model.
+          logs: of the steps, or None if their logs are what the metrics are.
+        """
         program.model.reset_metrics()
-        self._program = program
+        self._program, self._logs = program, logs
         self._totals = [np.asarray(v.numpy(), np.float64) for v in program.metrics]
+        self._extras = [np.zeros(spec.shape) for spec in logs.of_batch] if logs else []
         self.tally = Tally()
 
     @property
@@ -32,8 +39,22 @@ class MetricTotals:
     def add(self, report: Report) -> None:
         """Adds what a call on a worker reports."""
         self.tally = sum_of(self.tally, report.tally)
-        self._totals = [t + c for t, c in zip(self._totals, report.metrics, strict=True)]
+        n = len(self._totals)
+        self._totals = [t + c for t, c in zip(self._totals, report.metrics[:n], strict=True)]
+        if report.steps:
+            self._extras = report.metrics[n:]
 
-    def logs(self) -> dict[str, float]:
-        """Metric name -> value, as `keras.Model.get_metrics_result` gives them."""
-        return _keras.to_floats(self._program.publish(self._totals))
+    def logs(self, final: bool = False) -> dict[str, float]:
+        """The logs of all workers: name -> value.
+
+        They are what `keras.Model.get_metrics_result` gives, or what an own step returns; see
+        `StepLogs`.
+
+        Args:
+          final: whether the epoch is over. The metrics then take the place of what an own step
+            returned under just their names, as in Keras.
+        """
+        results = self._program.publish(self._totals)
+        if self._logs is None or (final and self._logs.names == set(results)):
+            return _keras.to_floats(results)
+        return _keras.to_floats(self._logs.result(self._program.cast(self._totals), self._extras))

@@ -66,9 +66,10 @@ class PredictionRun:
         """See `work_loop.Run`."""
 
         step, handles, pulled = self._step, self._handles, self._pulled[worker]
+        number = self._session.number_batches(1)
 
         def call() -> Prediction:
-            outputs = step(handles, pulled, work.source)
+            outputs = step(handles, pulled, work.source, number)
             return Prediction(keras.tree.map_structure(_to_numpy, outputs))
 
         return call

@@ -8,6 +8,8 @@ import keras
 
 from tfps.compression import Codec
 from tfps.model.inspection import inspect
+from tfps.model.own_inspection import inspect_own
+from tfps.model.own_step import own_method
 from tfps.model.stateless_model import StatelessModel
 from tfps.store.parameter_store import ParameterStore
 from tfps.store.plan import Plan
@@ -69,8 +71,11 @@ class ServedModel:
         Raises:
           ConfigError: the optimizer, the partitioner and the codecs do not go together.
         """
-        optimizer: keras.optimizers.Optimizer | None = program.model.optimizer if train else None
-        inspection = inspect(program, batch_spec, train)
+        if train and own_method(program.model, "train"):
+            inspection = inspect_own(program, batch_spec)
+        else:
+            inspection = inspect(program, batch_spec, train)
+        optimizer: keras.optimizers.Optimizer | None = program.optimizer if train else None
         plan = Plan(
             strategy.cluster.num_ps,
             strategy.variable_partitioner,

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple, TypeVar
 
+from tfps.model.own_inspection import inspect_test
 from tfps.training.feeds import Feed
 from tfps.training.policy import ConsistencyPolicy
 from tfps.training.served_model import ServedModel
@@ -66,7 +67,14 @@ class StepFactory:
         single, jit = feed.group == 1, program.model.jit_compile
         return self._once(
             ("evaluation", Form.of(feed)),
-            lambda: EvalStep(program, puller, feed.source_spec, single, jit),
+            lambda: EvalStep(
+                program,
+                puller,
+                feed.source_spec,
+                single,
+                jit,
+                inspect_test(program, feed.batch_spec),
+            ),
         )
 
     def prediction(self, feed: Feed) -> PredictStep:
@@ -98,9 +106,9 @@ class StepFactory:
         model, single = program.model, feed.group == 1
         if side.outer is not None:
             kind = LocalSGDRoundStep if side.exchange.in_rounds else LocalSGDStep
-            local = LocalCopy(program, puller, model.optimizer, bool(model.jit_compile))
+            local = LocalCopy(program, puller, program.optimizer, bool(model.jit_compile))
             return kind(local, side.pusher, feed.source_spec, single, side.outer, policy.delay)
-        gradient = Gradient(program, puller, side.pusher, model.optimizer, model.jit_compile)
+        gradient = Gradient(program, puller, side.pusher, program.optimizer, model.jit_compile)
         if side.exchange.in_rounds:
             return SyncStep(gradient, feed.source_spec)
         if not self._overlap:

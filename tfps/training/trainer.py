@@ -212,9 +212,11 @@ class Trainer:
         """
         model, session = self.model, self._session
         _keras.check_compiled(model, "fit")
-        if model.optimizer is None:
-            raise errors.ConfigError("fit needs an optimizer; pass one to model.compile")
-        optimizer_traits.require_supported(model.optimizer)
+        # Which optimizers an own `train_step` uses is found by tracing it.
+        if not _keras.overrides(model, "train_step"):
+            if model.optimizer is None:
+                raise errors.ConfigError("fit needs an optimizer; pass one to model.compile")
+            optimizer_traits.require_supported(model.optimizer)
         if validation_split and validation_data is None:
             (x, y, sample_weight), validation_data = _keras.split_validation(
                 (x, y, sample_weight), validation_split=validation_split
@@ -248,7 +250,8 @@ class Trainer:
             logs = self._train(feed, validation, validation_freq, epochs_to_run, hooks)
         finally:
             session.state.end_fit()
-        if epochs > 0 and optimizer_traits.inner(model.optimizer).use_ema:
+        optimizer = session.served.program.optimizer
+        if epochs > 0 and optimizer is not None and optimizer_traits.inner(optimizer).use_ema:
             session.served.store.finalize()
             session.served.store.fetch()
         hooks.train_end(logs)

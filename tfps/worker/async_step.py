@@ -44,7 +44,7 @@ class AsyncStep:
         """
         self._gradient = gradient
         self._single = single
-        self.initial = gradient.program.initial_metrics()
+        self.initial = gradient.program.initial_metrics(gradient.program.logs)
         carry = AsyncCarry(form(gradient.pusher.initial_residuals))
         self._run = RemoteFunction(
             self._steps, gradient.pusher.handles(), source, carry, numbers=STEP_NUMBERS

@@ -8,11 +8,12 @@ from tfps.cluster.remote_function import RemoteFunction
 from tfps.model.lookups import Rows
 from tfps.model.row_ids import row_ids
 from tfps.model.stateless_model import StatelessModel
+from tfps.model.step_logs import StepLogs
 from tfps.store.handles import ServerHandles
 from tfps.store.pull import Pulled, Puller
 from tfps.worker.batch_loop import is_iterator, repeat
 from tfps.worker.tally import Tally, added, vector, zeros
-from tfps.worker.tracing import COUNT, form
+from tfps.worker.tracing import COUNT, STEP_NUMBER, form
 
 
 class Pull:
@@ -32,10 +33,17 @@ class EvalStep:
 
     Attributes:
       initial: the values of the metric variables at the start of each call.
+      logs: of an own `test_step`, or None if the logs are what the metrics are.
     """
 
     def __init__(
-        self, program: StatelessModel, puller: Puller, source: Any, single: bool, jit_compile: bool
+        self,
+        program: StatelessModel,
+        puller: Puller,
+        source: Any,
+        single: bool,
+        jit_compile: bool,
+        logs: StepLogs | None = None,
     ):
         """Traces the step.
 
@@ -45,32 +53,41 @@ class EvalStep:
           source: the form of the input, as for `AsyncStep`.
           single: whether every call is for one batch.
           jit_compile: whether to compile the forward pass with XLA.
+          logs: see the attribute.
         """
         self._program = program
         self._puller = puller
         self._single = single
-        self.initial = program.initial_metrics()
+        self.logs = logs
+        self.initial = program.initial_metrics(logs)
         self._compute = tf.function(self._metrics, jit_compile=jit_compile, autograph=False)
         handles = puller.store.handles()
         pulled = form(_exact_pull(puller), handles)
-        self._run = RemoteFunction(self._steps, handles, pulled, source, numbers={"count": COUNT})
+        numbers = {"count": COUNT, "first": STEP_NUMBER}
+        self._run = RemoteFunction(self._steps, handles, pulled, source, numbers=numbers)
 
     def __call__(
-        self, handles: ServerHandles, pulled: Pulled, source: Any, count: int
+        self, handles: ServerHandles, pulled: Pulled, source: Any, count: int, number: int
     ) -> tf.Tensor:
-        """Evaluates up to `count` batches with what was pulled; returns a `Report`'s vector."""
-        return self._run(handles, pulled, source, count=count)
+        """Evaluates up to `count` batches with what was pulled; returns a `Report`'s vector.
 
-    def _metrics(self, pulled, rows, batch, metrics):
+        The batches have the numbers from `number` on, from which the noise of layers is drawn.
+        """
+        return self._run(handles, pulled, source, count=count, first=number)
+
+    def _metrics(self, pulled, rows, batch, metrics, number):
         variables = self._puller.unpack(pulled, rows, exact=True)
         n = len(self._program.trainable)
-        return self._program.evaluate(variables[:n], variables[n:], metrics, batch)
+        return self._program.evaluate(
+            variables[:n], variables[n:], metrics, number, batch, self.logs
+        )
 
-    def _steps(self, handles, pulled, source, count):
+    def _steps(self, handles, pulled, source, count, first):
         def step(i, batch, state):
             metrics, total = state
-            rows = _rows(self._program, self._puller, handles, batch)
-            metrics, examples = self._compute(pulled, rows, batch, metrics)
+            number = first + tf.cast(i, tf.int64)
+            rows = _rows(self._program, self._puller, handles, batch, number, "test")
+            metrics, examples = self._compute(pulled, rows, batch, metrics, number)
             return metrics, added(total, Tally(examples=examples))
 
         state = self.initial, zeros()
@@ -86,29 +103,30 @@ class PredictStep:
         n = len(program.trainable)
 
         @tf.function(jit_compile=jit_compile, autograph=False)
-        def compute(pulled, rows, batch):
+        def compute(pulled, rows, batch, number):
             variables = puller.unpack(pulled, rows, exact=True)
-            return program.predict(variables[:n], variables[n:], batch)
+            return program.predict(variables[:n], variables[n:], number, batch)
 
-        def run(handles, pulled, source):
+        def run(handles, pulled, source, number):
             batch = source.get_next() if is_iterator(source) else source
-            return compute(pulled, _rows(program, puller, handles, batch), batch)
+            rows = _rows(program, puller, handles, batch, number, "predict")
+            return compute(pulled, rows, batch, number)
 
         handles = puller.store.handles()
-        self._run = RemoteFunction(run, handles, form(_exact_pull(puller), handles), source)
+        pulled = form(_exact_pull(puller), handles)
+        self._run = RemoteFunction(run, handles, pulled, source, numbers={"number": STEP_NUMBER})
 
-    def __call__(self, handles: ServerHandles, pulled: Pulled, source: Any) -> Any:
-        """The model's outputs, nested tensors on the worker."""
-        return self._run(handles, pulled, source)
+    def __call__(self, handles: ServerHandles, pulled: Pulled, source: Any, number: int) -> Any:
+        """The model's outputs for the batch of this number, nested tensors on the worker."""
+        return self._run(handles, pulled, source, number=number)
 
 
 def _exact_pull(puller: Puller):
     return lambda handles: puller.pull(handles, exact=True)
 
 
-def _rows(program, puller, handles, batch) -> dict[int, Rows]:
+def _rows(program, puller, handles, batch, number, mode) -> dict[int, Rows]:
     """The rows of tables that a batch looks up, exactly."""
-    zero = tf.constant(0, tf.int64)
-    lookups = row_ids(program, puller.tables, zero, batch, training=False)
+    lookups = row_ids(program, puller.tables, number, batch, mode)
     found = puller.rows(handles, lookups, tf.zeros([2], tf.int32), exact=True)
     return {i: one.rows for i, one in found.items()}

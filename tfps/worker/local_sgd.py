@@ -101,7 +101,7 @@ class LocalSGDStep:
         self._single = single
         self._outer = outer
         self._delay = delay
-        self.initial = local.program.initial_metrics()
+        self.initial = local.program.initial_metrics(local.program.logs)
         handles = pusher.handles()
         copy = form(self._pulled, handles)
         self._change_specs = form(self._changed, copy, copy.values)

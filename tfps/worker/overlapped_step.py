@@ -58,7 +58,7 @@ class OverlappedStep:
         self._puller, self._pusher = gradient.puller, gradient.pusher
         self._single = single
         self._waits = overlap == 2  # whether a push waits for the next step
-        self.initial = gradient.program.initial_metrics()
+        self.initial = gradient.program.initial_metrics(gradient.program.logs)
         handles = self._pusher.handles()
         residuals = form(self._pusher.initial_residuals)
         pending = []

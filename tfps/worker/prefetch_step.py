@@ -75,7 +75,7 @@ class PrefetchStep:
         self._gradient, self._pusher = gradient, gradient.pusher
         self._batch_spec = batch_spec
         self._waits = overlap == 2  # whether a push waits for the next call
-        self.initial = gradient.program.initial_metrics()
+        self.initial = gradient.program.initial_metrics(gradient.program.logs)
         handles = self._pusher.handles()
         residuals = form(self._pusher.initial_residuals)
         self._held_specs = form(
@@ -185,9 +185,11 @@ class PrefetchStep:
         puller = self._gradient.puller
         with tf.control_dependencies([*tf.nest.flatten(batch), exists]):
             sound = tf.identity(puller.has(found))
-        scale, pulled = puller.loss_scale(handles), puller.pull(handles)
+        scale, counts = puller.loss_scale(handles), self._gradient.counts(handles)
+        pulled = puller.pull(handles)
         kept_rows = {i: one._replace(reads=[]) for i, one in found.items()}
-        return Held(batch, exists, number, Parameters(pulled, kept_rows, scale)), found, sound
+        parameters = Parameters(pulled, kept_rows, scale, counts)
+        return Held(batch, exists, number, parameters), found, sound
 
     def _blanks(self):
         held = blank(self._held_specs)._replace(exists=tf.constant(False))

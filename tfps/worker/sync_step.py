@@ -37,7 +37,7 @@ class SyncStep:
     def __init__(self, gradient: Gradient, source: Any):
         """Traces both calls; see `AsyncStep` for the arguments."""
         self._gradient = gradient
-        self.initial = gradient.program.initial_metrics()
+        self.initial = gradient.program.initial_metrics(gradient.program.logs)
         handles = gradient.pusher.handles()
         self._change_specs = gradient.change_specs()
         carry = SyncCarry(form(gradient.pusher.initial_residuals), self._change_specs)

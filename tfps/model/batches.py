@@ -1,0 +1,23 @@
+"""What a batch is made of."""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+
+def without_optionals(batch: Any) -> Any:
+    """A batch, or the spec of batches, with None for what is missing.
+
+    Keras's datasets carry a missing target or weight as an empty `tf.experimental.Optional`.
+    """
+    optional = (tf.experimental.Optional, tf.OptionalSpec)
+    return keras.tree.map_structure(lambda t: None if isinstance(t, optional) else t, batch)
+
+
+def length(batch: Any) -> tf.Tensor:
+    """The number of examples in a batch, an int64 scalar: the length of its first tensor."""
+    first = next(t for t in tf.nest.flatten(without_optionals(batch)) if t is not None)
+    if first.shape.rank == 0:
+        return tf.constant(1, tf.int64)
+    return tf.shape(first, out_type=tf.int64)[0]
