@@ -42,7 +42,9 @@ class Epoch:
         self._hooks = hooks
         self._policy = policy
         self._program = session.served.program
-        self._totals = MetricTotals(self._program, session.merging(feed, train=True))
+        self._totals = MetricTotals(
+            self._program, session.merging(feed, train=True), self._program.logs
+        )
         self._updates = self._state.updates()
         self._steps, self._seconds = 0, 0.0
 
@@ -87,8 +89,8 @@ class Epoch:
         store.fetch()
         self._state.own.copy()
         # The servers do not count updates that loss scaling has skipped.
-        _keras.set_iterations(self._model.optimizer, self._state.updates())
-        return self._totals.logs()
+        _keras.set_iterations(self._program.optimizer, self._state.updates())
+        return self._totals.logs(final=True)
 
     def _train(self) -> int:
         steps = 0
@@ -116,7 +118,7 @@ class Epoch:
         """Counts some work, and calls the hook of its last batch."""
         self.counts(report)
         if self._hooks.watches_batches:
-            _keras.set_iterations(self._model.optimizer, self._updates)
+            _keras.set_iterations(self._program.optimizer, self._updates)
             self._state.own.copy(report.worker)
             self._hooks.batch_end(last, self._totals.logs())
             self._state.own.load_if_changed()

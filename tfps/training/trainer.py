@@ -223,9 +223,11 @@ class Trainer:
         if most and most < epochs:
             warnings.warn(f"Limiting epochs to {most}", stacklevel=3)
             epochs = most
-        if model.optimizer is None:
-            raise errors.ConfigError("fit needs an optimizer; pass one to model.compile")
-        optimizer_traits.require_supported(model.optimizer, self.strategy.cluster.num_ps)
+        # Which optimizers an own `train_step` uses is found by tracing it.
+        if not _keras.overrides(model, "train_step"):
+            if model.optimizer is None:
+                raise errors.ConfigError("fit needs an optimizer; pass one to model.compile")
+            optimizer_traits.require_supported(model.optimizer, self.strategy.cluster.num_ps)
         if validation_split and validation_data is None:
             (x, y, sample_weight), validation_data = _keras.split_validation(
                 (x, y, sample_weight), validation_split=validation_split
@@ -260,7 +262,8 @@ class Trainer:
             logs = self._train(feed, validation, validation_freq, epochs_to_run, hooks)
         finally:
             session.state.end_fit()
-        if epochs > 0 and optimizer_traits.inner(model.optimizer).use_ema:
+        optimizer = session.served.program.optimizer
+        if epochs > 0 and optimizer is not None and optimizer_traits.inner(optimizer).use_ema:
             session.served.store.finalize()
             session.served.store.fetch()
         hooks.train_end(logs)
