@@ -71,7 +71,7 @@ class ServerOptimizer:
         return self.state[self._function.iterations]
 
     def count(self, state: Sequence[tf.Tensor]) -> tf.Tensor:
-        """What tells the calls of `apply`, an integer scalar, among values or handles of `state`."""
+        """The value or handle of `iterations`, among those of `state`."""
         return state[self._function.iterations]
 
     @property
