@@ -428,6 +428,34 @@ def test_what_compute_metrics_returns_is_logged(connect):
     assert mine.history.history["tenth"] == [16.0, 16.0]
 
 
+class Noisy(keras.layers.Layer):
+    """Monte Carlo dropout: it draws in evaluation and prediction, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.dropout = keras.layers.Dropout(0.5)
+
+    def call(self, x):
+        return self.dropout(x, training=True)
+
+
+def test_noise_differs_by_batch_and_call_and_trainer(connect):
+    model = keras.Sequential([keras.Input([8]), Noisy()])
+    model.compile("sgd", "mse", jit_compile=False)
+    x = np.ones((64, 8), "float32")
+    drawn, losses = [], []
+    for _ in range(2):
+        trainer = tfps.Trainer(model, connect(2))
+        for _ in range(2):
+            drawn += np.split(trainer.predict(x, batch_size=16, verbose=0), 4)
+            losses.append(trainer.evaluate(x, 0 * x, batch_size=16, verbose=0))
+    assert len({batch.tobytes() for batch in drawn}) == len(drawn)
+    assert len(set(losses)) == len(losses)
+    before = model.predict(x, verbose=0)
+    tfps.Trainer(model, connect(2)).predict(x, verbose=0)
+    assert not np.array_equal(before, model.predict(x, verbose=0))
+
+
 REFUSED = {
     "under a tf.cond": lambda self, gradients, variables: tf.cond(
         tf.constant(True),

@@ -121,6 +121,14 @@ class StatelessModel:
         self.metrics, self.counts, self.logs = list(metrics), list(counts), logs
         self._publish = None
 
+    def move_seeds(self) -> None:
+        """Moves the model's random generators on, so that who uses them next draws other numbers.
+
+        The steps of this object go by `base_seeds` and their own numbers.
+        """
+        for seed in self._seeds:
+            seed.assign_add([0, 1])
+
     def is_current(self) -> bool:
         """Whether the model still has these variables, and was not compiled anew."""
         now = self.model.trainable_variables, self.model.metrics_variables

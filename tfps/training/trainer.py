@@ -266,6 +266,7 @@ class Trainer:
         if epochs > 0 and optimizer is not None and optimizer_traits.inner(optimizer).use_ema:
             session.served.store.finalize()
             session.served.store.fetch()
+        session.served.program.move_seeds()
         hooks.train_end(logs)
         return model.history
 
@@ -350,6 +351,7 @@ class Trainer:
         self.model.stop_predicting = False
         callbacks.on_predict_begin()
         outputs = run.predict()
+        session.served.program.move_seeds()
         callbacks.on_predict_end()
         if not outputs:
             raise errors.DataError("predict was given no batch; the input is empty")
@@ -385,6 +387,7 @@ class Trainer:
         self.model.stop_evaluating = False
         callbacks.on_test_begin()
         totals = run.evaluate()
+        session.served.program.move_seeds()
         if not totals.examples and not self.model.stop_evaluating:
             raise errors.DataError("evaluate was given no batch; the input is empty")
         logs = totals.logs()
