@@ -8,7 +8,8 @@ exceptions are subclasses of Keras's optimizers, which override private methods:
 import contextlib
 import gc
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -24,6 +25,8 @@ from keras.src.trainers.data_adapters import array_slicing, data_adapter_utils
 from keras.src.trainers.epoch_iterator import EpochIterator
 from keras.src.trainers.trainer import Trainer as BaseTrainer
 from keras.src.utils.python_utils import pythonify_logs
+
+from tfps import _tf
 
 __all__ = [
     "BaseOptimizer",
@@ -43,20 +46,25 @@ __all__ = [
     "finalize",
     "flatten_metrics",
     "forget_rows",
+    "handles_are",
     "has_plain_metrics",
     "initial_epoch",
     "initializer_of",
     "initializer_of_part",
+    "intercepted",
+    "is_built",
     "learning_rate_of",
     "mark_remote",
     "merged",
     "metrics_of",
     "moving_averages",
-    "overridden_steps",
+    "optimizers_of",
+    "overrides",
     "path",
     "pythonify_logs",
     "require_known",
     "seed_states",
+    "settings_of",
     "should_evaluate",
     "slot_names",
     "slots_of",
@@ -69,6 +77,7 @@ __all__ = [
     "update_count",
     "variables_survive",
     "variant",
+    "watched_when_read",
     "with_rate_times",
 ]
 
@@ -215,10 +224,122 @@ def check_compiled(model: keras.Model, method: str) -> None:
     model._assert_compile_called(method)
 
 
-def overridden_steps(model: keras.Model) -> list[str]:
-    """The names of Keras's step methods that the model overrides."""
-    steps = ("train_step", "test_step", "predict_step")
-    return [s for s in steps if getattr(type(model), s) is not getattr(keras.Model, s)]
+def is_built(model: keras.Model) -> bool:
+    """Whether nothing of the model is left to be created when a batch arrives."""
+    parts = [model._compile_loss, model._compile_metrics]
+    layers = all(layer.built for layer in model._flatten_layers())
+    return layers and all(part is None or part.built for part in parts)
+
+
+def overrides(model: keras.Model, method: str) -> bool:
+    """Whether the model has a method of its own in place of Keras's."""
+    return method in vars(model) or getattr(type(model), method) is not getattr(keras.Model, method)
+
+
+def optimizers_of(model: keras.Model) -> list[keras.optimizers.Optimizer]:
+    """All optimizers that are attributes of the model, alone or in lists, tuples and dicts."""
+    candidates: list[Any] = []
+    for value in vars(model).values():
+        if isinstance(value, dict):
+            candidates += value.values()
+        elif isinstance(value, list | tuple):
+            candidates += value
+        else:
+            candidates.append(value)
+    return list({id(c): c for c in candidates if isinstance(c, BaseOptimizer)}.values())
+
+
+def watched_when_read(variable: keras.Variable) -> bool:
+    """Whether a `tf.GradientTape` watches the variable as soon as it is read.
+
+    That is settled when the variable is created; to freeze a layer does not change it.
+    """
+    created = getattr(variable, "_value", None)
+    floating = tf.as_dtype(variable._dtype).is_floating
+    return floating and getattr(created, "trainable", variable.trainable)
+
+
+@contextlib.contextmanager
+def handles_are(tensors: Mapping[int, tf.Tensor]) -> Iterator[None]:
+    """Lets TensorFlow take tensors for Keras variables of which gradients are asked.
+
+    TensorFlow differentiates for a variable's `handle`. In a stateless scope a variable has none.
+
+    Args:
+      tensors: `id` of a variable -> the tensor that stands for it on this thread.
+    """
+    thread, original = threading.get_ident(), keras.Variable.handle
+
+    def handle(variable):
+        tensor = tensors.get(id(variable)) if threading.get_ident() == thread else None
+        return original.__get__(variable) if tensor is None else tensor
+
+    with _tf.patching:
+        keras.Variable.handle = property(handle)
+        try:
+            yield
+        finally:
+            keras.Variable.handle = original
+
+
+@contextlib.contextmanager
+def intercepted(
+    apply: Callable[[keras.optimizers.Optimizer, Sequence[Any], Sequence[Any]], None],
+    scale_loss: Callable[[keras.optimizers.Optimizer, tf.Tensor], tf.Tensor],
+) -> Iterator[None]:
+    """Calls functions in place of `apply` and `scale_loss` of all optimizers, on this thread.
+
+    Args:
+      apply: of an optimizer, gradients and variables.
+      scale_loss: of an optimizer and a loss.
+    """
+    thread = threading.get_ident()
+
+    def instead(original, function):
+        def method(self, *args, **kwargs):
+            here = threading.get_ident() == thread
+            return (function if here else original)(self, *args, **kwargs)
+
+        return method
+
+    def applied(optimizer, grads, trainable_variables=None):
+        if trainable_variables is None:
+            if not optimizer.built:
+                raise ValueError(
+                    "apply was given gradients without variables, but the optimizer is not built; "
+                    "give it the variables, or call optimizer.build(variables) before"
+                )
+            trainable_variables = optimizer._trainable_variables
+        apply(optimizer, grads, trainable_variables)
+
+    def scaled(optimizer, loss):
+        return scale_loss(optimizer, loss)
+
+    with _tf.patching:
+        patched = [
+            (cls, name, vars(cls)[name], function)
+            for cls in _with_subclasses(BaseOptimizer)
+            for name, function in (("apply", applied), ("scale_loss", scaled))
+            if name in vars(cls)
+        ]
+        for cls, name, original, function in patched:
+            setattr(cls, name, instead(original, function))
+        try:
+            yield
+        finally:
+            for cls, name, original, _ in patched:
+                setattr(cls, name, original)
+
+
+def _with_subclasses(cls: type) -> list[type]:
+    """A class and all of its subclasses, each once."""
+    found, todo = [], [cls]
+    while todo:
+        one = todo.pop()
+        if one not in found:
+            found.append(one)
+            todo += one.__subclasses__()
+    return found
 
 
 def call(model: keras.Model, x: Any, training: bool) -> Any:
@@ -378,7 +499,8 @@ def finalize(model: keras.Model) -> None:
     Moving averages (`use_ema`) are not its own way: the servers install them.
     """
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
-    if type(optimizer).finalize_variable_values is not BaseOptimizer.finalize_variable_values:
+    own = getattr(type(optimizer), "finalize_variable_values", None)
+    if own not in (None, BaseOptimizer.finalize_variable_values):
         optimizer.finalize_variable_values(model.trainable_weights)
 
 
@@ -393,6 +515,13 @@ def update_count(optimizer: keras.optimizers.Optimizer) -> keras.Variable:
     The optimizer's `iterations` is less where it accumulates the gradients of several calls.
     """
     return optimizer._iterations
+
+
+def settings_of(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
+    """The variables of an optimizer that exist before it is built: its count and its rate."""
+    one = getattr(optimizer, "inner_optimizer", optimizer)
+    own = (one._iterations, one._learning_rate)
+    return [v for v in own if isinstance(v, keras.Variable)]
 
 
 def slot_names(optimizer: keras.optimizers.Optimizer) -> list[tuple[int | None, str]]:

@@ -5,14 +5,20 @@ Nothing else in the package imports from `tensorflow.python`.
 
 import contextlib
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import tensorflow as tf
+from tensorflow.python.autograph.core import ag_ctx
 from tensorflow.python.distribute.coordinator import coordinator_context, remote_value
 from tensorflow.python.eager import cancellation, context, execute, executor
-from tensorflow.python.eager.polymorphic_function import atomic_function, function_type_utils
+from tensorflow.python.eager.polymorphic_function import (
+    atomic_function,
+    function_type_utils,
+    polymorphic_function,
+)
 from tensorflow.python.framework import none_tensor, ops
 
 # The type of a tensor outside of graphs. To make a tensor and ask for its type would settle
@@ -71,6 +77,82 @@ def independent(op: tf.Operation) -> None:
     were traced, wherever they are placed.
     """
     ops.get_default_graph().experimental_acd_manager.run_independently(op)
+
+
+# Held while classes of TensorFlow or Keras are changed for the trace of one thread.
+patching = threading.RLock()
+
+
+@contextlib.contextmanager
+def tapes_watch(watched: Sequence[tuple[Any, tf.Tensor]]) -> Iterator[list[Any]]:
+    """Lets tensors be to the `tf.GradientTape`s of this thread what trainable variables are.
+
+    Each tape watches them from its beginning, as it watches each trainable variable that is read,
+    unless the tape was made with `watch_accessed_variables=False`.
+
+    Args:
+      watched: pairs of a variable and the tensor that stands for it.
+
+    Yields:
+      The gradients that the tapes have returned so far, each of a single tensor.
+    """
+    thread, tape_class, returned = threading.get_ident(), tf.GradientTape, []
+    push, variables = tape_class._push_tape, tape_class.watched_variables
+    gradient = tape_class.gradient
+
+    def push_and_watch(tape):
+        begins = tape._tape is None
+        push(tape)
+        if begins and tape._watch_accessed_variables and threading.get_ident() == thread:
+            tape.watch([tensor for _, tensor in watched])
+
+    def watched_variables(tape):
+        if threading.get_ident() != thread:
+            return variables(tape)
+        # Which tensors were read, the graph knows; tensors outside of graphs do not.
+        return tuple(v for v, t in watched if tf.executing_eagerly() or t.consumers())
+
+    def noted_gradient(tape, *args, **kwargs):
+        result = gradient(tape, *args, **kwargs)
+        if threading.get_ident() == thread:
+            returned.extend(tf.nest.flatten(result))
+        return result
+
+    with patching:
+        tape_class._push_tape = push_and_watch
+        tape_class.watched_variables = watched_variables
+        tape_class.gradient = noted_gradient
+        try:
+            yield returned
+        finally:
+            tape_class._push_tape, tape_class.watched_variables = push, variables
+            tape_class.gradient = gradient
+
+
+@contextlib.contextmanager
+def functions_inlined() -> Iterator[None]:
+    """Makes calls of `tf.function`s by this thread a part of the graph that is being traced.
+
+    Otherwise what they assign to variables in a stateless scope would be tensors of other graphs.
+    """
+    thread, function_class = threading.get_ident(), polymorphic_function.Function
+    call = function_class.__call__
+
+    def inlined(function, *args, **kwargs):
+        if threading.get_ident() != thread or tf.executing_eagerly():
+            return call(function, *args, **kwargs)
+        python = function.python_function
+        if function._autograph:
+            enabled = ag_ctx.ControlStatusCtx(status=ag_ctx.Status.ENABLED)
+            python = tf.__internal__.autograph.tf_convert(python, enabled)
+        return python(*args, **kwargs)
+
+    with patching:
+        function_class.__call__ = inlined
+        try:
+            yield
+        finally:
+            function_class.__call__ = call
 
 
 def device_in_scope() -> str:

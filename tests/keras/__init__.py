@@ -1,0 +1,1 @@
+"""Programs written for plain Keras, run by a Trainer."""

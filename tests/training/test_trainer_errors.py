@@ -47,15 +47,6 @@ def test_errors_are_one_clear_line(connect):
     with pytest.raises(tfps.ConfigError, match="Muon needs whole variables"):
         tfps.Trainer(model, split).fit(x, y)
 
-    class Custom(keras.Sequential):
-        def train_step(self, data):
-            return {}
-
-    model = Custom([keras.Input([8]), keras.layers.Dense(1)])
-    model.compile("sgd", "mse")
-    with pytest.raises(tfps.ConfigError, match="overrides train_step"):
-        tfps.Trainer(model, strategy).fit(x, y)
-
 
 def test_an_error_on_a_worker_names_it(connect):
     class Picky(keras.Model):

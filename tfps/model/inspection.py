@@ -1,11 +1,14 @@
 """What a step does with the variables of a model, found by tracing one step."""
 
+import warnings
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 
 from tfps.model.lookups import Find, depends, looking_up
+from tfps.model.own_step import own_method
 from tfps.model.stateless_model import StatelessModel
 
 
@@ -33,7 +36,14 @@ def inspect(model: StatelessModel, batch_spec: Any, train: bool = True) -> Inspe
       model: the model.
       batch_spec: nested `tf.TypeSpec`s of a batch.
       train: whether the step is one of training. Otherwise it is one of prediction.
+
+    Raises:
+      ValueError: the loss depends on no trainable variable, as in Keras.
     """
+    if not train and (own_method(model.model, "test") or own_method(model.model, "predict")):
+        # Two ways to read the variables, and no need to look for tables: all are pulled.
+        none, state = [False] * len(model.trainable), [False] * len(model.state)
+        return Inspection(none, state, none, [])
     # A candidate comes into the trace twice: as a whole, and as the rows that lookups read. It is a
     # table if nothing in the trace uses the whole.
     candidates = [
@@ -52,7 +62,7 @@ def inspect(model: StatelessModel, batch_spec: Any, train: bool = True) -> Inspe
                 )
                 gradients, updates = trained.gradients, trained.state
             else:
-                model.predict(trainable, state, metrics, batch)
+                model.predict(trainable, state, metrics, tf.constant(0, tf.int64), batch)
                 gradients, updates = [None] * len(sources), [None] * len(state)
         inputs = {id(t.op) for t in [*sources, *state]}
         by_rows = dict(zip(candidates, gradients[len(trainable) :], strict=True))
@@ -60,7 +70,9 @@ def inspect(model: StatelessModel, batch_spec: Any, train: bool = True) -> Inspe
         def is_table(i, whole):
             ids = lookups[i].ids if i in lookups else []
             # Ids that are computed from the weights are known only when the weights are.
-            return bool(ids) and not whole.consumers() and not any(depends(t, inputs) for t in ids)
+            # Those in a branch or a loop are known only there.
+            known = [t.graph is whole.graph and not depends(t, inputs) for t in ids]
+            return bool(ids) and not whole.consumers() and all(known)
 
         connected = [
             g is not None or by_rows.get(i) is not None
@@ -80,7 +92,37 @@ def inspect(model: StatelessModel, batch_spec: Any, train: bool = True) -> Inspe
         specs([*model.metrics, *model.unlisted]),
         batch_spec,
     )
+    if train:
+        _require_trainable(model, found[0].connected)
     return found[0]
+
+
+def _require_trainable(model: StatelessModel, connected: Sequence[bool]) -> None:
+    if not model.trainable:
+        warnings.warn("The model does not have any trainable weights.", stacklevel=2)
+        return
+    require_gradients([v.path for v in model.trainable], [not c for c in connected])
+
+
+def require_gradients(paths: Sequence[str], missing: Sequence[bool]) -> None:
+    """Does what Keras does about variables without a gradient.
+
+    Args:
+      paths: of the variables.
+      missing: per variable, whether it has no gradient.
+
+    Raises:
+      ValueError: no variable has a gradient.
+    """
+    if all(missing):
+        raise ValueError("No gradients provided for any variable.")
+    if any(missing):
+        without = [path for path, is_missing in zip(paths, missing, strict=True) if is_missing]
+        warnings.warn(
+            f"Gradients do not exist for variables {without} when minimizing the loss. If using "
+            "`model.compile()`, did you forget to provide a `loss` argument?",
+            stacklevel=2,
+        )
 
 
 def _gather(rows: tf.Tensor) -> Find:

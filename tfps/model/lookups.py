@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeAlias
 import keras
 import tensorflow as tf
 
-from tfps import _keras
+from tfps import _keras, errors
 
 # From ids, integers of any shape, to their rows: a tensor [*ids.shape, ...].
 Find: TypeAlias = Callable[[tf.Tensor], tf.Tensor]
@@ -83,6 +83,43 @@ def looking_up(
     """
     with contextlib.ExitStack() as stack:
         yield {i: stack.enter_context(Lookups(variables[i], find)) for i, find in finds.items()}
+
+
+@contextlib.contextmanager
+def reading_rows(
+    variables: Sequence[keras.Variable], values: Sequence[tf.Tensor | Rows]
+) -> Iterator[list[tf.Tensor]]:
+    """A context in which lookups in tables read the rows that were pulled.
+
+    Args:
+      variables: the model's trainable variables.
+      values: a tensor for each variable, or `Rows` for a table.
+
+    Yields:
+      `values`, with a stand-in of the table's shape in place of each `Rows`.
+
+    Raises:
+      ConfigError: a table was used as a whole, which only the stand-in would have answered.
+    """
+    rows = {i: value for i, value in enumerate(values) if isinstance(value, Rows)}
+    stand_ins = {
+        i: tf.fill(v.shape, tf.zeros([], v.dtype)) for i, v in enumerate(variables) if i in rows
+    }
+    with looking_up(variables, {i: _next_of(value) for i, value in rows.items()}):
+        yield [stand_ins.get(i, value) for i, value in enumerate(values)]
+    for i, value in stand_ins.items():
+        if value.consumers():
+            raise errors.ConfigError(
+                f"{variables[i].path} is only looked up in training, but used as a whole in "
+                "evaluation or prediction; give it a regularizer or constraint, or use it whole in "
+                "training too"
+            )
+
+
+def _next_of(rows: Rows) -> Find:
+    """Answers the lookups of one table in the order in which the model makes them."""
+    positions = iter(rows.positions)
+    return lambda ids: tf.gather(rows.values, next(positions))
 
 
 def depends(tensor: tf.Tensor, inputs: set[int]) -> bool:

@@ -105,12 +105,14 @@ def merging_of(program: StatelessModel, batch_spec: Any, train: bool) -> MetricM
     def trace(trainable, state, metrics, batch):
         n = len(program.metrics)
         others: list[tf.Tensor | None] = []
+        step = tf.constant(0, tf.int64)
         if train:
-            step, scale = tf.constant(0, tf.int64), tf.constant(1.0)
-            trained = program.train(trainable, state, metrics, step, scale, batch)
+            scale = tf.constant(1.0)
+            counts = [tf.zeros([], v.dtype) for v in program.counts]
+            trained = program.train(trainable, state, metrics, step, scale, batch, counts)
             after, others = trained.metrics, [*trained.gradients, *trained.state]
         else:
-            after, _ = program.evaluate(trainable, state, metrics, batch)
+            after, _ = program.evaluate(trainable, state, metrics, step, batch)
         later = operations_after(metrics[:n])
         read = any(t is not None and t.op in later for t in [*others, *after[n:]])
         found.append(MetricMerging(program, combinations(metrics[:n], after[:n]), read))

@@ -6,12 +6,13 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfps.model.batches import without_optionals
 from tfps.model.lookups import Find, looking_up
-from tfps.model.stateless_model import StatelessModel, without_optionals
+from tfps.model.stateless_model import StatelessModel
 
 
 def row_ids(
-    model: StatelessModel, tables: Sequence[int], step: tf.Tensor, batch: Any, training: bool
+    model: StatelessModel, tables: Sequence[int], step: tf.Tensor, batch: Any, mode: str
 ) -> dict[int, list[tf.Tensor]]:
     """Computes the ids that a step looks up in tables, without the weights.
 
@@ -20,7 +21,7 @@ def row_ids(
       tables: indices of trainable variables that `inspect` found to be tables.
       step: int64 scalar, as for `StatelessModel.train`.
       batch: as for `StatelessModel.train`.
-      training: whether the step is one of training.
+      mode: what the step is: "train", "test" or "predict".
 
     Returns:
       Table -> its lookups in the order in which the step makes them, integer tensors of any shape.
@@ -37,7 +38,7 @@ def row_ids(
         for k, tensor in zip(given, tensors, strict=True):
             whole[k] = tensor
         whole = tf.nest.pack_sequence_as(batch, whole, expand_composites=True)
-        return _traced(model, tables, step, whole, training)
+        return _traced(model, tables, step, whole, mode)
 
     # The graph must be pruned to what the ids depend on. TensorFlow itself keeps whatever an
     # assertion checks, and the loss of a batch of unknown length has assertions, so without pruning
@@ -48,18 +49,16 @@ def row_ids(
     return wrapped.prune(feeds, wrapped.structured_outputs)(*inputs)
 
 
-def _traced(model: StatelessModel, tables, step, batch, training) -> dict[int, list[tf.Tensor]]:
+def _traced(model: StatelessModel, tables, step, batch, mode) -> dict[int, list[tf.Tensor]]:
     """Runs the step on zeros in place of all variables, and notes the ids."""
     finds = {i: _zero_rows(model.trainable[i]) for i in tables}
     trainable = [_zeros(v) for v in model.trainable]
     state = [_zeros(v) for v in model.state]
     metrics = [_zeros(v) for v in [*model.metrics, *model.unlisted]]
-    scope = model.scope(trainable, state, metrics, step)
+    counts = [tf.zeros([], v.dtype) for v in model.counts]
+    scope = model.scope(trainable, state, metrics, step, counts)
     with looking_up(model.trainable, finds) as lookups, scope:
-        if training:
-            model.loss(batch, training=True)
-        else:
-            model.outputs(batch, training=False)
+        model.dry_run(mode, batch, trainable, state)
     return {i: lookup.ids for i, lookup in lookups.items()}
 
 

@@ -70,6 +70,10 @@ class ServerOptimizer:
         """The number of calls of `apply` on this server, an int32 scalar of the state."""
         return self.state[self._function.iterations]
 
+    def count(self, state: Sequence[tf.Tensor]) -> tf.Tensor:
+        """What counts calls of `apply`, an integer scalar, among values or handles of `state`."""
+        return state[self._function.iterations]
+
     @property
     def averages(self) -> list[keras.Variable]:
         """Per variable, its moving average; empty if the optimizer has none."""

@@ -129,6 +129,20 @@ class Puller:
         with tf.device(ps_device(0)):
             return read(dynamic.scale, tf.float32, ())
 
+    def count(self, handles: ServerHandles) -> tf.Tensor:
+        """How many updates the optimizer has applied, an integer scalar.
+
+        The servers apply every update together, so one server tells.
+        """
+        held = handles.store
+        for p, optimizer in self.store.optimizers.items():
+            with tf.device(ps_device(p)):
+                return read(optimizer.count(held.slots[p]), optimizer.iterations.dtype, ())
+        for i, optimizer in self.store.row_optimizers.items():
+            with tf.device(ps_device(self._plan.buckets[i].ps)):
+                return read(optimizer.count(held.row_slots[i]), optimizer.iterations.dtype, ())
+        return tf.constant(0)
+
     def unpack(
         self, pulled: Pulled, rows: dict[int, Rows], exact: bool = False
     ) -> list[tf.Tensor | Rows]:

@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 
 from tfps import _keras, _tf, errors
-from tfps.model.stateless_model import without_optionals
+from tfps.model.batches import without_optionals
 from tfps.training.feeds import FeedPosition, Work, shapes_of
 from tfps.worker.batch_loop import Stack
 

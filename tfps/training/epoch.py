@@ -42,7 +42,9 @@ class Epoch:
         self._hooks = hooks
         self._policy = policy
         self._program = session.served.program
-        self._totals = MetricTotals(self._program, session.merging(feed, train=True))
+        self._totals = MetricTotals(
+            self._program, session.merging(feed, train=True), self._program.logs
+        )
         self._steps, self._seconds = 0, 0.0
         store = session.served.store
         self._copy, self._counted = store.copy, store.optimizer_copy.updates
@@ -84,7 +86,7 @@ class Epoch:
         # The servers do not count updates that loss scaling has skipped.
         self._counted.count = self._state.updates()
         self._copy.outdate()
-        return self._totals.logs()
+        return self._totals.logs(final=True)
 
     def _train(self) -> int:
         steps = 0

@@ -30,7 +30,9 @@ class EvaluationRun:
         self._pulled = session.pull()
         self._handles = session.served.store.handles()
         self._program = session.served.program
-        self._totals = MetricTotals(self._program, session.merging(feed, train=False))
+        self._totals = MetricTotals(
+            self._program, session.merging(feed, train=False), self._step.own.logs
+        )
 
     def evaluate(self) -> MetricTotals:
         """Runs over the feed, from its first batch; returns the totals."""
@@ -47,10 +49,12 @@ class EvaluationRun:
         """See `work_loop.Run`."""
 
         step, handles, pulled = self._step, self._handles, self._pulled[worker]
-        each = self._session.state.own.each
+        each, number = self._session.state.own.each, self._session.number_batches(work.count)
 
         def call() -> Report:
-            vector, each[worker] = step(handles, pulled, work.source, each[worker], work.count)
+            vector, each[worker] = step(
+                handles, pulled, work.source, each[worker], work.count, number
+            )
             return Report.of(vector, step.own.initial, worker)
 
         return call

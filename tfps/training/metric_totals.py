@@ -5,6 +5,7 @@ import numpy as np
 from tfps import _keras
 from tfps.model.metric_merging import MetricMerging
 from tfps.model.stateless_model import StatelessModel
+from tfps.model.step_logs import StepLogs
 from tfps.worker.tally import Report, Tally, sum_of
 
 
@@ -20,14 +21,22 @@ class MetricTotals:
       start: per metric variable, its value before the first batch, an array of its dtype.
     """
 
-    def __init__(self, program: StatelessModel, merging: MetricMerging):
-        """Starts with the metrics as `reset_metrics` leaves them."""
+    def __init__(
+        self, program: StatelessModel, merging: MetricMerging, logs: StepLogs | None = None
+    ):
+        """Starts with the metrics as `reset_metrics` leaves them.
+
+        Args:
+          program: the model.
+          merging: how the metrics of several workers are put together.
+          logs: of the steps, or None if their logs are what the metrics are.
+        """
         program.model.reset_metrics()
-        self._program = program
-        self._merging = merging
+        self._program, self._merging, self._logs = program, merging, logs
         self.start = [v.numpy() for v in program.metrics]
         self._totals = [s.astype(np.float64) for s in self.start]
         self._latest: dict[int, list[np.ndarray]] = {}  # worker -> its values
+        self._extras = [np.zeros(spec.shape) for spec in logs.of_batch] if logs else []
         self.tally = Tally()
 
     @property
@@ -45,14 +54,29 @@ class MetricTotals:
         self.tally = sum_of(self.tally, report.tally)
         if not report.metrics:
             return  # A push by itself.
+        n = len(self._totals)
+        metrics, extras = report.metrics[:n], report.metrics[n:]
         if self._merging.additive:
-            self._totals = [t + c for t, c in zip(self._totals, report.metrics, strict=True)]
+            self._totals = [t + c for t, c in zip(self._totals, metrics, strict=True)]
         else:
-            self._latest[report.worker] = report.metrics
+            self._latest[report.worker] = metrics
+        if report.steps:
+            self._extras = extras
 
-    def logs(self) -> dict[str, float]:
-        """Metric name -> value, as `keras.Model.get_metrics_result` gives them."""
+    def logs(self, final: bool = False) -> dict[str, float]:
+        """The logs of all workers: name -> value.
+
+        They are what `keras.Model.get_metrics_result` gives, or what an own step returns; see
+        `StepLogs`.
+
+        Args:
+          final: whether the epoch is over. The metrics then take the place of what an own step
+            returned under just their names, as in Keras.
+        """
         totals = self._totals
         if self._latest:
             totals = self._merging.merge(self.start, [m for _, m in sorted(self._latest.items())])
-        return _keras.to_floats(self._program.publish(totals))
+        results = self._program.publish(totals)
+        if self._logs is None or (final and self._logs.names == set(results)):
+            return _keras.to_floats(results)
+        return _keras.to_floats(self._logs.result(self._program.cast(totals), self._extras))

@@ -70,10 +70,10 @@ class PredictionRun:
         """See `work_loop.Run`."""
 
         step, handles, pulled = self._step, self._handles, self._pulled[worker]
-        each = self._session.state.own.each
+        each, number = self._session.state.own.each, self._session.number_batches(1)
 
         def call() -> Prediction:
-            outputs, each[worker] = step(handles, pulled, work.source, each[worker])
+            outputs, each[worker] = step(handles, pulled, work.source, each[worker], number)
             return Prediction(keras.tree.map_structure(_here, outputs))
 
         return call

@@ -7,7 +7,10 @@ from typing import Any
 import keras
 
 from tfps.compression import Codec
+from tfps.model import optimizer_traits
 from tfps.model.inspection import inspect
+from tfps.model.own_inspection import inspect_own
+from tfps.model.own_step import own_method
 from tfps.model.stateless_model import StatelessModel
 from tfps.store.parameter_store import ParameterStore
 from tfps.store.plan import Plan
@@ -69,8 +72,13 @@ class ServedModel:
         Raises:
           ConfigError: the optimizer, the partitioner and the codecs do not go together.
         """
-        optimizer: keras.optimizers.Optimizer | None = program.model.optimizer if train else None
-        inspection = inspect(program, batch_spec, train)
+        if train and own_method(program.model, "train"):
+            inspection = inspect_own(program, batch_spec)
+            for one in program.optimizers:
+                optimizer_traits.require_supported(one, strategy.cluster.num_ps)
+        else:
+            inspection = inspect(program, batch_spec, train)
+        optimizer: keras.optimizers.Optimizer | None = program.optimizer if train else None
         program.unlisted = inspection.unlisted
         plan = Plan(
             strategy.cluster.num_ps,

@@ -67,7 +67,7 @@ class ServerSide:
         if exchange.outer is None:
             optimizer = CompiledOptimizer(store, jit_compile, coded, frozen_at)
         else:
-            require_local(served.program.model.optimizer, store.plan)
+            require_local(served.program.optimizer, store.plan)
             self.outer = exchange.outer_optimizer(num_workers)
             optimizer = OuterOptimizer(store, jit_compile, self.outer)
         skips = overlap > 0 or self.outer is not None

@@ -8,6 +8,7 @@ import keras
 from tfps import _keras
 from tfps.cluster.calls import WorkerCalls
 from tfps.model.metric_merging import MetricMerging
+from tfps.model.own_build import build_own
 from tfps.model.stateless_model import StatelessModel
 from tfps.store.pull import Pulled
 from tfps.strategy import ParameterServerStrategy
@@ -18,6 +19,10 @@ from tfps.training.served_model import ServedModel, Traffic
 from tfps.training.server_side import ServerSide
 from tfps.training.step_factory import StepFactory
 from tfps.training.training_state import TrainingState
+
+# Batches of evaluation and prediction are numbered from here, far from the steps of training: what
+# layers draw depends on the number.
+_FIRST_NUMBER = 1 << 40
 
 
 class Session:
@@ -56,6 +61,8 @@ class Session:
         self._traffic = traffic
         self._served: ServedModel | None = None
         self._steps: StepFactory | None = None
+        self._built: set[str] = set()  # which own steps have been traced to build the model
+        self._batches = _FIRST_NUMBER
 
     @property
     def served(self) -> ServedModel:
@@ -103,7 +110,13 @@ class Session:
           ConfigError: the model cannot be trained here.
         """
         self.calls.settle()
-        _keras.build(self.model, feed.batch_spec, targets)
+        mode = "train" if train else "test" if targets else "predict"
+        if not _keras.overrides(self.model, f"{mode}_step"):
+            _keras.build(self.model, feed.batch_spec, targets)
+        elif mode not in self._built:
+            # Parts that no step uses are never built.
+            build_own(self.model, feed.batch_spec, mode)
+            self._built.add(mode)
         served = self._served
         if served is not None and (not served.program.is_current() or served.store.copy.is_lost):
             # Compiled anew, or frozen in part: as in Keras, another training begins. Or an error
@@ -152,6 +165,11 @@ class Session:
         merging = self.steps.merging(feed, train)
         merging.warn(self.calls.num_workers)
         return merging
+
+    def number_batches(self, count: int) -> int:
+        """Gives numbers to batches of evaluation and prediction; returns the first."""
+        self._batches += count
+        return self._batches - count
 
     def pull(self) -> list[Pulled]:
         """The parameters, on every worker."""

@@ -4,6 +4,7 @@ from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple, TypeVar
 
 from tfps.model.metric_merging import MetricMerging, merging_of
+from tfps.model.own_inspection import inspect_test
 from tfps.training.feeds import Feed
 from tfps.training.policy import ConsistencyPolicy
 from tfps.training.served_model import ServedModel
@@ -76,7 +77,12 @@ class StepFactory:
         return self._once(
             ("evaluation", Form.of(feed)),
             lambda: EvalStep(
-                program, puller, self._own(feed, False), feed.source_spec, single, jit
+                program,
+                puller,
+                self._own(feed, False),
+                feed.source_spec,
+                single,
+                jit,
             ),
         )
 
@@ -109,7 +115,9 @@ class StepFactory:
         return self._traced[key]
 
     def _own(self, feed: Feed, train: bool) -> OwnValues:
-        return OwnValues(self._served.program, not self.merging(feed, train).additive)
+        program = self._served.program
+        logs = program.logs if train else inspect_test(program, feed.batch_spec)
+        return OwnValues(program, not self.merging(feed, train).additive, logs)
 
     def _trace_training(
         self, side: ServerSide, policy: ConsistencyPolicy, feed: Feed
@@ -119,9 +127,9 @@ class StepFactory:
         own = self._own(feed, True)
         if side.outer is not None:
             kind = LocalSGDRoundStep if side.exchange.in_rounds else LocalSGDStep
-            local = LocalCopy(program, puller, model.optimizer, bool(model.jit_compile))
+            local = LocalCopy(program, puller, program.optimizer, bool(model.jit_compile))
             return kind(local, side.pusher, own, feed.source_spec, single, side.outer, policy.delay)
-        gradient = Gradient(program, puller, side.pusher, model.optimizer, model.jit_compile)
+        gradient = Gradient(program, puller, side.pusher, program.optimizer, model.jit_compile)
         if side.exchange.in_rounds:
             return SyncStep(gradient, own, feed.source_spec)
         if not self._overlap:

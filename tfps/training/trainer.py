@@ -224,9 +224,11 @@ class Trainer:
         if most and most < epochs:
             warnings.warn(f"Limiting epochs to {most}", stacklevel=3)
             epochs = most
-        if model.optimizer is None:
-            raise errors.ConfigError("fit needs an optimizer; pass one to model.compile")
-        optimizer_traits.require_supported(model.optimizer, self.strategy.cluster.num_ps)
+        # Which optimizers an own `train_step` uses is found by tracing it.
+        if not _keras.overrides(model, "train_step"):
+            if model.optimizer is None:
+                raise errors.ConfigError("fit needs an optimizer; pass one to model.compile")
+            optimizer_traits.require_supported(model.optimizer, self.strategy.cluster.num_ps)
         if validation_split and validation_data is None:
             (x, y, sample_weight), validation_data = _keras.split_validation(
                 (x, y, sample_weight), validation_split=validation_split
@@ -267,6 +269,7 @@ class Trainer:
                 store.finalize()
         if epochs > 0:
             _keras.finalize(model)
+        session.served.program.move_seeds()
         hooks.train_end(logs)
         return model.history
 
@@ -359,6 +362,7 @@ class Trainer:
         with copy.hook():
             callbacks.on_predict_begin()
         outputs = PredictionRun(session, feed, callbacks).predict()
+        session.served.program.move_seeds()
         with copy.hook():
             callbacks.on_predict_end()
         if not outputs:
@@ -396,6 +400,7 @@ class Trainer:
         with copy.hook():  # What this hook changes is what is evaluated.
             callbacks.on_test_begin()
         totals = EvaluationRun(session, feed, callbacks).evaluate()
+        session.served.program.move_seeds()
         if not totals.examples and not self.model.stop_evaluating:
             raise errors.DataError("evaluate was given no batch; the input is empty")
         logs = totals.logs()

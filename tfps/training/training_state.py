@@ -265,7 +265,7 @@ class TrainingState:
                 "on_epoch_end or after fit, not from a hook of a batch"
             )
         self._calls.settle()
-        optimizer = served.program.model.optimizer
+        optimizer = served.program.optimizer
         chief = dataclasses.replace(
             copy.deepcopy(self.chief),
             learning_rate=optimizer_traits.assigned_rate(optimizer),
@@ -330,7 +330,7 @@ class TrainingState:
         served.program.base_seeds = exported.chief.seeds
         rate = exported.chief.learning_rate
         if rate is not None:
-            optimizer_traits.inner(served.program.model.optimizer).learning_rate = rate
+            optimizer_traits.inner(served.program.optimizer).learning_rate = rate
         self._memory = {
             kind: self._calls.run_on_each(_placing(memory))
             for kind, memory in exported.workers.items()

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tfps import _tf, errors
 from tfps.cluster.devices import worker_device
-from tfps.model.stateless_model import without_optionals
+from tfps.model.batches import without_optionals
 from tfps.training.context import Context
 from tfps.training.feeds import FeedPosition, Work
 

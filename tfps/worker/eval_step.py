@@ -13,7 +13,7 @@ from tfps.store.pull import Pulled, Puller
 from tfps.worker.batch_loop import is_iterator, repeat
 from tfps.worker.own_values import Own, OwnValues
 from tfps.worker.tally import Tally, added, vector, zeros
-from tfps.worker.tracing import COUNT, form
+from tfps.worker.tracing import COUNT, STEP_NUMBER, form
 
 
 class Pull:
@@ -53,6 +53,7 @@ class EvalStep:
           source: the form of the input, as for `AsyncStep`.
           single: whether every call is for one batch.
           jit_compile: whether to compile the forward pass with XLA.
+          logs: see the attribute.
         """
         self._program = program
         self._puller = puller
@@ -61,30 +62,34 @@ class EvalStep:
         self._compute = tf.function(self._metrics, jit_compile=jit_compile, autograph=False)
         handles = puller.store.handles()
         pulled = form(_exact_pull(puller), handles)
-        self._run = RemoteFunction(
-            self._steps, handles, pulled, source, own.specs, numbers={"count": COUNT}
-        )
+        numbers = {"count": COUNT, "first": STEP_NUMBER}
+        self._run = RemoteFunction(self._steps, handles, pulled, source, own.specs, numbers=numbers)
 
     def __call__(
-        self, handles: ServerHandles, pulled: Pulled, source: Any, own: Own, count: int
+        self, handles: ServerHandles, pulled: Pulled, source: Any, own: Own, count: int, number: int
     ) -> tuple[tf.Tensor, Own]:
         """Evaluates up to `count` batches with what was pulled.
+
+        The batches have the numbers from `number` on, from which the noise of layers is drawn.
 
         Returns:
           (float64 vector, see `tally.Report`; own values for the next call).
         """
-        return self._run(handles, pulled, source, own, count=count)
+        return self._run(handles, pulled, source, own, count=count, first=number)
 
-    def _metrics(self, pulled, rows, batch, metrics):
+    def _metrics(self, pulled, rows, batch, metrics, number):
         variables = self._puller.unpack(pulled, rows, exact=True)
         n = len(self._program.trainable)
-        return self._program.evaluate(variables[:n], variables[n:], metrics, batch)
+        return self._program.evaluate(
+            variables[:n], variables[n:], metrics, number, batch, self.own.logs
+        )
 
-    def _steps(self, handles, pulled, source, own, count):
+    def _steps(self, handles, pulled, source, own, count, first):
         def step(i, batch, state):
             metrics, total = state
-            rows = _rows(self._program, self._puller, handles, batch)
-            metrics, examples = self._compute(pulled, rows, batch, metrics)
+            number = first + tf.cast(i, tf.int64)
+            rows = _rows(self._program, self._puller, handles, batch, number, "test")
+            metrics, examples = self._compute(pulled, rows, batch, metrics, number)
             return metrics, added(total, Tally(examples=examples))
 
         state = self.own.begin(own), zeros()
@@ -112,34 +117,38 @@ class PredictStep:
         self.own = own
 
         @tf.function(jit_compile=jit_compile, autograph=False)
-        def compute(pulled, rows, values, batch):
+        def compute(pulled, rows, values, batch, number):
             variables = puller.unpack(pulled, rows, exact=True)
-            return program.predict(variables[:n], variables[n:], values, batch)
+            return program.predict(variables[:n], variables[n:], values, number, batch)
 
-        def run(handles, pulled, source, own):
+        def run(handles, pulled, source, own, number):
             batch = source.get_next() if is_iterator(source) else source
-            rows = _rows(program, puller, handles, batch)
-            outputs, values = compute(pulled, rows, self.own.begin(own), batch)
+            rows = _rows(program, puller, handles, batch, number, "predict")
+            outputs, values = compute(pulled, rows, self.own.begin(own), batch, number)
             return outputs, self.own.end(values)
 
         handles = puller.store.handles()
         pulled = form(_exact_pull(puller), handles)
-        self._run = RemoteFunction(run, handles, pulled, source, own.specs)
+        numbers = {"number": STEP_NUMBER}
+        self._run = RemoteFunction(run, handles, pulled, source, own.specs, numbers=numbers)
 
     def __call__(
-        self, handles: ServerHandles, pulled: Pulled, source: Any, own: Own
+        self, handles: ServerHandles, pulled: Pulled, source: Any, own: Own, number: int
     ) -> tuple[Any, Own]:
-        """Returns (the model's outputs, nested tensors on the worker; own values for the next)."""
-        return self._run(handles, pulled, source, own)
+        """Computes the batch of this number.
+
+        Returns:
+          (the model's outputs, nested tensors on the worker; own values for the next call).
+        """
+        return self._run(handles, pulled, source, own, number=number)
 
 
 def _exact_pull(puller: Puller):
     return lambda handles: puller.pull(handles, exact=True)
 
 
-def _rows(program, puller, handles, batch) -> dict[int, Rows]:
+def _rows(program, puller, handles, batch, number, mode) -> dict[int, Rows]:
     """The rows of tables that a batch looks up, exactly."""
-    zero = tf.constant(0, tf.int64)
-    lookups = row_ids(program, puller.tables, zero, batch, training=False)
+    lookups = row_ids(program, puller.tables, number, batch, mode)
     found = puller.rows(handles, lookups, tf.zeros([2], tf.int32), exact=True)
     return {i: one.rows for i, one in found.items()}

@@ -22,11 +22,13 @@ class Parameters(NamedTuple):
       pulled: the buckets.
       found: table -> the rows that the batch looks up.
       scale: float32 scalar by which the loss is multiplied.
+      counts: `StatelessModel.counts`, as the servers have them.
     """
 
     pulled: Pulled
     found: dict[int, Found]
     scale: tf.Tensor
+    counts: list[tf.Tensor]
 
 
 class Change(NamedTuple):
@@ -103,12 +105,17 @@ class Gradient:
           number: int64 scalar, the step's.
         """
         found = self.pull_rows(handles, batch, number)
-        scale = self.puller.loss_scale(handles)
-        return Parameters(self.puller.pull(handles), found, scale)
+        scale, counts = self.puller.loss_scale(handles), self.counts(handles)
+        return Parameters(self.puller.pull(handles), found, scale, counts)
+
+    def counts(self, handles: ServerHandles) -> list[tf.Tensor]:
+        """The updates of the optimizers whose `iterations` the step reads, integer scalars."""
+        count = self.puller.count
+        return [tf.cast(count(handles), v.dtype) for v in self.program.counts]
 
     def pull_rows(self, handles: ServerHandles, batch: Any, number: tf.Tensor) -> dict[int, Found]:
         """The rows of tables that a batch looks up; see `pull`."""
-        lookups = row_ids(self.program, self.puller.tables, number, batch, training=True)
+        lookups = row_ids(self.program, self.puller.tables, number, batch, "train")
         return self.puller.rows(handles, lookups, seed_of(number))
 
     def change(
@@ -126,12 +133,12 @@ class Gradient:
           (the change, new values of the metric variables, what the step counts apart from its
           push).
         """
-        pulled, found, scale = parameters
+        pulled, found, scale, counts = parameters
         # The positions stay with the rows, which the model has already.
         ids = {i: one.ids._replace(positions=[]) for i, one in found.items()}
         rows = {i: one.rows for i, one in found.items()}
         updates, metrics, examples, finite = self._compute(
-            pulled, rows, batch, metrics, number, scale
+            pulled, rows, batch, metrics, number, scale, counts
         )
         change = Change(updates.buckets, updates.rows, ids, pulled.versions, finite, scale)
         up, down = self.puller.store.plan.row_bytes(ids)
@@ -180,12 +187,12 @@ class Gradient:
         finite, scale = tf.TensorSpec([], tf.bool), tf.TensorSpec([], tf.float32)
         return Change(buckets, rows, ids, versions, finite, scale)
 
-    def _computed(self, pulled, rows, batch, metrics, number, scale):
+    def _computed(self, pulled, rows, batch, metrics, number, scale, counts):
         variables = self.puller.unpack(pulled, rows)
         n = len(self.program.trainable)
         trainable, state = variables[:n], variables[n:]
         gradients, new_state, metrics, examples = self.program.train(
-            trainable, state, metrics, number, scale, batch
+            trainable, state, metrics, number, scale, batch, counts
         )
         gradients, finite = unscale_and_clip(self._optimizer, gradients, scale)
         updates = self.pusher.pack_updates(gradients, state, new_state)

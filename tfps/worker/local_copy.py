@@ -72,8 +72,9 @@ class LocalCopy:
         trainable = [whole[i] for i in range(n)]
         state = [whole[i] for i in range(n, len(whole))]
         scale = tf.constant(optimizer_traits.static_loss_scale(self._optimizer))
+        counts = [tf.cast(self.inner.count(inner), v.dtype) for v in self.program.counts]
         gradients, new_state, metrics, examples = self.program.train(
-            trainable, state, metrics, number, scale, batch
+            trainable, state, metrics, number, scale, batch, counts
         )
         gradients, _ = unscale_and_clip(self._optimizer, gradients, scale)
         changed = {i: g for i, g in enumerate(gradients) if g is not None}

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfps.model.stateless_model import StatelessModel
+from tfps.model.step_logs import StepLogs
 from tfps.worker.tracing import traced
 
 
@@ -28,9 +29,11 @@ class Own(NamedTuple):
 class OwnValues:
     """How a step takes these values in and gives them out.
 
-    Within a step, the values are one list: those of the metric variables, then the unlisted ones.
+    Within a step, the values are one list: those of the metric variables, then the logs that are of
+    one batch, then the unlisted variables.
 
     Attributes:
+      logs: what a step of the user's own returns, or None if that is what the metrics are.
       specs: the form of what a worker keeps.
       initial: per metric variable, what is subtracted from the value that a call reports. If every
         call starts with fresh metrics, it is the value that the call starts with, and what is left
@@ -38,24 +41,31 @@ class OwnValues:
     """
 
     def __init__(
-        self, program: StatelessModel, carries_metrics: bool = False, has_metrics: bool = True
+        self,
+        program: StatelessModel,
+        carries_metrics: bool = False,
+        logs: StepLogs | None = None,
+        has_metrics: bool = True,
     ):
         """Notes the values with which a call starts.
 
         Args:
           program: the model.
           carries_metrics: whether a worker carries the metric variables from call to call.
+          logs: see the attribute.
           has_metrics: whether the step updates metrics, so that the model's are reset. A prediction
             does not.
         """
         if has_metrics:
-            fresh = program.initial_metrics()
+            fresh = program.initial_metrics(logs)
         else:
             fresh = [tf.zeros(v.shape, v.dtype) for v in program.metrics]
-        self._fresh = [] if carries_metrics else fresh
-        self._count = len(fresh)
+        self.logs = logs
+        self._count, self._reported = len(program.metrics), len(fresh)
+        # What a call starts with, whatever the worker has kept.
+        self._metrics, self._logs = fresh[: self._count], fresh[self._count :]
         self.specs = Own(
-            [tf.TensorSpec(t.shape, t.dtype) for t in fresh] if carries_metrics else [],
+            [tf.TensorSpec(t.shape, t.dtype) for t in self._metrics] if carries_metrics else [],
             [tf.TensorSpec(v.shape, v.dtype) for v in program.unlisted],
         )
         start = [np.asarray(t.numpy(), np.float64) for t in fresh]
@@ -63,16 +73,16 @@ class OwnValues:
 
     def begin(self, own: Own) -> list[tf.Tensor]:
         """The values with which a call starts, of what the worker has kept."""
-        return [*self._fresh, *own.metrics, *own.unlisted]
+        return [*(own.metrics or self._metrics), *self._logs, *own.unlisted]
 
     def end(self, values: list[tf.Tensor]) -> Own:
         """What the worker keeps of the values after the last step of a call."""
         metrics = values[: self._count] if self.specs.metrics else []
-        return Own(metrics, values[self._count :])
+        return Own(metrics, values[self._reported :])
 
     def reported(self, values: list[tf.Tensor]) -> list[tf.Tensor]:
-        """The values that the call reports: those of the metric variables."""
-        return values[: self._count]
+        """The values that the call reports: metric variables, and logs that are of one batch."""
+        return values[: self._reported]
 
 
 def placed(metrics: list[np.ndarray], unlisted: list[np.ndarray]) -> Own:

@@ -195,9 +195,11 @@ class PrefetchStep:
         puller = self._gradient.puller
         with tf.control_dependencies([*tf.nest.flatten(batch), exists]):
             sound = tf.identity(puller.has(found))
-        scale, pulled = puller.loss_scale(handles), puller.pull(handles)
+        scale, counts = puller.loss_scale(handles), self._gradient.counts(handles)
+        pulled = puller.pull(handles)
         kept_rows = {i: one._replace(reads=[]) for i, one in found.items()}
-        return Held(batch, exists, number, Parameters(pulled, kept_rows, scale)), found, sound
+        parameters = Parameters(pulled, kept_rows, scale, counts)
+        return Held(batch, exists, number, parameters), found, sound
 
     def _blanks(self):
         held = blank(self._held_specs)._replace(exists=tf.constant(False))

@@ -1,0 +1,26 @@
+"""What a batch is made of."""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfps import _tf
+
+
+def without_optionals(batch: Any) -> Any:
+    """A batch, or the spec of batches, with None for what is missing.
+
+    Keras's datasets carry a missing target or weight as an empty `tf.experimental.Optional`, and a
+    missing input as None, whose spec is one of TensorFlow's own.
+    """
+    missing = (tf.experimental.Optional, tf.OptionalSpec, _tf.NoneTensorSpec)
+    return keras.tree.map_structure(lambda t: None if isinstance(t, missing) else t, batch)
+
+
+def length(batch: Any) -> tf.Tensor:
+    """The number of examples in a batch, an int64 scalar: the length of its first tensor."""
+    first = next(t for t in tf.nest.flatten(without_optionals(batch)) if t is not None)
+    if first.shape.rank == 0:
+        return tf.constant(1, tf.int64)
+    return tf.shape(first, out_type=tf.int64)[0]

@@ -1,0 +1,33 @@
+"""Creating the variables of a model that only its own steps know how to call."""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfps import _keras, _tf
+from tfps.model.batches import without_optionals
+
+
+def build_own(model: keras.Model, batch_spec: Any, mode: str) -> None:
+    """Creates the variables of the model by tracing its own step once, as Keras does.
+
+    No optimizer is built, since its state belongs on the servers.
+
+    Args:
+      model: a model that overrides the step. A model that is built already is left alone.
+      batch_spec: nested `tf.TypeSpec`s of a batch.
+      mode: "train", "test" or "predict".
+    """
+    if _keras.is_built(model):
+        return
+    step = getattr(model, f"{mode}_step")
+
+    def run(batch):
+        with (
+            _tf.functions_inlined(),
+            _keras.intercepted(lambda *args: None, lambda optimizer, loss: loss),
+        ):
+            step(batch)
+
+    tf.function(run, autograph=False).get_concrete_function(without_optionals(batch_spec))

@@ -1,0 +1,283 @@
+"""What an own `train_step` or `test_step` does with the variables, found by tracing it once."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfps import _keras, errors
+from tfps.model import optimizer_traits
+from tfps.model.batches import without_optionals
+from tfps.model.inspection import Inspection, require_gradients
+from tfps.model.lookups import Lookups, depends, looking_up
+from tfps.model.own_step import NotingScope, Recorder, own_method, recording
+from tfps.model.stateless_model import StatelessModel
+from tfps.model.step_logs import StepLogs
+
+
+def inspect_own(model: StatelessModel, batch_spec: Any) -> Inspection:
+    """Finds what an own `train_step` does, and tells the model: `StatelessModel.adopt`.
+
+    Args:
+      model: a model whose training step is its own.
+      batch_spec: nested `tf.TypeSpec`s of a batch.
+
+    Raises:
+      ConfigError: the step cannot be split into computing on a worker and applying on servers.
+      ValueError: an `apply` is given no gradient at all, as in Keras.
+    """
+    optimizers = _keras.optimizers_of(model.model)
+    model.counts = [_keras.update_count(optimizer_traits.inner(o)) for o in optimizers]
+    found: list[tuple[_Findings, StepLogs]] = []
+
+    def step(number, trainable, state, metrics, counts, batch, inputs):
+        candidates = [i for i, v in enumerate(model.trainable) if _may_be_table(v)]
+        reads = {i: _Reads(trainable[i]) for i in candidates}
+        stand_ins = [
+            *zip(model.trainable, trainable, strict=True),
+            *zip(model.state, state, strict=True),
+        ]
+        with (
+            looking_up(model.trainable, reads) as lookups,
+            model.scope(trainable, state, metrics, number, counts) as scope,
+            recording(stand_ins, tf.constant(1.0)) as recorder,
+        ):
+            logs = model.own_step("train", batch)
+        findings = _Findings(model, scope, recorder, dict(stand_ins_by_id(stand_ins)))
+        findings.find_tables(reads, lookups)
+        after = [scope.get_current_value(v) for v in findings.metrics]
+        findings.counts = [v for v in model.counts if id(v) in scope.read]
+        found.append((findings, StepLogs(logs, after, inputs)))
+
+    wrapped = _traced(model, batch_spec, step)
+    findings, logs = found[0]
+    logs.extract(wrapped)
+    findings.warn()
+    model.adopt(
+        findings.optimizers,
+        findings.trainable,
+        findings.owner,
+        findings.state,
+        findings.metrics,
+        findings.counts,
+        logs,
+    )
+    return findings.inspection()
+
+
+def inspect_test(model: StatelessModel, batch_spec: Any) -> StepLogs | None:
+    """Finds what becomes of the logs of an own `test_step`; None if they are the metrics'.
+
+    Args:
+      model: the model.
+      batch_spec: nested `tf.TypeSpec`s of a batch.
+    """
+    if own_method(model.model, "test") is None:
+        return None
+    found: list[StepLogs] = []
+
+    def step(number, trainable, state, metrics, counts, batch, inputs):
+        with model.scope(trainable, state, metrics, number, counts) as scope:
+            logs = model.own_step("test", batch)
+        after = [scope.get_current_value(v) for v in model.metrics]
+        found.append(StepLogs(logs, after, inputs))
+
+    wrapped = _traced(model, batch_spec, step)
+    found[0].extract(wrapped)
+    return found[0]
+
+
+class _Reads:
+    """Answers the lookups in a variable, and knows the operations that read it for them."""
+
+    def __init__(self, whole: tf.Tensor):
+        self._whole = whole
+        self.ops: set[int] = set()
+
+    def __call__(self, ids: tf.Tensor) -> tf.Tensor:
+        rows = tf.gather(self._whole, ids)
+        self.ops.add(id(rows.op))
+        return rows
+
+    def are_all(self) -> bool:
+        """Whether nothing else reads the variable."""
+        return bool(self.ops) and {id(op) for op in self._whole.consumers()} <= self.ops
+
+
+class _Findings:
+    """What one trace of an own `train_step` has shown.
+
+    Attributes:
+      optimizers, trainable, owner, state, metrics: see `StatelessModel`.
+      counts: the variables of `iterations` that the step reads.
+    """
+
+    def __init__(
+        self,
+        model: StatelessModel,
+        scope: NotingScope,
+        recorder: Recorder,
+        before: dict[int, tf.Tensor],
+    ):
+        self._recorder, self._name = recorder, type(model.model).__name__
+        self._require_variables()
+        self._gradients: dict[int, list[Any]] = {}
+        for call in recorder.applied:
+            for gradient, variable in zip(call.gradients, call.variables, strict=True):
+                self._gradients.setdefault(id(variable), []).append(gradient)
+        applied = {id(v): v for call in recorder.applied for v in call.variables}
+        self.optimizers = recorder.optimizers or model.optimizers
+        self._require_optimizers()
+        written = scope.written
+        for i in applied.keys() & written.keys():
+            raise errors.ConfigError(
+                f"{self._name}.train_step assigns {written[i].path}, to which it also applies "
+                "gradients; the servers update it, so give it a constraint in place of the "
+                "assignment"
+            )
+        # What a step only writes is no optimizer's business: the model's own moving averages.
+        kept = [v for v in model.trainable if id(v) in applied or id(v) not in written]
+        known = {id(v) for v in kept}
+        self.trainable = [*kept, *(v for i, v in applied.items() if i not in known)]
+        trained = {id(v) for v in self.trainable}
+        rest = [v for v in (*model.trainable, *model.state) if id(v) not in trained]
+        taken = {id(v) for v in (*model.trainable, *model.state, *model.metrics)}
+        others = [v for i, v in written.items() if i not in taken | trained | model.seed_ids]
+        self._require_free(others, model)
+        # Keras declares the variables of metrics as sums.
+        self.metrics = [*model.metrics, *(v for v in others if v.aggregation == "sum")]
+        self.state = [*rest, *(v for v in others if v.aggregation != "sum")]
+        self._updated = [
+            id(v) in written and scope.get_current_value(v) is not before.get(id(v))
+            for v in self.state
+        ]
+        owners = {
+            id(v): k
+            for k, optimizer in enumerate(self.optimizers)
+            for call in recorder.applied
+            if call.optimizer is optimizer
+            for v in call.variables
+        }
+        self.owner = [owners.get(id(v), 0) for v in self.trainable]
+        self.counts: list[keras.Variable] = []
+        self._tables: set[int] = set()
+        self._inputs = {id(t.op) for t in before.values()}
+        self._candidates = list(model.trainable)
+
+    def find_tables(self, reads: dict[int, _Reads], lookups: dict[int, Lookups]) -> None:
+        """Notes the variables of which the step only looks up rows."""
+        computed = {id(g) for g in self._recorder.computed}
+        graph = tf.compat.v1.get_default_graph()
+        for i, read in reads.items():
+            variable, ids = self._candidates[i], lookups[i].ids
+            gradients = self._gradients.get(id(variable), [])
+            if (
+                read.are_all()
+                # Ids that are computed from the weights are known only when the weights are.
+                and all(t.graph is graph and not depends(t, self._inputs) for t in ids)
+                and all(_goes_straight(g, computed) for g in gradients)
+                and len(gradients) <= 1
+            ):
+                self._tables.add(id(variable))
+
+    def inspection(self) -> Inspection:
+        """The findings that the servers need."""
+        connected = [
+            any(g is not None for g in self._gradients.get(id(v), [])) for v in self.trainable
+        ]
+        tables = [id(v) in self._tables for v in self.trainable]
+        # Whatever else such a step writes has become a metric or a state.
+        return Inspection(connected, self._updated, tables, [])
+
+    def warn(self) -> None:
+        """Warns as Keras does, and of what is not as in Keras."""
+        for call in self._recorder.applied:
+            missing = [g is None for g in call.gradients]
+            require_gradients([v.path for v in call.variables], missing)
+        for optimizer in self.optimizers:
+            calls = [c for c in self._recorder.applied if c.optimizer is optimizer]
+            if len(calls) > 1:
+                warnings.warn(
+                    f"{self._name}.train_step calls {optimizer.name}.apply {len(calls)} times; "
+                    "tfps adds up what is applied to a variable in a step, and the servers apply "
+                    "the sum once",
+                    stacklevel=2,
+                )
+
+    def _require_variables(self) -> None:
+        for call in self._recorder.applied:
+            for variable in call.variables:
+                if not isinstance(variable, keras.Variable):
+                    raise errors.ConfigError(
+                        f"{self._name}.train_step applies gradients to {variable!r}, which is no "
+                        "keras.Variable; make it with self.add_weight or keras.Variable"
+                    )
+
+    def _require_optimizers(self) -> None:
+        if len(self.optimizers) > 1:
+            names = [optimizer.name for optimizer in self.optimizers]
+            raise errors.ConfigError(
+                f"{self._name}.train_step applies the optimizers {names}, but the servers hold one "
+                "optimizer; use one for all variables"
+            )
+
+    def _require_free(self, others: Sequence[keras.Variable], model: StatelessModel) -> None:
+        of_optimizers = {
+            id(v) for o in _keras.optimizers_of(model.model) for v in _keras.settings_of(o)
+        }
+        for variable in others:
+            if id(variable) in of_optimizers:
+                raise errors.ConfigError(
+                    f"{self._name}.train_step assigns {variable.path}, which belongs to an "
+                    "optimizer on the servers; set it in a callback, or use a schedule"
+                )
+
+
+def stand_ins_by_id(
+    pairs: Sequence[tuple[keras.Variable, tf.Tensor]],
+) -> list[tuple[int, tf.Tensor]]:
+    """`id` of each variable, with its tensor."""
+    return [(id(v), t) for v, t in pairs]
+
+
+def _goes_straight(gradient: Any, computed: set[int]) -> bool:
+    """Whether a gradient is what a tape gave for lookups, and nothing else looks at it."""
+    if gradient is None:
+        return True
+    if id(gradient) not in computed or not isinstance(gradient, tf.IndexedSlices):
+        return False
+    return not gradient.values.consumers() and not gradient.indices.consumers()
+
+
+def _may_be_table(variable: keras.Variable) -> bool:
+    return len(variable.shape) == 2 and variable.constraint is None
+
+
+def _traced(model: StatelessModel, batch_spec: Any, step: Any) -> Any:
+    """Traces a step on tensors in place of everything; returns the wrapped function."""
+    batch = without_optionals(batch_spec)
+    leaves = tf.nest.flatten(batch, expand_composites=True)
+    given = [k for k, leaf in enumerate(leaves) if leaf is not None]
+    groups: list[Sequence[keras.Variable]] = [
+        model.trainable, model.state, model.metrics, model.counts,
+    ]  # fmt: skip
+
+    def trace(number, *tensors):
+        rest, taken = list(tensors), []
+        for group in groups:
+            taken.append(rest[: len(group)])
+            rest = rest[len(group) :]
+        whole = list(leaves)
+        for k, tensor in zip(given, rest, strict=True):
+            whole[k] = tensor
+        whole = tf.nest.pack_sequence_as(batch, whole, expand_composites=True)
+        step(number, *taken, whole, [number, *tensors])
+        return tf.constant(0)
+
+    signature = [tf.TensorSpec([], tf.int64)]
+    signature += [tf.TensorSpec(v.shape, v.dtype) for group in groups for v in group]
+    signature += [tf.TensorSpec(leaves[k].shape, leaves[k].dtype) for k in given]
+    # Only this kind of trace can be cut: the results of metrics are computed by the chief.
+    return tf.compat.v1.wrap_function(trace, signature)
