@@ -72,6 +72,7 @@ __all__ = [
     "to_floats",
     "train_writer",
     "unbuild",
+    "unchanged_variables",
     "uninitialized",
     "unpack_batch",
     "update_count",
@@ -211,7 +212,8 @@ def build(model: keras.Model, batch_spec: Any, targets: bool) -> None:
 def compilation(model: keras.Model) -> tuple:
     """Identifies the last call of `compile`: equal until the model is compiled anew."""
     optimizer = getattr(model, "optimizer", None)
-    return id(optimizer), id(model._compile_loss), id(model._compile_metrics), model.jit_compile
+    ways = model.jit_compile, model.run_eagerly
+    return id(optimizer), id(model._compile_loss), id(model._compile_metrics), *ways
 
 
 def check_compiled(model: keras.Model, method: str) -> None:
@@ -247,6 +249,23 @@ def optimizers_of(model: keras.Model) -> list[keras.optimizers.Optimizer]:
         else:
             candidates.append(value)
     return list({id(c): c for c in candidates if isinstance(c, BaseOptimizer)}.values())
+
+
+@contextlib.contextmanager
+def unchanged_variables() -> Iterator[None]:
+    """Lets assignments to Keras variables by this thread have no effect."""
+    thread, original = threading.get_ident(), keras.Variable._direct_assign
+
+    def assign(variable, value):
+        if threading.get_ident() != thread:
+            original(variable, value)
+
+    with _tf.patching:
+        keras.Variable._direct_assign = assign
+        try:
+            yield
+        finally:
+            keras.Variable._direct_assign = original
 
 
 def watched_when_read(variable: keras.Variable) -> bool:

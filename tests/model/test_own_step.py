@@ -165,8 +165,8 @@ def test_an_optimizer_that_counts():
     metrics = program.cast([v.numpy() for v in program.metrics])
     program.model.optimizer.learning_rate = 0.25
     # The rate is the chief's at the time, not the one at which the step was traced.
-    assert float(program.logs.result(metrics, [9.0])["rate"]) == 0.25
-    assert program.logs.result(metrics, [9.0])["count"] == 9.0
+    assert float(program.logs.result(metrics, [9.0], {})["rate"]) == 0.25
+    assert program.logs.result(metrics, [9.0], {})["count"] == 9.0
 
 
 def test_what_a_step_does_with_variables_decides_where_they_belong():

@@ -8,6 +8,7 @@ import keras
 
 from tfps.compression import Codec
 from tfps.model import optimizer_traits
+from tfps.model.eager_inspection import inspect_eagerly
 from tfps.model.inspection import inspect
 from tfps.model.own_inspection import inspect_own
 from tfps.model.own_step import own_method
@@ -72,13 +73,15 @@ class ServedModel:
         Raises:
           ConfigError: the optimizer, the partitioner and the codecs do not go together.
         """
-        if train and own_method(program.model, "train"):
+        if program.model.run_eagerly:
+            inspection = inspect_eagerly(program, batch_spec, train)
+        elif train and own_method(program.model, "train"):
             inspection = inspect_own(program, batch_spec)
-            for one in program.optimizers:
-                optimizer_traits.require_supported(one, strategy.cluster.num_ps)
         else:
             inspection = inspect(program, batch_spec, train)
         optimizer: keras.optimizers.Optimizer | None = program.optimizer if train else None
+        if optimizer is not None:
+            optimizer_traits.require_supported(optimizer, strategy.cluster.num_ps)
         program.unlisted = inspection.unlisted
         plan = Plan(
             strategy.cluster.num_ps,
