@@ -485,3 +485,26 @@ def test_what_cannot_be_split_says_why(connect, message):
     model = sequential(Refused)()
     with pytest.raises(tfps.ConfigError, match=message):
         tfps.Trainer(model, connect()).fit(*regression(32), verbose=0)
+
+
+class Remembering(keras.Sequential):
+    """A stateful RNN under a tape of its own."""
+
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = self.compute_loss(x, y, self(x, training=True))
+        variables = self.trainable_variables
+        self.optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables))
+        return {"loss_now": loss}
+
+
+def test_stateful_layers(connect):
+    def make():
+        layers = [keras.layers.GRU(4, stateful=True), keras.layers.Dense(1)]
+        model = Remembering([keras.Input([2, 4], batch_size=16), *layers])
+        model.compile(o.SGD(0.1), "mse", jit_compile=False)
+        return model
+
+    x, y = regression(96)
+    fit_both(connect, make, x.reshape(96, 2, 4), y)

@@ -153,9 +153,10 @@ class Findings:
         taken = {id(v) for v in (*model.trainable, *model.state, *model.metrics)}
         others = [v for i, v in written.items() if i not in taken | trained | model.seed_ids]
         self._require_free(others, model)
-        # Keras declares the variables of metrics as sums.
+        # Keras declares the variables of metrics as sums. What else the model does not list, such as
+        # the states of a stateful RNN, each worker has for itself.
         self.metrics = [*model.metrics, *(v for v in others if v.aggregation == "sum")]
-        self.state = [*rest, *(v for v in others if v.aggregation != "sum")]
+        self.state, self._unlisted = rest, [v for v in others if v.aggregation != "sum"]
         self._updated = [
             id(v) in written and scope.get_current_value(v) is not before.get(id(v))
             for v in self.state
@@ -194,8 +195,7 @@ class Findings:
             any(g is not None for g in self._gradients.get(id(v), [])) for v in self.trainable
         ]
         tables = [id(v) in self._tables for v in self.trainable]
-        # Whatever else such a step writes has become a metric or a state.
-        return Inspection(connected, self._updated, tables, [])
+        return Inspection(connected, self._updated, tables, self._unlisted)
 
     def tell(self, model: StatelessModel, logs: Logs) -> None:
         """Tells the model, and warns as Keras does and of what is not as in Keras.
