@@ -135,8 +135,8 @@ class Findings:
             for gradient, variable in zip(call.gradients, call.variables, strict=True):
                 self._gradients.setdefault(id(variable), []).append(gradient)
         applied = {id(v): v for call in recorder.applied for v in call.variables}
-        self.optimizers = recorder.optimizers or model.optimizers
-        self._require_optimizers()
+        # A step that applies nothing needs no optimizer, but the servers have one.
+        self.optimizers = recorder.optimizers or model.optimizers or [keras.optimizers.SGD()]
         written = scope.written
         for i in applied.keys() & written.keys():
             raise errors.ConfigError(
@@ -153,22 +153,16 @@ class Findings:
         taken = {id(v) for v in (*model.trainable, *model.state, *model.metrics)}
         others = [v for i, v in written.items() if i not in taken | trained | model.seed_ids]
         self._require_free(others, model)
-        # Keras declares the variables of metrics as sums. What else the model does not list, such as
-        # the states of a stateful RNN, each worker has for itself.
+        # Keras declares the variables of metrics as sums. What else the model does not list, such
+        # as the states of a stateful RNN, each worker has for itself.
         self.metrics = [*model.metrics, *(v for v in others if v.aggregation == "sum")]
         self.state, self._unlisted = rest, [v for v in others if v.aggregation != "sum"]
         self._updated = [
             id(v) in written and scope.get_current_value(v) is not before.get(id(v))
             for v in self.state
         ]
-        owners = {
-            id(v): k
-            for k, optimizer in enumerate(self.optimizers)
-            for call in recorder.applied
-            if call.optimizer is optimizer
-            for v in call.variables
-        }
-        self.owner = [owners.get(id(v), 0) for v in self.trainable]
+        owners = self._owners()
+        self.owner = [owners.get(id(v)) for v in self.trainable]
         self._tables: set[int] = set()
         self._inputs = list(before.values())
         self._candidates = list(model.trainable)
@@ -231,13 +225,20 @@ class Findings:
                         "keras.Variable; make it with self.add_weight or keras.Variable"
                     )
 
-    def _require_optimizers(self) -> None:
-        if len(self.optimizers) > 1:
-            names = [optimizer.name for optimizer in self.optimizers]
-            raise errors.ConfigError(
-                f"{self._name}.train_step applies the optimizers {names}, but the servers hold one "
-                "optimizer; use one for all variables"
-            )
+    def _owners(self) -> dict[int, int]:
+        """`id` of a variable -> the index of the optimizer that updates it."""
+        index = {id(optimizer): k for k, optimizer in enumerate(self.optimizers)}
+        owners: dict[int, int] = {}
+        for call in self._recorder.applied:
+            k = index[id(call.optimizer)]
+            for variable in call.variables:
+                if owners.setdefault(id(variable), k) != k:
+                    raise errors.ConfigError(
+                        f"{self._name}.train_step applies {self.optimizers[k].name} and "
+                        f"{self.optimizers[owners[id(variable)]].name} to {variable.path}; let one "
+                        "optimizer update a variable"
+                    )
+        return owners
 
     def _require_free(self, others: Sequence[keras.Variable], model: StatelessModel) -> None:
         of_optimizers = {

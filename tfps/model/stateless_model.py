@@ -54,7 +54,7 @@ class StatelessModel:
     Attributes:
       model: the Keras model.
       optimizers: the optimizers that a training step applies gradients with.
-      owner: per trainable variable, the index in `optimizers` of the one that updates it.
+      owner: per trainable variable, the index in `optimizers` of the one that updates it, or None.
       trainable: the variables that an optimizer updates: the model's trainable variables, or what
         an own `train_step` applies gradients to.
       state: all other weights of the model: batch-norm statistics, counters, frozen layers.
@@ -82,7 +82,7 @@ class StatelessModel:
         self.model = model
         self.optimizers = [model.optimizer] if getattr(model, "optimizer", None) else []
         self.trainable = list(model.trainable_variables)
-        self.owner = [0] * len(self.trainable)
+        self.owner: list[int | None] = [0] * len(self.trainable)
         trainable = {id(v) for v in self.trainable}
         self.state = [v for v in model.weights if id(v) not in trainable]
         self.metrics = list(model.metrics_variables)
@@ -110,7 +110,7 @@ class StatelessModel:
         self,
         optimizers: Sequence[keras.optimizers.Optimizer],
         trainable: Sequence[keras.Variable],
-        owner: Sequence[int],
+        owner: Sequence[int | None],
         state: Sequence[keras.Variable],
         metrics: Sequence[keras.Variable],
         counts: Sequence[keras.Variable],

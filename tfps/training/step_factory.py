@@ -133,7 +133,7 @@ class StepFactory:
     ) -> WorkerStep:
         program, puller = self._served.program, self._served.puller
         model, single = program.model, feed.group == 1
-        own = self._own(feed, True)
+        own, optimizer = self._own(feed, True), self._served.optimizer
         if side.outer is not None:
             if model.run_eagerly:
                 raise errors.ConfigError(
@@ -141,9 +141,9 @@ class StepFactory:
                     "themselves; use Async, BoundedStaleness or Sync to debug"
                 )
             kind = LocalSGDRoundStep if side.exchange.in_rounds else LocalSGDStep
-            local = LocalCopy(program, puller, program.optimizer, bool(model.jit_compile))
+            local = LocalCopy(program, puller, optimizer, bool(model.jit_compile))
             return kind(local, side.pusher, own, feed.source_spec, single, side.outer, policy.delay)
-        gradient = Gradient(program, puller, side.pusher, program.optimizer, model.jit_compile)
+        gradient = Gradient(program, puller, side.pusher, optimizer, model.jit_compile)
         if model.run_eagerly:
             eager = EagerSyncStep if side.exchange.in_rounds else EagerStep
             return eager(gradient, own, feed.batch_spec)
