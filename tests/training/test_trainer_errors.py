@@ -38,9 +38,6 @@ def test_errors_are_one_clear_line(connect):
     model.compile(clipped, "mse")
     with pytest.raises(tfps.ConfigError, match="use clipnorm, or one ps"):
         trainer.fit(x, y)
-    model.compile("sgd", "mse", run_eagerly=True)
-    with pytest.raises(tfps.ConfigError, match="run_eagerly"):
-        trainer.fit(x, y)
     split = connect(partitioner=tf.distribute.experimental.partitioners.FixedShardsPartitioner(2))
     model = mlp()
     model.compile(o.Muon(), "mse")

@@ -24,3 +24,22 @@ def length(batch: Any) -> tf.Tensor:
     if first.shape.rank == 0:
         return tf.constant(1, tf.int64)
     return tf.shape(first, out_type=tf.int64)[0]
+
+
+def example(spec: Any) -> Any:
+    """A batch of this spec, of one example: ones, zeros for integers, empty strings.
+
+    Args:
+      spec: nested `tf.TypeSpec`s; None for what is missing.
+    """
+
+    def made(one):
+        if one is None:
+            return None
+        shape = [n or 1 for n in one.shape] if one.shape.rank is not None else []
+        if one.dtype == tf.string or one.dtype.is_integer:
+            return tf.zeros(shape, one.dtype)
+        return tf.cast(tf.ones(shape), one.dtype)
+
+    leaves = tf.nest.flatten(spec, expand_composites=True)
+    return tf.nest.pack_sequence_as(spec, [made(s) for s in leaves], expand_composites=True)

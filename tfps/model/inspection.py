@@ -93,11 +93,20 @@ def inspect(model: StatelessModel, batch_spec: Any, train: bool = True) -> Inspe
         batch_spec,
     )
     if train:
-        _require_trainable(model, found[0].connected)
+        require_trainable(model, found[0].connected)
     return found[0]
 
 
-def _require_trainable(model: StatelessModel, connected: Sequence[bool]) -> None:
+def require_trainable(model: StatelessModel, connected: Sequence[bool]) -> None:
+    """Does what Keras does about a model of which little can be trained.
+
+    Args:
+      model: the model.
+      connected: per trainable variable, whether the loss depends on it.
+
+    Raises:
+      ValueError: the loss depends on no variable.
+    """
     if not model.trainable:
         warnings.warn("The model does not have any trainable weights.", stacklevel=2)
         return

@@ -6,16 +6,17 @@ import keras
 import tensorflow as tf
 
 from tfps import _keras, _tf
-from tfps.model.batches import without_optionals
+from tfps.model.batches import example, without_optionals
 
 
 def build_own(model: keras.Model, batch_spec: Any, mode: str) -> None:
-    """Creates the variables of the model by tracing its own step once, as Keras does.
+    """Creates the variables of the model by tracing a step once, as Keras does.
 
-    No optimizer is built, since its state belongs on the servers.
+    If the model runs eagerly, the step runs once on a made-up batch, without effect. No optimizer
+    is built, since its state belongs on the servers.
 
     Args:
-      model: a model that overrides the step. A model that is built already is left alone.
+      model: the model. A model that is built already is left alone.
       batch_spec: nested `tf.TypeSpec`s of a batch.
       mode: "train", "test" or "predict".
     """
@@ -30,4 +31,9 @@ def build_own(model: keras.Model, batch_spec: Any, mode: str) -> None:
         ):
             step(batch)
 
-    tf.function(run, autograph=False).get_concrete_function(without_optionals(batch_spec))
+    spec = without_optionals(batch_spec)
+    if model.run_eagerly:
+        with _keras.unchanged_variables():
+            run(example(spec))
+    else:
+        tf.function(run, autograph=False).get_concrete_function(spec)

@@ -14,7 +14,7 @@ from tfps.model.inspection import Inspection, require_gradients
 from tfps.model.lookups import Lookups, depends, looking_up
 from tfps.model.own_step import NotingScope, Recorder, own_method, recording
 from tfps.model.stateless_model import StatelessModel
-from tfps.model.step_logs import StepLogs
+from tfps.model.step_logs import Logs, StepLogs
 
 
 def inspect_own(model: StatelessModel, batch_spec: Any) -> Inspection:
@@ -28,9 +28,8 @@ def inspect_own(model: StatelessModel, batch_spec: Any) -> Inspection:
       ConfigError: the step cannot be split into computing on a worker and applying on servers.
       ValueError: an `apply` is given no gradient at all, as in Keras.
     """
-    optimizers = _keras.optimizers_of(model.model)
-    model.counts = [_keras.update_count(optimizer_traits.inner(o)) for o in optimizers]
-    found: list[tuple[_Findings, StepLogs]] = []
+    model.counts = count_candidates(model)
+    found: list[tuple[Findings, StepLogs]] = []
 
     def step(number, trainable, state, metrics, counts, batch, inputs):
         candidates = [i for i, v in enumerate(model.trainable) if _may_be_table(v)]
@@ -45,26 +44,22 @@ def inspect_own(model: StatelessModel, batch_spec: Any) -> Inspection:
             recording(stand_ins, tf.constant(1.0)) as recorder,
         ):
             logs = model.own_step("train", batch)
-        findings = _Findings(model, scope, recorder, dict(stand_ins_by_id(stand_ins)))
+        findings = Findings(model, scope, recorder, stand_ins)
         findings.find_tables(reads, lookups)
         after = [scope.get_current_value(v) for v in findings.metrics]
-        findings.counts = [v for v in model.counts if id(v) in scope.read]
         found.append((findings, StepLogs(logs, after, inputs)))
 
     wrapped = _traced(model, batch_spec, step)
     findings, logs = found[0]
     logs.extract(wrapped)
-    findings.warn()
-    model.adopt(
-        findings.optimizers,
-        findings.trainable,
-        findings.owner,
-        findings.state,
-        findings.metrics,
-        findings.counts,
-        logs,
-    )
+    findings.tell(model, logs)
     return findings.inspection()
+
+
+def count_candidates(model: StatelessModel) -> list[keras.Variable]:
+    """The variables of `iterations` that a step may read; see `StatelessModel.counts`."""
+    optimizers = _keras.optimizers_of(model.model)
+    return [_keras.update_count(optimizer_traits.inner(o)) for o in optimizers]
 
 
 def inspect_test(model: StatelessModel, batch_spec: Any) -> StepLogs | None:
@@ -106,12 +101,11 @@ class _Reads:
         return bool(self.ops) and {id(op) for op in self._whole.consumers()} <= self.ops
 
 
-class _Findings:
-    """What one trace of an own `train_step` has shown.
+class Findings:
+    """What one run of an own `train_step` has shown.
 
     Attributes:
-      optimizers, trainable, owner, state, metrics: see `StatelessModel`.
-      counts: the variables of `iterations` that the step reads.
+      optimizers, trainable, owner, state, metrics, counts: see `StatelessModel`.
     """
 
     def __init__(
@@ -119,8 +113,21 @@ class _Findings:
         model: StatelessModel,
         scope: NotingScope,
         recorder: Recorder,
-        before: dict[int, tf.Tensor],
+        stand_ins: Sequence[tuple[keras.Variable, tf.Tensor]],
     ):
+        """Looks at what was written and applied.
+
+        Args:
+          model: as the step was run, with everything trainable among `trainable`.
+          scope: of the run.
+          recorder: of the run.
+          stand_ins: pairs of a variable and the tensor of which its value was computed.
+
+        Raises:
+          ConfigError: the step cannot be split.
+        """
+        self.counts = [v for v in model.counts if id(v) in scope.read]
+        before = {id(v): t for v, t in stand_ins}
         self._recorder, self._name = recorder, type(model.model).__name__
         self._require_variables()
         self._gradients: dict[int, list[Any]] = {}
@@ -128,8 +135,8 @@ class _Findings:
             for gradient, variable in zip(call.gradients, call.variables, strict=True):
                 self._gradients.setdefault(id(variable), []).append(gradient)
         applied = {id(v): v for call in recorder.applied for v in call.variables}
-        self.optimizers = recorder.optimizers or model.optimizers
-        self._require_optimizers()
+        # A step that applies nothing needs no optimizer, but the servers have one.
+        self.optimizers = recorder.optimizers or model.optimizers or [keras.optimizers.SGD()]
         written = scope.written
         for i in applied.keys() & written.keys():
             raise errors.ConfigError(
@@ -146,37 +153,31 @@ class _Findings:
         taken = {id(v) for v in (*model.trainable, *model.state, *model.metrics)}
         others = [v for i, v in written.items() if i not in taken | trained | model.seed_ids]
         self._require_free(others, model)
-        # Keras declares the variables of metrics as sums.
+        # Keras declares the variables of metrics as sums. What else the model does not list, such
+        # as the states of a stateful RNN, each worker has for itself.
         self.metrics = [*model.metrics, *(v for v in others if v.aggregation == "sum")]
-        self.state = [*rest, *(v for v in others if v.aggregation != "sum")]
+        self.state, self._unlisted = rest, [v for v in others if v.aggregation != "sum"]
         self._updated = [
             id(v) in written and scope.get_current_value(v) is not before.get(id(v))
             for v in self.state
         ]
-        owners = {
-            id(v): k
-            for k, optimizer in enumerate(self.optimizers)
-            for call in recorder.applied
-            if call.optimizer is optimizer
-            for v in call.variables
-        }
-        self.owner = [owners.get(id(v), 0) for v in self.trainable]
-        self.counts: list[keras.Variable] = []
+        owners = self._owners()
+        self.owner = [owners.get(id(v)) for v in self.trainable]
         self._tables: set[int] = set()
-        self._inputs = {id(t.op) for t in before.values()}
+        self._inputs = list(before.values())
         self._candidates = list(model.trainable)
 
     def find_tables(self, reads: dict[int, _Reads], lookups: dict[int, Lookups]) -> None:
         """Notes the variables of which the step only looks up rows."""
         computed = {id(g) for g in self._recorder.computed}
-        graph = tf.compat.v1.get_default_graph()
+        graph, inputs = tf.compat.v1.get_default_graph(), {id(t.op) for t in self._inputs}
         for i, read in reads.items():
             variable, ids = self._candidates[i], lookups[i].ids
             gradients = self._gradients.get(id(variable), [])
             if (
                 read.are_all()
                 # Ids that are computed from the weights are known only when the weights are.
-                and all(t.graph is graph and not depends(t, self._inputs) for t in ids)
+                and all(t.graph is graph and not depends(t, inputs) for t in ids)
                 and all(_goes_straight(g, computed) for g in gradients)
                 and len(gradients) <= 1
             ):
@@ -188,11 +189,20 @@ class _Findings:
             any(g is not None for g in self._gradients.get(id(v), [])) for v in self.trainable
         ]
         tables = [id(v) in self._tables for v in self.trainable]
-        # Whatever else such a step writes has become a metric or a state.
-        return Inspection(connected, self._updated, tables, [])
+        return Inspection(connected, self._updated, tables, self._unlisted)
 
-    def warn(self) -> None:
-        """Warns as Keras does, and of what is not as in Keras."""
+    def tell(self, model: StatelessModel, logs: Logs) -> None:
+        """Tells the model, and warns as Keras does and of what is not as in Keras.
+
+        Raises:
+          ValueError: an `apply` was given no gradient at all, as in Keras.
+        """
+        self._warn()
+        model.adopt(
+            self.optimizers, self.trainable, self.owner, self.state, self.metrics, self.counts, logs
+        )
+
+    def _warn(self) -> None:
         for call in self._recorder.applied:
             missing = [g is None for g in call.gradients]
             require_gradients([v.path for v in call.variables], missing)
@@ -215,13 +225,20 @@ class _Findings:
                         "keras.Variable; make it with self.add_weight or keras.Variable"
                     )
 
-    def _require_optimizers(self) -> None:
-        if len(self.optimizers) > 1:
-            names = [optimizer.name for optimizer in self.optimizers]
-            raise errors.ConfigError(
-                f"{self._name}.train_step applies the optimizers {names}, but the servers hold one "
-                "optimizer; use one for all variables"
-            )
+    def _owners(self) -> dict[int, int]:
+        """`id` of a variable -> the index of the optimizer that updates it."""
+        index = {id(optimizer): k for k, optimizer in enumerate(self.optimizers)}
+        owners: dict[int, int] = {}
+        for call in self._recorder.applied:
+            k = index[id(call.optimizer)]
+            for variable in call.variables:
+                if owners.setdefault(id(variable), k) != k:
+                    raise errors.ConfigError(
+                        f"{self._name}.train_step applies {self.optimizers[k].name} and "
+                        f"{self.optimizers[owners[id(variable)]].name} to {variable.path}; let one "
+                        "optimizer update a variable"
+                    )
+        return owners
 
     def _require_free(self, others: Sequence[keras.Variable], model: StatelessModel) -> None:
         of_optimizers = {
@@ -233,13 +250,6 @@ class _Findings:
                     f"{self._name}.train_step assigns {variable.path}, which belongs to an "
                     "optimizer on the servers; set it in a callback, or use a schedule"
                 )
-
-
-def stand_ins_by_id(
-    pairs: Sequence[tuple[keras.Variable, tf.Tensor]],
-) -> list[tuple[int, tf.Tensor]]:
-    """`id` of each variable, with its tensor."""
-    return [(id(v), t) for v, t in pairs]
 
 
 def _goes_straight(gradient: Any, computed: set[int]) -> bool:

@@ -7,6 +7,7 @@ from.
 
 import contextlib
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -14,11 +15,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfps import _keras, errors
+from tfps import _keras
 from tfps.model.batches import length, without_optionals
 from tfps.model.lookups import Rows, reading_rows
 from tfps.model.own_step import NotingScope, fitting, own_logs, own_method, recording
-from tfps.model.step_logs import StepLogs
+from tfps.model.step_logs import Logs
 
 
 class Trained(NamedTuple):
@@ -53,7 +54,7 @@ class StatelessModel:
     Attributes:
       model: the Keras model.
       optimizers: the optimizers that a training step applies gradients with.
-      owner: per trainable variable, the index in `optimizers` of the one that updates it.
+      owner: per trainable variable, the index in `optimizers` of the one that updates it, or None.
       trainable: the variables that an optimizer updates: the model's trainable variables, or what
         an own `train_step` applies gradients to.
       state: all other weights of the model: batch-norm statistics, counters, frozen layers.
@@ -70,24 +71,24 @@ class StatelessModel:
     def __init__(self, model: keras.Model):
         """Lists the variables of a built model.
 
-        Raises:
-          ConfigError: the model was compiled to run eagerly.
+        A model that was compiled to run eagerly is warned of.
         """
         if model.run_eagerly:
-            raise errors.ConfigError(
-                "the model was compiled with run_eagerly=True, but steps run as graphs on the "
-                "workers; debug with plain Keras, then compile without it"
+            warnings.warn(
+                "the model was compiled with run_eagerly=True: its steps run op by op on the "
+                "chief, one at a time, and once on a made-up batch before; this is for debugging",
+                stacklevel=2,
             )
         self.model = model
         self.optimizers = [model.optimizer] if getattr(model, "optimizer", None) else []
         self.trainable = list(model.trainable_variables)
-        self.owner = [0] * len(self.trainable)
+        self.owner: list[int | None] = [0] * len(self.trainable)
         trainable = {id(v) for v in self.trainable}
         self.state = [v for v in model.weights if id(v) not in trainable]
         self.metrics = list(model.metrics_variables)
         self.unlisted: list[keras.Variable] = []
         self.counts: list[keras.Variable] = []
-        self.logs: StepLogs | None = None
+        self.logs: Logs | None = None
         self._listed = list(self.trainable), list(self.metrics)
         self._compilation = _keras.compilation(model)
         self._seeds = _keras.seed_states(model)
@@ -109,11 +110,11 @@ class StatelessModel:
         self,
         optimizers: Sequence[keras.optimizers.Optimizer],
         trainable: Sequence[keras.Variable],
-        owner: Sequence[int],
+        owner: Sequence[int | None],
         state: Sequence[keras.Variable],
         metrics: Sequence[keras.Variable],
         counts: Sequence[keras.Variable],
-        logs: StepLogs,
+        logs: Logs,
     ) -> None:
         """Takes on what an own `train_step` was found to do; see the attributes of these names."""
         self.optimizers, self.owner = list(optimizers), list(owner)
@@ -141,7 +142,7 @@ class StatelessModel:
         listed = [*self.trainable, *self.state, *self.metrics, *self._seeds]
         return [v for i, v in self._assigned.items() if i not in set(map(id, listed))]
 
-    def initial_metrics(self, logs: StepLogs | None = None) -> list[tf.Tensor]:
+    def initial_metrics(self, logs: Logs | None = None) -> list[tf.Tensor]:
         """Resets the model's metrics, and returns the values that a step starts with.
 
         Args:
@@ -154,6 +155,10 @@ class StatelessModel:
         extras = [] if logs is None else logs.of_batch
         values = [tf.constant(v.numpy()) for v in self.metrics]
         return [*values, *(tf.zeros(spec.shape, spec.dtype) for spec in extras)]
+
+    def result_names(self) -> set[str]:
+        """The names of the metrics' results."""
+        return set(self.publish([v.numpy() for v in self.metrics]))
 
     def publish(self, metrics: Sequence[np.ndarray]) -> dict[str, Any]:
         """Sets the metric variables, and returns the model's metric results.
@@ -168,6 +173,8 @@ class StatelessModel:
           Metric name -> float, or a tensor if the result is no scalar; nested as the metrics are.
         """
         row = np.concatenate([np.zeros(0), *(np.ravel(m) for m in metrics)])
+        if self._publish is None and self.model.run_eagerly:
+            self._publish = self._published
         if self._publish is None:
             publish = tf.function(self._published, autograph=False)
             self._publish = publish.get_concrete_function(tf.TensorSpec(row.shape, tf.float64))
@@ -299,7 +306,7 @@ class StatelessModel:
         metrics: Sequence[tf.Tensor],
         step: tf.Tensor,
         batch: Any,
-        logs: StepLogs | None = None,
+        logs: Logs | None = None,
     ) -> tuple[list[tf.Tensor], tf.Tensor]:
         """Computes the metrics of one batch.
 
@@ -359,7 +366,7 @@ class StatelessModel:
           metrics: see `train`; None if neither metrics nor unlisted variables are used.
           step: int64 scalar from which random generators are seeded, or None for a step that
             draws no numbers.
-          counts: integer scalars in the order of the attribute.
+          counts: integer scalars in the order of the attribute; empty outside of training.
         """
         seeds = self.base_seeds
         if step is not None:
@@ -367,7 +374,7 @@ class StatelessModel:
         pairs = [
             *self._pairs(trainable, state),
             *zip(self._seeds, seeds, strict=True),
-            *zip(self.counts, counts, strict=True),
+            *zip(self.counts, counts, strict=False),
         ]
         if metrics is not None:
             unlisted = metrics[len(metrics) - len(self.unlisted) :]

@@ -5,8 +5,8 @@ totals over all workers: the chief computes it. Any other entry says something a
 logs have that of the last batch.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Sequence, Set
+from typing import Any, TypeAlias
 
 import tensorflow as tf
 
@@ -72,19 +72,20 @@ class StepLogs:
             return []
         leaves = tf.nest.flatten(logs)
         if len(leaves) != len(self._constants):
-            raise errors.ConfigError(
-                f"the step returned the logs {sorted(logs)}, but {sorted(self._structure)} when it "
-                "was first traced; let it return the same entries always"
-            )
+            raise errors.ConfigError(_other_logs(logs, self._structure))
         return [_entry(leaves[i]) for i in self._extras]
 
-    def result(self, metrics: Sequence[tf.Tensor], extras: Sequence[Any]) -> dict[str, Any]:
+    def result(
+        self, metrics: Sequence[tf.Tensor], extras: Sequence[Any], results: dict[str, Any]
+    ) -> dict[str, Any]:
         """The logs, of all workers.
 
         Args:
           metrics: the totals of the metric variables, tensors.
           extras: the entries that are of one batch.
+          results: what the model's metrics are.
         """
+        del results
         leaves = list(self._constants)
         if self._function is not None:
             computed = self._function(*(metrics[k] for k in self._fed))
@@ -93,6 +94,69 @@ class StepLogs:
         for i, value in zip(self._extras, extras, strict=True):
             leaves[i] = value
         return tf.nest.pack_sequence_as(self._structure, leaves)
+
+
+class EagerStepLogs:
+    """`StepLogs` of a step that is not traced: an entry is known by its name.
+
+    An entry with the name of a metric's result is that result; any other is about one batch.
+
+    Attributes:
+      of_batch: see `StepLogs`.
+    """
+
+    def __init__(self, logs: dict[str, Any], results: Set[str]):
+        """Sorts the entries.
+
+        Args:
+          logs: what the step returned.
+          results: the names of the metrics' results.
+        """
+        self._structure, self.names, entries = logs, set(logs), _flat(logs)
+        self._entries = sorted(entries)
+        self._extras = [name for name in self._entries if name not in results]
+        self.of_batch = [_entry(tf.convert_to_tensor(entries[n])) for n in self._extras]
+
+    def extras(self, logs: dict[str, Any]) -> list[tf.Tensor]:
+        """See `StepLogs`.
+
+        Raises:
+          ConfigError: the step returns other entries than before.
+        """
+        entries = _flat(logs)
+        if sorted(entries) != self._entries:
+            raise errors.ConfigError(_other_logs(entries, self._entries))
+        return [_entry(tf.convert_to_tensor(entries[n])) for n in self._extras]
+
+    def result(
+        self, metrics: Sequence[tf.Tensor], extras: Sequence[Any], results: dict[str, Any]
+    ) -> dict[str, Any]:
+        """See `StepLogs`."""
+        del metrics
+        return _filled(self._structure, {**results, **dict(zip(self._extras, extras, strict=True))})
+
+
+def _flat(logs: dict[str, Any]) -> dict[str, Any]:
+    """Logs without dicts in them: Keras logs the entries of such a dict by their own names."""
+    flat = {}
+    for name, value in logs.items():
+        flat.update(_flat(value) if isinstance(value, dict) else {name: value})
+    return flat
+
+
+def _filled(structure: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Logs of this structure with other values of the entries."""
+    return {
+        name: _filled(old, values) if isinstance(old, dict) else values[name]
+        for name, old in structure.items()
+    }
+
+
+def _other_logs(logs: dict[str, Any], before: Any) -> str:
+    return (
+        f"the step returned the logs {sorted(logs)}, but {sorted(before)} when it first ran; let "
+        "it return the same entries always"
+    )
 
 
 def _entry(tensor: tf.Tensor) -> tf.Tensor:
@@ -120,3 +184,7 @@ def _follows(tensor: tf.Tensor, known: set[int], unknown: set[int]) -> bool:
             return False
         todo += list(t.op.inputs)
     return True
+
+
+# The logs of a step, traced or not.
+Logs: TypeAlias = StepLogs | EagerStepLogs

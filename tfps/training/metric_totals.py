@@ -5,7 +5,7 @@ import numpy as np
 from tfps import _keras
 from tfps.model.metric_merging import MetricMerging
 from tfps.model.stateless_model import StatelessModel
-from tfps.model.step_logs import StepLogs
+from tfps.model.step_logs import Logs
 from tfps.worker.tally import Report, Tally, sum_of
 
 
@@ -21,9 +21,7 @@ class MetricTotals:
       start: per metric variable, its value before the first batch, an array of its dtype.
     """
 
-    def __init__(
-        self, program: StatelessModel, merging: MetricMerging, logs: StepLogs | None = None
-    ):
+    def __init__(self, program: StatelessModel, merging: MetricMerging, logs: Logs | None = None):
         """Starts with the metrics as `reset_metrics` leaves them.
 
         Args:
@@ -79,4 +77,5 @@ class MetricTotals:
         results = self._program.publish(totals)
         if self._logs is None or (final and self._logs.names == set(results)):
             return _keras.to_floats(results)
-        return _keras.to_floats(self._logs.result(self._program.cast(totals), self._extras))
+        metrics = self._program.cast(totals)
+        return _keras.to_floats(self._logs.result(metrics, self._extras, results))

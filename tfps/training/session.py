@@ -111,7 +111,8 @@ class Session:
         """
         self.calls.settle()
         mode = "train" if train else "test" if targets else "predict"
-        if not _keras.overrides(self.model, f"{mode}_step"):
+        own = _keras.overrides(self.model, f"{mode}_step") or self.model.run_eagerly
+        if not own:
             _keras.build(self.model, feed.batch_spec, targets)
         elif mode not in self._built:
             # Parts that no step uses are never built.

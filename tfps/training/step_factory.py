@@ -3,6 +3,9 @@
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple, TypeVar
 
+from tfps import errors
+from tfps.model.combination import Combination
+from tfps.model.eager_inspection import inspect_test_eagerly
 from tfps.model.metric_merging import MetricMerging, merging_of
 from tfps.model.own_inspection import inspect_test
 from tfps.training.feeds import Feed
@@ -11,6 +14,7 @@ from tfps.training.served_model import ServedModel
 from tfps.training.server_side import ServerSide
 from tfps.worker.async_step import AsyncStep
 from tfps.worker.batch_loop import is_plain
+from tfps.worker.eager_step import EagerEvalStep, EagerPredictStep, EagerStep, EagerSyncStep
 from tfps.worker.eval_step import EvalStep, PredictStep, Pull
 from tfps.worker.gradient import Gradient
 from tfps.worker.local_copy import LocalCopy
@@ -66,39 +70,41 @@ class StepFactory:
     def merging(self, feed: Feed, train: bool) -> MetricMerging:
         """How the metrics of several workers are put together, in training or in evaluation."""
         return self._once(
-            ("merging", train, repr(feed.batch_spec)),
-            lambda: merging_of(self._served.program, feed.batch_spec, train),
+            ("merging", train, repr(feed.batch_spec)), lambda: self._find_merging(feed, train)
         )
 
-    def evaluation(self, feed: Feed) -> EvalStep:
+    def _find_merging(self, feed: Feed, train: bool) -> MetricMerging:
+        program = self._served.program
+        if program.model.run_eagerly:
+            # Nothing is traced. A step may look at its metrics, so each worker carries them.
+            sums = [Combination.SUM] * len(program.metrics)
+            return MetricMerging(program, sums, read=True)
+        return merging_of(program, feed.batch_spec, train)
+
+    def evaluation(self, feed: Feed) -> EvalStep | EagerEvalStep:
         """The step that evaluates."""
         program, puller = self._served.program, self._served.puller
         single, jit = feed.group == 1, program.model.jit_compile
-        return self._once(
-            ("evaluation", Form.of(feed)),
-            lambda: EvalStep(
-                program,
-                puller,
-                self._own(feed, False),
-                feed.source_spec,
-                single,
-                jit,
-            ),
-        )
 
-    def prediction(self, feed: Feed) -> PredictStep:
+        def make():
+            own = self._own(feed, False)
+            if program.model.run_eagerly:
+                return EagerEvalStep(program, puller, own)
+            return EvalStep(program, puller, own, feed.source_spec, single, jit)
+
+        return self._once(("evaluation", Form.of(feed)), make)
+
+    def prediction(self, feed: Feed) -> PredictStep | EagerPredictStep:
         """The step that predicts."""
         program, puller = self._served.program, self._served.puller
-        return self._once(
-            ("prediction", Form.of(feed)),
-            lambda: PredictStep(
-                program,
-                puller,
-                OwnValues(program, has_metrics=False),
-                feed.source_spec,
-                program.model.jit_compile,
-            ),
-        )
+
+        def make():
+            own = OwnValues(program, has_metrics=False)
+            if program.model.run_eagerly:
+                return EagerPredictStep(program, puller, own)
+            return PredictStep(program, puller, own, feed.source_spec, program.model.jit_compile)
+
+        return self._once(("prediction", Form.of(feed)), make)
 
     def pull(self) -> Pull:
         """What brings the parameters to a worker, for evaluation and prediction."""
@@ -116,7 +122,10 @@ class StepFactory:
 
     def _own(self, feed: Feed, train: bool) -> OwnValues:
         program = self._served.program
-        logs = program.logs if train else inspect_test(program, feed.batch_spec)
+        logs = program.logs
+        if not train:
+            find = inspect_test_eagerly if program.model.run_eagerly else inspect_test
+            logs = find(program, feed.batch_spec)
         return OwnValues(program, not self.merging(feed, train).additive, logs)
 
     def _trace_training(
@@ -124,12 +133,20 @@ class StepFactory:
     ) -> WorkerStep:
         program, puller = self._served.program, self._served.puller
         model, single = program.model, feed.group == 1
-        own = self._own(feed, True)
+        own, optimizer = self._own(feed, True), self._served.optimizer
         if side.outer is not None:
+            if model.run_eagerly:
+                raise errors.ConfigError(
+                    "run_eagerly=True does not go with LocalSteps, whose workers train by "
+                    "themselves; use Async, BoundedStaleness or Sync to debug"
+                )
             kind = LocalSGDRoundStep if side.exchange.in_rounds else LocalSGDStep
-            local = LocalCopy(program, puller, program.optimizer, bool(model.jit_compile))
+            local = LocalCopy(program, puller, optimizer, bool(model.jit_compile))
             return kind(local, side.pusher, own, feed.source_spec, single, side.outer, policy.delay)
-        gradient = Gradient(program, puller, side.pusher, program.optimizer, model.jit_compile)
+        gradient = Gradient(program, puller, side.pusher, optimizer, model.jit_compile)
+        if model.run_eagerly:
+            eager = EagerSyncStep if side.exchange.in_rounds else EagerStep
+            return eager(gradient, own, feed.batch_spec)
         if side.exchange.in_rounds:
             return SyncStep(gradient, own, feed.source_spec)
         if not self._overlap:

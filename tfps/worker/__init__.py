@@ -1,6 +1,6 @@
 """What runs on a worker: training, evaluation and prediction steps, each a `tf.function`.
 
-May import: errors, cluster, compression, model, store.
+May import: errors, _tf, cluster, compression, model, store.
 
 A step can be read from top to bottom in the order in which the data flows. Everything that it keeps
 from one call to the next is in its carry.

@@ -94,7 +94,9 @@ class Gradient:
         self.puller = puller
         self.pusher = pusher
         self._optimizer = optimizer
-        self._compute = tf.function(self._computed, jit_compile=jit_compile, autograph=False)
+        self._compute = self._computed
+        if not program.model.run_eagerly:
+            self._compute = tf.function(self._computed, jit_compile=jit_compile, autograph=False)
 
     def pull(self, handles: ServerHandles, batch: Any, number: tf.Tensor) -> Parameters:
         """Brings what a step needs to the worker.

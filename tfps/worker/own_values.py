@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfps.model.stateless_model import StatelessModel
-from tfps.model.step_logs import StepLogs
+from tfps.model.step_logs import Logs
 from tfps.worker.tracing import traced
 
 
@@ -44,7 +44,7 @@ class OwnValues:
         self,
         program: StatelessModel,
         carries_metrics: bool = False,
-        logs: StepLogs | None = None,
+        logs: Logs | None = None,
         has_metrics: bool = True,
     ):
         """Notes the values with which a call starts.

@@ -42,9 +42,14 @@ class SyncStep:
         handles = gradient.pusher.handles()
         self._change_specs = gradient.change_specs()
         carry = SyncCarry(form(gradient.pusher.initial_residuals), self._change_specs)
-        numbers = {"count": COUNT, "first": STEP_NUMBER}
-        self._run = RemoteFunction(self._steps, handles, source, carry, own.specs, numbers=numbers)
+        self._trace(handles, source, carry)
         self._push = RemoteFunction(self._pushed, handles, carry, numbers=PUSH_NUMBERS)
+
+    def _trace(self, handles, source, carry) -> None:
+        numbers = {"count": COUNT, "first": STEP_NUMBER}
+        self._run = RemoteFunction(
+            self._steps, handles, source, carry, self.own.specs, numbers=numbers
+        )
 
     def start(self, handles: ServerHandles, memory: WorkerMemory | None) -> SyncCarry:
         """See `WorkerStep`."""

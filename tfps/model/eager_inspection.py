@@ -1,0 +1,83 @@
+"""What a step does with the variables, found by running it once instead of tracing it.
+
+Code that is written for eager tensors (`numpy()`, Python's own conditions) cannot be traced. So for
+a model that runs eagerly the step runs once on a made-up batch, without effect.
+"""
+
+from typing import Any
+
+import tensorflow as tf
+
+from tfps import errors
+from tfps.model.batches import example, without_optionals
+from tfps.model.inspection import Inspection, require_trainable
+from tfps.model.own_inspection import Findings, count_candidates
+from tfps.model.own_step import own_method, recording
+from tfps.model.stateless_model import StatelessModel
+from tfps.model.step_logs import EagerStepLogs
+
+_NUMBER = 0
+
+
+def inspect_eagerly(model: StatelessModel, batch_spec: Any, train: bool) -> Inspection:
+    """Finds what a step would do with the variables; no variable is a table.
+
+    Args:
+      model: a model that was compiled to run eagerly.
+      batch_spec: nested `tf.TypeSpec`s of a batch.
+      train: whether the step is one of training. Otherwise nothing needs to be found.
+
+    Raises:
+      ConfigError: the chief does not hold all variables.
+      ValueError: no variable has a gradient, as in Keras.
+    """
+    variables = [*model.trainable, *model.state]
+    for variable in variables:
+        if not isinstance(variable.value, tf.Variable):
+            raise errors.ConfigError(
+                f"run_eagerly=True computes on the chief, but {variable.path} "
+                f"{tuple(variable.shape)} is too large for it (max_chief_bytes); compile without it"
+            )
+    none = [False] * len(model.trainable)
+    if not train:
+        return Inspection(none, [False] * len(model.state), none, [])
+    batch = example(without_optionals(batch_spec))
+    trainable = [tf.convert_to_tensor(v.value) for v in model.trainable]
+    state = [tf.convert_to_tensor(v.value) for v in model.state]
+    number, scale = tf.constant(_NUMBER, tf.int64), tf.constant(1.0)
+    if not own_method(model.model, "train"):
+        metrics = model.initial_metrics()
+        trained = model.differentiate(trainable, state, metrics, number, scale, batch, trainable)
+        connected = [g is not None for g in trained.gradients]
+        require_trainable(model, connected)
+        updated = [new is not None for new in trained.state]
+        return Inspection(connected, updated, none, model.found_unlisted())
+
+    model.counts = count_candidates(model)
+    counts = [tf.convert_to_tensor(v.value) for v in model.counts]
+    stand_ins = list(zip(variables, [*trainable, *state], strict=True))
+    with (
+        model.scope(trainable, state, model.initial_metrics(), number, counts) as scope,
+        recording(stand_ins, scale) as recorder,
+    ):
+        logs = model.own_step("train", batch)
+    findings = Findings(model, scope, recorder, stand_ins)
+    findings.tell(model, EagerStepLogs(logs, model.result_names()))
+    return findings.inspection()
+
+
+def inspect_test_eagerly(model: StatelessModel, batch_spec: Any) -> EagerStepLogs | None:
+    """Finds what becomes of the logs of an own `test_step`; None if they are the metrics'.
+
+    Args:
+      model: a model that was compiled to run eagerly.
+      batch_spec: nested `tf.TypeSpec`s of a batch.
+    """
+    if own_method(model.model, "test") is None:
+        return None
+    trainable = [tf.convert_to_tensor(v.value) for v in model.trainable]
+    state = [tf.convert_to_tensor(v.value) for v in model.state]
+    number = tf.constant(_NUMBER, tf.int64)
+    with model.scope(trainable, state, model.initial_metrics(), number):
+        logs = model.own_step("test", example(without_optionals(batch_spec)))
+    return EagerStepLogs(logs, model.result_names())

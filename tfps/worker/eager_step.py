@@ -1,0 +1,212 @@
+"""Steps that run op by op, for debugging: the user's code sees tensors that have `numpy()`.
+
+The chief computes; only what pulls and what pushes runs as a graph. One step runs at a time, so
+that two workers' breakpoints do not speak at once.
+"""
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import tensorflow as tf
+
+from tfps import _tf
+from tfps.cluster.remote_function import RemoteFunction
+from tfps.model.stateless_model import StatelessModel
+from tfps.store.handles import ServerHandles
+from tfps.store.pull import Pulled, Puller
+from tfps.worker.async_step import AsyncCarry
+from tfps.worker.batch_loop import Stack, is_iterator
+from tfps.worker.gradient import Gradient, encoded
+from tfps.worker.own_values import Own, OwnValues
+from tfps.worker.sync_step import SyncCarry, SyncStep
+from tfps.worker.tally import Tally, added, vector, zeros
+from tfps.worker.tracing import RATE, STEP_NUMBER, form
+from tfps.worker.worker_step import WorkerMemory, kept
+
+_ONE_AT_A_TIME = threading.Lock()
+
+
+@contextlib.contextmanager
+def _on_chief() -> Iterator[None]:
+    """A context in which operations run in this process, while no other step does."""
+    # Each part of a device's name that is left out would be the worker's.
+    device = f"{_tf.chief_device()}/replica:0/task:0/device:CPU:0"
+    with _ONE_AT_A_TIME, tf.device(device):
+        yield
+
+
+def _batches(source: Any, count: int) -> Iterator[Any]:
+    """Up to `count` batches of a source."""
+    for i in range(count):
+        if isinstance(source, Stack):
+            yield tf.nest.map_structure(lambda t, i=i: None if t is None else t[i], source.batches)
+        elif is_iterator(source):
+            element = source.get_next_as_optional()
+            if not element.has_value():
+                return
+            yield element.get_value()
+        else:
+            yield source
+
+
+class EagerStep:
+    """What an `AsyncStep` does, with the user's code op by op; a `WorkerStep`."""
+
+    prefetches = False
+
+    def __init__(self, gradient: Gradient, own: OwnValues, batch_spec: Any):
+        """Traces the pull and the push.
+
+        Args:
+          gradient: pull, compute, push; of a model that runs eagerly.
+          own: how the worker's own values go in and out.
+          batch_spec: nested specs of a batch.
+        """
+        self._gradient, self.own = gradient, own
+        handles, pusher = gradient.pusher.handles(), gradient.pusher
+        self._pull = RemoteFunction(
+            gradient.pull, handles, batch_spec, numbers={"number": STEP_NUMBER}
+        )
+        residuals = form(pusher.initial_residuals)
+        sent, _ = form(
+            lambda *arguments: encoded(pusher, *arguments),
+            gradient.change_specs(), residuals, STEP_NUMBER,
+        )  # fmt: skip
+        self._push = RemoteFunction(gradient.push, handles, sent, numbers={"learning_rate": RATE})
+
+    def start(self, handles: ServerHandles, memory: WorkerMemory | None) -> AsyncCarry:
+        """See `WorkerStep`."""
+        del handles
+        return AsyncCarry(kept(memory, self._gradient.pusher.initial_residuals()))
+
+    def __call__(
+        self,
+        handles: ServerHandles,
+        source: Any,
+        carry: AsyncCarry,
+        own: Own,
+        count: int,
+        number: int,
+        learning_rate: float,
+    ) -> tuple[tf.Tensor, AsyncCarry, Own]:
+        """See `WorkerStep`."""
+        done, residuals, metrics, total = 0, carry.residuals, self.own.begin(own), zeros()
+        for batch in _batches(source, count):
+            parameters = self._pull(handles, batch, number=number + done)
+            with _on_chief():
+                index = tf.constant(number + done, tf.int64)
+                computed = self._gradient.compute(batch, parameters, residuals, metrics, index)
+            residuals, metrics = computed.residuals, computed.metrics
+            pushed = self._push(handles, computed.sent, learning_rate=learning_rate)
+            total = added(total, computed.tally, pushed)
+            done += 1
+        report = vector(tf.constant(done), total, self.own.reported(metrics))
+        return report, AsyncCarry(residuals), self.own.end(metrics)
+
+    def finish(self, handles: ServerHandles, carry: AsyncCarry, learning_rate: float) -> None:
+        """See `WorkerStep`; every call has pushed what it computed."""
+
+    def rest(self, carry: AsyncCarry) -> WorkerMemory:
+        """See `WorkerStep`."""
+        return WorkerMemory(carry.residuals, [])
+
+
+class EagerSyncStep(SyncStep):
+    """What a `SyncStep` does, with the user's code op by op; a `RoundStep`."""
+
+    def __init__(self, gradient: Gradient, own: OwnValues, batch_spec: Any):
+        """Traces the pull and the push; see `EagerStep` for the arguments."""
+        super().__init__(gradient, own, batch_spec)
+
+    def _trace(self, handles, source, carry) -> None:
+        del carry
+        self._pull = RemoteFunction(
+            self._gradient.pull, handles, source, numbers={"number": STEP_NUMBER}
+        )
+
+    def __call__(
+        self,
+        handles: ServerHandles,
+        source: Any,
+        carry: SyncCarry,
+        own: Own,
+        count: int,
+        number: int,
+        learning_rate: float,
+    ) -> tuple[tf.Tensor, SyncCarry, Own]:
+        """Pulls and computes; see `WorkerStep`."""
+        del learning_rate
+        done, change, metrics, total = 0, carry.change, self.own.begin(own), zeros()
+        for batch in _batches(source, min(count, 1)):
+            parameters = self._pull(handles, batch, number=number)
+            with _on_chief():
+                change, metrics, tally = self._gradient.change(
+                    batch, parameters, metrics, tf.constant(number, tf.int64)
+                )
+            done, total = 1, added(total, tally)
+        report = vector(tf.constant(done), total, self.own.reported(metrics))
+        return report, SyncCarry(carry.residuals, change), self.own.end(metrics)
+
+
+class EagerEvalStep:
+    """What an `EvalStep` does, op by op.
+
+    Attributes:
+      own: how the worker's own values go in and out.
+    """
+
+    def __init__(self, program: StatelessModel, puller: Puller, own: OwnValues):
+        """Traces nothing; see `EvalStep` for the arguments."""
+        self._program, self._puller, self.own = program, puller, own
+
+    def __call__(
+        self, handles: ServerHandles, pulled: Pulled, source: Any, own: Own, count: int, number: int
+    ) -> tuple[tf.Tensor, Own]:
+        """See `EvalStep`."""
+        del handles
+        done, metrics, total, program = 0, self.own.begin(own), zeros(), self._program
+        for batch in _batches(source, count):
+            with _on_chief():
+                trainable, state = _variables(program, self._puller, pulled)
+                index = tf.constant(number + done, tf.int64)
+                metrics, examples = program.evaluate(
+                    trainable, state, metrics, index, batch, self.own.logs
+                )
+                total = added(total, Tally(examples=examples))
+            done += 1
+        report = vector(tf.constant(done), total, self.own.reported(metrics))
+        return report, self.own.end(metrics)
+
+
+class EagerPredictStep:
+    """What a `PredictStep` does, op by op.
+
+    Attributes:
+      own: how the worker's own values go in and out.
+    """
+
+    def __init__(self, program: StatelessModel, puller: Puller, own: OwnValues):
+        """Traces nothing; see `EvalStep` for the arguments."""
+        self._program, self._puller, self.own = program, puller, own
+
+    def __call__(
+        self, handles: ServerHandles, pulled: Pulled, source: Any, own: Own, number: int
+    ) -> tuple[Any, Own]:
+        """See `PredictStep`."""
+        del handles
+        batch = next(_batches(source, 1))
+        with _on_chief():
+            trainable, state = _variables(self._program, self._puller, pulled)
+            index = tf.constant(number, tf.int64)
+            outputs, values = self._program.predict(
+                trainable, state, self.own.begin(own), index, batch
+            )
+        return outputs, self.own.end(values)
+
+
+def _variables(program: StatelessModel, puller: Puller, pulled: Pulled) -> tuple[list, list]:
+    variables = puller.unpack(pulled, {}, exact=True)
+    n = len(program.trainable)
+    return variables[:n], variables[n:]
