@@ -15,6 +15,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from keras.src.backend.common import global_state
 from keras.src.backend.tensorflow.trainer import potentially_ragged_concat
 from keras.src.initializers.random_initializers import compute_fans
 from keras.src.optimizers.base_optimizer import BaseOptimizer
@@ -42,6 +43,7 @@ __all__ = [
     "concatenated",
     "decays",
     "detach_from_strategy",
+    "finalize",
     "flatten_metrics",
     "forget_rows",
     "handles_are",
@@ -60,14 +62,17 @@ __all__ = [
     "overrides",
     "path",
     "pythonify_logs",
+    "require_known",
     "seed_states",
-    "set_iterations",
     "settings_of",
     "should_evaluate",
     "slot_names",
+    "slots_of",
     "split_validation",
     "to_floats",
     "train_writer",
+    "unbuild",
+    "uninitialized",
     "unpack_batch",
     "update_count",
     "variables_survive",
@@ -488,6 +493,17 @@ def moving_averages(optimizer: keras.optimizers.Optimizer) -> list[keras.Variabl
     return list(optimizer._model_variables_moving_average) if optimizer.use_ema else []
 
 
+def finalize(model: keras.Model) -> None:
+    """Lets an optimizer that ends training in a way of its own do so, as Keras does after `fit`.
+
+    Moving averages (`use_ema`) are not its own way: the servers install them.
+    """
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    own = getattr(type(optimizer), "finalize_variable_values", None)
+    if own not in (None, BaseOptimizer.finalize_variable_values):
+        optimizer.finalize_variable_values(model.trainable_weights)
+
+
 def decays(optimizer: keras.optimizers.Optimizer, variable: keras.Variable) -> bool:
     """Whether the optimizer's weight decay applies to the variable."""
     return bool(optimizer.weight_decay) and optimizer._use_weight_decay(variable.value)
@@ -499,13 +515,6 @@ def update_count(optimizer: keras.optimizers.Optimizer) -> keras.Variable:
     The optimizer's `iterations` is less where it accumulates the gradients of several calls.
     """
     return optimizer._iterations
-
-
-def set_iterations(optimizer: keras.optimizers.Optimizer, applied: int) -> None:
-    """Sets the optimizer's `iterations` to the number of updates that were applied."""
-    # The conversions of Keras's own `assign` would cost more than everything else that the chief
-    # does for a step.
-    getattr(optimizer, "inner_optimizer", optimizer)._iterations.value.assign(applied)
 
 
 def settings_of(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
@@ -535,6 +544,55 @@ def slot_names(optimizer: keras.optimizers.Optimizer) -> list[tuple[int | None, 
         elif isinstance(value, list) and len(value) == built_for and name != "variables":
             found.update((id(v), (i, name)) for i, v in enumerate(value) if v is not None)
     return [found.get(id(v), (None, f"variable_{k}")) for k, v in enumerate(optimizer.variables)]
+
+
+def slots_of(
+    optimizer: keras.optimizers.Optimizer,
+) -> list[tuple[keras.Variable | None, str, keras.Variable]]:
+    """The state of an optimizer, without the learning rate.
+
+    Args:
+      optimizer: built or not; not a `LossScaleOptimizer`.
+
+    Returns:
+      (model variable to which the state belongs, or None if it belongs to no single one; name of
+      the state, see `slot_names`; the state).
+    """
+    built_for = list(optimizer._trainable_variables)
+    named = zip(slot_names(optimizer), optimizer.variables, strict=True)
+    return [
+        (None if i is None else built_for[i], name, state)
+        for (i, name), state in named
+        if state is not optimizer._learning_rate
+    ]
+
+
+def require_known(
+    optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable]
+) -> None:
+    """Raises Keras's own `ValueError` unless a built optimizer was built for all variables."""
+    optimizer._check_variables_are_known(variables)
+
+
+def unbuild(optimizer: keras.optimizers.Optimizer) -> None:
+    """Makes a built optimizer start afresh when it is built again: without slots, at step 0."""
+    for one in (optimizer, getattr(optimizer, "inner_optimizer", None)):
+        if one is not None:
+            for variable in one._variables[:]:
+                if variable is not one._iterations and variable is not one._learning_rate:
+                    one._tracker.untrack(variable)
+            one._iterations.assign(0)
+            one.built = False
+
+
+@contextlib.contextmanager
+def uninitialized() -> Iterator[None]:
+    """A context in which Keras variables are made without values, which no scope will give them."""
+    waiting = global_state.get_global_attribute("uninitialized_variables", [], set_to_default=True)
+    before = len(waiting)
+    with keras.StatelessScope(initialize_variables=False):
+        yield
+    del waiting[before:]
 
 
 def learning_rate_of(optimizer: keras.optimizers.Optimizer) -> Any:

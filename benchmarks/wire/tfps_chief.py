@@ -17,8 +17,6 @@ STARTUP_TIMEOUT = 180.0  # s; the servers' processes may still be importing Tens
 class Clock(keras.callbacks.Callback):
     """Notes the times at which some steps were done, counted over all workers."""
 
-    reads_weights = False  # Or the trainer would fetch them after every step.
-
     def __init__(self, first: int, last: int):
         """Marks when `first` and `last` steps were done."""
         super().__init__()

@@ -14,8 +14,6 @@ class Progress(keras.callbacks.Callback):
     On a terminal the bar is drawn in place. In a file or a pipe, a line is printed every 15 s.
     """
 
-    reads_weights = False
-
     _BAR = 24  # characters
 
     def __init__(self, tokens_per_step: int, bytes_per_token: float, out: TextIO = sys.stdout):

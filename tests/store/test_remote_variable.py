@@ -94,3 +94,30 @@ def test_values_set_by_the_user_are_trained_on(strategy):
     ids, y = data()
     tfps.Trainer(net, strategy).fit(ids, y, verbose=0)
     np.testing.assert_array_equal(net.get_weights()[0], weights[0])
+
+
+@pytest.mark.parametrize("sparse_updates", ["exact", "lazy"])
+def test_its_slots_go_on_and_are_saved(strategy, sparse_updates, tmp_path):
+    """They stay on the servers, where another Trainer finds them."""
+    with strategy.scope():
+        net = model()
+    reference = model()
+    reference.set_weights(net.get_weights())
+    ids, y = data()
+    order = {"batch_size": 320, "epochs": 2, "shuffle": False, "verbose": 0}
+    for m in (net, reference):
+        m.compile(keras.optimizers.SGD(0.1, momentum=0.9), "mse")
+    trainer = tfps.Trainer(net, strategy, sparse_updates=sparse_updates)
+    trainer.fit(ids, y, **order)
+    trainer.fit(ids, y, **order)
+    trainer = tfps.Trainer(net, strategy, sparse_updates=sparse_updates)
+    trainer.fit(ids, y, **order)
+    for _ in range(3):
+        reference.fit(ids, y, **order)
+    (momentum,) = [v for v in net.optimizer.variables if v.path.endswith("embeddings_momentum")]
+    assert isinstance(momentum.value, RemoteVariable)
+    net.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras")
+    pairs = zip(loaded.optimizer.variables, reference.optimizer.variables, strict=True)
+    for a, b in [*pairs, *zip(loaded.weights, reference.weights, strict=True)]:
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6, err_msg=a.path)

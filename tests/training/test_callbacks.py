@@ -10,7 +10,7 @@ import tensorflow as tf
 
 import tfps
 from tests.conftest import mlp, regression
-from tfps.training.callbacks import has_batch_hooks, reads_weights_in_batches
+from tfps.training.callbacks import has_batch_hooks, may_look_secretly
 
 c = keras.callbacks
 o = keras.optimizers
@@ -240,13 +240,14 @@ def test_tensorboard_has_everything(connect, tmp_path, update_freq):
     assert ("train/batch_loss" in values) == (update_freq == 2)
 
 
-def test_who_looks_at_weights():
-    assert not reads_weights_in_batches(c.TerminateOnNaN())
-    assert not reads_weights_in_batches(c.ModelCheckpoint("x.keras"))
-    assert reads_weights_in_batches(c.ModelCheckpoint("x.keras", save_freq=10))
-    assert not reads_weights_in_batches(c.LambdaCallback(on_epoch_end=lambda e, logs: None))
-    assert reads_weights_in_batches(c.LambdaCallback(on_train_batch_end=lambda b, logs: None))
+def test_who_may_look_at_weights_unnoticed():
+    assert not may_look_secretly(c.TerminateOnNaN())
+    assert not may_look_secretly(c.ModelCheckpoint("x.keras", save_freq=10))
+    assert may_look_secretly(c.LambdaCallback(on_epoch_end=lambda e, logs: None))
+    assert not may_look_secretly(Calls())  # It says so.
+    assert may_look_secretly(type("ModelCheckpoint", (c.ModelCheckpoint,), {})("x.keras"))
     assert not has_batch_hooks(c.EarlyStopping())
+    assert has_batch_hooks(c.LambdaCallback(on_train_batch_end=lambda b, logs: None))
 
 
 def test_a_callback_that_stops_before_the_first_batch(connect):

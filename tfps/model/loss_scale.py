@@ -17,7 +17,7 @@ class LossScale:
 
     def __init__(self, optimizer: keras.optimizers.LossScaleOptimizer):
         """Creates the variables on the current device."""
-        scale = optimizer.dynamic_scale if optimizer.built else optimizer.initial_scale
+        scale = optimizer.initial_scale
         self._growth_steps = optimizer.dynamic_growth_steps
         self.variables = [
             tf.Variable(float(scale), dtype=tf.float32, trainable=False, name="loss_scale"),

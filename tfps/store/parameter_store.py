@@ -8,12 +8,16 @@ from tfps import _keras, errors
 from tfps.cluster.devices import ps_device
 from tfps.model.loss_scale import LossScale
 from tfps.model.server_optimizer import RowOptimizer, ServerOptimizer
-from tfps.store.buckets import Bucket, pack
+from tfps.store.buckets import Bucket
+from tfps.store.columns import Column, Writer
 from tfps.store.handles import LossScaleHandles, RoundHandles, ServerHandles, StoreHandles
+from tfps.store.model_copy import ModelCopy
+from tfps.store.optimizer_copy import OptimizerCopy
 from tfps.store.plan import Plan
 from tfps.store.server_state import (
     Layout,
     LossScaleState,
+    OptimizerState,
     ServerState,
     export_optimizers,
     restore_optimizers,
@@ -26,6 +30,8 @@ class ParameterStore:
 
     Attributes:
       plan: which shards lie in which bucket, and on which ps.
+      copy: the model's Keras variables.
+      optimizer_copy: the Keras variables of its optimizer.
       stored: per bucket, the `keras.Variable` on its ps.
       trained: per ps, the buckets that its optimizer updates as a whole.
       optimizers: ps -> its `ServerOptimizer`, for those that train buckets as a whole.
@@ -44,6 +50,14 @@ class ParameterStore:
         self._layout = Layout(plan)
         self._optimizer = optimizer
         self.stored = [self._create(b) for b in plan.buckets]
+        self._locks = [self._create_lock(p) for p in range(plan.num_ps)]
+        self._writer = Writer(self._locks)
+        self.copy = ModelCopy(optimizer)
+        values = Column(plan, dict(enumerate(self.stored)), self._writer)
+        for i in values.variables():
+            self.copy.add(plan.variables[i], values, i)
+        # Some optimizers begin with slots that are made of the values.
+        self.copy.load_if_changed()
         self.trained = [
             [i for i, b in enumerate(plan.buckets) if b.ps == p and _is_dense(b)]
             for p in range(plan.num_ps)
@@ -56,14 +70,15 @@ class ParameterStore:
             for i, b in enumerate(plan.buckets)
             if b.kind.treatment.by_rows
         }
-        self._locks = [self._create_lock(p) for p in range(plan.num_ps)]
         self.loss_scale = None
         self._versions = [self._create_version(p) for p in range(plan.num_ps)]
         if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
             with tf.device(ps_device(0)):
                 self.loss_scale = LossScale(optimizer)
-        self._synced: dict[int, tf.Tensor] = {}
-        self.load()
+        self.optimizer_copy = OptimizerCopy(
+            plan, optimizer, self._placed(), self.loss_scale, self._writer, self.copy
+        )
+        self.copy.load_if_changed()
 
     def handles(self) -> ServerHandles:
         """The resource handles of everything here, without outer optimizer and rounds."""
@@ -123,59 +138,29 @@ class ParameterStore:
 
     # The chief's copy.
 
-    def load(self) -> None:
-        """Fills the servers from the model's variables."""
-        for bucket, stored in zip(self.plan.buckets, self.stored, strict=True):
-            if bucket.shards[0].variable in self.plan.remote:
-                continue
-            mine = {s.variable: self.plan.variables[s.variable].value for s in bucket.shards}
-            (packed,) = pack([bucket], mine)
-            stored.assign(packed)
-        self._note_sync()
-
     def load_if_changed(self) -> bool:
-        """Fills the servers if the model was changed since the last `load` or `fetch`.
+        """Takes to the servers what was changed on the chief; see `ModelCopy`."""
+        self.optimizer_copy.link()
+        return self.copy.load_if_changed()
 
-        Returns:
-          Whether the servers were filled.
+    def fetch(self, elsewhere: int = 0) -> None:
+        """Brings the servers' values, and the state of a built optimizer, to the chief.
+
+        Args:
+          elsewhere: number of updates that the servers made with another optimizer (`LocalSteps`).
         """
-        changed = not self._synced or not all(
-            _same(self.plan.variables[i].numpy(), old.numpy()) for i, old in self._synced.items()
-        )
-        if changed:
-            self.load()
-        return changed
-
-    def fetch(self) -> None:
-        """Brings the servers' values into the model's variables."""
-        # One bucket after the other, so that the chief holds the model twice only.
-        arrays = self._layout.whole(
-            (i, self.stored[i].numpy())
-            for i, bucket in enumerate(self.plan.buckets)
-            if bucket.shards[0].variable not in self.plan.remote
-        )
-        for i, array in arrays.items():
-            self.plan.variables[i].assign(array)
-        self._note_sync()
-
-    def forget_sync(self) -> None:
-        """Makes the next `load_if_changed` load: the servers have moved on without the model."""
-        self._synced = {}
-
-    def _note_sync(self) -> None:
-        # A read shares the variable's buffer, so this costs memory only when a value is replaced.
-        self._synced = {
-            i: tf.convert_to_tensor(v.value)
-            for i, v in enumerate(self.plan.variables)
-            if i not in self.plan.remote
-        }
+        self.optimizer_copy.updates.count = self.iterations() + elsewhere
+        self.copy.fetch()
 
     def iterations(self) -> int:
         """Number of updates that the compiled optimizer has applied."""
         return max((int(o.iterations.numpy()) for o, _ in self._placed()), default=0)
 
     def finalize(self) -> None:
-        """Ends training as Keras does: an optimizer with moving averages installs them."""
+        """Ends training as Keras does: an optimizer with moving averages installs them.
+
+        The chief's copy notices when it looks again.
+        """
         for optimizer, mine in self._placed():
             if optimizer.averages:
                 for i, average in zip(mine, optimizer.averages, strict=True):
@@ -193,16 +178,21 @@ class ParameterStore:
         return ServerState(
             {i: spec.path for i, spec in enumerate(self.plan.specs)},
             self._layout.whole(arrays),
-            export_optimizers(self._layout, self._placed()),
+            self.export_optimizer(),
             np.array([v.numpy() for v in self._versions]),
             LossScaleState(*(v.numpy() for v in scale.variables)) if scale else None,
         )
 
-    def restore(self, state: ServerState) -> None:
-        """Writes an exported state to the servers, and its values into the model's variables.
+    def export_optimizer(self) -> OptimizerState:
+        """The part of `export` that belongs to the compiled optimizer."""
+        return export_optimizers(self._layout, self._placed())
+
+    def restore(self, state: ServerState, elsewhere: int = 0) -> None:
+        """Writes an exported state to the servers, and into the chief's variables.
 
         Args:
           state: of a store for the same model and optimizer, in whatever way it was laid out.
+          elsewhere: see `fetch`.
 
         Raises:
           ConfigError: the state is of another model or optimizer.
@@ -224,10 +214,7 @@ class ParameterStore:
         if self.loss_scale and state.loss_scale:
             for variable, array in zip(self.loss_scale.variables, state.loss_scale, strict=True):
                 variable.assign(array)
-        for i, value in state.values.items():
-            if i not in self.plan.remote:
-                self.plan.variables[i].assign(value)
-        self._note_sync()
+        self.fetch(elsewhere)
 
     def _placed(self) -> list[tuple[ServerOptimizer, list[int]]]:
         """Each optimizer with the buckets that it updates."""
@@ -238,8 +225,3 @@ class ParameterStore:
 def _is_dense(bucket: Bucket) -> bool:
     """Whether an optimizer updates the bucket as a whole."""
     return bucket.kind.treatment.trained and not bucket.kind.treatment.by_rows
-
-
-def _same(a: np.ndarray, b: np.ndarray) -> bool:
-    # NaN equals NaN here. The comparison that says so takes longer, so it comes second.
-    return np.array_equal(a, b) or np.array_equal(a, b, equal_nan=True)

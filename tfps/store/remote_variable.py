@@ -1,8 +1,10 @@
 """Variables too large for the chief: their rows live on the servers from the start."""
 
 import concurrent.futures
+import copy
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -64,6 +66,19 @@ class RemoteVariable:
             makers.append(_maker(part, part_shape, dtype))
         with concurrent.futures.ThreadPoolExecutor(num_ps) as pool:
             self.parts = list(pool.map(_make, range(num_ps), makers))
+
+    def like(self, parts: Sequence[Any], name: str) -> "RemoteVariable":
+        """Makes a variable of other parts that are dealt out in the same way, such as a slot.
+
+        Args:
+          parts: variables of the shapes of this variable's own, by ps.
+          name: for error messages.
+        """
+        other = copy.copy(self)
+        other.name, other.parts = f"{self.name}/{name}", list(parts)
+        other.dtype = tf.as_dtype(parts[0].dtype)
+        other.trainable = False
+        return other
 
     @property
     def _unique_id(self) -> str:

@@ -9,38 +9,21 @@ from tfps import _keras
 _BATCH_HOOKS = ("on_batch_begin", "on_batch_end", "on_train_batch_begin", "on_train_batch_end")
 _TEST_BATCH_HOOKS = ("on_test_batch_begin", "on_test_batch_end")
 
-# The batch hooks of these callbacks look at the logs and the optimizer only.
-_LOGS_ONLY = (
-    keras.callbacks.History,
-    keras.callbacks.ProgbarLogger,
-    keras.callbacks.TensorBoard,
-    keras.callbacks.TerminateOnNaN,
-    keras.callbacks.CSVLogger,
-    keras.callbacks.EarlyStopping,
-    keras.callbacks.LearningRateScheduler,
-    keras.callbacks.ReduceLROnPlateau,
-)
 # How many values a histogram is made of at most.
 _MOST_VALUES = 100_000
 
-_SAVING = (keras.callbacks.ModelCheckpoint, keras.callbacks.BackupAndRestore)
 
+def may_look_secretly(callback: keras.callbacks.Callback) -> bool:
+    """Whether a callback may look at weights in a way that the chief's copy does not notice.
 
-def reads_weights_in_batches(callback: keras.callbacks.Callback) -> bool:
-    """Whether a callback may look at the weights after a batch.
-
-    For such a callback the trainer fetches the weights from the servers after every batch, which
-    is right but costs a pull. A user's callback that has batch hooks and does not look at weights
-    says so with a class attribute `reads_weights = False`.
+    Keras's own callbacks read Keras variables. Others may call functions that were traced before
+    `fit`, or hold a `tf.Variable`. A callback that never looks at weights in its batch hooks may
+    say so with a class attribute `reads_weights = False`; there is no need to.
     """
-    declared = getattr(callback, "reads_weights", None)
-    if declared is not None:
-        return declared
-    if type(callback) in _LOGS_ONLY:
-        return False
-    if type(callback) in _SAVING:
-        return callback.save_freq != "epoch"
-    return has_batch_hooks(callback)
+    of_keras = type(callback) is not keras.callbacks.LambdaCallback and (
+        getattr(keras.callbacks, type(callback).__name__, None) is type(callback)
+    )
+    return not of_keras and getattr(callback, "reads_weights", None) is not False
 
 
 def has_batch_hooks(callback: keras.callbacks.Callback) -> bool:

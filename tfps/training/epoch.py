@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from tfps import _keras, errors
+from tfps import errors
 from tfps.training.feeds import Feed
 from tfps.training.hooks import Hooks
 from tfps.training.metric_totals import MetricTotals
@@ -45,8 +45,10 @@ class Epoch:
         self._totals = MetricTotals(
             self._program, session.merging(feed, train=True), self._program.logs
         )
-        self._updates = self._state.updates()
         self._steps, self._seconds = 0, 0.0
+        store = session.served.store
+        self._copy, self._counted = store.copy, store.optimizer_copy.updates
+        self._counted.count = self._state.updates()
 
     @property
     def staleness(self) -> Any:
@@ -72,24 +74,18 @@ class Epoch:
         Raises:
           DataError: there was no batch.
         """
-        store = self._session.served.store
         started = time.perf_counter()
         self._feed.begin_epoch()
         self._state.own.begin(self._program, self._feed, self._totals.carried)
-        try:
-            self._steps = self._train()
-        except BaseException:
-            # Outside of `fit` the model is the truth, without what was not fetched.
-            store.forget_sync()
-            raise
+        self._steps = self._train()
         self._feed.end_epoch()
         self._seconds = time.perf_counter() - started
         if not self._totals.examples and not self._model.stop_training:
             raise errors.DataError("fit was given no batch; the input is empty")
-        store.fetch()
         self._state.own.copy()
         # The servers do not count updates that loss scaling has skipped.
-        _keras.set_iterations(self._program.optimizer, self._state.updates())
+        self._counted.count = self._state.updates()
+        self._copy.outdate()
         return self._totals.logs(final=True)
 
     def _train(self) -> int:
@@ -105,7 +101,7 @@ class Epoch:
                 return steps
 
     def _is_warming(self, policy: ConsistencyPolicy) -> bool:
-        return self._state.is_warming(policy, self._updates - self._state.chief.outer_updates)
+        return self._state.is_warming(policy, self._counted.count - self._state.chief.outer_updates)
 
     # What a run tells.
 
@@ -118,7 +114,6 @@ class Epoch:
         """Counts some work, and calls the hook of its last batch."""
         self.counts(report)
         if self._hooks.watches_batches:
-            _keras.set_iterations(self._program.optimizer, self._updates)
             self._state.own.copy(report.worker)
             self._hooks.batch_end(last, self._totals.logs())
             self._state.own.load_if_changed()
@@ -132,7 +127,8 @@ class Epoch:
         if not report.is_known:
             return
         updates = int(report.tally.updates)
-        self._updates += updates
+        self._counted.count += updates
+        self._copy.outdate()
         if self._outer:
             self._state.chief.outer_updates += updates
         self._totals.add(report)

@@ -1,8 +1,8 @@
-"""Keras callbacks, and the chief's copy of the weights around their hooks.
+"""Keras callbacks, and the chief's copy of the model around their hooks.
 
-While `fit` runs, the truth about the weights is on the servers. A hook may look at the model, and
-may set weights. So the copy is fetched before a hook that may look, and the servers are filled
-again after a hook that has changed the model. No hook of `fit` is called from anywhere else.
+While `fit` runs, the truth is on the servers. A hook may look at the model and its optimizer, and
+may change them. The copy brings what a hook looks at; what a hook has changed is taken to the
+servers after it. No hook of `fit` is called from anywhere else.
 """
 
 from typing import Any
@@ -10,7 +10,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfps.store.parameter_store import ParameterStore
+from tfps import _keras_variables as contents
+from tfps.store.model_copy import ModelCopy
 from tfps.training import callbacks as traits
 
 
@@ -22,48 +23,52 @@ class Hooks:
       watches_batches: whether any callback has a hook for batches.
     """
 
-    def __init__(self, callbacks: keras.callbacks.CallbackList, store: ParameterStore):
+    def __init__(self, callbacks: keras.callbacks.CallbackList, copy: ModelCopy):
         """Notes the callbacks; what they look at is asked at the start of each epoch.
 
         Args:
           callbacks: of the run.
-          store: with the variables on the servers.
+          copy: of what is on the servers.
         """
         self.callbacks = callbacks
-        self._store = store
-        self.watches_batches = self._reads_weights = False
+        self._copy = copy
+        self.watches_batches = self._secretly = self._secretly_in_batches = False
+        self._has_captured = False
 
     def train_begin(self) -> None:
         """Before the first epoch."""
-        self.callbacks.on_train_begin()
-        self._store.load_if_changed()
+        with self._copy.hook():
+            self.callbacks.on_train_begin()
 
     def epoch_begin(self, epoch: int) -> None:
         """Before the first batch of an epoch."""
         every = self.callbacks.callbacks
+        secret = [c for c in every if traits.may_look_secretly(c)]
         self.watches_batches = any(map(traits.has_batch_hooks, every))
-        self._reads_weights = any(map(traits.reads_weights_in_batches, every))
-        self.callbacks.on_epoch_begin(epoch)
-        self._store.load_if_changed()
+        self._secretly, self._secretly_in_batches = (
+            bool(secret),
+            any(map(traits.has_batch_hooks, secret)),
+        )
+        if self._secretly and not self._has_captured:
+            self._copy.capture(contents.captured)
+            self._has_captured = True
+        with self._copy.hook(whole=self._secretly):
+            self.callbacks.on_epoch_begin(epoch)
 
     def batch_begin(self, batch: int) -> None:
         """Before the first batch of some work; `batch` is its index."""
-        self.callbacks.on_train_batch_begin(batch)
-        if self._reads_weights:
-            self._store.load_if_changed()
+        with self._copy.hook(captured=self._secretly_in_batches):
+            self.callbacks.on_train_batch_begin(batch)
 
     def batch_end(self, batch: int, logs: dict[str, Any]) -> None:
         """After some work; `batch` is the index of the last batch that is done."""
-        if self._reads_weights:
-            self._store.fetch()
-        self.callbacks.on_train_batch_end(batch, logs)
-        if self._reads_weights:
-            self._store.load_if_changed()
+        with self._copy.hook(captured=self._secretly_in_batches):
+            self.callbacks.on_train_batch_end(batch, logs)
 
     def epoch_end(
         self, epoch: int, logs: dict[str, Any], stats: dict[str, float], staleness: Any
     ) -> dict[str, Any]:
-        """After an epoch and its validation, when the chief's copy has been fetched.
+        """After an epoch and its validation.
 
         Args:
           epoch: index.
@@ -78,13 +83,12 @@ class Hooks:
         before = {name: len(values) for name, values in history.history.items()} if history else {}
         # Keras 3.15's TensorBoard(update_freq=n) would write an epoch's summaries only after a
         # multiple of n batches.
-        with tf.summary.record_if(True):
+        with self._copy.hook(whole=self._secretly), tf.summary.record_if(True):
             traits.write_stats(self.callbacks, stats, staleness, epoch)
             self.callbacks.on_epoch_end(epoch, logs)
-        self._store.load_if_changed()
         recorded = history.history.items() if history else ()
         return {name: v[-1] for name, v in recorded if len(v) > before.get(name, 0)} or logs
 
     def train_end(self, logs: dict[str, Any] | None) -> None:
-        """After the last epoch."""
+        """After the last epoch, when the variables do not follow the servers any more."""
         self.callbacks.on_train_end(logs)

@@ -118,8 +118,9 @@ class Session:
             build_own(self.model, feed.batch_spec, mode)
             self._built.add(mode)
         served = self._served
-        if served is not None and not served.program.is_current():
-            # Compiled anew, or frozen in part. As in Keras, another training begins.
+        if served is not None and (not served.program.is_current() or served.store.copy.is_lost):
+            # Compiled anew, or frozen in part: as in Keras, another training begins. Or an error
+            # left the model without its optimizer's slots.
             served = None
         if served is not None and (served.trains or not train):
             if self.state.is_restored:

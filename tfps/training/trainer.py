@@ -7,7 +7,8 @@ from typing import Any
 
 import keras
 
-from tfps import _keras, errors
+from tfps import _keras, _keras_variables, errors
+from tfps.cluster import sockets
 from tfps.model import optimizer_traits
 from tfps.strategy import ParameterServerStrategy
 from tfps.training.consistency import Async
@@ -40,15 +41,15 @@ def _errors_named(method):
 class Trainer:
     """Trains a compiled Keras 3 model on the workers of a strategy's cluster.
 
-    Arguments and meanings are those of `keras.Model.fit`, `evaluate` and `predict`. While `fit`
-    runs, the truth about the weights is on the servers. The model has a copy whenever a callback
-    may look: after each epoch, and after each batch if a callback reads weights in its batch hooks.
-    Outside of `fit` the model is the truth: training goes on with weights that `load_weights` or a
-    callback has set.
+    Arguments and meanings are those of `keras.Model.fit`, `evaluate` and `predict`. Outside of
+    `fit` the model and its optimizer are the truth: training begins with the weights, the slots and
+    the `iterations` that they have, whether plain Keras, a file or another Trainer gave them. At
+    the end of `fit` they have what the servers have. While `fit` runs the truth is on the servers.
+    A Keras variable of the model or its optimizer is brought to the chief when a callback looks at
+    it, and training goes on with what a callback assigns to it. A learning rate that is assigned
+    to `model.optimizer` is used from the next step on.
 
-    The optimizer's slots exist on the servers only. They start afresh with a new Trainer, unless
-    its `state` is restored, and after `model.compile`. `model.optimizer` keeps the settings: a
-    learning rate assigned to it is used from the next step on.
+    The slots of variables that are too large for the chief (`max_chief_bytes`) stay on the servers.
 
     Attributes:
       model: the Keras model.
@@ -249,26 +250,35 @@ class Trainer:
             )
         model.stop_training = False
         self.stats = {}
+        store = session.served.store
         hooks = Hooks(
-            self._callback_list(callbacks, verbose, feed, epochs, history=True),
-            session.served.store,
+            self._callback_list(callbacks, verbose, feed, epochs, history=True), store.copy
         )
-        hooks.train_begin()
-        resumed = session.state.begin_fit()
-        try:
-            if resumed is not None:
-                initial_epoch = self._resume(resumed, feed)
-            epochs_to_run = range(_keras.initial_epoch(model, initial_epoch), epochs)
-            logs = self._train(feed, validation, validation_freq, epochs_to_run, hooks)
-        finally:
-            session.state.end_fit()
-        optimizer = session.served.program.optimizer
-        if epochs > 0 and optimizer is not None and optimizer_traits.inner(optimizer).use_ema:
-            session.served.store.finalize()
-            session.served.store.fetch()
+        store.optimizer_copy.build()
+        with _keras_variables.keras_functions_aside(model), store.copy.following(self._ps_answer):
+            hooks.train_begin()
+            resumed = session.state.begin_fit()
+            try:
+                if resumed is not None:
+                    initial_epoch = self._resume(resumed, feed)
+                epochs_to_run = range(_keras.initial_epoch(model, initial_epoch), epochs)
+                logs = self._train(feed, validation, validation_freq, epochs_to_run, hooks)
+            finally:
+                session.state.end_fit()
+            if epochs > 0:
+                store.finalize()
+        if epochs > 0:
+            _keras.finalize(model)
         session.served.program.move_seeds()
         hooks.train_end(logs)
         return model.history
+
+    def _ps_answer(self, error: BaseException) -> bool:
+        """Whether the servers can be asked after an error for what they have."""
+        if isinstance(error, errors.StepTimeout):
+            return False  # A ps that hangs accepts connections.
+        addresses = self.strategy.cluster.spec["ps"]
+        return all(sockets.answers(address, timeout=2.0) for address in addresses)
 
     def _train(
         self,
@@ -347,12 +357,14 @@ class Trainer:
         feed = session.feed(x, steps, batch_size=batch_size, shuffle=False, group=1)
         session.prepare(feed, train=False, targets=False)
         callbacks = self._callback_list(callbacks, verbose, feed)
-        run = PredictionRun(session, feed, callbacks)
+        copy = session.served.store.copy
         self.model.stop_predicting = False
-        callbacks.on_predict_begin()
-        outputs = run.predict()
+        with copy.hook():
+            callbacks.on_predict_begin()
+        outputs = PredictionRun(session, feed, callbacks).predict()
         session.served.program.move_seeds()
-        callbacks.on_predict_end()
+        with copy.hook():
+            callbacks.on_predict_end()
         if not outputs:
             raise errors.DataError("predict was given no batch; the input is empty")
         return keras.tree.map_structure(lambda *parts: _keras.concatenated(parts), *outputs)
@@ -383,15 +395,17 @@ class Trainer:
         session = self._session
         session.prepare(feed, train=False)
         callbacks = self._callback_list(callbacks, verbose, feed)
-        run = EvaluationRun(session, feed, callbacks)
+        copy = session.served.store.copy
         self.model.stop_evaluating = False
-        callbacks.on_test_begin()
-        totals = run.evaluate()
+        with copy.hook():  # What this hook changes is what is evaluated.
+            callbacks.on_test_begin()
+        totals = EvaluationRun(session, feed, callbacks).evaluate()
         session.served.program.move_seeds()
         if not totals.examples and not self.model.stop_evaluating:
             raise errors.DataError("evaluate was given no batch; the input is empty")
         logs = totals.logs()
-        callbacks.on_test_end(logs)
+        with copy.hook():
+            callbacks.on_test_end(logs)
         return logs
 
     def _callback_list(

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tfps import _keras, errors
+from tfps import errors
 from tfps.cluster.calls import WorkerCalls
 from tfps.model import optimizer_traits
 from tfps.store.placement import Shard
@@ -139,7 +139,6 @@ class TrainingState:
             self._restored = None
         elif self._restored is not None:
             served.store.restore(self._restored.servers)
-            served.store.fetch()
         return ended
 
     def end(self) -> list[ServerSide]:
@@ -155,7 +154,7 @@ class TrainingState:
     # The servers.
 
     def updates(self) -> int:
-        """How many updates the servers have applied."""
+        """How many updates the servers have applied, with whatever optimizer."""
         return self._require_served().store.iterations() + self.chief.outer_updates
 
     def is_warming(self, policy: ConsistencyPolicy, updates: int) -> bool:
@@ -327,8 +326,7 @@ class TrainingState:
         self._calls.settle()
         self.chief = dataclasses.replace(copy.deepcopy(exported.chief), seeds=[])
         self._resumes = True
-        served.store.restore(exported.servers)
-        served.store.fetch()
+        served.store.restore(exported.servers, self.chief.outer_updates)
         served.program.base_seeds = exported.chief.seeds
         rate = exported.chief.learning_rate
         if rate is not None:
@@ -339,7 +337,6 @@ class TrainingState:
         }
         self.own.restore(exported.own)
         self._restored_sides = dict(exported.sides)
-        _keras.set_iterations(served.program.optimizer, self.updates())
 
     def _require_served(self) -> ServedModel:
         if self._served is None:

@@ -9,6 +9,7 @@ from tfps.model.server_optimizer import ServerOptimizer
 from tfps.model.stateless_model import StatelessModel
 from tfps.store.buckets import pack
 from tfps.store.pull import Puller
+from tfps.store.server_state import Layout, restore_optimizers
 
 
 class LocalCopy:
@@ -19,7 +20,7 @@ class LocalCopy:
     Attributes:
       program, puller: the model and the traffic down.
       inner: the worker's optimizer, as variables on the chief. Every worker's state begins as
-        the values of these variables.
+        the values of these variables, which are the servers'.
     """
 
     def __init__(
@@ -47,6 +48,9 @@ class LocalCopy:
             [puller.store.stored[i] for i in self._trained],
             [self._buckets[i].kind.decayed for i in self._trained],
         )
+        store = puller.store
+        placed = [(self.inner, self._trained)]
+        restore_optimizers(Layout(store.plan), placed, store.export_optimizer())
         self.step = tf.function(self._step, jit_compile=jit_compile, autograph=False)
 
     def _step(self, values, inner, batch, metrics, number, learning_rate):

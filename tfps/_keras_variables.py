@@ -1,0 +1,240 @@
+"""Keras variables whose values are elsewhere: private names of Keras's `Variable`, as of 3.15.
+
+A Keras variable keeps a `tf.Variable` in its attribute `_value`, and everything that Keras does
+with the variable begins by reading this attribute. So a variable can be made to follow something:
+its class becomes a subclass in which `_value` is a property that asks first. The `tf.Variable`
+stays the same object throughout, because functions that were traced before have captured it.
+"""
+
+import contextlib
+import gc
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol
+
+import keras
+import tensorflow as tf
+
+from tfps import _keras
+
+_FOLLOWED = "_tfps_followed"
+
+
+class Followed(Protocol):
+    """What a Keras variable follows."""
+
+    def look(self) -> None:
+        """Somebody is about to use the variable's `tf.Variable`, which must be filled now."""
+
+    def written(self, value: tf.Tensor) -> None:
+        """Somebody assigns a value outside of graphs, which must be `fill`ed in."""
+
+
+def follow(variable: keras.Variable, followed: Followed) -> None:
+    """Makes a variable ask before each use, until `unfollow`.
+
+    Args:
+      variable: any Keras variable, with or without a value.
+      followed: whom it asks.
+    """
+    if not is_following(variable):
+        variable.__class__ = _following(type(variable))
+    vars(variable)[_FOLLOWED] = followed
+
+
+def unfollow(variable: keras.Variable) -> None:
+    """Gives a variable its own class again."""
+    if is_following(variable):
+        variable.__class__ = type(variable).__bases__[0]
+        del vars(variable)[_FOLLOWED]
+
+
+def is_following(variable: keras.Variable) -> bool:
+    """Whether the variable asks before it is used."""
+    return _FOLLOWED in vars(variable)
+
+
+_classes: dict[type, type] = {}
+
+
+def _following(cls: type) -> type:
+    if cls not in _classes:
+        # Under the same name, because Keras and users print and save the names of classes.
+        members = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, **_MEMBERS}
+        _classes[cls] = type(cls.__name__, (cls,), members)
+    return _classes[cls]
+
+
+def _read_value(self):
+    vars(self)[_FOLLOWED].look()
+    return vars(self)["_value"]
+
+
+def _write_value(self, value):
+    vars(self)["_value"] = value
+
+
+def _direct_assign(self, value):
+    if tf.executing_eagerly():
+        vars(self)[_FOLLOWED].written(tf.cast(value, self._dtype))
+    else:
+        super(type(self), self)._direct_assign(value)
+
+
+def _reduce(self, protocol):
+    # What is pickled or copied is an ordinary variable with the value of now.
+    plain: Any = object.__new__(type(self).__bases__[0])
+    own = {**vars(self), "_value": self._value}
+    del own[_FOLLOWED]
+    vars(plain).update(own)
+    return plain.__reduce_ex__(protocol)
+
+
+_MEMBERS = {
+    "_value": property(_read_value, _write_value),
+    "_direct_assign": _direct_assign,
+    "__reduce_ex__": _reduce,
+}
+
+
+def content(variable: keras.Variable) -> Any:
+    """The `tf.Variable` (or what stands for it) as it is, without asking; None if there is none."""
+    return vars(variable).get("_value")
+
+
+def put(variable: keras.Variable, held: Any) -> None:
+    """Lets a variable hold something else in place of its `tf.Variable`."""
+    unfollow(variable)
+    vars(variable).update(_value=held, _initializer=None)
+
+
+def fill(variable: keras.Variable, value: Any) -> None:
+    """Puts a value into a variable without asking, whatever memory the variable has.
+
+    Args:
+      variable: any Keras variable.
+      value: array or tensor of its shape and dtype.
+    """
+    with tf.init_scope():
+        held = content(variable)
+        if held is None:
+            vars(variable)["_initializer"] = None
+            variable._initialize(tf.convert_to_tensor(value, variable._dtype))
+        else:
+            value = tf.cast(tf.convert_to_tensor(value), held.dtype)
+            # Not `assign`, which would compare shapes with what `drop` has left.
+            tf.raw_ops.AssignVariableOp(resource=held.handle, value=value)
+
+
+def drop(variable: keras.Variable) -> None:
+    """Frees the memory of a variable's value; `fill` must come before the next use."""
+    held = content(variable)
+    if isinstance(held, tf.Variable):
+        with tf.init_scope():
+            tf.raw_ops.AssignVariableOp(resource=held.handle, value=tf.zeros([0], held.dtype))
+
+
+def tensor(variable: keras.Variable) -> tf.Tensor:
+    """A variable's value without asking; it shares the variable's memory until that is written."""
+    with tf.init_scope():
+        return tf.convert_to_tensor(content(variable))
+
+
+class _Unset:
+    """What a variable without a value follows: its own initializer, once it is needed."""
+
+    def __init__(self, variable: keras.Variable):
+        self._variable = variable
+
+    def look(self) -> None:
+        initialize(self._variable)
+
+    def written(self, value: tf.Tensor) -> None:
+        unfollow(self._variable)
+        fill(self._variable, value)
+
+
+def build_without_memory(optimizer: keras.optimizers.Optimizer, variables: list) -> None:
+    """Builds an optimizer whose slots take no memory until somebody looks at them.
+
+    Args:
+      optimizer: not built.
+      variables: Keras variables, of whatever size.
+    """
+    nested = [optimizer]
+    if inner := getattr(optimizer, "inner_optimizer", None):
+        nested.append(inner)
+    for one in nested:
+        vars(one)["add_variable"] = _adding_unset(one)
+    try:
+        optimizer.build(variables)
+    finally:
+        for one in nested:
+            del vars(one)["add_variable"]
+
+
+def _adding_unset(optimizer: keras.optimizers.Optimizer) -> Callable[..., keras.Variable]:
+    add = optimizer.add_variable
+
+    def add_unset(*args, **kwargs):
+        with _keras.uninitialized():
+            variable = add(*args, **kwargs)
+        follow(variable, _Unset(variable))
+        return variable
+
+    return add_unset
+
+
+def initialize(variable: keras.Variable) -> None:
+    """Gives a variable that `is_unset` the value of its own initializer."""
+    if content(variable) is None:
+        unfollow(variable)
+        variable._deferred_initialize()
+
+
+def is_unset(variable: keras.Variable) -> bool:
+    """Whether `build_without_memory` made the variable, and nobody has looked at it."""
+    return isinstance(vars(variable).get(_FOLLOWED), _Unset)
+
+
+def captured(variables: Iterable[keras.Variable]) -> list[keras.Variable]:
+    """Those of the variables that traced functions read without asking.
+
+    The step functions of Keras's own `fit`, `evaluate` and `predict` do not count; see
+    `keras_functions_aside`.
+    """
+    handles = {}
+    for variable in variables:
+        if isinstance(held := content(variable), tf.Variable):
+            handles[id(held.handle)] = variable
+    found = {}
+    for graph in gc.get_objects():
+        if type(graph) is tf.__internal__.FuncGraph and graph.name not in _STEPS:
+            for handle in graph.external_captures:
+                if id(handle) in handles:
+                    found[id(handle)] = handles[id(handle)]
+    return list(found.values())
+
+
+_STEPS = {
+    "one_step_on_data",
+    "one_step_on_data_distributed",
+    "multi_step_on_iterator",
+    "multi_step_on_data",
+}
+_FUNCTIONS = ("train_function", "test_function", "predict_function")
+
+
+@contextlib.contextmanager
+def keras_functions_aside(model: keras.Model) -> Iterator[None]:
+    """A context in which a model has none of the step functions that Keras traced before.
+
+    Whoever calls Keras's own `predict` within gets a new one, whose tracing is noticed.
+    """
+    attributes = vars(model)
+    kept, compilation = {f: attributes.get(f) for f in _FUNCTIONS}, _keras.compilation(model)
+    attributes.update(dict.fromkeys(_FUNCTIONS))
+    try:
+        yield
+    finally:
+        if compilation == _keras.compilation(model):
+            attributes.update({name: f for name, f in kept.items() if f is not None})
