@@ -4,6 +4,8 @@ Nothing else in the package imports from `tensorflow.python`.
 """
 
 import contextlib
+import os
+import re
 import sys
 import threading
 import types
@@ -282,6 +284,28 @@ def being_scheduled(strategy: tf.distribute.Strategy) -> Iterator[None]:
             strategy.extended._being_scheduled = before
 
 
+class _Interpolated(atomic_function.InterpolateRuntimeError):
+    """Adds to an error of a graph where the user's code made the operation that failed.
+
+    TensorFlow's own adds every frame between the program and the operation, which are dozens of
+    lines, of which those of libraries say nothing.
+    """
+
+    DENY_LIST_PHRASES = (
+        *atomic_function.InterpolateRuntimeError.DENY_LIST_PHRASES,
+        *(f"{os.sep}{name}{os.sep}" for name in ("tensorflow", "keras", "tfps")),
+        os.path.dirname(os.__file__) + os.sep,
+        "<frozen ",
+    )
+
+    def interpolate(self, message, node_names, graph_debug_info):
+        """See TensorFlow's class."""
+        # An error that comes over several servers names the node once for each of them.
+        names = list(dict.fromkeys(node_names))
+        text = super().interpolate(message, names, graph_debug_info)
+        return re.sub(r"\n{2,}(?=  File )", "\n", text)
+
+
 class FlatFunction:
     """A concrete function that is called with flat tensors and returns flat tensors.
 
@@ -372,7 +396,7 @@ class FlatFunction:
         # Some captures are chosen by worker: a table, or the worker's index.
         captures = self._function.captured_inputs if self._captures is None else self._captures
         given = [*inputs, *captures, *place]
-        with atomic_function.InterpolateRuntimeError(self._graph):
+        with _Interpolated(self._graph):
             if manager is None:
                 return execute.execute(
                     self._name, self._outputs, given, self._attrs, context.context()
