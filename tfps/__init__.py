@@ -1,5 +1,6 @@
 """Parameter-server training for Keras 3 on stock TensorFlow."""
 
+from tfps import _quiet  # noqa: F401  Before TensorFlow is imported.
 from tfps import compression, consistency, data, partitioners
 from tfps.cluster.spec import Cluster
 from tfps.cluster.local import LocalCluster

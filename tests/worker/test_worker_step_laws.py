@@ -59,22 +59,22 @@ class Rig:
         reports = []
         with tf.device(worker_device(0)):
             source = iter(data)
-            carry, own = self.step.start(self.handles, memory), Own([], [])
+            carry, own = self.step.start(self.handles, memory), Own([], [], [self.step.own.blank()])
             while True:
-                vector, carry, own = self.step(
+                vector, carry, _ = self.step(
                     self.handles, source, carry, own, self.group, len(reports), 1.0
                 )
-                reports.append(Report.of(vector, self.step.own.initial))
+                reports.append(Report.of(vector, self.step.own.shapes))
                 if self.policy.in_rounds and reports[-1].steps:
                     number = 1000 + len(reports)
                     vector, carry = self.step.push(self.handles, carry, number, 1.0, 1, 1.0)
-                    reports.append(Report.of(vector, self.step.own.initial))
+                    reports.append(Report.of(vector, self.step.own.shapes))
                     continue
                 if not reports[-1].steps and not reports[-1].taken:
                     break
             vector = self.step.finish(self.handles, carry, 1.0)
             if vector is not None:
-                reports.append(Report.of(vector, self.step.own.initial))
+                reports.append(Report.of(vector, self.step.own.shapes))
             return reports, self.step.rest(carry)
 
 

@@ -7,6 +7,7 @@ import tensorflow as tf
 from tfps import _keras
 
 _BATCH_HOOKS = ("on_batch_begin", "on_batch_end", "on_train_batch_begin", "on_train_batch_end")
+_TEST_BATCH_HOOKS = ("on_test_batch_begin", "on_test_batch_end")
 
 # How many values a histogram is made of at most.
 _MOST_VALUES = 100_000
@@ -27,12 +28,21 @@ def may_look_secretly(callback: keras.callbacks.Callback) -> bool:
 
 def has_batch_hooks(callback: keras.callbacks.Callback) -> bool:
     """Whether the callback does anything at the training batch hooks."""
+    return _has_any(callback, _BATCH_HOOKS)
+
+
+def has_test_batch_hooks(callback: keras.callbacks.Callback) -> bool:
+    """Whether the callback does anything at the batch hooks of evaluation."""
+    return _has_any(callback, _TEST_BATCH_HOOKS)
+
+
+def _has_any(callback: keras.callbacks.Callback, hooks: tuple[str, ...]) -> bool:
     base = keras.callbacks.Callback
     return any(
         getattr(type(callback), hook) is not getattr(base, hook)
         # LambdaCallback assigns its hooks to the instance.
         or callback.__dict__.get(hook) is not None
-        for hook in _BATCH_HOOKS
+        for hook in hooks
     )
 
 

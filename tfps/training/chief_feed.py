@@ -37,6 +37,7 @@ class ChiefFeed:
         self.num_batches = epochs.num_batches
         self.batch_spec = without_optionals(self._dataset.element_spec)
         flat = tf.nest.flatten(self.batch_spec)
+        self._is_plain = all(isinstance(s, tf.TensorSpec) for s in flat)
         self._stackable = all(s is None or isinstance(s, tf.TensorSpec) for s in flat)
         self.regroup(steps_per_execution)
         self._pass: _Pass | None = None
@@ -78,8 +79,8 @@ class ChiefFeed:
             return None
         self._left -= len(batches)
         if self.group == 1:
-            return Work(batches[0], 1)
-        return Work(Stack(keras.tree.map_structure(_stack, *batches)), len(batches))
+            return Work(batches[0], 1, is_sure=True)
+        return Work(Stack(keras.tree.map_structure(_stack, *batches)), len(batches), is_sure=True)
 
     def done(self, worker: int, work: Work, steps: int) -> None:
         """See `feeds.WorkSource`; every batch that was dealt out is used."""
@@ -120,11 +121,14 @@ class ChiefFeed:
         # With steps_per_epoch, the pass goes on from the last epoch and may have ended just there.
         for _ in range(2):
             assert self._pass is not None
-            element = self._pass.next()
-            if element.has_value():
+            try:
+                element = self._pass.next()
+            except EOFError:
+                pass
+            else:
                 self._taken += 1
                 self._used += 1
-                return without_optionals(element.get_value())
+                return element if self._is_plain else without_optionals(element)
             if self._steps is None or self._taken:
                 break
             self._begin_pass()
@@ -149,12 +153,11 @@ class _Pass:
 
     def __init__(self, dataset: tf.data.Dataset):
         self._own: list = []
-        self._own.append(iter(dataset))
+        self._own.append(_tf.Elements(iter(dataset)))
 
-    def next(self) -> tf.experimental.Optional:
-        """The next element, if there is one."""
-        # Python's next() would go through two of TensorFlow's executors.
-        return self._own[0].get_next_as_optional()
+    def next(self) -> Any:
+        """The next element; raises `EOFError` if there is none."""
+        return self._own[0].next()
 
     def __del__(self):
         if self._own and not sys.is_finalizing():

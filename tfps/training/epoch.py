@@ -118,8 +118,14 @@ class Epoch:
             self._hooks.batch_end(last, self._totals.logs())
             self._state.own.load_if_changed()
 
+    def defers(self) -> bool:
+        """Whether nobody looks at the totals before the run is over."""
+        return not (self._hooks.watches_batches or self._warming)
+
     def counts(self, report: Report) -> None:
         """Adds a report to the totals."""
+        if not report.is_known:
+            return
         updates = int(report.tally.updates)
         self._counted.count += updates
         self._copy.outdate()

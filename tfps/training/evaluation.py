@@ -5,8 +5,10 @@ from typing import Any
 
 import keras
 
+from tfps.training import callbacks as traits
 from tfps.training.feeds import Feed, Work
 from tfps.training.metric_totals import MetricTotals
+from tfps.training.reports import Reports
 from tfps.training.session import Session
 from tfps.training.work_loop import WorkLoop
 from tfps.worker.tally import Report
@@ -26,6 +28,7 @@ class EvaluationRun:
         self._session = session
         self._feed = feed
         self._callbacks = callbacks
+        self._watches_batches = any(map(traits.has_test_batch_hooks, callbacks.callbacks))
         self._step = session.steps.evaluation(feed)
         self._pulled = session.pull()
         self._handles = session.served.store.handles()
@@ -40,7 +43,12 @@ class EvaluationRun:
         self._feed.begin_epoch()
         own = self._session.state.own
         own.begin(self._program, self._feed, self._totals.carried)
-        WorkLoop(self._session.calls, self._feed, self).run()
+        calls = self._session.calls
+        self._reports = Reports(calls, self._step.own, defers=not self._watches_batches)
+        own.report(self._reports.blanks)
+        WorkLoop(calls, self._feed, self).run()
+        for report in self._reports.bring(calls, [one.report[0] for one in own.each]):
+            self._totals.add(report)
         self._feed.end_epoch()
         own.copy()
         return self._totals
@@ -50,12 +58,13 @@ class EvaluationRun:
 
         step, handles, pulled = self._step, self._handles, self._pulled[worker]
         each, number = self._session.state.own.each, self._session.number_batches(work.count)
+        reports = self._reports
 
         def call() -> Report:
-            vector, each[worker] = step(
-                handles, pulled, work.source, each[worker], work.count, number
-            )
-            return Report.of(vector, step.own.initial, worker)
+            vector, own = step(handles, pulled, work.source, each[worker], work.count, number)
+            report, following = reports.take(worker, work, vector)
+            each[worker] = own._replace(report=[following])
+            return report
 
         return call
 
@@ -66,8 +75,10 @@ class EvaluationRun:
     def ended(self, last: int, first: int, result: Any) -> None:
         """See `work_loop.Run`."""
         del first
-        self._totals.add(result)
-        self._callbacks.on_test_batch_end(last, self._totals.logs())
+        if result.is_known:
+            self._totals.add(result)
+        if self._watches_batches:
+            self._callbacks.on_test_batch_end(last, self._totals.logs())
 
     def stopped(self) -> bool:
         """Whether a callback has set `stop_evaluating`."""

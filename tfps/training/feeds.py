@@ -21,10 +21,12 @@ class Work:
     Attributes:
       source: an iterator on the worker, one batch, or a `Stack` of batches.
       count: how many batches to take from the source at most.
+      is_sure: whether the source has so many batches for sure.
     """
 
     source: Any
     count: int
+    is_sure: bool = False
 
     @property
     def takes(self) -> int:
@@ -50,6 +52,11 @@ class WorkAhead:
     def takes(self) -> int:
         """How many batches to take from the source: 1 or 0."""
         return int(self.following is not None)
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether there are as many batches to take for sure."""
+        return self.following is None or self.following.is_sure
 
 
 class WorkSource(Protocol):

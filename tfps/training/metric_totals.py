@@ -51,15 +51,14 @@ class MetricTotals:
         """Adds what a call on a worker reports."""
         self.tally = sum_of(self.tally, report.tally)
         if not report.metrics:
-            return  # A push by itself.
+            return  # A push by itself, or a call that found no batch.
         n = len(self._totals)
         metrics, extras = report.metrics[:n], report.metrics[n:]
         if self._merging.additive:
             self._totals = [t + c for t, c in zip(self._totals, metrics, strict=True)]
         else:
             self._latest[report.worker] = metrics
-        if report.steps:
-            self._extras = extras
+        self._extras = extras
 
     def logs(self, final: bool = False) -> dict[str, float]:
         """The logs of all workers: name -> value.

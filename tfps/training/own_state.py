@@ -62,10 +62,10 @@ class OwnState:
         kept = [own.unlisted for own in self.each]
         if self._is_new(program):
             kept = self._placed_anew(program)
-        fresh = [Own([], [])] * self._calls.num_workers
+        fresh = [Own([], [], [])] * self._calls.num_workers
         if metrics:
             fresh = self._calls.run_on_each(lambda worker: placed(metrics, []))
-        self.each = [Own(f.metrics, k) for f, k in zip(fresh, kept, strict=True)]
+        self.each = [Own(f.metrics, k, []) for f, k in zip(fresh, kept, strict=True)]
 
     def _is_new(self, program: StatelessModel) -> bool:
         same = list(map(id, self._variables)) == list(map(id, program.unlisted))
@@ -80,6 +80,11 @@ class OwnState:
         placed_on = self._calls.run_on_each(lambda worker: placed([], values[worker]))
         self._copy(values[0])
         return [own.unlisted for own in placed_on]
+
+    def report(self, reports: list[tf.Tensor]) -> None:
+        """Gives each worker the report to which its next call adds its own."""
+        pairs = zip(self.each, reports, strict=True)
+        self.each[:] = [own._replace(report=[report]) for own, report in pairs]
 
     def copy(self, worker: int = 0) -> None:
         """Gives the model the values of a worker that is not at work."""

@@ -7,6 +7,7 @@ from tfps.model import optimizer_traits
 from tfps.training.feeds import Feed, WorkSource
 from tfps.training.lookahead import Lookahead
 from tfps.training.policy import ConsistencyPolicy
+from tfps.training.reports import Reports
 from tfps.training.server_side import ServerSide
 from tfps.training.session import Session
 from tfps.training.work_loop import RoundLoop, WorkLoop
@@ -25,7 +26,10 @@ class Observer(Protocol):
         """Some work is done; see `work_loop.Run`."""
 
     def counts(self, report: Report) -> None:
-        """A push without a batch is done."""
+        """A push without a batch is done, or it is known what work came to that is done."""
+
+    def defers(self) -> bool:
+        """Whether it is enough to know at the end of a run what its work came to."""
 
     def stopped(self) -> bool:
         """Whether training is to stop."""
@@ -69,10 +73,13 @@ class PolicyRun:
           The index after the last batch.
         """
         self._observer = observer
+        defers = observer.defers() and not self._policy.in_rounds
+        self._reports = Reports(self._calls, self._step.own, defers)
         self._start()
         loop = RoundLoop if self._policy.in_rounds else WorkLoop
         try:
             last = loop(self._calls, self._source(), self, self._policy.schedule(), first).run()
+            self._bring_reports()
             self._push_pending()
         finally:
             # After an error, too, what workers remember is what the next run goes on from.
@@ -86,6 +93,7 @@ class PolicyRun:
         self._state.carries = self._calls.run_on_each(
             lambda worker: self._step.start(self._handles, memory[worker])
         )
+        self._state.own.report(self._reports.blanks)
 
     def _source(self) -> WorkSource:
         if not self._step.prefetches:
@@ -99,14 +107,17 @@ class PolicyRun:
         # A call that hangs must not keep the trainer alive, so it holds only what it needs.
         step, handles, carries = self._step, self._handles, self._state.carries
         each, replacement = self._state.own.each, self._state.own.replacement(worker)
+        reports = self._reports
 
         def call() -> Report:
             if replacement is not None:
                 each[worker] = each[worker]._replace(unlisted=placed([], replacement).unlisted)
-            vector, carries[worker], each[worker] = step(
+            vector, carries[worker], own = step(
                 handles, work.source, carries[worker], each[worker], work.takes, number, rate
             )
-            return Report.of(vector, step.own.initial, worker)
+            report, following = reports.take(worker, work, vector)
+            each[worker] = own._replace(report=[following])
+            return report
 
         return call
 
@@ -119,7 +130,7 @@ class PolicyRun:
             vector, carries[worker] = step.push(
                 handles, carries[worker], number, share, expected, rate
             )
-            return Report.of(vector, step.own.initial, worker)
+            return Report.of(vector, step.own.shapes, worker)
 
         return call
 
@@ -137,6 +148,12 @@ class PolicyRun:
         changed = not self._step.prefetches and self._observer.has_changed()
         return self._observer.stopped() or changed
 
+    def _bring_reports(self) -> None:
+        """Tells the observer what workers have not reported yet."""
+        vectors = [own.report[0] for own in self._state.own.each]
+        for report in self._reports.bring(self._calls, vectors):
+            self._observer.counts(report)
+
     def _push_pending(self) -> None:
         rate, carries = self._rate(), self._state.carries
         vectors = self._calls.run_on_each(
@@ -144,7 +161,7 @@ class PolicyRun:
         )
         for worker, vector in enumerate(vectors):
             if vector is not None:
-                self._observer.counts(Report.of(vector, self._step.own.initial, worker))
+                self._observer.counts(Report.of(vector, self._step.own.shapes, worker))
 
     def _keep_memory(self) -> None:
         memory = [self._step.rest(carry) for carry in self._state.carries]

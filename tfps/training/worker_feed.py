@@ -37,6 +37,8 @@ class WorkerFeed:
         self._steps = steps_per_epoch
         self.group = steps_per_execution
         self._datasets = []
+        # How many batches a pass has, or a negative number: there is no end, or nobody knows.
+        self._lengths: list[int] = []
         for w in range(num_workers):
             with _input_device(w):
                 dataset = dataset_fn(Context(w, num_workers))
@@ -45,6 +47,7 @@ class WorkerFeed:
                     f"dataset_fn returned {type(dataset).__name__} for worker {w}; it must return "
                     "a tf.data.Dataset of batches"
                 )
+            self._lengths.append(_tf.length_of(dataset))
             self._datasets.append(dataset)
         self._iterators: list = [None] * num_workers
         self._ended = [True] * num_workers
@@ -79,7 +82,10 @@ class WorkerFeed:
             self._restart(worker)
         count = int(min(self.group, self._left, most))
         self._left -= count
-        return Work(self._iterators[worker], count)
+        length = self._lengths[worker]
+        known = length >= self._used[worker] + count
+        is_sure = length == tf.data.INFINITE_CARDINALITY or known
+        return Work(self._iterators[worker], count, is_sure)
 
     def done(self, worker: int, work: Work, steps: int) -> None:
         """See `feeds.WorkSource`; batches that the worker's dataset did not have are dealt anew."""

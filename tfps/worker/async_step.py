@@ -15,7 +15,7 @@ from tfps.store.handles import ServerHandles
 from tfps.worker.batch_loop import repeat
 from tfps.worker.gradient import Gradient
 from tfps.worker.own_values import Own, OwnValues
-from tfps.worker.tally import added, vector, zeros
+from tfps.worker.tally import added, zeros
 from tfps.worker.tracing import STEP_NUMBERS, form
 from tfps.worker.worker_step import Residuals, WorkerMemory, kept
 
@@ -109,5 +109,5 @@ class AsyncStep:
 
         state = carry.residuals, self.own.begin(own), zeros()
         done, (residuals, metrics, total) = repeat(step, source, count, state, self._single)
-        report = vector(done, total, self.own.reported(metrics))
+        report = self.own.report(own, done, total, metrics)
         return report, AsyncCarry(residuals), self.own.end(metrics)

@@ -12,7 +12,7 @@ from tfps.store.handles import ServerHandles
 from tfps.store.pull import Pulled, Puller
 from tfps.worker.batch_loop import is_iterator, repeat
 from tfps.worker.own_values import Own, OwnValues
-from tfps.worker.tally import Tally, added, vector, zeros
+from tfps.worker.tally import Tally, added, zeros
 from tfps.worker.tracing import COUNT, STEP_NUMBER, form
 
 
@@ -94,7 +94,7 @@ class EvalStep:
 
         state = self.own.begin(own), zeros()
         done, (metrics, total) = repeat(step, source, count, state, self._single)
-        return vector(done, total, self.own.reported(metrics)), self.own.end(metrics)
+        return self.own.report(own, done, total, metrics), self.own.end(metrics)
 
 
 class PredictStep:

@@ -219,8 +219,8 @@ class LocalSGDStep:
             lambda: (blank(self._sent_specs), carry.residuals),
         )
         pushed = push(self._pusher, handles, sent, outer_rate)  # worker -> ps
-        reported = self.own.reported(trained.metrics)
-        report = vector(trained.done, added(trained.total, pushed), reported)
+        total = added(trained.total, pushed)
+        report = self.own.report(own, trained.done, total, trained.metrics)
         carry = trained.carry._replace(residuals=residuals)
         return report, carry, self.own.end(trained.metrics)
 
@@ -283,7 +283,7 @@ class LocalSGDRoundStep(LocalSGDStep):
     def _steps(self, handles, source, carry, own, count, first, learning_rate, outer_rate):
         del outer_rate
         trained = self._train(handles, source, carry.local, own, count, first, learning_rate)
-        report = vector(trained.done, trained.total, self.own.reported(trained.metrics))
+        report = self.own.report(own, trained.done, trained.total, trained.metrics)
         carry = RoundCarry(trained.carry, trained.change)
         return report, carry, self.own.end(trained.metrics)
 

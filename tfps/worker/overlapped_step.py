@@ -143,7 +143,7 @@ class OverlappedStep:
         done, (carry, metrics, total) = repeat(
             step, source, count, state, self._single, conditional=True
         )
-        return vector(done, total, self.own.reported(metrics)), carry, self.own.end(metrics)
+        return self.own.report(own, done, total, metrics), carry, self.own.end(metrics)
 
     def _started(self, handles, residuals):
         # A push that the servers do not apply stands in for the push before the first one.

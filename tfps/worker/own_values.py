@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tfps.model.stateless_model import StatelessModel
 from tfps.model.step_logs import Logs
+from tfps.worker import tally
 from tfps.worker.tracing import traced
 
 
@@ -20,10 +21,13 @@ class Own(NamedTuple):
     Attributes:
       metrics: values of the metric variables; empty if every call starts with fresh ones.
       unlisted: values of the variables that the model does not list.
+      report: the report of the calls before (`tally.vector`), to which the next call adds its own,
+        alone in a list; empty for steps without reports.
     """
 
     metrics: list[tf.Tensor]
     unlisted: list[tf.Tensor]
+    report: list[tf.Tensor]
 
 
 class OwnValues:
@@ -35,9 +39,7 @@ class OwnValues:
     Attributes:
       logs: what a step of the user's own returns, or None if that is what the metrics are.
       specs: the form of what a worker keeps.
-      initial: per metric variable, what is subtracted from the value that a call reports. If every
-        call starts with fresh metrics, it is the value that the call starts with, and what is left
-        is the change. Otherwise it is 0.
+      shapes: of what a call reports of each metric variable, and of logs that are of one batch.
     """
 
     def __init__(
@@ -64,12 +66,21 @@ class OwnValues:
         self._count, self._reported = len(program.metrics), len(fresh)
         # What a call starts with, whatever the worker has kept.
         self._metrics, self._logs = fresh[: self._count], fresh[self._count :]
+        self.shapes = [t.shape for t in fresh]
+        sizes = [shape.num_elements() for shape in self.shapes]
+        # Of metrics that a worker carries, and of logs, the latest value is reported.
+        self._latest = sum(sizes if carries_metrics else sizes[self._count :])
+        report = tf.TensorSpec([2 + tally.SIZE + sum(sizes)], tf.float64)
         self.specs = Own(
             [tf.TensorSpec(t.shape, t.dtype) for t in self._metrics] if carries_metrics else [],
             [tf.TensorSpec(v.shape, v.dtype) for v in program.unlisted],
+            [report] if has_metrics else [],
         )
-        start = [np.asarray(t.numpy(), np.float64) for t in fresh]
-        self.initial = [np.zeros_like(s) for s in start] if carries_metrics else start
+        self._blank = traced(lambda: tf.zeros(report.shape, report.dtype))
+
+    def blank(self) -> tf.Tensor:
+        """A report of nothing, on the device in scope."""
+        return self._blank()
 
     def begin(self, own: Own) -> list[tf.Tensor]:
         """The values with which a call starts, of what the worker has kept."""
@@ -78,14 +89,39 @@ class OwnValues:
     def end(self, values: list[tf.Tensor]) -> Own:
         """What the worker keeps of the values after the last step of a call."""
         metrics = values[: self._count] if self.specs.metrics else []
-        return Own(metrics, values[self._reported :])
+        return Own(metrics, values[self._reported :], [])
 
-    def reported(self, values: list[tf.Tensor]) -> list[tf.Tensor]:
-        """The values that the call reports: metric variables, and logs that are of one batch."""
-        return values[: self._reported]
+    def report(
+        self,
+        own: Own,
+        steps: tf.Tensor,
+        total: tf.Tensor,
+        values: list[tf.Tensor],
+        taken: tf.Tensor | None = None,
+    ) -> tf.Tensor:
+        """What a call reports, together with the calls before; see `tally.vector`.
+
+        Args:
+          own: what the worker has kept.
+          steps, total, taken: see `tally.vector`.
+          values: after the last step.
+        """
+        reported = [tf.cast(v, tf.float64) for v in values[: self._reported]]
+        if not self.specs.metrics:
+            # Calls start with the same values, so the change is what can be added up.
+            start = [tf.cast(v, tf.float64) for v in self._metrics]
+            changes = [v - s for v, s in zip(reported, start, strict=False)]
+            reported = [*changes, *reported[self._count :]]
+        return tally.joined(
+            own.report[0], tally.vector(steps, total, reported, taken), self._latest
+        )
 
 
 def placed(metrics: list[np.ndarray], unlisted: list[np.ndarray]) -> Own:
     """Values as tensors on the device in scope."""
     # A constant of a graph is made where the graph runs; one of the chief's would be sent there.
-    return traced(lambda: Own(*([tf.constant(a) for a in part] for part in (metrics, unlisted))))()
+    return traced(lambda: Own(_constants(metrics), _constants(unlisted), []))()
+
+
+def _constants(arrays: list[np.ndarray]) -> list[tf.Tensor]:
+    return [tf.constant(a) for a in arrays]

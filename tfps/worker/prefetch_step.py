@@ -172,8 +172,8 @@ class PrefetchStep:
         sent, residuals, metrics, total = tf.cond(now.exists, computed, skipped)
         if not self._waits:
             pushed = push(sent, sent.live)
-        reported = self.own.reported(metrics)
-        report = vector(now.exists, added(total, pushed), reported, taken=held.exists)
+        total = added(total, pushed)
+        report = self.own.report(own, now.exists, total, metrics, taken=held.exists)
         carry = PrefetchCarry(residuals, here(held), [sent] if self._waits else [])
         return report, carry, self.own.end(metrics)
 

@@ -109,7 +109,7 @@ class SyncStep:
         done, (change, metrics, total) = repeat(
             step, source, count, state, single=True, conditional=True
         )
-        report = vector(done, total, self.own.reported(metrics))
+        report = self.own.report(own, done, total, metrics)
         return report, SyncCarry(carry.residuals, change), self.own.end(metrics)
 
     def _pushed(self, handles, carry, number, share, expected, learning_rate):

@@ -54,9 +54,11 @@ class Report:
       steps: how many steps it did.
       tally: of floats and an array.
       metrics: float64 arrays, the change of each metric variable; its value where the worker
-        carries its metrics from call to call; empty if the call was a push alone.
-      worker: index of the worker.
+        carries its metrics from call to call; empty if there was no step.
       taken: how many batches it took from its source: those of the steps, or the next one.
+      worker: index of the worker.
+      is_known: whether all of this is known. Otherwise only the numbers of steps and batches are,
+        and the rest is in a later report.
     """
 
     steps: int
@@ -64,6 +66,7 @@ class Report:
     metrics: list[np.ndarray]
     taken: int
     worker: int
+    is_known: bool = True
 
     @property
     def weight(self) -> float:
@@ -71,24 +74,31 @@ class Report:
         return self.tally.examples if self.tally.good else 0.0
 
     @classmethod
-    def of(cls, vector: tf.Tensor, initial: list[np.ndarray], worker: int = 0) -> "Report":
+    def of(
+        cls, vector: tf.Tensor | np.ndarray, shapes: Sequence[tf.TensorShape], worker: int = 0
+    ) -> "Report":
         """Reads the float64 vector that a step returned.
 
         Args:
           vector: see `vector`.
-          initial: per metric variable, float64, what is subtracted from its value; see `OwnValues`.
+          shapes: of the metrics; see `OwnValues`.
           worker: index of the worker.
         """
-        values = vector.numpy()
+        values = vector if isinstance(vector, np.ndarray) else vector.numpy()
         scalars, counts = np.split(values[2 : 2 + SIZE], [_SCALARS])
         tally = Tally(**dict(zip(Tally._fields, [*scalars.tolist(), counts], strict=True)))
         offset = 2 + SIZE
         metrics = []
-        for start in initial if len(values) > offset else []:
-            value = values[offset : offset + start.size].reshape(start.shape)
-            metrics.append(value - start)
-            offset += start.size
+        for shape in shapes if values[0] and len(values) > offset else []:
+            size = shape.num_elements()
+            metrics.append(values[offset : offset + size].reshape(shape))
+            offset += size
         return cls(int(values[0]), tally, metrics, int(values[1]), worker)
+
+    @classmethod
+    def later(cls, steps: int, taken: int, worker: int) -> "Report":
+        """What is known of a call whose report stays on the worker for now."""
+        return cls(steps, Tally(), [], taken, worker, is_known=False)
 
     def __add__(self, other: "Report") -> "Report":
         """What a call did together with the push that followed it, a call of its own."""
@@ -126,7 +136,7 @@ def vector(
     Args:
       steps: int or bool scalar, steps done.
       tally: a `Tally`, or totals of `added`.
-      metrics: values of the metric variables; none for a push alone.
+      metrics: what is reported of each metric variable; nothing for a push alone.
       taken: int or bool scalar, batches taken; None if they are those of the steps.
     """
     # float64 holds the float32 and int32 states of metrics exactly.
@@ -135,6 +145,24 @@ def vector(
     parts = [tf.stack([tf.cast(n, tf.float64) for n in counts]), total]
     parts += [tf.reshape(tf.cast(m, tf.float64), [-1]) for m in metrics]
     return tf.concat(parts, 0)
+
+
+def joined(before: tf.Tensor, vector: tf.Tensor, latest: int) -> tf.Tensor:
+    """Two reports of a worker, one after the other, as one.
+
+    Args:
+      before: see `vector`; zeros for no report.
+      vector: the report that followed.
+      latest: of how many numbers at the end of a report the latest value counts, instead of the
+        sum. A call without steps has no such value.
+    """
+    n = vector.shape[0]
+    is_max = [i == 2 + _MAX for i in range(n)]
+    both = tf.where(is_max, tf.maximum(before, vector), before + vector)
+    if not latest:
+        return both
+    kept = tf.where(vector[0] > 0, vector, before)
+    return tf.where([i >= n - latest for i in range(n)], kept, both)
 
 
 def of_push(sent: Push, receipt: Receipt, nbytes: int) -> Tally:
