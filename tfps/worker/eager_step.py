@@ -21,7 +21,7 @@ from tfps.worker.batch_loop import Stack, is_iterator
 from tfps.worker.gradient import Gradient, encoded
 from tfps.worker.own_values import Own, OwnValues
 from tfps.worker.sync_step import SyncCarry, SyncStep
-from tfps.worker.tally import Tally, added, vector, zeros
+from tfps.worker.tally import Tally, added, zeros
 from tfps.worker.tracing import RATE, STEP_NUMBER, form
 from tfps.worker.worker_step import WorkerMemory, kept
 
@@ -102,7 +102,7 @@ class EagerStep:
             pushed = self._push(handles, computed.sent, learning_rate=learning_rate)
             total = added(total, computed.tally, pushed)
             done += 1
-        report = vector(tf.constant(done), total, self.own.reported(metrics))
+        report = self.own.report(own, tf.constant(done), total, metrics)
         return report, AsyncCarry(residuals), self.own.end(metrics)
 
     def finish(self, handles: ServerHandles, carry: AsyncCarry, learning_rate: float) -> None:
@@ -146,7 +146,7 @@ class EagerSyncStep(SyncStep):
                     batch, parameters, metrics, tf.constant(number, tf.int64)
                 )
             done, total = 1, added(total, tally)
-        report = vector(tf.constant(done), total, self.own.reported(metrics))
+        report = self.own.report(own, tf.constant(done), total, metrics)
         return report, SyncCarry(carry.residuals, change), self.own.end(metrics)
 
 
@@ -176,7 +176,7 @@ class EagerEvalStep:
                 )
                 total = added(total, Tally(examples=examples))
             done += 1
-        report = vector(tf.constant(done), total, self.own.reported(metrics))
+        report = self.own.report(own, tf.constant(done), total, metrics)
         return report, self.own.end(metrics)
 
 
