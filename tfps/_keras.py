@@ -58,8 +58,10 @@ __all__ = [
     "merged",
     "metrics_of",
     "moving_averages",
+    "nested",
     "optimizers_of",
     "overrides",
+    "owners",
     "path",
     "pythonify_logs",
     "require_known",
@@ -547,24 +549,39 @@ def slot_names(optimizer: keras.optimizers.Optimizer) -> list[tuple[int | None, 
 
 
 def slots_of(
-    optimizer: keras.optimizers.Optimizer,
+    optimizer: keras.optimizers.Optimizer, alone: bool = False
 ) -> list[tuple[keras.Variable | None, str, keras.Variable]]:
     """The state of an optimizer, without the learning rate.
 
     Args:
       optimizer: built or not; not a `LossScaleOptimizer`.
+      alone: whether the state of optimizers inside of it is left out.
 
     Returns:
       (model variable to which the state belongs, or None if it belongs to no single one; name of
       the state, see `slot_names`; the state).
     """
     built_for = list(optimizer._trainable_variables)
+    own = {id(v) for v in optimizer._variables}
     named = zip(slot_names(optimizer), optimizer.variables, strict=True)
     return [
         (None if i is None else built_for[i], name, state)
         for (i, name), state in named
-        if state is not optimizer._learning_rate
+        if state is not optimizer._learning_rate and (not alone or id(state) in own)
     ]
+
+
+def owners(
+    optimizer: keras.optimizers.MultiOptimizer, variables: Sequence[keras.Variable]
+) -> tuple[int, ...]:
+    """Per variable, which of a built optimizer's `optimizers` updates it."""
+    return tuple(optimizer._var_to_optimizer_idx[optimizer._var_key(v)] for v in variables)
+
+
+def nested(optimizer: keras.optimizers.Optimizer) -> list[keras.optimizers.Optimizer]:
+    """An optimizer, and the optimizers inside of it (loss scaling, several optimizers)."""
+    inside = [getattr(optimizer, "inner_optimizer", None), *getattr(optimizer, "optimizers", [])]
+    return [optimizer, *(n for one in inside if one is not None for n in nested(one))]
 
 
 def require_known(
@@ -576,13 +593,12 @@ def require_known(
 
 def unbuild(optimizer: keras.optimizers.Optimizer) -> None:
     """Makes a built optimizer start afresh when it is built again: without slots, at step 0."""
-    for one in (optimizer, getattr(optimizer, "inner_optimizer", None)):
-        if one is not None:
-            for variable in one._variables[:]:
-                if variable is not one._iterations and variable is not one._learning_rate:
-                    one._tracker.untrack(variable)
-            one._iterations.assign(0)
-            one.built = False
+    for one in nested(optimizer):
+        for variable in one._variables[:]:
+            if variable is not one._iterations and variable is not one._learning_rate:
+                one._tracker.untrack(variable)
+        one._iterations.assign(0)
+        one.built = False
 
 
 @contextlib.contextmanager

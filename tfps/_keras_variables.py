@@ -8,7 +8,7 @@ stays the same object throughout, because functions that were traced before have
 
 import contextlib
 import gc
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 import keras
@@ -117,6 +117,8 @@ def fill(variable: keras.Variable, value: Any) -> None:
     with tf.init_scope():
         held = content(variable)
         if held is None:
+            if is_unset(variable):
+                unfollow(variable)
             vars(variable)["_initializer"] = None
             variable._initialize(tf.convert_to_tensor(value, variable._dtype))
         else:
@@ -160,19 +162,21 @@ def build_without_memory(optimizer: keras.optimizers.Optimizer, variables: list)
       optimizer: not built.
       variables: Keras variables, of whatever size.
     """
-    nested = [optimizer]
-    if inner := getattr(optimizer, "inner_optimizer", None):
-        nested.append(inner)
-    for one in nested:
-        vars(one)["add_variable"] = _adding_unset(one)
-    try:
+    with contextlib.ExitStack() as stack:
+        for one in _keras.nested(optimizer):
+            stack.enter_context(_adding_unset(one))
+            if isinstance(one, keras.optimizers.MultiOptimizer):
+                stack.enter_context(_choosing(one, stack))
         optimizer.build(variables)
-    finally:
-        for one in nested:
-            del vars(one)["add_variable"]
 
 
-def _adding_unset(optimizer: keras.optimizers.Optimizer) -> Callable[..., keras.Variable]:
+@contextlib.contextmanager
+def _adding_unset(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
+    """A context in which what an optimizer adds has no value yet."""
+    attributes = vars(optimizer)
+    if "add_variable" in attributes:
+        yield  # It is so already.
+        return
     add = optimizer.add_variable
 
     def add_unset(*args, **kwargs):
@@ -181,7 +185,32 @@ def _adding_unset(optimizer: keras.optimizers.Optimizer) -> Callable[..., keras.
         follow(variable, _Unset(variable))
         return variable
 
-    return add_unset
+    attributes["add_variable"] = add_unset
+    try:
+        yield
+    finally:
+        del attributes["add_variable"]
+
+
+@contextlib.contextmanager
+def _choosing(
+    several: keras.optimizers.MultiOptimizer, stack: contextlib.ExitStack
+) -> Iterator[None]:
+    """A context in which the optimizers that are chosen for variables enter `_adding_unset`."""
+    attributes = vars(several)
+    choose = several._optimizer_map
+
+    def chosen(variable):
+        one = choose(variable)
+        if isinstance(one, keras.optimizers.Optimizer):
+            stack.enter_context(_adding_unset(one))
+        return one
+
+    attributes["_optimizer_map"] = chosen
+    try:
+        yield
+    finally:
+        attributes["_optimizer_map"] = choose
 
 
 def initialize(variable: keras.Variable) -> None:

@@ -14,7 +14,16 @@ o = keras.optimizers
 schedules = o.schedules
 ORDER = {"batch_size": 16, "shuffle": False, "verbose": 0}
 
+
+def several(**settings):
+    """SGD for biases, clipped Adam for the others."""
+    chosen = o.OptimizerMap(o.Adam(0.02, clipnorm=0.1))
+    chosen["sequential.*/dense.*/bias"] = o.SGD(0.05, momentum=0.9)
+    return o.MultiOptimizer(chosen, **settings)
+
+
 OPTIMIZERS = {
+    "several": several,
     "schedule": lambda: o.Adam(schedules.ExponentialDecay(0.05, 3, 0.7)),
     "averages": lambda: o.SGD(0.05, momentum=0.9, use_ema=True, ema_momentum=0.8),
     "accumulation": lambda: o.Adam(0.02, gradient_accumulation_steps=4),

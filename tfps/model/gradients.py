@@ -2,20 +2,20 @@
 
 from collections.abc import Sequence
 
-import keras
 import tensorflow as tf
 
 from tfps import _keras
+from tfps.model.optimizer_set import AnyOptimizer
 from tfps.model.optimizer_traits import (
     clips_on_servers,
-    inner,
     is_dynamically_scaled,
+    owned,
     static_loss_scale,
 )
 
 
 def unscale_and_clip(
-    optimizer: keras.optimizers.Optimizer,
+    optimizer: AnyOptimizer,
     gradients: Sequence[tf.Tensor | None],
     scale: tf.Tensor,
 ) -> tuple[list[tf.Tensor | None], tf.Tensor]:
@@ -24,7 +24,8 @@ def unscale_and_clip(
     An optimizer that accumulates gradients clips their mean, on the servers.
 
     Args:
-      optimizer: the optimizer that the model was compiled with.
+      optimizer: the optimizer that the model was compiled with, or several. Each clips the
+        gradients of its own variables.
       gradients: tensors, or None for a variable on which the loss does not depend.
       scale: float32 scalar by which the loss was multiplied.
 
@@ -40,6 +41,9 @@ def unscale_and_clip(
     if dynamic:
         checks = [tf.reduce_all(tf.math.is_finite(g)) for g in gradients if g is not None]
         finite = tf.reduce_all(tf.stack([finite, *checks]))
-    if not clips_on_servers(optimizer):
-        gradients = _keras.clip_gradients(inner(optimizer), gradients)
+    for one, mine in owned(optimizer, len(gradients)):
+        if not clips_on_servers(one):
+            clipped = _keras.clip_gradients(one, [gradients[i] for i in mine])
+            for i, gradient in zip(mine, clipped, strict=True):
+                gradients[i] = gradient
     return gradients, finite

@@ -1,8 +1,11 @@
 """What the settings of a Keras optimizer mean for training on servers."""
 
+from collections.abc import Sequence
+
 import keras
 
 from tfps import _keras, errors
+from tfps.model.optimizer_set import AnyOptimizer, OptimizerSet
 
 # The update of an element reads no other element, so buckets and shards change no result.
 _ELEMENTWISE = frozenset(
@@ -28,9 +31,35 @@ def inner(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
     return optimizer
 
 
-def is_dynamically_scaled(optimizer: keras.optimizers.Optimizer) -> bool:
+def each(optimizer: AnyOptimizer) -> Sequence[keras.optimizers.Optimizer]:
+    """The optimizers that update weights: one, or those of a set."""
+    if isinstance(optimizer, OptimizerSet):
+        return optimizer.optimizers
+    return [inner(optimizer)]
+
+
+def owned(
+    optimizer: AnyOptimizer, num_trainable: int
+) -> list[tuple[keras.optimizers.Optimizer, list[int]]]:
+    """Each optimizer that updates weights, with the indices of its trainable variables."""
+    if isinstance(optimizer, OptimizerSet):
+        return [(one, optimizer.owned(k)) for k, one in enumerate(optimizer.optimizers)]
+    return [(inner(optimizer), list(range(num_trainable)))]
+
+
+def owner_of(optimizer: AnyOptimizer, i: int) -> keras.optimizers.Optimizer | None:
+    """The optimizer that updates a trainable variable; None if none does."""
+    return optimizer.of(i) if isinstance(optimizer, OptimizerSet) else inner(optimizer)
+
+
+def whole(optimizer: AnyOptimizer) -> keras.optimizers.Optimizer | None:
+    """The optimizer that the model was compiled with; None for a set that is not inside of one."""
+    return optimizer.whole if isinstance(optimizer, OptimizerSet) else optimizer
+
+
+def is_dynamically_scaled(optimizer: AnyOptimizer) -> bool:
     """Whether the optimizer scales the loss by a changing factor of its own (mixed float16)."""
-    return isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    return isinstance(whole(optimizer), keras.optimizers.LossScaleOptimizer)
 
 
 def is_elementwise(optimizer: keras.optimizers.Optimizer) -> bool:
@@ -55,7 +84,12 @@ def require_supported(optimizer: keras.optimizers.Optimizer, num_ps: int) -> Non
       optimizer: the one that the model was compiled with.
       num_ps: number of parameter servers.
     """
-    one = inner(optimizer)
+    several = inner(optimizer)
+    for one in getattr(several, "optimizers", [several]):
+        _require_supported(one, num_ps)
+
+
+def _require_supported(one: keras.optimizers.Optimizer, num_ps: int) -> None:
     if one.gradient_accumulation_steps and one.global_clipnorm and num_ps > 1:
         raise errors.ConfigError(
             f"the optimizer has gradient_accumulation_steps={one.gradient_accumulation_steps} and "
@@ -96,8 +130,13 @@ def require_outer(optimizer: keras.optimizers.Optimizer) -> None:
         )
 
 
-def settable_rate(optimizer: keras.optimizers.Optimizer) -> float:
-    """The learning rate to send with a step, or 0.0 if the servers follow a schedule."""
+def settable_rate(optimizer: AnyOptimizer) -> float:
+    """The learning rate to send with a step.
+
+    It is 0.0 if the servers follow a schedule, or have the rates of a set.
+    """
+    if isinstance(optimizer, OptimizerSet):
+        return 0.0
     rate = _keras.learning_rate_of(inner(optimizer))
     if isinstance(rate, keras.Variable):
         return float(rate.numpy())
@@ -106,12 +145,20 @@ def settable_rate(optimizer: keras.optimizers.Optimizer) -> float:
     return float(rate())
 
 
-def assigned_rate(optimizer: keras.optimizers.Optimizer) -> float | None:
-    """The learning rate that can be assigned; None if a schedule or a callable gives the rate."""
+def assigned_rate(optimizer: AnyOptimizer) -> float | None:
+    """The learning rate that can be assigned; None if a schedule or a callable gives the rate.
+
+    A set has none, because its rates are part of the servers' state.
+    """
+    if isinstance(optimizer, OptimizerSet):
+        return None
     rate = _keras.learning_rate_of(inner(optimizer))
     return float(rate.numpy()) if isinstance(rate, keras.Variable) else None
 
 
-def static_loss_scale(optimizer: keras.optimizers.Optimizer) -> float:
-    """The constant factor by which the optimizer scales the loss, or 1.0 without a factor."""
-    return inner(optimizer).loss_scale_factor or 1.0
+def static_loss_scale(optimizer: AnyOptimizer) -> float:
+    """The constant factor by which the optimizer scales the loss, or 1.0 without a factor.
+
+    The optimizers of a set have it in common, as those of a `MultiOptimizer` do.
+    """
+    return each(optimizer)[0].loss_scale_factor or 1.0

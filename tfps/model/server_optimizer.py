@@ -8,7 +8,9 @@ import tensorflow as tf
 
 from tfps import _keras
 from tfps.model.frozen_adam import Frozen
+from tfps.model.optimizer_set import AnyOptimizer, OptimizerSet
 from tfps.model.stateless_optimizer import StatelessOptimizer
+from tfps.model.stateless_set import StatelessSet
 
 
 def slots(optimizer: keras.optimizers.Optimizer) -> Callable[[tuple[int, ...]], float]:
@@ -44,18 +46,25 @@ class ServerOptimizer:
 
     def __init__(
         self,
-        optimizer: keras.optimizers.Optimizer,
+        optimizer: AnyOptimizer,
         variables: Sequence[keras.Variable],
         decayed: Sequence[bool],
+        owners: Sequence[int] = (),
     ):
         """Creates the state on the current device.
 
         Args:
-          optimizer: the optimizer that the model was compiled with; see `StatelessOptimizer`.
+          optimizer: the optimizer that the model was compiled with, see `StatelessOptimizer`; or
+            several.
           variables: one for each bucket.
           decayed: per variable, whether weight decay applies.
+          owners: per variable, the index of its optimizer in a set.
         """
-        self._function = StatelessOptimizer(optimizer, variables, decayed)
+        self._function: StatelessOptimizer | StatelessSet
+        if isinstance(optimizer, OptimizerSet):
+            self._function = StatelessSet(optimizer, owners, variables, decayed)
+        else:
+            self._function = StatelessOptimizer(optimizer, variables, decayed)
         self.variables = self._function.variables
         self.state = self._function.state
         self.state_names = self._function.state_names
@@ -75,9 +84,9 @@ class ServerOptimizer:
         return state[self._function.iterations]
 
     @property
-    def averages(self) -> list[keras.Variable]:
-        """Per variable, its moving average; empty if the optimizer has none."""
-        return [self.state[i] for i in self._function.averages]
+    def averages(self) -> list[keras.Variable | None]:
+        """Per variable, its moving average or None; empty if the optimizer has none."""
+        return [None if i is None else self.state[i] for i in self._function.averages]
 
     def apply(
         self,
@@ -105,21 +114,23 @@ class RowOptimizer(ServerOptimizer):
 
     def __init__(
         self,
-        optimizer: keras.optimizers.Optimizer,
+        optimizer: AnyOptimizer,
         shape: tuple[int, ...],
         dtype: str,
         decayed: bool,
+        owner: int = 0,
     ):
         """Creates the state on the current device.
 
         Args:
-          optimizer: an elementwise optimizer; see `StatelessOptimizer`.
+          optimizer: an elementwise optimizer, see `StatelessOptimizer`; or several.
           shape, dtype: of the table.
           decayed: whether weight decay applies to the table.
+          owner: the index of the table's optimizer in a set.
         """
         # One row tells the state of every row: an elementwise optimizer starts all rows alike.
         row = keras.Variable(tf.zeros((1, *shape[1:]), dtype), name="row")
-        super().__init__(optimizer, [row], [decayed])
+        super().__init__(optimizer, [row], [decayed], [owner])
         of_row = self._function.state
         self.by_row = [v.shape == row.shape for v in of_row]
         self.state = [

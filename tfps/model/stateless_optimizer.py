@@ -30,6 +30,8 @@ class StatelessOptimizer:
       state_names: per variable of the state, (index of the variable that it belongs to, or None if
         it belongs to none; name, such as "momentums").
       iterations: index in `state` of the number of calls of `apply`, an int32 scalar.
+      rate: the variable of a learning rate that can be set, which `apply` is given; None if the
+        optimizer follows a schedule.
       averages: per variable, the index in `state` of its moving average; empty if the optimizer
         has none.
     """
@@ -59,10 +61,10 @@ class StatelessOptimizer:
         rate = _keras.learning_rate_of(self._clone)
         # A learning rate that can be set is an argument of every update, so that a callback's
         # change is in force at once. A schedule is computed from `iterations` where the update is.
-        self._rate = rate if isinstance(rate, keras.Variable) else None
+        self.rate = rate if isinstance(rate, keras.Variable) else None
         self.variables = list(self._clone.variables)
         named = zip(self.variables, _keras.slot_names(self._clone), strict=True)
-        mine = [(v, name) for v, name in named if v is not self._rate]
+        mine = [(v, name) for v, name in named if v is not self.rate]
         self.state = [v for v, _ in mine]
         self.state_names = [name for _, name in mine]
         index = {id(v): i for i, v in enumerate(self.state)}
@@ -95,8 +97,8 @@ class StatelessOptimizer:
         """
         optimizer = self._clone
         given = {id(v): t for v, t in zip(self.state, state, strict=True)}
-        if self._rate is not None:
-            given[id(self._rate)] = learning_rate if scale is None else learning_rate * scale
+        if self.rate is not None:
+            given[id(self.rate)] = learning_rate if scale is None else learning_rate * scale
         elif scale is not None:
             optimizer = _keras.with_rate_times(optimizer, scale)
         if frozen is not None and self._can_freeze:

@@ -8,7 +8,7 @@ hook. So the chief holds no slots of the optimizer then, unless somebody looks a
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import keras
 import numpy as np
@@ -57,6 +57,11 @@ class Link:
         """Notes that the servers have the value that the variable has."""
         self.noted = contents.tensor(self.variable)
 
+    @property
+    def is_filled(self) -> bool:
+        """Whether the variable has a value at all; slots may have none before the first `fit`."""
+        return contents.content(self.variable) is not None
+
     def is_changed(self) -> bool:
         """Whether the servers have another value than the variable, as far as the chief knows."""
         return self.noted is None or not _same(contents.tensor(self.variable), self.noted)
@@ -71,14 +76,14 @@ class ModelCopy:
         no more use.
     """
 
-    def __init__(self, optimizer: keras.optimizers.Optimizer | None):
+    def __init__(self, optimizers: Sequence[keras.optimizers.Optimizer]):
         """Starts without variables.
 
         Args:
-          optimizer: of the model; None for evaluation alone.
+          optimizers: of the model, without what is inside of them; empty for evaluation alone.
         """
         self.is_following = self.is_lost = False
-        self._optimizer = optimizer
+        self._optimizers = optimizers
         self._links: dict[int, Link] = {}  # `id` of a Keras variable -> its link
         self._of_source: dict[tuple[int, int], Link] = {}  # (`id` of a source, index) -> its link
         self._age = 0
@@ -118,7 +123,7 @@ class ModelCopy:
         """
         with self._lock:
             links = self._looked if self.is_following else self._links.values()
-            changed = [link for link in links if link.is_changed()]
+            changed = [link for link in links if link.is_filled and link.is_changed()]
             self._take(changed)
             if self.is_following:
                 self._looked = dict(self._captured)
@@ -153,9 +158,8 @@ class ModelCopy:
         self.is_following = True
         for link in self._links.values():
             contents.follow(link.variable, link)
-            is_filled = contents.content(link.variable) is not None
-            link.age = self._age if is_filled else -1
-            if is_filled and link.is_slot:
+            link.age = self._age if link.is_filled else -1
+            if link.is_filled and link.is_slot:
                 self._filled[link] = None
         self._drop_slots()
         try:
@@ -177,8 +181,9 @@ class ModelCopy:
 
     def _abandon(self, lost: list[Link]) -> None:
         """Lets the optimizer start afresh if any of its slots could not be fetched."""
-        if lost and self._optimizer is not None:
-            _keras.unbuild(self._optimizer)
+        if lost and self._optimizers:
+            for optimizer in self._optimizers:
+                _keras.unbuild(optimizer)
             self.is_lost = True
 
     def outdate(self) -> None:

@@ -6,6 +6,7 @@ import tensorflow as tf
 from tfps import _keras, _keras_variables as contents
 from tfps.model import optimizer_traits
 from tfps.model.loss_scale import LossScale
+from tfps.model.optimizer_set import AnyOptimizer, OptimizerSet
 from tfps.store.columns import Column, Scalars, ServerVariable, Updates, Writer
 from tfps.store.model_copy import ModelCopy
 from tfps.store.plan import Plan
@@ -26,7 +27,7 @@ class OptimizerCopy:
     def __init__(
         self,
         plan: Plan,
-        optimizer: keras.optimizers.Optimizer | None,
+        optimizer: AnyOptimizer | None,
         placed: Placed,
         loss_scale: LossScale | None,
         writer: Writer,
@@ -36,7 +37,7 @@ class OptimizerCopy:
 
         Args:
           plan: of the store.
-          optimizer: what the model was compiled with; None for evaluation alone.
+          optimizer: what the model was compiled with, or several; None for evaluation alone.
           placed: the servers' optimizers, each with its buckets.
           loss_scale: on the servers, or None.
           writer: of the store.
@@ -61,52 +62,82 @@ class OptimizerCopy:
         self.link()
 
     def build(self) -> None:
-        """Builds the optimizer, if that has not been done, with slots that take no memory.
+        """Builds the optimizers that are not, with slots that take no memory.
 
         Raises:
-          ValueError: Keras's own, if it was built for other variables.
+          ValueError: Keras's own, if one was built for other variables.
         """
-        if self._optimizer is not None and not self._optimizer.built:
-            contents.build_without_memory(self._optimizer, list(self._trainable))
+        for optimizer in optimizers_of(self._optimizer):
+            mine = self._trainable
+            if isinstance(self._optimizer, OptimizerSet) and self._optimizer.whole is None:
+                k = self._optimizer.optimizers.index(optimizer)
+                mine = [self._trainable[i] for i in self._optimizer.owned(k)]
+            if not optimizer.built and mine:
+                contents.build_without_memory(optimizer, mine)
         self.link()
-        for owner, name, state in self._slots():
+        for state in [v for one in optimizers_of(self._optimizer) for v in one.variables]:
             if not contents.is_unset(state) or self._copy.has(state):
                 continue
             # The servers keep no slots of a variable that has no gradient.
-            if owner is not None and name == "model_variables_moving_average":
+            if owner := self._averaged().get(id(state)):
                 contents.fill(state, owner.value)
             contents.initialize(state)
 
     def link(self) -> None:
-        """Links all state of the optimizer that exists by now.
+        """Links all state of the optimizers that exists by now.
 
         Raises:
-          ValueError: Keras's own, if the optimizer was built for other variables.
+          ValueError: Keras's own, if one was built for other variables.
         """
         if self._optimizer is None:
             return
-        if self._optimizer.built:
-            _keras.require_known(optimizer_traits.inner(self._optimizer), self._trainable)
+        several = isinstance(self._optimizer, OptimizerSet)
+        for k, (one, mine) in enumerate(
+            optimizer_traits.owned(self._optimizer, len(self._trainable))
+        ):
+            if one.built:
+                _keras.require_known(one, [self._trainable[i] for i in mine])
+            self._link(one, f"{k}/" if several else "")
+        whole = optimizer_traits.whole(self._optimizer)
+        if several and whole is not None:
+            for _, name, state in _keras.slots_of(optimizer_traits.inner(whole), alone=True):
+                if name == "iterations":
+                    self._copy.add(state, self.updates)
+        if self._scale and whole is not None and whole.built:
+            own = (whole.dynamic_scale, whole.step_counter)
+            for state, source in zip(own, self._scale, strict=True):
+                self._copy.add(state, source, is_slot=True)
+
+    def _link(self, optimizer: keras.optimizers.Optimizer, prefix: str) -> None:
+        """Links the state of one optimizer.
+
+        Args:
+          optimizer: one that updates weights.
+          prefix: of the names of its state that belongs to no variable.
+        """
         index = {id(v): i for i, v in enumerate(self._trainable)}
-        for owner, name, state in self._slots():
+        rate = _keras.learning_rate_of(optimizer)
+        if f"{prefix}learning_rate" in self._scalars:
+            self._copy.add(rate, self._scalars[f"{prefix}learning_rate"])
+        for owner, name, state in _keras.slots_of(optimizer):
             i = None if owner is None else index.get(id(owner))
-            if owner is None and name == "iterations":
+            if owner is None and name == "iterations" and not prefix:
                 self._copy.add(state, self.updates)
-            elif owner is None and name in self._scalars:
-                self._copy.add(state, self._scalars[name], is_slot=True)
+            elif owner is None and prefix + name in self._scalars:
+                self._copy.add(state, self._scalars[prefix + name], is_slot=True)
             elif (i, name) in self._remote:
                 self._put_on_servers(state, self._remote[i, name])
             elif name in self._columns and i in self._columns[name].variables():
                 self._copy.add(state, self._columns[name], i, is_slot=True)
-        if self._scale and self._optimizer.built:
-            own = (self._optimizer.dynamic_scale, self._optimizer.step_counter)
-            for state, source in zip(own, self._scale, strict=True):
-                self._copy.add(state, source, is_slot=True)
 
-    def _slots(self) -> list[tuple[keras.Variable | None, str, keras.Variable]]:
-        if self._optimizer is None:
-            return []
-        return _keras.slots_of(optimizer_traits.inner(self._optimizer))
+    def _averaged(self) -> dict[int, keras.Variable]:
+        """`id` of a moving average -> the model variable of which it is."""
+        return {
+            id(state): owner
+            for one in optimizer_traits.each(self._optimizer)
+            for owner, name, state in _keras.slots_of(one)
+            if owner is not None and name == "model_variables_moving_average"
+        }
 
     def _remote_slots(self, slots) -> dict[tuple[int | None, str], RemoteVariable]:
         """(variable that is too large for the chief, name of a slot) -> the slot."""
@@ -130,6 +161,14 @@ class OptimizerCopy:
         elif before is not None:
             slot.assign(before)
         contents.put(state, slot)
+
+
+def optimizers_of(optimizer: AnyOptimizer | None) -> list[keras.optimizers.Optimizer]:
+    """The Keras optimizers that a model's program knows of, without what is inside of them."""
+    if optimizer is None:
+        return []
+    whole = optimizer_traits.whole(optimizer)
+    return [whole] if whole is not None else list(optimizer_traits.each(optimizer))
 
 
 def _tf_variable(variable: ServerVariable) -> tf.Variable:

@@ -6,13 +6,15 @@ import tensorflow as tf
 
 from tfps import _keras, errors
 from tfps.cluster.devices import ps_device
+from tfps.model import optimizer_traits
 from tfps.model.loss_scale import LossScale
+from tfps.model.optimizer_set import AnyOptimizer
 from tfps.model.server_optimizer import RowOptimizer, ServerOptimizer
 from tfps.store.buckets import Bucket
 from tfps.store.columns import Column, Writer
 from tfps.store.handles import LossScaleHandles, RoundHandles, ServerHandles, StoreHandles
 from tfps.store.model_copy import ModelCopy
-from tfps.store.optimizer_copy import OptimizerCopy
+from tfps.store.optimizer_copy import OptimizerCopy, optimizers_of
 from tfps.store.plan import Plan
 from tfps.store.server_state import (
     Layout,
@@ -39,12 +41,12 @@ class ParameterStore:
       loss_scale: the `LossScale` on ps 0, or None if the loss is not scaled dynamically.
     """
 
-    def __init__(self, plan: Plan, optimizer: keras.optimizers.Optimizer | None):
+    def __init__(self, plan: Plan, optimizer: AnyOptimizer | None):
         """Creates the server variables and fills them from the model.
 
         Args:
           plan: which shards lie in which bucket, and on which ps.
-          optimizer: what the model was compiled with; None for evaluation alone.
+          optimizer: what the model was compiled with, or several; None for evaluation alone.
         """
         self.plan = plan
         self._layout = Layout(plan)
@@ -52,7 +54,7 @@ class ParameterStore:
         self.stored = [self._create(b) for b in plan.buckets]
         self._locks = [self._create_lock(p) for p in range(plan.num_ps)]
         self._writer = Writer(self._locks)
-        self.copy = ModelCopy(optimizer)
+        self.copy = ModelCopy(optimizers_of(optimizer))
         values = Column(plan, dict(enumerate(self.stored)), self._writer)
         for i in values.variables():
             self.copy.add(plan.variables[i], values, i)
@@ -72,9 +74,9 @@ class ParameterStore:
         }
         self.loss_scale = None
         self._versions = [self._create_version(p) for p in range(plan.num_ps)]
-        if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        if optimizer is not None and optimizer_traits.is_dynamically_scaled(optimizer):
             with tf.device(ps_device(0)):
-                self.loss_scale = LossScale(optimizer)
+                self.loss_scale = LossScale(optimizer_traits.whole(optimizer))
         self.optimizer_copy = OptimizerCopy(
             plan, optimizer, self._placed(), self.loss_scale, self._writer, self.copy
         )
@@ -118,13 +120,16 @@ class ParameterStore:
                 self._optimizer,
                 [self.stored[i] for i in mine],
                 [self.plan.buckets[i].kind.decayed for i in mine],
+                [self.plan.buckets[i].kind.owner for i in mine],
             )
         _keras.mark_remote(built.variables)
         return built
 
     def _create_row_optimizer(self, bucket: Bucket) -> RowOptimizer:
         with tf.device(ps_device(bucket.ps)):
-            built = RowOptimizer(self._optimizer, bucket.shape, bucket.dtype, bucket.kind.decayed)
+            built = RowOptimizer(
+                self._optimizer, bucket.shape, bucket.dtype, bucket.kind.decayed, bucket.kind.owner
+            )
         _keras.mark_remote(built.variables)
         return built
 
@@ -162,8 +167,8 @@ class ParameterStore:
         The chief's copy notices when it looks again.
         """
         for optimizer, mine in self._placed():
-            if optimizer.averages:
-                for i, average in zip(mine, optimizer.averages, strict=True):
+            for i, average in zip(mine, optimizer.averages, strict=False):
+                if average is not None:
                     self.stored[i].assign(average)
 
     # The state of the servers.

@@ -11,6 +11,7 @@ from tfps import _keras, errors
 from tfps.compression import Codec, Identity, with_feedback
 from tfps.model import optimizer_traits, server_optimizer
 from tfps.model.inspection import Inspection
+from tfps.model.optimizer_set import AnyOptimizer, OptimizerSet
 from tfps.model.stateless_model import StatelessModel
 from tfps.store import placement
 from tfps.store.buckets import BUCKET_BYTES, Bucket, build_buckets
@@ -46,7 +47,7 @@ class Plan:
         num_ps: int,
         partitioner: tf.distribute.experimental.partitioners.Partitioner | None,
         program: StatelessModel,
-        optimizer: keras.optimizers.Optimizer | None,
+        optimizer: AnyOptimizer | None,
         inspection: Inspection,
         push: Codec | Callable[[Any], Codec] | None = None,
         pull: Codec | Callable[[Any], Codec] | None = None,
@@ -59,9 +60,11 @@ class Plan:
           num_ps: number of parameter servers.
           partitioner: how variables are split; None keeps them whole.
           program: the model.
-          optimizer: what the model was compiled with; None for evaluation alone.
+          optimizer: what the model was compiled with, or several optimizers with their variables;
+            None for evaluation alone.
           inspection: what a step does with the variables. A trainable variable
-            without a gradient is stored but never updated, as in Keras.
+            without a gradient is stored but never updated, as in Keras. So is a variable that
+            belongs to no optimizer.
           push, pull: the codec for gradients and for parameters, or a function of
             the variable that gives one.
           lazy: whether only those rows of a table are updated that a step looked up.
@@ -80,25 +83,29 @@ class Plan:
         self._push = functools.partial(chosen, push, weights=False)
         self._pull = functools.partial(chosen, pull, weights=True)
         looked_up = [*inspection.tables, *([False] * len(program.state))]
-        if lazy and optimizer is not None and any(looked_up):
-            optimizer_traits.require_lazy(optimizer)
+        self._owners = self._owners_of(optimizer, len(self.variables))
+        for one, table in zip(self._owners, looked_up, strict=True):
+            if lazy and table and one is not None:
+                optimizer_traits.require_lazy(one)
         kinds = self._kinds(program, optimizer, inspection, lazy)
         trained = [kind.treatment.trained for kind in kinds]
         constrained = [getattr(v, "constraint", None) is not None for v in self.variables]
         # What the optimizer must see as a whole.
-        elementwise = optimizer is None or optimizer_traits.is_elementwise(optimizer)
-        whole = [c or (t and not elementwise) for c, t in zip(constrained, trained, strict=True)]
+        intact = [
+            t and one is not None and not optimizer_traits.is_elementwise(one)
+            for one, t in zip(self._owners, trained, strict=True)
+        ]
+        whole = [c or i for c, i in zip(constrained, intact, strict=True)]
         self._partitioner = partitioner
-        self.specs = self._specs(optimizer, trained, whole, constrained, looked_up)
+        self.specs = self._specs(trained, whole, constrained, looked_up)
         self.shards = self._place()
-        if not elementwise:
-            self._require_whole(optimizer, trained)
+        self._require_whole(intact)
         alone = [
             (w and t) or i in self.remote or looked_up[i]
             for i, (w, t) in enumerate(zip(whole, trained, strict=True))
         ]
-        intact = [kind.push.matrices for kind in kinds]
-        self.buckets = build_buckets(self.specs, self.shards, kinds, alone, intact, bucket_bytes)
+        uncut = [kind.push.matrices for kind in kinds]
+        self.buckets = build_buckets(self.specs, self.shards, kinds, alone, uncut, bucket_bytes)
         self.tables = {i: self._table(i) for i, t in enumerate(looked_up) if t}
         self.of_tables = {p.bucket: t for t in self.tables.values() for p in t.storage.parts}
         self.up = [self._channel(b, b.kind.push) for b in self.buckets]
@@ -136,30 +143,34 @@ class Plan:
         down = [self.tables[i].bytes_down(one) for i, one in ids.items()]
         return tf.add_n([zero, *up]), tf.add_n([zero, *down])
 
+    def _owners_of(self, optimizer, count) -> list[keras.optimizers.Optimizer | None]:
+        """Per variable, the Keras optimizer that updates it; None for the model's state."""
+        if optimizer is None:
+            return [None] * count
+        owners = [optimizer_traits.owner_of(optimizer, i) for i in range(self.num_trainable)]
+        return [*owners, *([None] * (count - self.num_trainable))]
+
     def _kinds(self, program, optimizer, inspection, lazy) -> list[Kind]:
         kinds = []
-        for v, connected, table in zip(
-            program.trainable, inspection.connected, inspection.tables, strict=True
+        for i, (v, connected, table) in enumerate(
+            zip(program.trainable, inspection.connected, inspection.tables, strict=True)
         ):
-            pull = self._pull(v)
-            if optimizer is None or not connected:
+            pull, owner = self._pull(v), self._owners[i]
+            if owner is None or not connected:
                 kinds.append(Kind(FROZEN, pull=pull))
                 continue
             treatment = ROWS if lazy and table else TRAIN
             push = _IDENTITY if table else with_feedback(self._push(v))
-            decayed = _keras.decays(optimizer_traits.inner(optimizer), v)
-            kinds.append(Kind(treatment, push, pull, decayed, v.constraint))
+            index = (optimizer.owners[i] or 0) if isinstance(optimizer, OptimizerSet) else 0
+            decayed = _keras.decays(owner, v)
+            kinds.append(Kind(treatment, push, pull, decayed, v.constraint, index))
         for v, updated in zip(program.state, inspection.updated, strict=True):
             # Of what a step writes back, a codec's error would add up.
             kinds.append(Kind(state_treatment(v)) if updated else Kind(FROZEN, pull=self._pull(v)))
         return kinds
 
-    def _specs(self, optimizer, trained, whole, constrained, tables) -> list[VariableSpec]:
-        def no_slots(shape):
-            del shape
-            return 0.0
-
-        slots = server_optimizer.slots(optimizer) if optimizer else no_slots
+    def _specs(self, trained, whole, constrained, tables) -> list[VariableSpec]:
+        slots = {id(one): server_optimizer.slots(one) for one in self._owners if one is not None}
         # A partitioner that decides by itself is told what must stay whole; others
         # were asked for the split by the user, who is told that it cannot be.
         kept = whole if hasattr(self._partitioner, "place") else constrained
@@ -169,10 +180,12 @@ class Plan:
                 tuple(v.shape),
                 keras.backend.standardize_dtype(v.dtype),
                 splittable=not keep,
-                slots=slots(tuple(v.shape)) if t else 0.0,
+                slots=slots[id(one)](tuple(v.shape)) if t else 0.0,
                 by_rows=table,
             )
-            for v, keep, t, table in zip(self.variables, kept, trained, tables, strict=True)
+            for v, one, keep, t, table in zip(
+                self.variables, self._owners, kept, trained, tables, strict=True
+            )
         ]
 
     def _place(self) -> list[Shard]:
@@ -187,11 +200,11 @@ class Plan:
             ]
         return sorted(shards, key=lambda s: (s.variable, s.begin))
 
-    def _require_whole(self, optimizer, trained: Sequence[bool]) -> None:
+    def _require_whole(self, intact: Sequence[bool]) -> None:
         for shard in self.shards:
             spec = self.specs[shard.variable]
-            if trained[shard.variable] and shard.size != spec.size:
-                name = type(optimizer_traits.inner(optimizer)).__name__
+            if intact[shard.variable] and shard.size != spec.size:
+                name = type(self._owners[shard.variable]).__name__
                 raise errors.ConfigError(
                     f"{name} needs whole variables, but {spec.path} {spec.shape} is split over "
                     "the servers; use no variable_partitioner (and a larger max_chief_bytes), or "

@@ -6,12 +6,12 @@ goes on after a variable was replaced.
 
 from typing import NamedTuple
 
-import keras
 import tensorflow as tf
 
 from tfps.cluster.devices import ps_device
 from tfps.model import optimizer_traits
 from tfps.model.lookups import Rows
+from tfps.model.optimizer_set import AnyOptimizer
 from tfps.store.buckets import unpack
 from tfps.store.handles import ServerHandles
 from tfps.store.messages import coalesce
@@ -41,12 +41,12 @@ class Puller:
       tables: indices of the variables of which only rows travel.
     """
 
-    def __init__(self, store: ParameterStore, optimizer: keras.optimizers.Optimizer | None):
+    def __init__(self, store: ParameterStore, optimizer: AnyOptimizer | None):
         """Notes what to read.
 
         Args:
           store: with the variables.
-          optimizer: what the model was compiled with, or None.
+          optimizer: what the model was compiled with, or several, or None.
         """
         self.store = store
         self.tables = list(store.plan.tables)

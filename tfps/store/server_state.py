@@ -169,15 +169,20 @@ def export_optimizers(layout: Layout, placed: Placed) -> OptimizerState:
     """
     arrays: dict[str, dict[int, np.ndarray]] = {}
     scalars: dict[str, np.ndarray] = {}
+    counts: dict[str, np.ndarray] = {}  # the iterations with which the scalars were read
     for optimizer, mine in placed:
-        own = {}
+        own: dict[str, np.ndarray] = {}
         for variable, (k, name) in zip(optimizer.state, optimizer.state_names, strict=True):
             if k is None:
                 own[name] = np.asarray(variable.numpy())
             else:
                 arrays.setdefault(name, {})[mine[k]] = np.asarray(variable.numpy())
-        if not scalars or own["iterations"] > scalars["iterations"]:
-            scalars = own
+        for name, array in own.items():
+            # Each optimizer has iterations of its own, and so has each of a set.
+            count = f"{name.rpartition('/')[0]}/iterations".lstrip("/")
+            if name not in scalars or own[count] > counts[count]:
+                scalars[name] = array
+        counts |= {name: scalars[name] for name in own if name.endswith("iterations")}
     slots: dict[int, dict[str, np.ndarray]] = {}
     for name, by_bucket in arrays.items():
         for i, array in layout.whole(by_bucket.items()).items():

@@ -167,6 +167,7 @@ class Kind(NamedTuple):
       push, pull: the codecs of what is pushed and of what is pulled.
       decayed: whether the optimizer's weight decay applies.
       constraint: the Keras constraint, or None if there is none.
+      owner: the index of the optimizer in a set; 0 if the model has one optimizer.
     """
 
     treatment: Treatment
@@ -174,3 +175,4 @@ class Kind(NamedTuple):
     pull: Codec = Identity()
     decayed: bool = False
     constraint: Any = None
+    owner: int = 0

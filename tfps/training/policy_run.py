@@ -152,4 +152,4 @@ class PolicyRun:
         self._state.carries = []
 
     def _rate(self) -> float:
-        return optimizer_traits.settable_rate(self._session.served.program.optimizer)
+        return optimizer_traits.settable_rate(self._session.served.optimizer)

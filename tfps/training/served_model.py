@@ -4,11 +4,10 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import keras
-
 from tfps.compression import Codec
 from tfps.model import optimizer_traits
 from tfps.model.inspection import inspect
+from tfps.model.optimizer_set import AnyOptimizer, in_force
 from tfps.model.own_inspection import inspect_own
 from tfps.model.own_step import own_method
 from tfps.model.stateless_model import StatelessModel
@@ -43,13 +42,18 @@ class ServedModel:
       program: the model as pure functions.
       store: its variables on the servers.
       puller: the traffic down.
-      trains: whether the servers hold an optimizer, too.
+      optimizer: what updates the model; None if the servers hold no optimizer.
     """
 
     program: StatelessModel
     store: ParameterStore
     puller: Puller
-    trains: bool
+    optimizer: AnyOptimizer | None
+
+    @property
+    def trains(self) -> bool:
+        """Whether the servers hold an optimizer, too."""
+        return self.optimizer is not None
 
     @classmethod
     def create(
@@ -78,7 +82,9 @@ class ServedModel:
                 optimizer_traits.require_supported(one, strategy.cluster.num_ps)
         else:
             inspection = inspect(program, batch_spec, train)
-        optimizer: keras.optimizers.Optimizer | None = program.optimizer if train else None
+        optimizer = (
+            in_force(program.optimizers, program.owner, program.trainable) if train else None
+        )
         program.unlisted = inspection.unlisted
         plan = Plan(
             strategy.cluster.num_ps,
@@ -92,4 +98,4 @@ class ServedModel:
         )
         store = ParameterStore(plan, optimizer)
         strategy.placed(plan.placement())
-        return cls(program, store, Puller(store, optimizer), train)
+        return cls(program, store, Puller(store, optimizer), optimizer)

@@ -4,10 +4,12 @@ from typing import NamedTuple
 
 import keras
 
-from tfps import errors
+from tfps import _keras, errors
 from tfps.model import optimizer_traits
+from tfps.model.optimizer_set import AnyOptimizer
 from tfps.store.aggregation import Applied, Summed
 from tfps.store.bucket_update import BucketOptimizer, CompiledOptimizer, OuterOptimizer
+from tfps.store.optimizer_copy import optimizers_of
 from tfps.store.plan import Plan
 from tfps.store.push import Pusher
 from tfps.store.server_state import AggregationState
@@ -67,7 +69,8 @@ class ServerSide:
         if exchange.outer is None:
             optimizer = CompiledOptimizer(store, jit_compile, coded, frozen_at)
         else:
-            require_local(served.program.optimizer, store.plan)
+            assert served.optimizer is not None
+            require_local(served.optimizer, store.plan)
             self.outer = exchange.outer_optimizer(num_workers)
             optimizer = OuterOptimizer(store, jit_compile, self.outer)
         skips = overlap > 0 or self.outer is not None
@@ -86,17 +89,22 @@ class ServerSide:
             self.outer.learning_rate = state.outer_rate
 
 
-def require_local(optimizer: keras.optimizers.Optimizer, plan: Plan | None) -> None:
+def require_local(optimizer: AnyOptimizer, plan: Plan | None) -> None:
     """Raises `ConfigError` for a model that cannot be trained on copies.
 
     Args:
-      optimizer: the one that the model was compiled with.
+      optimizer: the one that the model was compiled with, or several.
       plan: of the model; None if it is not known yet.
     """
     if optimizer_traits.is_dynamically_scaled(optimizer):
         raise errors.ConfigError(
             "LocalSteps does not go with a LossScaleOptimizer, whose scale all workers share; "
             "use bfloat16, or a loss_scale_factor"
+        )
+    if len(optimizers := optimizers_of(optimizer)) > 1 or len(_keras.nested(optimizers[0])) > 1:
+        raise errors.ConfigError(
+            "LocalSteps does not go with several optimizers (MultiOptimizer), whose learning rates "
+            "are on the servers; use one optimizer, or Async, BoundedStaleness or Sync"
         )
     if optimizer_traits.inner(optimizer).use_ema:
         raise errors.ConfigError(

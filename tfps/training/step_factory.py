@@ -124,12 +124,12 @@ class StepFactory:
     ) -> WorkerStep:
         program, puller = self._served.program, self._served.puller
         model, single = program.model, feed.group == 1
-        own = self._own(feed, True)
+        own, optimizer = self._own(feed, True), self._served.optimizer
         if side.outer is not None:
             kind = LocalSGDRoundStep if side.exchange.in_rounds else LocalSGDStep
-            local = LocalCopy(program, puller, program.optimizer, bool(model.jit_compile))
+            local = LocalCopy(program, puller, optimizer, bool(model.jit_compile))
             return kind(local, side.pusher, own, feed.source_spec, single, side.outer, policy.delay)
-        gradient = Gradient(program, puller, side.pusher, program.optimizer, model.jit_compile)
+        gradient = Gradient(program, puller, side.pusher, optimizer, model.jit_compile)
         if side.exchange.in_rounds:
             return SyncStep(gradient, own, feed.source_spec)
         if not self._overlap:

@@ -46,7 +46,8 @@ class ChiefState:
       epoch: how many epochs of the present or last `fit` have ended.
       history: (index, logs) of each of these epochs, and of those before them.
       position: where the input of the present or last `fit` is; None before its first epoch ends.
-      learning_rate: of the compiled optimizer; None where a schedule or a callable gives it.
+      learning_rate: of the compiled optimizer; None where a schedule or a callable gives it, and
+        for several optimizers, whose rates are on the servers.
       seeds: int arrays, the model's random seeds, which are folded with the step number.
     """
 
@@ -265,10 +266,10 @@ class TrainingState:
                 "on_epoch_end or after fit, not from a hook of a batch"
             )
         self._calls.settle()
-        optimizer = served.program.optimizer
+        assert served.optimizer is not None
         chief = dataclasses.replace(
             copy.deepcopy(self.chief),
-            learning_rate=optimizer_traits.assigned_rate(optimizer),
+            learning_rate=optimizer_traits.assigned_rate(served.optimizer),
             seeds=[np.array(seed) for seed in served.program.base_seeds],
         )
         sides = [side for (_, warming), side in self._sides.items() if not warming]
@@ -330,7 +331,7 @@ class TrainingState:
         served.program.base_seeds = exported.chief.seeds
         rate = exported.chief.learning_rate
         if rate is not None:
-            optimizer_traits.inner(served.program.optimizer).learning_rate = rate
+            optimizer_traits.each(served.optimizer)[0].learning_rate = rate
         self._memory = {
             kind: self._calls.run_on_each(_placing(memory))
             for kind, memory in exported.workers.items()

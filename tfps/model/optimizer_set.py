@@ -1,0 +1,79 @@
+"""Several optimizers in one model, each for variables of its own."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import keras
+
+from tfps import _keras, _keras_variables, errors
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class OptimizerSet:
+    """Keras optimizers, and which variable each of them updates.
+
+    It may stand wherever an optimizer is asked for. Gradients of one optimizer's variables are
+    clipped together. Learning rates that can be set are part of the state on the servers.
+
+    Attributes:
+      optimizers: of Keras; none of them is a `LossScaleOptimizer` or `MultiOptimizer`.
+      owners: per trainable variable of the model, the index of its optimizer; None if no optimizer
+        updates the variable.
+      whole: the optimizer that the model was compiled with, which has the others inside; None if
+        there is no such optimizer.
+    """
+
+    optimizers: tuple[keras.optimizers.Optimizer, ...]
+    owners: tuple[int | None, ...]
+    whole: keras.optimizers.Optimizer | None = None
+
+    def of(self, i: int) -> keras.optimizers.Optimizer | None:
+        """The optimizer of a trainable variable, or None if it has none."""
+        owner = self.owners[i]
+        return None if owner is None else self.optimizers[owner]
+
+    def owned(self, k: int) -> list[int]:
+        """The indices of the trainable variables that optimizer `k` updates."""
+        return [i for i, owner in enumerate(self.owners) if owner == k]
+
+
+AnyOptimizer: TypeAlias = keras.optimizers.Optimizer | OptimizerSet
+
+
+def in_force(
+    optimizers: Sequence[keras.optimizers.Optimizer],
+    owners: Sequence[int | None],
+    trainable: Sequence[keras.Variable],
+) -> AnyOptimizer:
+    """What updates a model.
+
+    Args:
+      optimizers: that a training step of the model applies. A single `MultiOptimizer` is built,
+        without memory for slots, because only then it is known which variables its optimizers have.
+      owners: see `OptimizerSet`; without effect if there is one optimizer.
+      trainable: the model's trainable variables.
+
+    Returns:
+      The optimizer itself if there is one, or the set.
+
+    Raises:
+      ConfigError: several optimizers, one of which is made of others.
+      ValueError: Keras's own, if the optimizer was built for other variables.
+    """
+    if len(optimizers) > 1:
+        for one in optimizers:
+            if len(_keras.nested(one)) > 1:
+                raise errors.ConfigError(
+                    f"{one.name} is a {type(one).__name__}, which goes with no other optimizer in "
+                    "the same model; use plain optimizers, and a loss_scale_factor or bfloat16"
+                )
+        return OptimizerSet(tuple(optimizers), tuple(owners))
+    (optimizer,) = optimizers
+    several = getattr(optimizer, "inner_optimizer", optimizer)
+    if not isinstance(several, keras.optimizers.MultiOptimizer):
+        return optimizer
+    if not optimizer.built:
+        _keras_variables.build_without_memory(optimizer, list(trainable))
+    _keras.require_known(several, trainable)
+    return OptimizerSet(tuple(several.optimizers), _keras.owners(several, trainable), optimizer)
