@@ -18,7 +18,7 @@ ORDER = {"batch_size": 16, "shuffle": False, "verbose": 0}
 def several(**settings):
     """SGD for biases, clipped Adam for the others."""
     chosen = o.OptimizerMap(o.Adam(0.02, clipnorm=0.1))
-    chosen["sequential.*/dense.*/bias"] = o.SGD(0.05, momentum=0.9)
+    chosen[".*bias"] = o.SGD(0.05, momentum=0.9)
     return o.MultiOptimizer(chosen, **settings)
 
 
