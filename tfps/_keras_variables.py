@@ -81,12 +81,18 @@ def _direct_assign(self, value):
 
 
 def _reduce(self, protocol):
+    del protocol
     # What is pickled or copied is an ordinary variable with the value of now.
-    plain: Any = object.__new__(type(self).__bases__[0])
-    own = {**vars(self), "_value": self._value}
-    del own[_FOLLOWED]
-    vars(plain).update(own)
-    return plain.__reduce_ex__(protocol)
+    attributes = {**vars(self), "_value": self._value}
+    del attributes[_FOLLOWED]
+    return _made, (type(self).__bases__[0], attributes)
+
+
+def _made(cls: type, attributes: dict[str, Any]) -> Any:
+    """Makes an object with these attributes."""
+    one = object.__new__(cls)
+    vars(one).update(attributes)
+    return one
 
 
 _MEMBERS = {

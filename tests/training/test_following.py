@@ -14,6 +14,7 @@ from tests.conftest import mlp, regression
 from tfps.store.columns import Column
 
 c = keras.callbacks
+soak = pytest.mark.soak
 o = keras.optimizers
 ORDER = {"batch_size": 16, "shuffle": False, "verbose": 0}
 
@@ -100,23 +101,25 @@ def test_one_variable_is_looked_at_alone(connect, reads):
     assert counts == [1] * 4
 
 
+LOOKS = {
+    "get_weights": lambda model: model.get_weights()[0],
+    "ops": lambda model: keras.ops.sum(model.layers[1].kernel) + 1,
+    "call": lambda model: model(np.ones([2, 8], "float32")),
+    "predict": lambda model: model.predict(np.ones([2, 8], "float32"), verbose=0),
+    "evaluate": lambda model: model.evaluate(*regression(4), verbose=0),
+    "pickle": lambda model: pickle.loads(pickle.dumps(model.layers[0].kernel)),
+    "copy": lambda model: copy.deepcopy(model.layers[0].kernel),
+    "slot": lambda model: model.optimizer.learning_rate * model.optimizer.variables[2],
+}
+
+
 @pytest.mark.parametrize(
     "look",
     [
-        lambda model: model.get_weights()[0],
-        lambda model: model.layers[0].kernel,
-        lambda model: keras.ops.sum(model.layers[1].kernel) + 1,
-        lambda model: model(np.ones([2, 8], "float32")),
-        lambda model: model.predict(np.ones([2, 8], "float32"), verbose=0),
-        lambda model: model.evaluate(*regression(4), verbose=0),
-        lambda model: pickle.loads(pickle.dumps(model.layers[0].kernel.value.numpy())),
-        lambda model: copy.deepcopy(model.layers[0].kernel),
-        lambda model: keras.models.clone_model(model).count_params() * model.get_weights()[2],
-        lambda model: model.optimizer.learning_rate * model.optimizer.variables[2],
-    ],
-    ids=[
-        *("get_weights", "array", "ops", "call", "predict", "evaluate", "numpy", "copy", "clone"),
-        "slot",
+        pytest.param(
+            look, id=name, marks=soak if name in ("ops", "call", "predict", "copy") else []
+        )
+        for name, look in LOOKS.items()
     ],
 )
 def test_what_hooks_see_is_what_they_see_in_keras(connect, look):

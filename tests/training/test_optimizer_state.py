@@ -1,5 +1,7 @@
 """The optimizer's state goes from Keras to the servers and back, beside plain Keras alone."""
 
+import threading
+
 import keras
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import tfps
 from tests.conftest import mlp, regression
 from tfps import _keras, _keras_variables
 from tfps.model import optimizer_traits
+from tfps.store import model_copy
 from tfps.store.columns import Column
 
 o = keras.optimizers
@@ -18,7 +21,7 @@ ORDER = {"batch_size": 16, "shuffle": False, "verbose": 0}
 def several(**settings):
     """SGD for biases, clipped Adam for the others."""
     chosen = o.OptimizerMap(o.Adam(0.02, clipnorm=0.1))
-    chosen["sequential.*/dense.*/bias"] = o.SGD(0.05, momentum=0.9)
+    chosen[".*bias"] = o.SGD(0.05, momentum=0.9)
     return o.MultiOptimizer(chosen, **settings)
 
 
@@ -309,6 +312,32 @@ def test_without_servers_the_optimizer_starts_afresh(connect, built, monkeypatch
     for fit in (trainer.fit, reference.fit):
         fit(x, y, **ORDER)
     assert_equal_states(model, reference)
+
+
+def test_a_server_that_hangs_does_not_hold_up_an_error(connect, monkeypatch):
+    x, y = regression(80)
+    model = compiled(o.Adam(0.02))
+    trainer = tfps.Trainer(model, connect())
+    monkeypatch.setattr(model_copy, "RESCUE", 0.2)
+    released = threading.Event()
+    read = Column.read
+
+    class Hang(Stop):
+        def on_train_batch_end(self, batch, logs=None):
+            if batch == 3:
+                self.weights = self.model.get_weights()
+                monkeypatch.setattr(Column, "read", lambda *args: released.wait(60) and read(*args))
+            super().on_train_batch_end(batch, logs)
+
+    hang = Hang()
+    with pytest.raises(RuntimeError, match="stopped"):
+        trainer.fit(x, y, callbacks=[hang], **ORDER)
+    released.set()
+    monkeypatch.undo()
+    trainer.fit(x, y, epochs=0, **ORDER)
+    for a, b in zip(model.get_weights(), hang.weights, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert int(model.optimizer.iterations) == 0
 
 
 def test_an_optimizer_that_was_built_for_other_variables_is_refused_as_in_keras(connect):

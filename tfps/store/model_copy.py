@@ -17,6 +17,9 @@ import tensorflow as tf
 from tfps import _keras, _keras_variables as contents
 from tfps.store.columns import Source
 
+# s that fetching may take after an error.
+RESCUE = 120.0
+
 
 class Link:
     """A Keras variable, and where its value is on the servers.
@@ -167,8 +170,7 @@ class ModelCopy:
             self.fetch()
         except BaseException as error:
             if answers(error):
-                with contextlib.suppress(Exception):
-                    self.fetch()
+                self._rescue()
             # Calls that are under way may still push.
             self.forget()
             raise
@@ -177,14 +179,27 @@ class ModelCopy:
             self._looked, self._filled, self._captured = {}, {}, {}
             for link in self._links.values():
                 contents.unfollow(link.variable)
-            self._abandon([link for link in self._links.values() if link.age == -1])
+            if self.is_lost or any(link.age == -1 for link in self._links.values()):
+                self._abandon()
 
-    def _abandon(self, lost: list[Link]) -> None:
-        """Lets the optimizer start afresh if any of its slots could not be fetched."""
-        if lost and self._optimizers:
-            for optimizer in self._optimizers:
-                _keras.unbuild(optimizer)
-            self.is_lost = True
+    def _rescue(self) -> None:
+        """Fetches everything after an error, unless a server hangs."""
+
+        def fetch():
+            with contextlib.suppress(Exception):
+                self.fetch()
+            done.set()
+
+        # Whoever interrupts `fit` because a server hangs must not wait for this server again.
+        done = threading.Event()
+        threading.Thread(target=fetch, daemon=True).start()
+        self.is_lost = not done.wait(RESCUE)
+
+    def _abandon(self) -> None:
+        """Lets the optimizer start afresh, because not all of its slots could be fetched."""
+        self.is_lost = True
+        for optimizer in self._optimizers:
+            _keras.unbuild(optimizer)
 
     def outdate(self) -> None:
         """Notes that the servers have moved on."""
@@ -245,6 +260,8 @@ class ModelCopy:
             return
         with tf.init_scope():
             values = wanted.source.read(wanted.index)
+        if self.is_lost:
+            return
         for i, value in values.items():
             link = self._of_source.get((id(wanted.source), i))
             # What somebody has assigned since the servers moved on is left alone.
