@@ -190,7 +190,8 @@ def build(model: keras.Model, batch_spec: Any, targets: bool) -> None:
     kept = {name: attributes.get(name) for name in names}
     attributes.update(dict.fromkeys(names))
     try:
-        model._symbolic_build(data_batch=batch_spec)
+        with _tf.functions_inlined():
+            model._symbolic_build(data_batch=batch_spec)
     finally:
         attributes.update(kept)
 

@@ -27,6 +27,7 @@ from tensorflow.python.distribute.coordinator import (
 from tensorflow.python.eager import cancellation, context, execute, executor
 from tensorflow.python.eager.polymorphic_function import (
     atomic_function,
+    autograph_util,
     function_type_utils,
     polymorphic_function,
 )
@@ -191,7 +192,7 @@ def tapes_watch(watched: Sequence[tuple[Any, tf.Tensor]]) -> Iterator[list[Any]]
 
 @contextlib.contextmanager
 def functions_inlined() -> Iterator[None]:
-    """Makes calls of `tf.function`s by this thread a part of the graph that is being traced.
+    """Makes calls of `tf.function`s by this thread a part of the code around them.
 
     Otherwise what they assign to variables in a stateless scope would be tensors of other graphs.
     """
@@ -199,13 +200,14 @@ def functions_inlined() -> Iterator[None]:
     call = function_class.__call__
 
     def inlined(function, *args, **kwargs):
-        if threading.get_ident() != thread or tf.executing_eagerly():
+        if threading.get_ident() != thread:
             return call(function, *args, **kwargs)
         python = function.python_function
-        if function._autograph:
-            enabled = ag_ctx.ControlStatusCtx(status=ag_ctx.Status.ENABLED)
-            python = tf.__internal__.autograph.tf_convert(python, enabled)
-        return python(*args, **kwargs)
+        if not function._autograph:
+            return python(*args, **kwargs)
+        options = function._experimental_autograph_options
+        with ag_ctx.ControlStatusCtx(status=ag_ctx.Status.ENABLED):
+            return autograph_util.py_func_from_autograph(python, options)(*args, **kwargs)
 
     with patching:
         function_class.__call__ = inlined
@@ -213,6 +215,20 @@ def functions_inlined() -> Iterator[None]:
             yield
         finally:
             function_class.__call__ = call
+
+
+def python_on_chief() -> contextlib.AbstractContextManager[None]:
+    """A context in which operations that call Python (`tf.py_function`) are placed on the chief.
+
+    Only the process that made such an operation has the Python function.
+    """
+    if tf.executing_eagerly():
+        return contextlib.nullcontext()
+    chief = f"{chief_device()}/replica:0/task:0/device:CPU:0"
+    return tf.compat.v1.device(lambda op: chief if op.type in _PYTHON else op.device)
+
+
+_PYTHON = ("EagerPyFunc", "PyFunc", "PyFuncStateless")
 
 
 def device_in_scope() -> str:

@@ -38,8 +38,11 @@ def example(spec: Any) -> Any:
             return None
         shape = [n or 1 for n in one.shape] if one.shape.rank is not None else []
         if one.dtype == tf.string or one.dtype.is_integer:
-            return tf.zeros(shape, one.dtype)
-        return tf.cast(tf.ones(shape), one.dtype)
+            whole = tf.zeros(shape, one.dtype)
+        else:
+            whole = tf.cast(tf.ones(shape), one.dtype)
+        if isinstance(one, tf.RaggedTensorSpec):
+            return tf.RaggedTensor.from_tensor(whole, ragged_rank=one.ragged_rank)
+        return tf.sparse.from_dense(whole) if isinstance(one, tf.SparseTensorSpec) else whole
 
-    leaves = tf.nest.flatten(spec, expand_composites=True)
-    return tf.nest.pack_sequence_as(spec, [made(s) for s in leaves], expand_composites=True)
+    return tf.nest.map_structure(made, spec)

@@ -165,7 +165,6 @@ def recording(
     watched = [(v, t) for v, t in stand_ins if _keras.watched_when_read(v)]
     tensors: Mapping[int, tf.Tensor] = {id(v): t for v, t in stand_ins}
     with (
-        _tf.functions_inlined(),
         _tf.tapes_watch(watched) as recorder.computed,
         _keras.handles_are(tensors),
         _keras.intercepted(recorder.apply, recorder.scale_loss),

@@ -15,7 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfps import _keras
+from tfps import _keras, _tf
 from tfps.model.batches import length, without_optionals
 from tfps.model.lookups import Rows, reading_rows
 from tfps.model.own_step import NotingScope, fitting, own_logs, own_method, recording
@@ -380,7 +380,7 @@ class StatelessModel:
             unlisted = metrics[len(metrics) - len(self.unlisted) :]
             pairs += zip(self.metrics, metrics[: len(self.metrics)], strict=True)
             pairs += zip(self.unlisted, unlisted, strict=True)
-        with NotingScope(pairs, self.seed_ids) as scope:
+        with _tf.functions_inlined(), NotingScope(pairs, self.seed_ids) as scope:
             yield scope
         self._assigned.update(scope.written)
 

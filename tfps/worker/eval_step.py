@@ -4,6 +4,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfps import _tf
 from tfps.cluster.remote_function import RemoteFunction
 from tfps.model.lookups import Rows
 from tfps.model.row_ids import row_ids
@@ -80,9 +81,10 @@ class EvalStep:
     def _metrics(self, pulled, rows, batch, metrics, number):
         variables = self._puller.unpack(pulled, rows, exact=True)
         n = len(self._program.trainable)
-        return self._program.evaluate(
-            variables[:n], variables[n:], metrics, number, batch, self.own.logs
-        )
+        with _tf.python_on_chief():
+            return self._program.evaluate(
+                variables[:n], variables[n:], metrics, number, batch, self.own.logs
+            )
 
     def _steps(self, handles, pulled, source, own, count, first):
         def step(i, batch, state):
@@ -119,7 +121,8 @@ class PredictStep:
         @tf.function(jit_compile=jit_compile, autograph=False)
         def compute(pulled, rows, values, batch, number):
             variables = puller.unpack(pulled, rows, exact=True)
-            return program.predict(variables[:n], variables[n:], values, number, batch)
+            with _tf.python_on_chief():
+                return program.predict(variables[:n], variables[n:], values, number, batch)
 
         def run(handles, pulled, source, own, number):
             batch = source.get_next() if is_iterator(source) else source

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from tfps import _tf
 from tfps.model.gradients import unscale_and_clip
 from tfps.model.row_ids import row_ids
 from tfps.model.stateless_model import StatelessModel
@@ -193,9 +194,10 @@ class Gradient:
         variables = self.puller.unpack(pulled, rows)
         n = len(self.program.trainable)
         trainable, state = variables[:n], variables[n:]
-        gradients, new_state, metrics, examples = self.program.train(
-            trainable, state, metrics, number, scale, batch, counts
-        )
+        with _tf.python_on_chief():
+            gradients, new_state, metrics, examples = self.program.train(
+                trainable, state, metrics, number, scale, batch, counts
+            )
         gradients, finite = unscale_and_clip(self._optimizer, gradients, scale)
         updates = self.pusher.pack_updates(gradients, state, new_state)
         return updates, metrics, examples, finite

@@ -3,6 +3,7 @@
 import keras
 import tensorflow as tf
 
+from tfps import _tf
 from tfps.model import optimizer_traits
 from tfps.model.gradients import unscale_and_clip
 from tfps.model.server_optimizer import ServerOptimizer
@@ -73,9 +74,10 @@ class LocalCopy:
         state = [whole[i] for i in range(n, len(whole))]
         scale = tf.constant(optimizer_traits.static_loss_scale(self._optimizer))
         counts = [tf.cast(self.inner.count(inner), v.dtype) for v in self.program.counts]
-        gradients, new_state, metrics, examples = self.program.train(
-            trainable, state, metrics, number, scale, batch, counts
-        )
+        with _tf.python_on_chief():
+            gradients, new_state, metrics, examples = self.program.train(
+                trainable, state, metrics, number, scale, batch, counts
+            )
         gradients, _ = unscale_and_clip(self._optimizer, gradients, scale)
         changed = {i: g for i, g in enumerate(gradients) if g is not None}
         updated, inner = self.inner.apply(

@@ -1,0 +1,83 @@
+"""Python in the graphs of a model: decorated calls, functions of Python, summaries."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfps
+from tests.conftest import regression, relative_error
+
+o = keras.optimizers
+ARGS = {"batch_size": 16, "shuffle": False, "verbose": 0, "epochs": 2}
+
+
+class Branching(keras.layers.Layer):
+    """A decorated `call` with Python's own conditions and loops."""
+
+    def build(self, shape):
+        self.scale = self.add_weight(shape=(), initializer="ones", name="scale")
+
+    @tf.function
+    def call(self, x):
+        if tf.reduce_mean(x) > 0:
+            x = 2.0 * x
+        for _ in tf.range(2):
+            x = x * self.scale
+        return x
+
+
+def python_loss(y, y_pred):
+    def squared(y, y_pred):
+        return tf.reduce_mean(tf.square(y - y_pred))
+
+    loss = tf.py_function(squared, [y, y_pred], tf.float32)
+    loss.set_shape([])
+    return loss
+
+
+def made(loss="mse"):
+    keras.utils.set_random_seed(1)
+    layers = [keras.Input([8]), keras.layers.BatchNormalization(), Branching()]
+    model = keras.Sequential([*layers, keras.layers.Dense(1)])
+    model.compile(o.SGD(0.05), loss, jit_compile=False)
+    return model
+
+
+@pytest.mark.parametrize("loss", ["mse", python_loss])
+def test_decorated_calls_and_functions_of_python(connect, loss):
+    x, y = regression(80)
+    strategy = connect()
+    model, reference = made(loss), made(loss)
+    mine = tfps.Trainer(model, strategy).fit(x, y, validation_data=(x, y), **ARGS).history
+    theirs = reference.fit(x, y, validation_data=(x, y), **ARGS).history
+    assert relative_error(model, reference) < 1e-5
+    for name in theirs:
+        np.testing.assert_allclose(mine[name], theirs[name], rtol=1e-5)
+
+
+@pytest.mark.processes
+def test_functions_of_python_run_on_the_chief():
+    x, y = regression(32)
+    cluster = tfps.LocalCluster(workers=1, ps=1, processes=True)
+    try:
+        model = made(python_loss)
+        trainer = tfps.Trainer(model, tfps.ParameterServerStrategy(cluster), step_timeout=60.0)
+        assert np.isfinite(trainer.fit(x, y, verbose=0).history["loss"]).all()
+    finally:
+        cluster.close()
+
+
+def test_summaries_of_layers_reach_tensorboard(connect, tmp_path):
+    class Summary(keras.layers.Layer):
+        def call(self, x):
+            tf.summary.scalar("mean_of_x", tf.reduce_mean(x), step=0)
+            return x
+
+    x, y = regression(64)
+    model = keras.Sequential([keras.Input([8]), Summary(), keras.layers.Dense(1)])
+    model.compile("sgd", "mse", jit_compile=False)
+    board = keras.callbacks.TensorBoard(tmp_path, update_freq=1)
+    tfps.Trainer(model, connect()).fit(x, y, batch_size=16, verbose=0, callbacks=[board])
+    events = b"".join(f.read_bytes() for f in tmp_path.rglob("events*"))
+    assert events.count(b"mean_of_x") == 4
