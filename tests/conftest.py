@@ -11,9 +11,11 @@ import hypothesis
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from tensorflow.python.eager import context
 
 import tfps
+from tfps import _tf
 from tfps.cluster import sockets
 
 # `make soak` looks for longer; the default is what `make test` can afford.
@@ -22,6 +24,17 @@ hypothesis.settings.register_profile(
     "soak", max_examples=1000, stateful_step_count=80, deadline=None
 )
 hypothesis.settings.load_profile("test")
+
+
+# A process that has used a device before it connects goes on as `localhost`. TensorFlow's own
+# strategy, which some tests compare with ours, always connects as `chief`, and TensorFlow cannot
+# rename a process that is connected. So this one is called `chief` from the start. With
+# `TFPS_TEST_JOB=localhost`, tests that do not need TensorFlow's strategy run under the other name.
+if os.environ.get("TFPS_TEST_JOB", "chief") == "chief":
+    _address = f"127.0.0.1:{sockets.free_ports(1)[0]}"
+    tf.config.experimental_connect_to_cluster(
+        tf.train.ClusterSpec({"chief": [_address]}), job_name="chief", protocol="grpc"
+    )
 
 
 def pytest_collection_modifyitems(items):
@@ -52,6 +65,7 @@ def _is_connected(cluster: tfps.Cluster) -> bool:
     if definition is None:
         return False
     tasks = {job.name: [job.tasks[i] for i in sorted(job.tasks)] for job in definition.cluster.job}
+    tasks["chief"] = tasks.pop(definition.job_name)
     return tasks == cluster.spec
 
 
@@ -88,6 +102,13 @@ def connect():
         return tfps.ParameterServerStrategy(cluster, partitioner)
 
     return get
+
+
+def tensorflows(strategy, partitioner=None):
+    """TensorFlow's own strategy on the servers of one of ours."""
+    if _tf.local_job() != "chief":
+        pytest.skip("TensorFlow's own strategy cannot rename this process")
+    return tf.distribute.ParameterServerStrategy(strategy.cluster.resolver(), partitioner)
 
 
 @pytest.fixture(autouse=True)

@@ -6,9 +6,10 @@ exceptions are subclasses of Keras's optimizers, which override private methods:
 """
 
 import contextlib
-import gc
+import functools
 import inspect
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -75,7 +76,6 @@ __all__ = [
     "uninitialized",
     "unpack_batch",
     "update_count",
-    "variables_survive",
     "variant",
     "watched_when_read",
     "with_rate_times",
@@ -89,39 +89,27 @@ def detach_from_strategy(model: keras.Model) -> None:
     """Makes a model that was built in a strategy's scope an ordinary model.
 
     Keras remembers the strategy and would run the model's own `predict` or `evaluate` through it.
+    The model's own `fit` warns once that it trains on the chief alone.
     """
     model._distribute_strategy = None
-    # A function that was traced before the connection would hold variables that no longer exist.
+    # Functions that were traced in the scope know the strategy.
     model.train_function = model.test_function = model.predict_function = None
+    # `setattr` would have Keras look for something to track.
+    vars(model)["make_train_function"] = functools.partial(_make_warned_train_function, model)
     optimizer = getattr(model, "optimizer", None)
     while optimizer is not None:
         optimizer._distribution_strategy = tf.distribute.get_strategy()
         optimizer = getattr(optimizer, "inner_optimizer", None)
 
 
-@contextlib.contextmanager
-def variables_survive() -> Iterator[None]:
-    """Carries the values of all Keras variables of this process over a connection to a cluster.
-
-    When TensorFlow connects to a cluster, its local device gets another name, and what lived on
-    the device is lost, in part silently. So the Keras variables that exist when the context is
-    entered are given new `tf.Variable`s with the old values when it is left.
-    """
-    kept = [
-        (v, v.numpy())
-        for v in gc.get_objects()
-        if issubclass(type(v), keras.Variable)
-        # A variable whose creation failed has no value, though an error may still hold it.
-        and getattr(v, "_value", None) is not None
-        and not getattr(v, "_is_remote", False)
-        and not getattr(v._value, "is_remote", False)
-    ]
-    yield
-    for variable, value in kept:
-        identity = variable._value._unique_id
-        variable._initialize(value)
-        # Optimizers recognize the variables that they were built with by this identifier.
-        variable._value._unique_id = identity
+def _make_warned_train_function(model: keras.Model, force: bool = False) -> Any:
+    del vars(model)["make_train_function"]
+    warnings.warn(
+        f"{model.name} trains on the chief alone, without the workers; call the fit of its "
+        "tfps.Trainer instead, or ignore this if the chief is meant",
+        stacklevel=4,
+    )
+    return model.make_train_function(force)
 
 
 def initializer_of(initial_value: Any) -> tuple[keras.Variable, Any] | None:
@@ -178,11 +166,7 @@ def _seed_of_part(seed: Any, index: int) -> Any:
 
 
 def mark_remote(variables: Iterable[keras.Variable]) -> None:
-    """Marks Keras variables as living on servers, so that they end with the connection.
-
-    `variables_survive` leaves marked variables alone. After the connection has ended nothing may
-    touch them: TensorFlow would follow a pointer to a device that is gone.
-    """
+    """Marks Keras variables as living on servers, so that they end with the connection."""
     for variable in variables:
         variable._is_remote = True
 

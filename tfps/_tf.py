@@ -4,15 +4,23 @@ Nothing else in the package imports from `tensorflow.python`.
 """
 
 import contextlib
+import gc
 import sys
 import threading
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import tensorflow as tf
+from tensorflow.core.function.capture import capture_container
 from tensorflow.python.autograph.core import ag_ctx
-from tensorflow.python.distribute.coordinator import coordinator_context, remote_value
+from tensorflow.python.data.ops import structured_function
+from tensorflow.python.distribute.coordinator import (
+    cluster_coordinator,
+    coordinator_context,
+    metric_utils,
+    remote_value,
+)
 from tensorflow.python.eager import cancellation, context, execute, executor
 from tensorflow.python.eager.polymorphic_function import (
     atomic_function,
@@ -20,6 +28,8 @@ from tensorflow.python.eager.polymorphic_function import (
     polymorphic_function,
 )
 from tensorflow.python.framework import none_tensor, ops
+from tensorflow.python.ops import resource_variable_ops, summary_ops_v2
+from tensorflow.python.trackable import resource
 
 # The type of a tensor outside of graphs. To make a tensor and ask for its type would settle
 # TensorFlow's threads and devices as soon as tfps is imported.
@@ -28,22 +38,32 @@ EagerTensor = ops.EagerTensor
 # What a dataset's spec has where its elements have None.
 NoneTensorSpec = none_tensor.NoneTensorSpec
 
-_VARIABLE_CREATION = ("tensorflow.", "tfps.")
+_OWN_AND_TENSORFLOW = ("tensorflow.", "tfps.")
 
 
 def created_by_keras3() -> bool:
     """Returns whether the variable that is being created under a strategy is a Keras 3 variable.
 
     A variable creator sees only the arguments, which are the same for `tf.Variable` and for Keras
-    3. The stack shows who asked: the first frame that is neither TensorFlow's nor ours.
+    3. The stack shows who asked.
     """
+    return _caller() == "keras.src.backend.tensorflow.core"
+
+
+def called_by_keras3_trainer() -> bool:
+    """Returns whether `fit`, `evaluate` or `predict` of a Keras 3 model called the strategy."""
+    return _caller() == "keras.src.backend.tensorflow.trainer"
+
+
+def _caller() -> str:
+    """The module of the first frame of the stack that is neither TensorFlow's nor ours."""
     frame: types.FrameType | None = sys._getframe(1)
     while frame is not None:
         module = frame.f_globals.get("__name__", "")
-        if not module.startswith(_VARIABLE_CREATION):
-            return module == "keras.src.backend.tensorflow.core"
+        if not module.startswith(_OWN_AND_TENSORFLOW):
+            return module
         frame = frame.f_back
-    return False
+    return ""
 
 
 def num_ps_in_scope() -> int:
@@ -54,6 +74,43 @@ def num_ps_in_scope() -> int:
 RemoteValueStatus = remote_value.RemoteValueStatus
 dispatch_context = coordinator_context.with_dispatch_context
 CancellationManager: TypeAlias = cancellation.CancellationManager
+ClosureInputError = cluster_coordinator.ClosureInputError
+
+
+def metrics_enabled() -> bool:
+    """Returns whether the program has asked for TensorFlow's metrics of its coordinator."""
+    return metric_utils.enable_metrics
+
+
+@contextlib.contextmanager
+def timed(metric: str, count: Callable[[], int] | None = None) -> Iterator[None]:
+    """Adds the seconds of a block to a metric of TensorFlow's coordinator.
+
+    Args:
+      metric: `function_tracing`, `closure_execution` or `remote_value_fetch`.
+      count: if given, the block counts only if it has changed what this returns.
+    """
+    if not metric_utils.enable_metrics:
+        yield
+        return
+    with metric_utils.monitored_timer(metric, count):
+        yield
+
+
+def set_gauge(metric: str, value: int) -> None:
+    """Sets a metric of TensorFlow's coordinator: `queued_closures` or `inflight_closures`."""
+    if metric_utils.enable_metrics:
+        metric_utils.monitor_int(metric, value)
+
+
+def tracing_count(function: Any) -> int:
+    """Returns how many times a `tf.function` has been traced."""
+    return function._get_tracing_count()
+
+
+def own_executor_in_scope() -> executor.Executor:
+    """Returns the executor of this thread's operations."""
+    return context.context().executor
 
 
 @contextlib.contextmanager
@@ -171,6 +228,215 @@ def chief_device() -> str:
     return f"/job:{context.get_server_def().job_name}"
 
 
+def local_job() -> str | None:
+    """Returns the job in the name of this process's own devices; None while it has none yet."""
+    if server := context.get_server_def():
+        return server.job_name
+    return "localhost" if context.context()._initialized else None
+
+
+def connection() -> tuple[bytes, str, str] | None:
+    """Returns what this process is connected to, to be compared; None if to nothing.
+
+    Returns:
+      (the tasks of the cluster, the job of this process in it, its own `host:port`).
+    """
+    server = context.get_server_def()
+    if server is None:
+        return None
+    addresses = {job.name: job.tasks for job in server.cluster.job}
+    own = addresses[server.job_name][server.task_index]
+    return server.cluster.SerializeToString(deterministic=True), server.job_name, own
+
+
+TABLES = (
+    tf.lookup.StaticHashTable,
+    tf.lookup.experimental.MutableHashTable,
+    tf.lookup.experimental.DenseHashTable,
+    resource.RestoredResource,
+)
+VARIABLES = (resource_variable_ops.BaseResourceVariable,)
+WRITERS = (summary_ops_v2._ResourceSummaryWriter,)
+
+
+def live(*kinds: tuple[type, ...] | type) -> list[list[Any]]:
+    """Looks through all objects of the process.
+
+    Args:
+      *kinds: classes, or tuples of classes.
+
+    Returns:
+      For each of `kinds`, its instances.
+    """
+    # To ask `issubclass` for every object, instead of every type, would take a second.
+    known: dict[type, list[list]] = {}
+    found: list[list] = [[] for _ in kinds]
+    for candidate in gc.get_objects():
+        kind = type(candidate)
+        lists = known.get(kind)
+        if lists is None:
+            pairs = zip(kinds, found, strict=True)
+            lists = known[kind] = [into for wanted, into in pairs if issubclass(kind, wanted)]
+        for into in lists:
+            into.append(candidate)
+    return found
+
+
+def now() -> int:
+    """Returns a number above the `born` of all tensors, and below that of tensors to come."""
+    return ops.uid()
+
+
+def is_here(handle: Any, since: int) -> bool:
+    """Returns whether a handle was made after `since`, and leads to a device of this process.
+
+    An older handle is not touched. Its connection may have ended, and then TensorFlow would follow
+    a pointer to a device that is gone.
+
+    Args:
+      handle: of a resource, or anything else.
+      since: what `now` returned.
+    """
+    if type(handle) is not EagerTensor or handle._id < since:
+        return False
+    return tf.DeviceSpec.from_string(handle.device).job == local_job()
+
+
+def handle_of(variable: Any) -> tf.Tensor | None:
+    """Returns the handle of a variable; None if it is a wrapper of other variables."""
+    return vars(variable).get("_handle")
+
+
+def set_handle(variable: Any, handle: tf.Tensor) -> None:
+    """Lets a variable be what another handle leads to."""
+    variable._handle = handle
+
+
+def rehomed(variable: Any) -> tf.Tensor | None:
+    """Makes a resource with the value and the properties of a variable.
+
+    Returns:
+      The handle of the new resource, or None if the variable has no value yet.
+    """
+    old = variable._handle
+    with tf.init_scope(), tf.device(old.device):
+        if not tf.raw_ops.VarIsInitializedOp(resource=old):
+            return None
+        value = tf.raw_ops.ReadVariableOp(resource=old, dtype=variable.dtype)
+        new = resource_variable_ops.eager_safe_variable_handle(
+            value, variable.shape, None, variable._handle_name.split(":")[0], graph_mode=False
+        )
+        tf.raw_ops.AssignVariableOp(resource=new, value=value)
+    for name in ("_parent_trackable", "_name", "_unique_id"):
+        if hasattr(old, name):
+            setattr(new, name, getattr(old, name))
+    return new
+
+
+def named_handle_of(table: Any) -> tf.Tensor | None:
+    """Returns the handle of a table that is found by a name; None if the handle itself leads to it.
+
+    Also None for a wrapper of other tables, and for a table that has no handle yet.
+    """
+    if vars(table).get("_is_anonymous", False):
+        return None
+    return vars(table).get("_resource_handle_value")
+
+
+def contents(table: Any) -> tuple[tf.Tensor, tf.Tensor] | None:
+    """Returns the keys and values of a table; None if it has none yet, or fills itself."""
+    if isinstance(table, resource.RestoredResource):
+        return None
+    try:
+        return tf.raw_ops.LookupTableExportV2(
+            table_handle=table.resource_handle, Tkeys=table.key_dtype, Tvalues=table.value_dtype
+        )
+    except (tf.errors.AbortedError, tf.errors.NotFoundError):
+        return None
+
+
+def make_anew(table: Any, contents: tuple[tf.Tensor, tf.Tensor] | None) -> None:
+    """Makes a table under its old name, so that all of its handles lead to the new one.
+
+    Args:
+      table: the table.
+      contents: what `contents` returned for it.
+    """
+    with tf.init_scope(), tf.device(table.resource_handle.device):
+        table._resource_handle = table._create_resource()
+        if contents is None:
+            if isinstance(table, resource.RestoredResource):
+                table._initialize()
+            return
+        static = isinstance(table, tf.lookup.StaticHashTable)
+        fill = tf.raw_ops.InitializeTableV2 if static else tf.raw_ops.LookupTableImportV2
+        fill(table_handle=table.resource_handle, keys=contents[0], values=contents[1])
+
+
+def captured_handles(graph: tf.types.experimental.ConcreteFunction) -> list[tf.Tensor]:
+    """Returns the handles of resources that a graph has captured for all of its calls."""
+    captured = graph._captured_inputs
+    return [t for t in captured if type(t) is EagerTensor and t.dtype == tf.resource]
+
+
+def static_table_of(handle: tf.Tensor) -> tf.lookup.StaticHashTable | None:
+    """Returns the static lookup table that a handle leads to; None if it leads to another thing."""
+    owner = getattr(handle, "_parent_trackable", lambda: None)()
+    return owner if isinstance(owner, tf.lookup.StaticHashTable) else None
+
+
+def capture_at_call(
+    graph: tf.types.experimental.ConcreteFunction,
+    handle: tf.Tensor,
+    choose: Callable[[], tf.Tensor],
+) -> None:
+    """Lets each call of a graph take what `choose` returns in place of a captured handle."""
+    graph.replace_capture_with_deferred_capture(handle, choose, tf.TensorSpec([], tf.resource))
+
+
+def present_connection() -> object:
+    """Returns an object that stays the same while this process stays connected as it is."""
+    return context.get_server_def()
+
+
+def is_open(writer: Any, since: int) -> bool:
+    """Returns whether a `tf.summary` writer was made after `since`, and has not been closed."""
+    return writer._resource._id >= since and not writer._closed
+
+
+def _has_graph(wrapper: Any) -> bool:
+    return isinstance(vars(wrapper).get("_function"), tf.types.experimental.ConcreteFunction)
+
+
+def replace_captures(handles: Mapping[int, tf.Tensor]) -> int:
+    """Gives traced functions new handles in place of those that they captured.
+
+    Args:
+      handles: `id` of an old handle -> the new handle.
+
+    Returns:
+      The number of functions of `tf.data` among them. A dataset keeps the handles that its
+      functions had when it was made.
+    """
+    functions, of_data, all_captures = live(
+        tf.types.experimental.ConcreteFunction,
+        structured_function.StructuredFunctionWrapper,
+        capture_container.FunctionCaptures,
+    )
+    for function in functions:
+        captured = vars(function).get("_captured_inputs") or []
+        captured[:] = [handles.get(id(x), x) for x in captured]
+    in_datasets = {id(f._function.graph._function_captures) for f in of_data if _has_graph(f)}
+    found = 0
+    for captures in all_captures:
+        pairs = list(captures.by_val_capture_tuples)
+        if any(id(outer) in handles for outer, _ in pairs):
+            found += id(captures) in in_datasets
+            outer = [handles.get(id(x), x) for x, _ in pairs]
+            captures.reset_captures(outer, [inner for _, inner in pairs])
+    return found
+
+
 def on_chief(value: Any, dtype: tf.DType) -> tf.Tensor:
     """Makes a tensor in this process, whatever device is in scope.
 
@@ -207,6 +473,18 @@ def nothing_recorded(function: tf.types.experimental.ConcreteFunction) -> bool:
     """Returns whether no output is a handle, which needs bookkeeping that `FlatFunction` omits."""
     outputs = function.function_type.flat_outputs
     return not any(output.dtype in (tf.resource, tf.variant) for output in outputs)
+
+
+def late_captures(function: Any) -> list[tuple[tf.Tensor, tf.Tensor]]:
+    """Captures in the present graph what a function captures each time that it is called.
+
+    Returns:
+      (placeholder in the function's graph, tensor of the present graph) of each such capture.
+    """
+    graph = function.graph
+    inside = tf.nest.flatten(graph.deferred_internal_captures, expand_composites=True)
+    outside = [tensor for capture in graph.deferred_external_captures for tensor in capture()]
+    return list(zip(inside, outside, strict=True))
 
 
 def compiled(function: tf.types.experimental.ConcreteFunction) -> bool:

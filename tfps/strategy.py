@@ -1,11 +1,15 @@
 """`tf.distribute.ParameterServerStrategy` for a tfps cluster, and for Keras 3."""
 
 import math
+import warnings
+from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
 
-from tfps import _keras, _tf
+from tfps import _keras, _tf, errors
 from tfps.cluster import environment, sockets
+from tfps.cluster.made_before import MadeBefore
 from tfps.cluster.spec import Cluster
 from tfps.coordinator.coordinator import ClusterCoordinator
 from tfps.store.placement import Placement
@@ -30,44 +34,112 @@ class ParameterServerStrategy(tf.distribute.ParameterServerStrategy):
       variable_partitioner: the partitioner, or None.
     """
 
+    _cluster_resolver: Any  # TensorFlow's own attribute.
+
     def __init__(
         self,
-        cluster: Cluster | tf.distribute.cluster_resolver.ClusterResolver,
+        cluster: Cluster | tf.distribute.cluster_resolver.ClusterResolver | None = None,
         variable_partitioner: tf.distribute.experimental.partitioners.Partitioner | None = None,
         startup_timeout: float = 60.0,
         max_chief_bytes: int = MAX_CHIEF_BYTES,
+        *,
+        cluster_resolver: Cluster | tf.distribute.cluster_resolver.ClusterResolver | None = None,
     ):
         """Waits for the servers and connects to them.
 
+        What the process has made before goes on afterwards: models, `tf.Variable`s, lookup tables,
+        adapted layers, random generators, traced functions, datasets and iterators. Two things do
+        not. A dataset made before whose functions read a `tf.Variable` goes on to read the value
+        that the variable had. A `tf.summary` writer has to be made afterwards; a warning says so.
+
         Args:
-          cluster: a `tfps.Cluster`, or a TensorFlow cluster resolver.
+          cluster: a `tfps.Cluster`, or a TensorFlow cluster resolver of any kind.
           variable_partitioner: says into how many shards along its first axis a variable is split.
             None keeps variables whole.
           startup_timeout: seconds to wait for all servers together.
           max_chief_bytes: Keras variables of more bytes that are made in the scope have their rows
             on the servers only.
+          cluster_resolver: TensorFlow's name for `cluster`.
 
         Raises:
+          TypeError: both `cluster` and `cluster_resolver` are given, or neither.
+          ClusterConfigError: the cluster cannot work; the message says why.
           StartupTimeout: a server did not answer; names such tasks, with addresses.
           PortInUse: the chief's own port is taken.
         """
-        if not isinstance(cluster, Cluster):
-            cluster = Cluster.from_resolver(cluster)
-        self.cluster = cluster
+        if (cluster is None) == (cluster_resolver is None):
+            raise TypeError(
+                f"cluster={cluster!r} and cluster_resolver={cluster_resolver!r}; give one of them, "
+                "such as tfps.Cluster.from_env()"
+            )
+        given = cluster or cluster_resolver
+        if isinstance(given, Cluster):
+            self.cluster = given
+            resolver = given.resolver()
+        else:
+            try:
+                self._verify_args_and_config(given)
+            except ValueError as e:
+                raise errors.ClusterConfigError(f"the cluster resolver does not do: {e}") from e
+            self.cluster = Cluster.from_resolver(given)
+            resolver = given
         self.variable_partitioner = variable_partitioner
         self._max_chief_bytes = max_chief_bytes
-        self._placement = Placement([], cluster.num_ps)
-        if "chief" in cluster.spec and not cluster.connected:
-            sockets.require_free(cluster.spec["chief"][0], "chief 0")
+        self._placement = Placement([], self.cluster.num_ps)
+        self._require_port()
         environment.configure_channels()
-        cluster.wait(startup_timeout)
-        cluster.connected = True
-        with _keras.variables_survive():
-            super().__init__(cluster.resolver(), variable_partitioner=variable_partitioner)
+        self.cluster.wait(startup_timeout)
+        super().__init__(resolver, variable_partitioner=variable_partitioner)
+        self.cluster.connected = True
         self._stock_create_variable = self.extended._create_variable
         self.extended._create_variable = self._create_variable
         # Otherwise the first `scope()` would make TensorFlow's coordinator.
         ClusterCoordinator(self)
+
+    def _require_port(self) -> None:
+        """Checks that the chief's port is free, unless this process listens on it already."""
+        if "chief" in self.cluster.spec and not self.cluster.connected:
+            (address,) = self.cluster.spec["chief"]
+            present = _tf.connection()
+            if present is None or address != present[-1]:
+                sockets.require_free(address, "chief 0")
+
+    def _connect_to_cluster(self, coordinator_name: str) -> None:
+        """Connects as TensorFlow does, but keeps the name that this process's devices have.
+
+        Args:
+          coordinator_name: the job under which a process connects that has used no device yet.
+        """
+        job = _tf.local_job() or coordinator_name
+        made_before = MadeBefore()
+        given = self._cluster_resolver
+        self._cluster_resolver = self.cluster.resolver(job)
+        try:
+            super()._connect_to_cluster(job)
+        finally:
+            self._cluster_resolver = given
+        made_before.carry_over()
+        for line in made_before.lost:
+            warnings.warn(line, stacklevel=4)
+
+    def experimental_distribute_dataset(self, dataset: Any, options: Any = None) -> Any:
+        """Like TensorFlow's; a Keras 3 model that calls it is sent to `tfps.Trainer`."""
+        self._refuse_keras3()
+        return super().experimental_distribute_dataset(dataset, options)
+
+    def run(
+        self, fn: Callable, args: tuple = (), kwargs: dict | None = None, options: Any = None
+    ) -> Any:
+        """Like TensorFlow's; a Keras 3 model that calls it is sent to `tfps.Trainer`."""
+        self._refuse_keras3()
+        return super().run(fn, args, kwargs, options)
+
+    def _refuse_keras3(self) -> None:
+        if _tf.called_by_keras3_trainer():
+            raise errors.ConfigError(
+                "fit, evaluate and predict of a Keras 3 model cannot use parameter servers; make "
+                "trainer = tfps.Trainer(model, strategy) and call the trainer's methods"
+            )
 
     def _create_variable(self, next_creator, **kwargs):
         if not _tf.created_by_keras3():

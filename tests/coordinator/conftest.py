@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 import tfps
+from tests.conftest import tensorflows
 
 STOCK = tf.distribute.coordinator.ClusterCoordinator
 BOTH = pytest.mark.parametrize("kind", ["tfps", "stock"])
@@ -23,7 +24,7 @@ def make(connect):
     def get(kind="tfps", workers=2):
         strategy = connect(workers)
         if kind == "stock":
-            return STOCK(tf.distribute.ParameterServerStrategy(strategy.cluster.resolver()))
+            return STOCK(tensorflows(strategy))
         return tfps.ClusterCoordinator(strategy)
 
     return get

@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 import tfps
+from tests.conftest import tensorflows
 from tests.coordinator.conftest import STOCK, UNRAISABLE
 from tfps.coordinator import remote_value
 
@@ -32,10 +33,10 @@ def test_a_strategy_has_one_and_tensorflow_finds_it(connect, double):
 
 
 def test_on_tensorflows_strategy(connect, double):
-    strategy = tf.distribute.ParameterServerStrategy(connect(2).cluster.resolver())
+    strategy = tensorflows(connect(2))
     coordinator = tfps.ClusterCoordinator(strategy)
     assert coordinator.schedule(double, args=(1,)).fetch() == 2
-    taken = tf.distribute.ParameterServerStrategy(connect(2).cluster.resolver())
+    taken = tensorflows(connect(2))
     STOCK(taken)
     with pytest.raises(tfps.ConfigError, match="already"):
         tfps.ClusterCoordinator(taken)

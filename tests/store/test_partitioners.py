@@ -7,6 +7,7 @@ import tensorflow as tf
 from hypothesis import given, settings, strategies as st
 
 import tfps
+from tests.conftest import tensorflows
 from tfps.store import partitioners
 from tfps.store.placement import Placement, VariableSpec, place
 
@@ -149,7 +150,7 @@ def test_bad_settings(make):
 )
 def test_they_split_for_tensorflows_strategy(connect, partitioner, shards):
     strategy = connect(partitioner=partitioner)
-    strategy = tf.distribute.ParameterServerStrategy(strategy.cluster.resolver(), partitioner)
+    strategy = tensorflows(strategy, partitioner)
     with strategy.scope():
         large = tf.Variable(tf.zeros([5000, 8]))
         small = tf.Variable(tf.zeros([2]))

@@ -2,10 +2,11 @@
 
 import re
 import time
+from typing import Any
 
 import tensorflow as tf
 
-from tfps import errors
+from tfps import _tf, errors
 from tfps.cluster import sockets
 from tfps.cluster.spec import Cluster
 
@@ -89,6 +90,32 @@ def unavailable(lost: errors.TaskLost, cause: BaseException | None = None) -> Ba
     both = _both(lost, tf.errors.UnavailableError(None, None, str(lost)))
     both.__cause__ = cause
     return both
+
+
+def of_input(error: BaseException) -> BaseException:
+    """Returns the error of making a per-worker value, as whoever uses the value should see it.
+
+    Args:
+      error: what was raised while the value was made, as `named` gave it.
+
+    Returns:
+      The error as an instance of TensorFlow's `ClosureInputError` as well.
+    """
+    if isinstance(error, _tf.ClosureInputError):
+        return error
+    original = (error.__cause__ if isinstance(error, errors.Error) else None) or error
+    message = original.message if isinstance(original, tf.errors.OpError) else str(original)
+    said = (
+        f"Input has an error, the original exception is {type(original).__name__}, error message "
+        f"is {errors.summary(message)}"
+    )
+    if isinstance(error, errors.WorkerError):
+        said = f"worker {error.worker} ({error.address}) failed: {said}"
+    kind = _joined(type(error), _tf.ClosureInputError)
+    raised: Any = kind.__new__(kind, said)
+    raised.__dict__.update({**vars(error), "original_exception": original, "_message": said})
+    raised.__cause__ = original
+    return raised
 
 
 def _both(ours: errors.Error, theirs: tf.errors.OpError) -> BaseException:

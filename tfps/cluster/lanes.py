@@ -1,9 +1,8 @@
 """Lanes: the threads that run calls on workers."""
 
-import contextlib
 import threading
 import time
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import tensorflow as tf
 
@@ -29,6 +28,12 @@ class Source(Protocol):
 
     def finished(self, lane: Any, call: Any, result: Any, error: BaseException | None) -> None:
         """Takes note of what the call returned, or of the error that it raised."""
+
+
+class _Dispatch(NamedTuple):
+    """What TensorFlow's per-worker resources ask to know while a function is called."""
+
+    worker_index: int
 
 
 class Lane:
@@ -63,13 +68,10 @@ class Lane:
         name = f"tfps-worker-{self.worker}.{self.index}"
         threading.Thread(target=self._serve, name=name, daemon=True).start()
 
-    def scope(self) -> contextlib.AbstractContextManager:
-        """Returns what the thread enters, besides the device and the executor, for its calls."""
-        return contextlib.nullcontext()
-
     def _serve(self) -> None:
         source = self._source
-        with tf.device(self.device), self.scope(), _tf.own_executor() as executor:
+        dispatch = _tf.dispatch_context(_Dispatch(self.worker))
+        with tf.device(self.device), dispatch, _tf.own_executor() as executor:
             while (call := source.take(self)) is not None:
                 result = error = None
                 self.begun = time.monotonic()

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfps import _tf, errors
+from tfps.cluster import table_copies
 from tfps.cluster.byte_row import ByteRow
 
 
@@ -67,6 +68,7 @@ class RemoteFunction:
                 f"{call.__name__} returns a handle to a resource; let it return tensors, and make "
                 "resources where they are to stay"
             )
+        table_copies.use_copies(graph)
         self._graph, self._flat = graph, _tf.FlatFunction(graph)
         self._dtypes = [spec.dtype for spec in inputs]
         # They belong to this function, and so to one connection of the chief: a worker of another

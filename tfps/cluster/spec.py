@@ -84,9 +84,14 @@ class Cluster:
 
     @classmethod
     def from_resolver(cls, resolver: tf.distribute.cluster_resolver.ClusterResolver) -> "Cluster":
-        """Makes the cluster that a TensorFlow cluster resolver describes, as seen by its chief."""
-        spec = resolver.cluster_spec().as_dict()
-        return cls({job: list(addresses) for job, addresses in spec.items()})
+        """Makes the cluster that a TensorFlow cluster resolver describes, as seen by its chief.
+
+        Args:
+          resolver: of any kind. Without a `chief` in it, the chief has no address that other hosts
+            know.
+        """
+        spec = resolver.cluster_spec()
+        return cls({job: spec.job_tasks(job) for job in spec.jobs})
 
     @property
     def num_workers(self) -> int:
@@ -135,10 +140,15 @@ class Cluster:
     def __exit__(self, kind, value, traceback) -> None:
         self.close(shutdown.DONE if kind is None else f"{kind.__name__}: {value}")
 
-    def resolver(self) -> tf.distribute.cluster_resolver.ClusterResolver:
-        """Returns the description in the form that TensorFlow's strategies take."""
+    def resolver(self, chief: str = "chief") -> tf.distribute.cluster_resolver.ClusterResolver:
+        """Returns the description in the form that TensorFlow's strategies take.
+
+        Args:
+          chief: the name of the chief's job in the description.
+        """
+        spec = {chief if job == "chief" else job: a for job, a in self._served().items()}
         return tf.distribute.cluster_resolver.SimpleClusterResolver(
-            self.served_spec(),
+            tf.train.ClusterSpec(spec),
             task_type=self.task_type,
             task_id=self.task_index,
             rpc_layer="grpc",
@@ -146,7 +156,10 @@ class Cluster:
 
     def served_spec(self) -> tf.train.ClusterSpec:
         """Returns the tasks that take part in TensorFlow's runtime. An evaluator does not."""
-        return tf.train.ClusterSpec({j: a for j, a in self.spec.items() if j != "evaluator"})
+        return tf.train.ClusterSpec(self._served())
+
+    def _served(self) -> dict[str, list[str]]:
+        return {job: a for job, a in self.spec.items() if job != "evaluator"}
 
     def __repr__(self) -> str:
         return (

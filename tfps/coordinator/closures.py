@@ -1,17 +1,17 @@
 """A call that waits for a worker: which graph, with which tensors."""
 
-import contextlib
 import copy
 import functools
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tfps import _tf
+from tfps.cluster import failures
 from tfps.cluster.byte_row import ByteRow
 from tfps.cluster.lanes import Lane, Source
 from tfps.coordinator import result_buffer
@@ -68,8 +68,9 @@ def reject_remote_values(structure: Any) -> None:
     """Raises `ValueError` if a result of one scheduled function is an argument of another."""
     if any(isinstance(x, _REMOTE) for x in tf.nest.flatten(structure)):
         raise ValueError(
-            "an argument is a RemoteValue, which lives on the worker that computed it; schedule "
-            "with .get() of it, or do both computations in one function"
+            "`tf.distribute.experimental.coordinator.RemoteValue` used as an input to scheduled "
+            "function is not yet supported; it lives on the worker that computed it: schedule with "
+            ".get() of it, or do both computations in one function"
         )
 
 
@@ -77,9 +78,16 @@ def on_worker(structure: Any, worker: int) -> Any:
     """Returns arguments in which each per-worker value is replaced by the worker's own value."""
 
     def own(x: Any) -> Any:
-        return _tf.by_worker(x)[worker].value() if isinstance(x, _PER_WORKER) else x
+        return _usable(_tf.by_worker(x)[worker]).value() if isinstance(x, _PER_WORKER) else x
 
     return tf.nest.map_structure(own, structure)
+
+
+def _usable(resource: Resource) -> Resource:
+    """Waits for a worker's own value, an argument; raises if it could not be made."""
+    if (error := resource.error()) is not None:
+        raise failures.of_input(error)
+    return resource
 
 
 class ClosureLane(Lane):
@@ -93,16 +101,6 @@ class ClosureLane(Lane):
         """Describes the lane; see `Lane`."""
         super().__init__(worker, source, index)
         self.results = result_buffer.Results(f"{self.device}/device:CPU:0")
-
-    def scope(self) -> contextlib.AbstractContextManager:
-        """Returns TensorFlow's context for functions that ask on which worker they are."""
-        return _tf.dispatch_context(_Dispatch(self.worker))
-
-
-class _Dispatch(NamedTuple):
-    """What TensorFlow's per-worker resources ask to know while a function is called."""
-
-    worker_index: int
 
 
 class Trace:
@@ -197,7 +195,7 @@ def _tensors(leaves: list, worker: int) -> list:
     tensors = []
     for leaf in leaves:
         if isinstance(leaf, _PER_WORKER):
-            tensors += _tf.by_worker(leaf)[worker].components()
+            tensors += _usable(_tf.by_worker(leaf)[worker]).components()
         else:
             tensors.append(leaf)
     return tensors
@@ -266,7 +264,8 @@ def concrete(
 ) -> tf.types.experimental.ConcreteFunction:
     """Traces a `tf.function`. A per-worker value stands for what it is on a worker."""
     args, kwargs = tf.nest.map_structure(_as_spec, (args, kwargs))
-    with _tf.being_scheduled(strategy):
+    count = functools.partial(_tf.tracing_count, function)
+    with _tf.being_scheduled(strategy), _tf.timed("function_tracing", count):
         return function.get_concrete_function(*args, **kwargs)
 
 
@@ -276,8 +275,9 @@ def _as_spec(x: Any) -> Any:
     spec = _tf.per_worker_spec(x)
     if spec is None:
         raise ValueError(
-            "a per-worker value has no type, since the function that made it is no tf.function; "
-            "make it with one, or with create_per_worker_dataset"
+            "Output of a scheduled function that is not tf.function cannot be the input of another "
+            "function; make the per-worker value with a tf.function, or with "
+            "create_per_worker_dataset"
         )
     return spec
 
@@ -333,7 +333,8 @@ class Closure:
     def run(self, lane: ClosureLane) -> Any:
         """Calls the graph; returns what `Trace.run` does."""
         assert self.round is not None  # The lane has taken it.
-        return self.trace.run(self, lane, self.round.manager)
+        with _tf.timed("closure_execution"):
+            return self.trace.run(self, lane, self.round.manager)
 
 
 class ResourceClosure:

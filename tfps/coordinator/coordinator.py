@@ -1,11 +1,13 @@
 """`tf.distribute.coordinator.ClusterCoordinator`, at a fraction of its cost."""
 
+import weakref
 from typing import Any
 
 import tensorflow as tf
 
 from tfps import errors
 from tfps.cluster.spec import Cluster
+from tfps.coordinator import as_tensorflow
 from tfps.coordinator.closures import (
     Closure,
     ResourceClosure,
@@ -76,6 +78,10 @@ class ClusterCoordinator(tf.distribute.coordinator.ClusterCoordinator):
             # The specs are not in the work queue. They know their strategy, and the lanes, which
             # know the queue, end when nobody knows the strategy any more.
             self._specs: dict = {}
+            workers = range(self._queue.cluster.num_workers)
+            self._resources: list[weakref.WeakSet[Resource]] = [weakref.WeakSet() for _ in workers]
+            queue = self._queue
+            self._cluster = as_tensorflow.Cluster(queue, queue.start_lanes, self._resources)
             self._has_initialized = True
         if in_flight is not None:
             self._queue.resize(in_flight)
@@ -117,7 +123,9 @@ class ClusterCoordinator(tf.distribute.coordinator.ClusterCoordinator):
             ),
         ):
             raise TypeError(
-                f"schedule was given {fn!r}; workers run graphs, so make it a tf.function"
+                "`tf.distribute.experimental.coordinator.ClusterCoordinator.schedule` only accepts "
+                f"a `tf.function` or a concrete function. It was given {fn!r}; make that a "
+                "tf.function"
             )
         args, kwargs = args or (), kwargs or {}
         trace, leaves = self._traces.find(fn, args, kwargs)
@@ -176,6 +184,7 @@ class ClusterCoordinator(tf.distribute.coordinator.ClusterCoordinator):
             value = Resource(self._queue, self._specs)
             value._type_spec = spec
             self._queue.put_on(worker, ResourceClosure(fn, args, kwargs, value))
+            self._resources[worker].add(value)
             values.append(value)
         return tf.distribute.coordinator.PerWorkerValue(tuple(values))
 

@@ -166,6 +166,10 @@ class Resource(RemoteValue):
             raise self._error
         return self._result
 
+    def error(self) -> BaseException | None:
+        """Waits for the value; returns the error if it could not be made."""
+        return self._get_error()
+
     def components(self) -> list[tf.Tensor]:
         """Returns the tensors, such as handles, that the value is as an argument of a function."""
         if self._components is None:

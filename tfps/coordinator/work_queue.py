@@ -5,18 +5,46 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import tensorflow as tf
 
-from tfps import errors
+from tfps import _tf, errors
 from tfps.cluster import failures, health
 from tfps.cluster.spec import Cluster
-from tfps.coordinator.closures import Closure, ClosureLane, ResourceClosure, Round
+from tfps.coordinator.closures import ClosureLane, Round
 from tfps.coordinator.remote_value import RemoteValue
 
 # Closures that may wait before `put` blocks: TensorFlow's limit.
 _LIMIT = 256 * 1024
+
+
+class Output(Protocol):
+    """Whatever receives the result or the error of a closure."""
+
+    def _set(self, result: Any, error: BaseException | None) -> None:
+        """Fills in the result or the error."""
+
+    def get(self) -> Any:
+        """Waits for the result and copies it to the chief."""
+
+
+class Queued(Protocol):
+    """A closure, as the queue sees it.
+
+    Attributes:
+      output: returns what receives the result, or None if nobody holds it any more.
+      round: the round in which the closure runs; None if `join` does not wait for it.
+    """
+
+    round: Round | None
+
+    @property
+    def output(self) -> Callable[[], Output | None]:
+        """Returns a weak reference, or a function like one."""
+
+    def run(self, lane: Any) -> Any:
+        """Runs the closure under the device of the lane's worker and returns its result."""
 
 
 class WorkQueue:
@@ -59,7 +87,7 @@ class WorkQueue:
 
     # The chief's side.
 
-    def put(self, closure: Closure) -> None:
+    def put(self, closure: Queued) -> None:
         """Queues a closure for any worker; blocks while the queue is full.
 
         Raises:
@@ -71,14 +99,33 @@ class WorkQueue:
                 self._wait(self._room, lambda: len(self._queue) < _LIMIT)
                 self._raise_pending()
             self._queue.append(closure)
+            _tf.set_gauge("queued_closures", len(self._queue))
             if self._idle:
                 self._work.notify()
 
-    def put_on(self, worker: int, closure: ResourceClosure) -> None:
-        """Queues a closure for one worker, before all closures that any worker may run."""
+    def put_on(self, worker: int, closure: Queued, joined: bool = False) -> None:
+        """Queues a closure for one worker, before all closures that any worker may run.
+
+        Args:
+          worker: index of the worker.
+          closure: the closure.
+          joined: whether `join` waits for it, and raises its error.
+        """
         with self._lock:
+            if joined:
+                self._begin(closure)
             self._own[worker].append(closure)
             self._work.notify_all()
+
+    @property
+    def manager(self) -> _tf.CancellationManager:
+        """What cancels the closures that are scheduled now, if one of them fails."""
+        return self._round.manager
+
+    @property
+    def inflight(self) -> int:
+        """Number of closures that run."""
+        return self._round.inflight
 
     def join(self) -> None:
         """Waits until no closure waits or runs.
@@ -151,7 +198,7 @@ class WorkQueue:
 
     # The lanes' side.
 
-    def take(self, lane: ClosureLane) -> Closure | ResourceClosure | None:
+    def take(self, lane: ClosureLane) -> Queued | None:
         """Waits for the next closure for a lane; None when it is all over."""
         own = self._own[lane.worker]
         with self._lock:
@@ -165,8 +212,8 @@ class WorkQueue:
                     if len(self._queue) == _LIMIT:
                         self._room.notify()
                     closure = self._queue.popleft()
-                    closure.round = self._round
-                    self._round.inflight += 1
+                    _tf.set_gauge("queued_closures", len(self._queue))
+                    self._begin(closure)
                     return closure
                 self._idle += 1
                 try:
@@ -178,7 +225,7 @@ class WorkQueue:
     def finished(
         self,
         lane: ClosureLane,
-        closure: Closure | ResourceClosure,
+        closure: Queued,
         result: Any,
         error: BaseException | None,
     ) -> None:
@@ -192,13 +239,22 @@ class WorkQueue:
                 output._set(result, error)
             if its_round is None:
                 return
+        if error is None and _tf.metrics_enabled():
+            _fetch(output)
+        with self._lock:
             its_round.inflight -= 1
+            _tf.set_gauge("inflight_closures", its_round.inflight)
             if error is not None:
                 self._fail(its_round, error)
             if not its_round.inflight and not self._queue:
                 self._settled.notify_all()
 
     # With the lock held.
+
+    def _begin(self, closure: Queued) -> None:
+        closure.round = self._round
+        self._round.inflight += 1
+        _tf.set_gauge("inflight_closures", self._round.inflight)
 
     def _is_settled(self) -> bool:
         return not self._queue and not self._round.inflight
@@ -258,5 +314,16 @@ def _was_cancelled(error: BaseException, its_round: Round | None) -> bool:
 
 def _cancelled() -> tf.errors.CancelledError:
     return tf.errors.CancelledError(
-        None, None, "the function did not run, because another failed; schedule it again"
+        None,
+        None,
+        "The corresponding function is cancelled. Please reschedule the function. (It did not run, "
+        "because another one failed.)",
     )
+
+
+def _fetch(value: Output | None) -> None:
+    """Copies a result to the chief at once, as TensorFlow does, whose metric counts that."""
+    # An error comes again when the program asks for the result.
+    with contextlib.suppress(Exception), _tf.timed("remote_value_fetch"):
+        if value is not None:
+            value.get()

@@ -6,6 +6,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfps import _tf
 from tfps.model.batches import without_optionals
 from tfps.model.lookups import Find, looking_up
 from tfps.model.stateless_model import StatelessModel
@@ -45,8 +46,15 @@ def row_ids(
     # the forward pass would run twice.
     inputs = [step, *(leaves[k] for k in given)]
     wrapped = tf.compat.v1.wrap_function(trace, [tf.TensorSpec(t.shape, t.dtype) for t in inputs])
-    feeds = wrapped.inputs[: len(inputs)]
-    return wrapped.prune(feeds, wrapped.structured_outputs)(*inputs)
+    # What is captured at call time (a lookup table of the strategy's scope) is captured by the
+    # graph around, and given to the pruned graph as an input.
+    late = _tf.late_captures(wrapped)
+    feeds = [*wrapped.inputs[: len(inputs)], *(inside for inside, _ in late)]
+    pruned = wrapped.prune(feeds, wrapped.structured_outputs)
+    ids = pruned(*inputs, *(outside for _, outside in late))
+    # The copy of a lookup table's operation no longer knows the shape of what it finds.
+    tf.nest.map_structure(lambda t, of: t.set_shape(of.shape), ids, wrapped.structured_outputs)
+    return ids
 
 
 def _traced(model: StatelessModel, tables, step, batch, mode) -> dict[int, list[tf.Tensor]]:

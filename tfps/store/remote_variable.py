@@ -27,8 +27,6 @@ class RemoteVariable:
       parts: `tf.Variable`s by ps.
     """
 
-    is_remote = True
-
     def __init__(
         self,
         initializer: Callable,

@@ -1,0 +1,48 @@
+"""Copies of the chief's lookup tables on the workers that look things up."""
+
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from tfps import _tf
+
+
+def use_copies(graph: tf.types.experimental.ConcreteFunction) -> None:
+    """Lets each worker that calls a graph look up in a copy of its own.
+
+    A layer such as `StringLookup` holds a table of the chief, and a graph that captured the table
+    would send every key to the chief. What is in a static table does not change, so each worker
+    can have a copy. A table that can change stays on the chief, where all workers share it.
+
+    Args:
+      graph: a graph that workers will call. The tables are among what it captured.
+    """
+    for handle in _tf.captured_handles(graph):
+        if (table := _tf.static_table_of(handle)) is not None:
+            _tf.capture_at_call(graph, handle, _chosen(handle, table))
+
+
+def _chosen(handle: tf.Tensor, table: tf.lookup.StaticHashTable) -> Callable[[], tf.Tensor]:
+    """Returns a function that returns the handle of the copy on the device in scope."""
+    # Device -> (the connection in which the copy was made, its handle).
+    copies: dict[str, tuple[object, tf.Tensor]] = {}
+
+    def chosen() -> tf.Tensor:
+        device = _tf.device_in_scope()
+        if not device:
+            return handle
+        connection = _tf.present_connection()
+        made = copies.get(device)
+        if made is None or made[0] is not connection:
+            made = copies[device] = connection, _copy(table)
+        return made[1]
+
+    return chosen
+
+
+def _copy(table: tf.lookup.StaticHashTable) -> tf.Tensor:
+    keys, values = table.export()
+    # It ends with its handle.
+    copy = tf.raw_ops.AnonymousHashTable(key_dtype=keys.dtype, value_dtype=values.dtype)
+    tf.raw_ops.InitializeTableV2(table_handle=copy, keys=keys, values=values)
+    return copy

@@ -1,0 +1,144 @@
+"""The parts of TensorFlow's coordinator that programs reach for behind its underscore.
+
+`coordinator._cluster` is no public name, but it is the only way to say which worker runs a
+function, or to look at the graph of a function before it runs.
+"""
+
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from tfps import _tf
+from tfps.cluster.devices import worker_device
+from tfps.coordinator.closures import ClosureLane, Round
+from tfps.coordinator.remote_value import Resource
+from tfps.coordinator.work_queue import WorkQueue
+
+
+class Worker:
+    """A worker, as an element of `coordinator._cluster.workers`.
+
+    Attributes:
+      worker_index: its index.
+      device_name: TensorFlow's name of its device.
+    """
+
+    def __init__(self, index: int, resources: Iterable[Resource]):
+        """Describes worker `index`; `resources` are the per-worker values on it."""
+        self.worker_index = index
+        self.device_name = worker_device(index)
+        self._resources = resources
+
+    @property
+    def _resource_remote_value_refs(self) -> list[weakref.ref]:
+        return [weakref.ref(r) for r in self._resources]
+
+
+class ClosureQueue:
+    """The queue of closures, as `coordinator._cluster.closure_queue`."""
+
+    def __init__(self, queue: WorkQueue, start: Callable[[], None]):
+        """Puts closures into `queue`, and calls `start` when there is work."""
+        self._queue = queue
+        self._start = start
+
+    def put(self, closure: Any, tag: int | None = None) -> None:
+        """Queues a closure of TensorFlow's class.
+
+        Args:
+          closure: a `cluster_coordinator.Closure`.
+          tag: index of the worker that has to run it, or None if any may.
+        """
+        self._start()
+        if tag is None:
+            self._queue.put(TensorFlowClosure(closure))
+        else:
+            self._queue.put_on(tag, TensorFlowClosure(closure), joined=True)
+
+    def wait(self) -> None:
+        """Waits for all closures; see `ClusterCoordinator.join`."""
+        self._queue.join()
+
+    def done(self) -> bool:
+        """Returns whether all closures have ended."""
+        return self._queue.done()
+
+    @property
+    def inflight_closure_count(self) -> int:
+        """Number of closures that run."""
+        return self._queue.inflight
+
+    @inflight_closure_count.setter
+    def inflight_closure_count(self, value: int) -> None:
+        # TensorFlow's queue does not count closures for one worker unless it is told so; this one
+        # does.
+        del value
+
+    _inflight_closure_count = inflight_closure_count
+
+    @property
+    def _cancellation_mgr(self) -> _tf.CancellationManager:
+        return self._queue.manager
+
+
+class Cluster:
+    """The workers and the queue, as `coordinator._cluster`.
+
+    Attributes:
+      workers: list of `Worker`.
+      closure_queue: the `ClosureQueue`.
+    """
+
+    def __init__(
+        self,
+        queue: WorkQueue,
+        start: Callable[[], None],
+        resources: list[weakref.WeakSet[Resource]],
+    ):
+        """Shows a coordinator's parts.
+
+        Args:
+          queue: the coordinator's queue.
+          start: called when there is work.
+          resources: for each worker, the per-worker values on it.
+        """
+        self.workers = [Worker(i, own) for i, own in enumerate(resources)]
+        self.closure_queue = ClosureQueue(queue, start)
+
+
+class _OnLane(NamedTuple):
+    """A worker, as TensorFlow's closures want one."""
+
+    worker_index: int
+    device_name: str
+    executor: Any
+
+
+class TensorFlowClosure:
+    """A closure of TensorFlow's class in the queue.
+
+    Attributes:
+      round: see `Closure`.
+    """
+
+    def __init__(self, closure: Any):
+        """Wraps a `cluster_coordinator.Closure`, which gives its result to its own remote value."""
+        self._closure = closure
+        self.round: Round | None = None
+
+    def run(self, lane: ClosureLane) -> None:
+        """Runs the closure on the lane's worker."""
+        self._closure.execute_on(_OnLane(lane.worker, lane.device, _tf.own_executor_in_scope()))
+
+    def output(self) -> "TensorFlowClosure":
+        """Returns what is told of an error."""
+        return self
+
+    def _set(self, result: Any, error: BaseException | None) -> None:
+        del result
+        if error is not None:
+            self._closure.maybe_call_with_output_remote_value(lambda r: r._set_error(error))
+
+    def get(self) -> Any:
+        """Copies the result to the chief; returns None if nobody holds it any more."""
+        return self._closure.maybe_call_with_output_remote_value(lambda r: r.get())
