@@ -28,13 +28,12 @@ hypothesis.settings.load_profile("test")
 
 # A process that has used a device before it connects goes on as `localhost`. TensorFlow's own
 # strategy, which some tests compare with ours, always connects as `chief`, and TensorFlow cannot
-# rename a process that is connected. So this one is called `chief` from the start. With
-# `TFPS_TEST_JOB=localhost`, tests that do not need TensorFlow's strategy run under the other name.
+# rename a process that is connected already. So this process is called `chief`, whatever the tests
+# have done before. With `TFPS_TEST_JOB=localhost`, all tests that do without TensorFlow's strategy
+# run under the other name.
+_local_job = _tf.local_job
 if os.environ.get("TFPS_TEST_JOB", "chief") == "chief":
-    _address = f"127.0.0.1:{sockets.free_ports(1)[0]}"
-    tf.config.experimental_connect_to_cluster(
-        tf.train.ClusterSpec({"chief": [_address]}), job_name="chief", protocol="grpc"
-    )
+    _tf.local_job = lambda: _local_job() if _tf.connection() else None
 
 
 def pytest_collection_modifyitems(items):

@@ -77,30 +77,21 @@ CancellationManager: TypeAlias = cancellation.CancellationManager
 ClosureInputError = cluster_coordinator.ClosureInputError
 
 
-def metrics_enabled() -> bool:
-    """Returns whether the program has asked for TensorFlow's metrics of its coordinator."""
-    return metric_utils.enable_metrics
-
-
-@contextlib.contextmanager
-def timed(metric: str, count: Callable[[], int] | None = None) -> Iterator[None]:
-    """Adds the seconds of a block to a metric of TensorFlow's coordinator.
+def timed(
+    metric: str, count: Callable[[], int] | None = None
+) -> contextlib.AbstractContextManager[None]:
+    """Returns a context whose seconds are added to a metric of TensorFlow's coordinator.
 
     Args:
       metric: `function_tracing`, `closure_execution` or `remote_value_fetch`.
       count: if given, the block counts only if it has changed what this returns.
     """
-    if not metric_utils.enable_metrics:
-        yield
-        return
-    with metric_utils.monitored_timer(metric, count):
-        yield
+    return metric_utils.monitored_timer(metric, count)
 
 
 def set_gauge(metric: str, value: int) -> None:
     """Sets a metric of TensorFlow's coordinator: `queued_closures` or `inflight_closures`."""
-    if metric_utils.enable_metrics:
-        metric_utils.monitor_int(metric, value)
+    metric_utils.monitor_int(metric, value)
 
 
 def tracing_count(function: Any) -> int:
