@@ -1,5 +1,6 @@
 """Clusters that tests share, small models, and the marks by which tests are chosen."""
 
+import contextlib
 import os
 import subprocess
 import time
@@ -58,6 +59,21 @@ def _processes_are_marked(request, monkeypatch):
 _clusters: dict = {}
 
 
+@contextlib.contextmanager
+def _renamed():
+    """Carries Keras variables over the connection by which this process becomes `chief`.
+
+    Those are in the optimizers of policies that tests are parametrized with.
+    """
+    first = _tf.connection() is None and _tf.local_job() is None
+    (variables,) = _tf.live(keras.Variable) if first else [[]]
+    kept = [(v, v.numpy(), v.value._unique_id) for v in variables if v._value is not None]
+    yield
+    for variable, value, identity in kept:
+        variable._initialize(value)
+        variable.value._unique_id = identity
+
+
 def _is_connected(cluster: tfps.Cluster) -> bool:
     """Whether this process is connected to just these tasks."""
     definition = context.get_server_def()
@@ -98,7 +114,8 @@ def connect():
         if cluster.connected:
             cluster.spec["chief"][:] = [f"127.0.0.1:{port}" for port in sockets.free_ports(1)]
             cluster.connected = False
-        return tfps.ParameterServerStrategy(cluster, partitioner)
+        with _renamed():
+            return tfps.ParameterServerStrategy(cluster, partitioner)
 
     return get
 
