@@ -1,5 +1,6 @@
 """Clusters that tests share, small models, and the marks by which tests are chosen."""
 
+import contextlib
 import os
 import subprocess
 import time
@@ -28,13 +29,12 @@ hypothesis.settings.load_profile("test")
 
 # A process that has used a device before it connects goes on as `localhost`. TensorFlow's own
 # strategy, which some tests compare with ours, always connects as `chief`, and TensorFlow cannot
-# rename a process that is connected. So this one is called `chief` from the start. With
-# `TFPS_TEST_JOB=localhost`, tests that do not need TensorFlow's strategy run under the other name.
+# rename a process that is connected already. So this process is called `chief`, whatever the tests
+# have done before. With `TFPS_TEST_JOB=localhost`, all tests that do without TensorFlow's strategy
+# run under the other name.
+_local_job = _tf.local_job
 if os.environ.get("TFPS_TEST_JOB", "chief") == "chief":
-    _address = f"127.0.0.1:{sockets.free_ports(1)[0]}"
-    tf.config.experimental_connect_to_cluster(
-        tf.train.ClusterSpec({"chief": [_address]}), job_name="chief", protocol="grpc"
-    )
+    _tf.local_job = lambda: _local_job() if _tf.connection() else None
 
 
 def pytest_collection_modifyitems(items):
@@ -57,6 +57,21 @@ def _processes_are_marked(request, monkeypatch):
 
 
 _clusters: dict = {}
+
+
+@contextlib.contextmanager
+def _renamed():
+    """Carries Keras variables over the connection by which this process becomes `chief`.
+
+    Those are in the optimizers of policies that tests are parametrized with.
+    """
+    first = _tf.connection() is None and _tf.local_job() is None
+    (variables,) = _tf.live(keras.Variable) if first else [[]]
+    kept = [(v, v.numpy(), v.value._unique_id) for v in variables if v._value is not None]
+    yield
+    for variable, value, identity in kept:
+        variable._initialize(value)
+        variable.value._unique_id = identity
 
 
 def _is_connected(cluster: tfps.Cluster) -> bool:
@@ -99,7 +114,8 @@ def connect():
         if cluster.connected:
             cluster.spec["chief"][:] = [f"127.0.0.1:{port}" for port in sockets.free_ports(1)]
             cluster.connected = False
-        return tfps.ParameterServerStrategy(cluster, partitioner)
+        with _renamed():
+            return tfps.ParameterServerStrategy(cluster, partitioner)
 
     return get
 

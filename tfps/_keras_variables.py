@@ -90,7 +90,7 @@ def _reduce(self, protocol):
 
 def _made(cls: type, attributes: dict[str, Any]) -> Any:
     """Makes an object with these attributes."""
-    one = object.__new__(cls)
+    one: Any = object.__new__(cls)
     vars(one).update(attributes)
     return one
 

@@ -18,6 +18,7 @@ from tensorflow.core.function.capture import capture_container
 from tensorflow.python.autograph.core import ag_ctx
 from tensorflow.python.data.ops import structured_function
 from tensorflow.python.data.util import structure
+from tensorflow.python.distribute import load_context, ps_values
 from tensorflow.python.distribute.coordinator import (
     cluster_coordinator,
     coordinator_context,
@@ -81,30 +82,21 @@ CancellationManager: TypeAlias = cancellation.CancellationManager
 ClosureInputError = cluster_coordinator.ClosureInputError
 
 
-def metrics_enabled() -> bool:
-    """Returns whether the program has asked for TensorFlow's metrics of its coordinator."""
-    return metric_utils.enable_metrics
-
-
-@contextlib.contextmanager
-def timed(metric: str, count: Callable[[], int] | None = None) -> Iterator[None]:
-    """Adds the seconds of a block to a metric of TensorFlow's coordinator.
+def timed(
+    metric: str, count: Callable[[], int] | None = None
+) -> contextlib.AbstractContextManager[None]:
+    """Returns a context whose seconds are added to a metric of TensorFlow's coordinator.
 
     Args:
       metric: `function_tracing`, `closure_execution` or `remote_value_fetch`.
       count: if given, the block counts only if it has changed what this returns.
     """
-    if not metric_utils.enable_metrics:
-        yield
-        return
-    with metric_utils.monitored_timer(metric, count):
-        yield
+    return metric_utils.monitored_timer(metric, count)
 
 
 def set_gauge(metric: str, value: int) -> None:
     """Sets a metric of TensorFlow's coordinator: `queued_closures` or `inflight_closures`."""
-    if metric_utils.enable_metrics:
-        metric_utils.monitor_int(metric, value)
+    metric_utils.monitor_int(metric, value)
 
 
 def tracing_count(function: Any) -> int:
@@ -466,6 +458,52 @@ def capture_at_call(
 ) -> None:
     """Lets each call of a graph take what `choose` returns in place of a captured handle."""
     graph.replace_capture_with_deferred_capture(handle, choose, tf.TensorSpec([], tf.resource))
+
+
+_handles_of_chief = threading.local()
+
+
+@contextlib.contextmanager
+def tables_of_chief() -> Iterator[None]:
+    """Lets a graph that this thread traces capture the chief's copy of tables, at trace time.
+
+    A table made in the strategy's scope is captured anew for each call, which TensorFlow supports
+    in functions, but not in the branches and loops in them. See `capture_at_call`.
+    """
+    before = getattr(_handles_of_chief, "wanted", False)
+    _handles_of_chief.wanted = True
+    try:
+        yield
+    finally:
+        _handles_of_chief.wanted = before
+
+
+class _ScopedTable(ps_values.DistributedTable):
+    """A table of the strategy's scope, with a copy on each worker and on the chief."""
+
+    @property
+    def resource_handle(self) -> tf.Tensor:
+        if getattr(_handles_of_chief, "wanted", False):
+            return self._coordinator_instance.resource_handle
+        return super().resource_handle
+
+
+def scoped_tables(strategy: tf.distribute.Strategy, scopes: list[Any]) -> list[Any]:
+    """Returns contexts in which static tables are made for a parameter-server strategy.
+
+    Args:
+      strategy: the strategy.
+      scopes: what TensorFlow's strategy returns for the same purpose.
+    """
+
+    def make(next_creator: Callable, *args: Any, **kwargs: Any) -> Any:
+        if load_context.in_load_context():
+            return ps_values.RestoredDistributedTable(
+                strategy, lambda: next_creator(*args, **kwargs)
+            )
+        return _ScopedTable(strategy, lambda: next_creator(*args, **kwargs))
+
+    return [ops.resource_creator_scope("StaticHashTable", make), *scopes[1:]]
 
 
 def present_connection() -> object:

@@ -93,6 +93,8 @@ class ParameterServerStrategy(tf.distribute.ParameterServerStrategy):
         self.cluster.connected = True
         self._stock_create_variable = self.extended._create_variable
         self.extended._create_variable = self._create_variable
+        stock_scopes = self.extended._resource_creator_scope
+        self.extended._resource_creator_scope = lambda: _tf.scoped_tables(self, stock_scopes())
         # Otherwise the first `scope()` would make TensorFlow's coordinator.
         ClusterCoordinator(self)
 

@@ -61,7 +61,7 @@ class RemoteFunction:
         inputs = [_input(s) for s in flat_specs if s is not None]
         digits = [] if self._row is None else [tf.TensorSpec([], tf.uint8)] * self._row.used
         # The graph is for every worker, whatever device is in scope.
-        with tf.device(None):
+        with tf.device(None), _tf.tables_of_chief():
             graph = tf.function(call, autograph=False).get_concrete_function(*digits, *inputs)
         if not _tf.nothing_recorded(graph):
             raise errors.ConfigError(

@@ -138,7 +138,3 @@ class TensorFlowClosure:
         del result
         if error is not None:
             self._closure.maybe_call_with_output_remote_value(lambda r: r._set_error(error))
-
-    def get(self) -> Any:
-        """Copies the result to the chief; returns None if nobody holds it any more."""
-        return self._closure.maybe_call_with_output_remote_value(lambda r: r.get())

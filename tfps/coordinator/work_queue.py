@@ -25,9 +25,6 @@ class Output(Protocol):
     def _set(self, result: Any, error: BaseException | None) -> None:
         """Fills in the result or the error."""
 
-    def get(self) -> Any:
-        """Waits for the result and copies it to the chief."""
-
 
 class Queued(Protocol):
     """A closure, as the queue sees it.
@@ -239,9 +236,6 @@ class WorkQueue:
                 output._set(result, error)
             if its_round is None:
                 return
-        if error is None and _tf.metrics_enabled():
-            _fetch(output)
-        with self._lock:
             its_round.inflight -= 1
             _tf.set_gauge("inflight_closures", its_round.inflight)
             if error is not None:
@@ -319,11 +313,3 @@ def _cancelled() -> tf.errors.CancelledError:
         "The corresponding function is cancelled. Please reschedule the function. (It did not run, "
         "because another one failed.)",
     )
-
-
-def _fetch(value: Output | None) -> None:
-    """Copies a result to the chief at once, as TensorFlow does, whose metric counts that."""
-    # An error comes again when the program asks for the result.
-    with contextlib.suppress(Exception), _tf.timed("remote_value_fetch"):
-        if value is not None:
-            value.get()
