@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfps import _keras, errors
+from tfps import _keras, _tf, errors
 from tfps.model.batches import length, without_optionals
 from tfps.model.lookups import Rows, reading_rows
 from tfps.model.own_step import NotingScope, fitting, own_logs, own_method, recording
@@ -170,8 +170,9 @@ class StatelessModel:
         row = np.concatenate([np.zeros(0), *(np.ravel(m) for m in metrics)])
         if self._publish is None:
             publish = tf.function(self._published, autograph=False)
-            self._publish = publish.get_concrete_function(tf.TensorSpec(row.shape, tf.float64))
-        scalars, others = self._publish(tf.constant(row))
+            graph = publish.get_concrete_function(tf.TensorSpec(row.shape, tf.float64))
+            self._publish = _tf.FlatFunction(graph)
+        scalars, others = self._publish.packed(self._publish([tf.constant(row)]))
         numbers = iter(scalars.numpy().tolist())
         return tf.nest.map_structure(lambda t: next(numbers) if t is None else t, others)
 
