@@ -189,7 +189,7 @@ class _Findings:
         ]
         tables = [id(v) in self._tables for v in self.trainable]
         # Whatever else such a step writes has become a metric or a state.
-        return Inspection(connected, self._updated, tables, [])
+        return Inspection(connected, self._updated, tables)
 
     def warn(self) -> None:
         """Warns as Keras does, and of what is not as in Keras."""

@@ -79,7 +79,7 @@ class ServedModel:
         else:
             inspection = inspect(program, batch_spec, train)
         optimizer: keras.optimizers.Optimizer | None = program.optimizer if train else None
-        program.unlisted = inspection.unlisted
+        program.unlisted = list(inspection.unlisted)
         plan = Plan(
             strategy.cluster.num_ps,
             strategy.variable_partitioner,
