@@ -26,7 +26,7 @@ class Inspection(NamedTuple):
     connected: list[bool]
     updated: list[bool]
     tables: list[bool]
-    unlisted: list[keras.Variable]
+    unlisted: Sequence[keras.Variable] = ()
 
 
 def inspect(model: StatelessModel, batch_spec: Any, train: bool = True) -> Inspection:
@@ -43,7 +43,7 @@ def inspect(model: StatelessModel, batch_spec: Any, train: bool = True) -> Inspe
     if not train and (own_method(model.model, "test") or own_method(model.model, "predict")):
         # Two ways to read the variables, and no need to look for tables: all are pulled.
         none, state = [False] * len(model.trainable), [False] * len(model.state)
-        return Inspection(none, state, none, [])
+        return Inspection(none, state, none)
     # A candidate comes into the trace twice: as a whole, and as the rows that lookups read. It is a
     # table if nothing in the trace uses the whole.
     candidates = [

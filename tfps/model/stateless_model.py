@@ -173,12 +173,14 @@ class StatelessModel:
           Metric name -> float, or a tensor if the result is no scalar; nested as the metrics are.
         """
         row = np.concatenate([np.zeros(0), *(np.ravel(m) for m in metrics)])
-        if self._publish is None and self.model.run_eagerly:
-            self._publish = self._published
-        if self._publish is None:
-            publish = tf.function(self._published, autograph=False)
-            self._publish = publish.get_concrete_function(tf.TensorSpec(row.shape, tf.float64))
-        scalars, others = self._publish(tf.constant(row))
+        if self.model.run_eagerly:
+            scalars, others = self._published(tf.constant(row))
+        else:
+            if self._publish is None:
+                publish = tf.function(self._published, autograph=False)
+                graph = publish.get_concrete_function(tf.TensorSpec(row.shape, tf.float64))
+                self._publish = _tf.FlatFunction(graph)
+            scalars, others = self._publish.packed(self._publish([tf.constant(row)]))
         numbers = iter(scalars.numpy().tolist())
         return tf.nest.map_structure(lambda t: next(numbers) if t is None else t, others)
 

@@ -82,9 +82,11 @@ class Puller:
                     sent[i], _ = channel.encode(
                         value, channel.initial_state(), tf.zeros([2], "int32")
                     )
-                messages, restore = coalesce(tf.nest.flatten(sent))
-                versions.append(read(handles.store.versions[p], tf.int64, ()))
-            payloads.update(tf.nest.pack_sequence_as(sent, restore(messages)))
+                version = read(handles.store.versions[p], tf.int64, ())
+                messages, restore = coalesce([*tf.nest.flatten(sent), version])
+            *flat, version = restore(messages)
+            versions.append(version)
+            payloads.update(tf.nest.pack_sequence_as(sent, flat))
         return Pulled(payloads, tf.stack(versions))
 
     def payload_bytes(self, whole: bool = False) -> int:

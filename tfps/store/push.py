@@ -47,6 +47,14 @@ class Push(NamedTuple):
     loss_scale: tf.Tensor
 
 
+class _Told(NamedTuple):
+    """What a ps is told besides the push: scalars, see `Pusher.push`."""
+
+    learning_rate: tf.Tensor
+    version: tf.Tensor
+    expected: tf.Tensor | None
+
+
 class Receipt(NamedTuple):
     """What the first ps says of a push.
 
@@ -233,42 +241,60 @@ class Pusher:
         """
         receipt = Receipt(tf.constant(0, tf.int64), tf.constant(False))
         for p in range(self._plan.num_ps):
-            mine, arrived = self._bring(p, sent)
+            mine, told, arrived = self._bring(p, sent, learning_rate, expected)
             with tf.device(ps_device(p)):
                 self._write_state(handles, mine)
                 if not (self._aggregation.needs(p) or mine.rows or p == 0):
                     continue
                 waits = arrived + [t for ps, t in reads if ps == p]
-                one = self._locked_update(p, handles, mine, learning_rate, expected, waits)
+                one = self._locked_update(p, handles, mine, told, waits)
+                messages, restore_receipt = coalesce(one)
             if p == 0:
-                receipt = one
+                receipt = Receipt(*restore_receipt(messages))
         return tf.nest.map_structure(tf.identity, receipt)
 
-    def _bring(self, p: int, sent: Push) -> tuple[Push, list[tf.Tensor]]:
-        """(what concerns a ps of a push, on this ps; the tensors that arrive there)."""
+    def _bring(
+        self, p: int, sent: Push, learning_rate: tf.Tensor, expected: tf.Tensor | None
+    ) -> tuple[Push, _Told, list[tf.Tensor]]:
+        """(what concerns a ps of a push, on this ps; what else the ps is told; what arrives there).
+
+        All that is small shares a message, because a message has a price of its own.
+        """
         held = {i for i, b in enumerate(self._plan.buckets) if b.ps == p}
         payloads = {i: one for i, one in sent.payloads.items() if i in held}
         rows = {i: one for i, one in sent.rows.items() if i in held}
-        messages, restore = coalesce(tf.nest.flatten(payloads))
+        told = _Told(learning_rate, sent.versions[p], expected)
+        scalars = [
+            tf.convert_to_tensor(t)
+            for t in (*told, sent.live, sent.finite, sent.loss_scale)
+            if t is not None
+        ]
+        messages, restore = coalesce([*tf.nest.flatten(payloads), *scalars])
         with tf.device(ps_device(p)):
+            # Here, before any branch: what a branch takes in, TensorFlow asks for where it comes
+            # from, and the worker's answer would wait behind all that is under way.
             messages, rows = tf.nest.map_structure(tf.identity, (messages, rows))
-            payloads = tf.nest.pack_sequence_as(payloads, restore(messages))
-        return sent._replace(payloads=payloads, rows=rows), tf.nest.flatten((messages, rows))
+            tensors = restore(messages)
+            flat, there = tensors[: -len(scalars)], iter(tensors[-len(scalars) :])
+            payloads = tf.nest.pack_sequence_as(payloads, flat)
+            told = _Told(*(None if t is None else next(there) for t in told))
+        mine = sent._replace(payloads=payloads, rows=rows)
+        mine = mine._replace(live=next(there), finite=next(there), loss_scale=next(there))
+        return mine, told, tf.nest.flatten((messages, rows))
 
     # On a ps; the caller has entered its device.
 
     def _write_state(self, handles: ServerHandles, mine: Push) -> None:
         """Writes the model's state that needs no lock."""
-        live = tf.identity(mine.live)
         for i, payload in mine.payloads.items():
             bucket = self._plan.buckets[i]
             if bucket.kind.treatment.state and not self._aggregation.takes(i):
                 value = self._channel(i).decode(payload)
                 handle = handles.store.values[i]
-                bucket.kind.treatment.write(handle, bucket.dtype, bucket.shape, value, live)
+                bucket.kind.treatment.write(handle, bucket.dtype, bucket.shape, value, mine.live)
 
     def _locked_update(
-        self, p: int, handles: ServerHandles, mine: Push, learning_rate, expected, waits
+        self, p: int, handles: ServerHandles, mine: Push, told: _Told, waits: list[tf.Tensor]
     ) -> Receipt:
         """Everything that a ps does with a push under its lock.
 
@@ -276,23 +302,17 @@ class Pusher:
           p: index of the ps.
           handles: of the step.
           mine: what concerns the ps.
-          learning_rate, expected: see `push`.
+          told: what else the ps is told.
           waits: tensors without which the lock is not taken.
         """
-        # Here, before any branch: what a branch takes in, TensorFlow asks for where it comes
-        # from, and the worker's answer would wait behind all that is under way.
-        learning_rate, version_then = tf.identity(learning_rate), mine.versions[p]
-        live, finite, scale_then = map(tf.identity, (mine.live, mine.finite, mine.loss_scale))
-        mine = mine._replace(live=live, finite=finite, loss_scale=scale_then)
-        brought = [learning_rate, version_then, live, finite, scale_then]
-        with tf.control_dependencies([*waits, *brought]):
+        with tf.control_dependencies(waits):
             lock = tf.raw_ops.MutexLock(mutex=handles.store.locks[p])
         with tf.control_dependencies([lock]):
             version = read(handles.store.versions[p], tf.int64, ())
-            missed = version - version_then
+            missed = version - told.version
             scale = 1 / tf.maximum(1.0, tf.cast(missed, tf.float32)) if self._scaled else None
-            rate, applies = Rate(learning_rate, scale), tf.logical_and(live, finite)
-            arrived = Arrived(mine.payloads, mine.rows, rate, applies, expected)
+            rate, applies = Rate(told.learning_rate, scale), tf.logical_and(mine.live, mine.finite)
+            arrived = Arrived(mine.payloads, mine.rows, rate, applies, told.expected)
             written, updated = self._aggregation.update(p, handles, arrived)
             written += write([handles.store.versions[p]], [version + tf.cast(updated, tf.int64)])
             if p == 0:

@@ -1,5 +1,7 @@
 """Training under one policy: from the start of the workers to the end of what they hold."""
 
+import math
+import time
 from collections.abc import Callable
 from typing import Any, Protocol, cast
 
@@ -14,6 +16,9 @@ from tfps.training.work_loop import RoundLoop, WorkLoop
 from tfps.worker.own_values import placed
 from tfps.worker.tally import Report
 from tfps.worker.worker_step import RoundStep
+
+# s after which the learning rate is read again though no hook has run.
+_RATE_LASTS = 0.1
 
 
 class Observer(Protocol):
@@ -60,6 +65,8 @@ class PolicyRun:
         self._side = side
         feed.regroup(policy.steps_per_call(session.model.steps_per_execution))
         self._step = session.steps.training(side, policy, feed)
+        self._defers = False  # whether hooks of batches look at nothing
+        self._last_rate, self._rate_read = 0.0, -math.inf
         self._handles = side.pusher.handles()
 
     def follow(self, observer: Observer, first: int) -> int:
@@ -73,7 +80,8 @@ class PolicyRun:
           The index after the last batch.
         """
         self._observer = observer
-        defers = observer.defers() and not self._policy.in_rounds
+        self._defers = observer.defers()
+        defers = self._defers and not self._policy.in_rounds
         self._reports = Reports(self._calls, self._step.own, defers)
         self._start()
         loop = RoundLoop if self._policy.in_rounds else WorkLoop
@@ -169,4 +177,12 @@ class PolicyRun:
         self._state.carries = []
 
     def _rate(self) -> float:
+        # Where no hook runs between batches, only another thread could change the rate, which
+        # takes effect within a tenth of a second.
+        now = time.monotonic()
+        if not self._defers or now > self._rate_read + _RATE_LASTS:
+            self._last_rate, self._rate_read = self._read_rate(), now
+        return self._last_rate
+
+    def _read_rate(self) -> float:
         return optimizer_traits.settable_rate(self._session.served.optimizer)

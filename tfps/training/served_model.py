@@ -88,7 +88,7 @@ class ServedModel:
             for one in program.optimizers:
                 optimizer_traits.require_supported(one, strategy.cluster.num_ps)
             optimizer = in_force(program.optimizers, program.owner, program.trainable)
-        program.unlisted = inspection.unlisted
+        program.unlisted = list(inspection.unlisted)
         plan = Plan(
             strategy.cluster.num_ps,
             strategy.variable_partitioner,
