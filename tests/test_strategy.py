@@ -60,7 +60,7 @@ def test_a_model_made_before_the_connection_is_trained(connect):
         np.testing.assert_array_equal(a, b)
     tfps.Trainer(model, strategy).fit(x, y, verbose=0)
     assert not np.array_equal(model.get_weights()[0], before[0])
-    assert int(model.optimizer.iterations) == 2
+    assert int(model.optimizer.iterations) == 4
     model.fit(x, y, verbose=0)
 
 

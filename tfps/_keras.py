@@ -451,15 +451,20 @@ def concatenated(outputs: Sequence[Any]) -> Any:
     """The outputs of several batches as one.
 
     Args:
-      outputs: tensors of one kind, dense, sparse or ragged, whose first dimension is the batch.
+      outputs: for each batch, nested tensors, dense, sparse or ragged, whose first dimension is the
+        batch.
 
     Returns:
-      What `keras.Model.predict` returns for them: a NumPy array; a `tf.RaggedTensor` if shapes
-      differ in another dimension than the first, or if the outputs are ragged; or a
-      `tf.SparseTensor`.
+      What `keras.Model.predict` returns for them. In place of each tensor there is a NumPy array; a
+      `tf.RaggedTensor` if shapes differ in another dimension than the first, or if the outputs are
+      ragged; or a `tf.SparseTensor`.
     """
-    whole = potentially_ragged_concat(outputs)
-    return whole if isinstance(whole, (tf.RaggedTensor, tf.SparseTensor)) else whole.numpy()
+
+    def one(*parts: Any) -> Any:
+        whole = potentially_ragged_concat(parts)
+        return whole if isinstance(whole, (tf.RaggedTensor, tf.SparseTensor)) else whole.numpy()
+
+    return keras.tree.map_structure(one, *outputs)
 
 
 def should_evaluate(model: keras.Model, epoch: int, validation_freq: int | Sequence[int]) -> bool:

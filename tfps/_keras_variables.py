@@ -171,9 +171,28 @@ def build_without_memory(optimizer: keras.optimizers.Optimizer, variables: list)
     with contextlib.ExitStack() as stack:
         for one in _keras.nested(optimizer):
             stack.enter_context(_adding_unset(one))
+            stack.enter_context(_anywhere(one))
             if isinstance(one, keras.optimizers.MultiOptimizer):
                 stack.enter_context(_choosing(one, stack))
         optimizer.build(variables)
+
+
+@contextlib.contextmanager
+def _anywhere(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
+    """A context in which an optimizer can be built, in whatever strategy's scope that is.
+
+    On TensorFlow, Keras wants each slot beside its variable, which a strategy's scope allows for
+    the strategy's own variables only.
+    """
+    name, attributes = "add_variable_from_reference", vars(optimizer)
+    if getattr(type(optimizer), name) is not getattr(keras.optimizers.Optimizer, name):
+        yield  # It has a way of its own.
+        return
+    attributes[name] = getattr(_keras.BaseOptimizer, name).__get__(optimizer)
+    try:
+        yield
+    finally:
+        del attributes[name]
 
 
 @contextlib.contextmanager
@@ -210,6 +229,7 @@ def _choosing(
         one = choose(variable)
         if isinstance(one, keras.optimizers.Optimizer):
             stack.enter_context(_adding_unset(one))
+            stack.enter_context(_anywhere(one))
         return one
 
     attributes["_optimizer_map"] = chosen

@@ -46,6 +46,18 @@ def _has_any(callback: keras.callbacks.Callback, hooks: tuple[str, ...]) -> bool
     )
 
 
+def end_index(last: int, steps: int, group: int) -> int:
+    """The index that Keras gives to the hook after a call.
+
+    Args:
+      last: index of the last batch that is done.
+      steps: how many batches the call has used.
+      group: how many batches a call has. After a shorter call, at the end of the input, Keras gives
+        the index that the last batch would have had.
+    """
+    return last + -(last + 1) % group if steps < group else last
+
+
 def write_stats(
     callbacks: keras.callbacks.CallbackList,
     stats: dict[str, float],

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tfps import errors
+from tfps.training import callbacks as traits
 from tfps.training.feeds import Feed
 from tfps.training.hooks import Hooks
 from tfps.training.metric_totals import MetricTotals
@@ -115,7 +116,8 @@ class Epoch:
         self.counts(report)
         if self._hooks.watches_batches:
             self._state.own.copy(report.worker)
-            self._hooks.batch_end(last, self._totals.logs())
+            index = traits.end_index(last, report.steps, self._feed.group)
+            self._hooks.batch_end(index, self._totals.logs())
             self._state.own.load_if_changed()
 
     def defers(self) -> bool:

@@ -78,7 +78,8 @@ class EvaluationRun:
         if result.is_known:
             self._totals.add(result)
         if self._watches_batches:
-            self._callbacks.on_test_batch_end(last, self._totals.logs())
+            index = traits.end_index(last, result.steps, self._feed.group)
+            self._callbacks.on_test_batch_end(index, self._totals.logs())
 
     def stopped(self) -> bool:
         """Whether a callback has set `stop_evaluating`."""

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from tfps import _tf
+from tfps import _keras, _tf
 from tfps.training.feeds import Feed, Work
 from tfps.training.session import Session
 from tfps.training.work_loop import WorkLoop
@@ -38,7 +38,11 @@ class Prediction(NamedTuple):
 
 
 class PredictionRun:
-    """A `work_loop.Run` that predicts every batch with the same parameters."""
+    """A `work_loop.Run` that predicts every batch with the same parameters.
+
+    A call is for one batch, but the user's hooks are called as Keras calls them: once for
+    `steps_per_execution` batches.
+    """
 
     def __init__(self, session: Session, feed: Feed, callbacks: keras.callbacks.CallbackList):
         """Traces the step, unless that has been done before, and pulls the parameters.
@@ -55,6 +59,8 @@ class PredictionRun:
         self._pulled = session.pull()
         self._handles = session.served.store.handles()
         self._outputs: dict[int, Any] = {}
+        self._group = session.model.steps_per_execution
+        self._ended: dict[int, int] = {}  # group of batches -> how many of them are done
 
     def predict(self) -> list:
         """Runs over the feed; returns the outputs of its batches, in the order of the input."""
@@ -62,6 +68,8 @@ class PredictionRun:
         own = self._session.state.own
         own.begin(self._session.served.program, self._feed, [])
         WorkLoop(self._session.calls, self._feed, self).run()
+        for group in sorted(self._ended):
+            self._end(group)
         self._feed.end_epoch()
         own.copy()
         return [self._outputs[first] for first in sorted(self._outputs)]
@@ -80,12 +88,26 @@ class PredictionRun:
 
     def began(self, first: int) -> None:
         """See `work_loop.Run`."""
-        self._callbacks.on_predict_batch_begin(first)
+        if first % self._group == 0:
+            self._callbacks.on_predict_batch_begin(first)
 
     def ended(self, last: int, first: int, result: Any) -> None:
         """See `work_loop.Run`."""
+        del last
         self._outputs[first] = result.outputs
-        self._callbacks.on_predict_batch_end(last, {"outputs": result.outputs})
+        group = first // self._group
+        self._ended[group] = self._ended.get(group, 0) + 1
+        if self._ended[group] == self._group:
+            self._end(group)
+
+    def _end(self, group: int) -> None:
+        """Calls the hook after a group of batches; the last group may have fewer."""
+        del self._ended[group]
+        begin = group * self._group
+        batches = range(begin, begin + self._group)
+        parts = [self._outputs[i] for i in batches if i in self._outputs]
+        outputs = parts[0] if len(parts) == 1 else _keras.concatenated(parts)
+        self._callbacks.on_predict_batch_end(begin + self._group - 1, {"outputs": outputs})
 
     def stopped(self) -> bool:
         """Whether a callback has set `stop_predicting`."""

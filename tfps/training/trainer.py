@@ -367,7 +367,7 @@ class Trainer:
             callbacks.on_predict_end()
         if not outputs:
             raise errors.DataError("predict was given no batch; the input is empty")
-        return keras.tree.map_structure(lambda *parts: _keras.concatenated(parts), *outputs)
+        return _keras.concatenated(outputs)
 
     def _resume(self, chief: ChiefState, feed: Feed) -> int:
         """Goes on where a restored state was exported; returns the epoch to begin with."""
