@@ -34,6 +34,7 @@ __all__ = [
     "EpochIterator",
     "adam_moments",
     "add_metrics",
+    "applies_its_own_way",
     "autocast",
     "build",
     "call",
@@ -223,6 +224,12 @@ def is_built(model: keras.Model) -> bool:
 def overrides(model: keras.Model, method: str) -> bool:
     """Whether the model has a method of its own in place of Keras's."""
     return method in vars(model) or getattr(type(model), method) is not getattr(keras.Model, method)
+
+
+def applies_its_own_way(optimizer: keras.optimizers.Optimizer | None) -> bool:
+    """Whether the optimizer's class overrides `apply_gradients`, which only a step calls."""
+    own = getattr(type(optimizer), "apply_gradients", BaseOptimizer.apply_gradients)
+    return own is not BaseOptimizer.apply_gradients
 
 
 def optimizers_of(model: keras.Model) -> list[keras.optimizers.Optimizer]:
