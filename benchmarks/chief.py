@@ -10,6 +10,7 @@ empty function of `tfps.ClusterCoordinator`. Each number of workers has a proces
 
 import functools
 import gc
+import itertools
 import json
 import subprocess
 import sys
@@ -55,6 +56,7 @@ class Hook(keras.callbacks.Callback):
         self.loss = logs["loss"]
 
 
+@functools.cache
 def arrays(steps: int) -> tuple[np.ndarray, np.ndarray]:
     x = np.random.default_rng(0).normal(size=(steps * BATCH, INPUTS)).astype(np.float32)
     return x, x[:, :1]
@@ -106,19 +108,23 @@ def scheduled(coordinator: tfps.ClusterCoordinator, function: Callable, calls: i
 
 
 def microseconds(run: Callable[[int], object]) -> float:
-    """Processor time of this process for a step, in µs."""
+    """Processor time of this process for a step, in µs, without what a `fit` costs by itself."""
     gc.collect()
     time.sleep(0.5)
-    run(FLAGS.steps // 4)
-    before = time.process_time()
-    run(FLAGS.steps)
-    return (time.process_time() - before) / FLAGS.steps * 1e6
+    few, many = FLAGS.steps // 4, FLAGS.steps
+    times = [time.process_time()]
+    for steps in (few, many):
+        run(steps)
+        times.append(time.process_time())
+    of_few, of_many = (after - before for before, after in itertools.pairwise(times))
+    return (of_many - of_few) / (many - few) * 1e6
 
 
 def of_the_chief(workers: int) -> dict[str, list[float]]:
     """Measures in this process, which is the chief's."""
     with tfps.LocalCluster(workers, 1, processes=True) as cluster:
-        strategy = tfps.ParameterServerStrategy(cluster)
+        # So many processes that import TensorFlow at once take their time.
+        strategy = tfps.ParameterServerStrategy(cluster, startup_timeout=600)
         coordinator = tfps.ClusterCoordinator(strategy)
 
         @tf.function

@@ -1,0 +1,82 @@
+"""Small tensors that share a message."""
+
+import re
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfps
+from tests.conftest import mlp, regression
+from tfps.store.messages import SMALL_BYTES, coalesce
+
+LARGE = np.arange(SMALL_BYTES, dtype=np.float32)
+CASES = {
+    "nothing": [],
+    "one": [np.float32(1.5)],
+    "of one dtype": [np.float32([1, 2, 3]), np.float32(4), np.zeros([2, 0], np.float32)],
+    "of several": [
+        np.float32([[1, -2]]), np.int64(2**40), np.bool_(True), np.float16(0.5), np.int8([-1, 3]),
+        np.uint8(255), np.float64(0.1), np.zeros([0], np.int32), np.bool_([False, True]),
+    ],
+    "a large one between": [np.int32(7), LARGE, np.float32(3)],
+    "text": [np.int32(7), np.array(b"text"), np.float32(3)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_joined_comes_apart_again(name):
+    arrays = CASES[name]
+    counts = []
+
+    @tf.function(autograph=False)
+    def there_and_back(*tensors):
+        messages, restore = coalesce(tensors)
+        counts.append(len(messages))
+        return restore([tf.identity(m) for m in messages])
+
+    found = there_and_back(*[tf.constant(a) for a in arrays])
+    for mine, array in zip(found, arrays, strict=True):
+        assert mine.dtype == tf.as_dtype(array.dtype)
+        np.testing.assert_array_equal(mine.numpy(), array)
+    apart = [a for a in arrays if a.nbytes >= SMALL_BYTES or a.dtype.kind == "S"]
+    assert counts == [len(apart) + bool(len(arrays) - len(apart))]
+
+
+def test_what_has_no_known_shape_stays_by_itself():
+    counts = []
+
+    @tf.function(autograph=False, input_signature=[tf.TensorSpec([None]), tf.TensorSpec([])])
+    def there_and_back(x, y):
+        messages, restore = coalesce([x, y, y + 1])
+        counts.append(len(messages))
+        return restore(messages)
+
+    found = there_and_back(tf.ones([3]), tf.constant(2.0))
+    assert counts == [2]
+    assert [t.numpy().tolist() for t in found] == [[1, 1, 1], 2, 3]
+
+
+def test_a_small_step_exchanges_three_tensors_with_a_ps(connect):
+    """The parameters, the push and the receipt: whatever else belongs to them goes along."""
+    x, y = regression(40)
+    model = mlp()
+    model.compile(keras.optimizers.Adam(), "mse")
+    trainer = tfps.Trainer(model, connect(workers=1, ps=1))
+    trainer.fit(x, y, batch_size=20, verbose=0)
+    steps = trainer._session.steps._traced
+    (step,) = [one for key, one in steps.items() if key[0] == "training"]
+
+    def place(op):
+        return re.search(r"job:(\w+)|$", op.device)[1] or "worker"
+
+    crossing = {
+        (tensor.name, place(op))
+        for op in step._run.graph.get_operations()
+        for tensor in op.inputs
+        if tensor.dtype != tf.resource
+        and tensor.op.type not in ("Const", "Placeholder")
+        and place(tensor.op) != place(op)
+    }
+    assert len(crossing) == 3, crossing
