@@ -10,7 +10,7 @@ import functools
 import inspect
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -56,7 +56,6 @@ __all__ = [
     "intercepted",
     "is_built",
     "learning_rate_of",
-    "mark_remote",
     "merged",
     "metrics_of",
     "moving_averages",
@@ -167,12 +166,6 @@ def initializer_of_part(
 
 def _seed_of_part(seed: Any, index: int) -> Any:
     return seed + index if isinstance(seed, int) else seed
-
-
-def mark_remote(variables: Iterable[keras.Variable]) -> None:
-    """Marks Keras variables as living on servers, so that they end with the connection."""
-    for variable in variables:
-        variable._is_remote = True
 
 
 def build(model: keras.Model, batch_spec: Any, targets: bool) -> None:
