@@ -41,7 +41,7 @@ def train(*flags: str) -> dict:
 
 
 def _curve(folder: str) -> list[list[float]]:
-    rates = _scalars(folder, "train", "epoch_steps_per_second")
+    rates = _scalars(folder, "tfps", "epoch_steps_per_second")
     losses = _scalars(folder, "validation", "epoch_loss")
     return [[rate, loss] for rate, loss in zip(rates, losses, strict=True)]
 
@@ -51,7 +51,7 @@ def _scalars(folder: str, run: str, tag: str) -> list[float]:
     from tensorboard.util import tensor_util
 
     values = []
-    for path in sorted(glob.glob(f"{folder}/**/{run}/events*", recursive=True)):
+    for path in sorted(glob.glob(f"{folder}/**/{run}/*tfevents*", recursive=True)):
         accumulator = EventAccumulator(path).Reload()
         if tag in accumulator.Tags()["tensors"]:
             values += [

@@ -73,7 +73,6 @@ __all__ = [
     "slots_of",
     "split_validation",
     "to_floats",
-    "train_writer",
     "unbuild",
     "unchanged_variables",
     "uninitialized",
@@ -623,11 +622,6 @@ def uninitialized() -> Iterator[None]:
 def learning_rate_of(optimizer: keras.optimizers.Optimizer) -> Any:
     """The optimizer's learning rate: a variable, a schedule or a callable."""
     return optimizer._learning_rate
-
-
-def train_writer(callback: keras.callbacks.TensorBoard) -> tf.summary.SummaryWriter:
-    """The summary writer of a TensorBoard callback's training curves."""
-    return callback._train_writer
 
 
 def variant(optimizer: keras.optimizers.Optimizer, **attributes: Any) -> keras.optimizers.Optimizer:

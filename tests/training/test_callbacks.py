@@ -220,23 +220,25 @@ def test_tensorboard_has_everything(connect, tmp_path, update_freq):
         verbose=0,
     )
     values = {}
-    for kind in ("train", "validation"):
-        for file in glob.glob(str(tmp_path / kind / "events*")):
+    for kind in ("train", "validation", "tfps"):
+        for file in glob.glob(str(tmp_path / kind / "*tfevents*")):
             for event in tf.compat.v1.train.summary_iterator(file):
                 for value in event.summary.value:
-                    number = tf.make_ndarray(value.tensor) if value.HasField("tensor") else None
+                    number = value.simple_value
+                    if value.HasField("tensor"):
+                        number = tf.make_ndarray(value.tensor)
                     values.setdefault(f"{kind}/{value.tag}", []).append((event.step, number))
     for tag in (
         "train/epoch_loss",
         "train/epoch_mae",
         "train/epoch_learning_rate",
-        "train/epoch_examples_per_second",
-        "train/epoch_steps_per_second",
+        "tfps/epoch_examples_per_second",
+        "tfps/epoch_steps_per_second",
         "validation/epoch_loss",
     ):
         assert tag in values, sorted(values)
         assert all(np.isfinite(number) and number > 0 for _, number in values[tag])
-    assert len(values["train/epoch_loss"]) == 3
+    assert len(values["train/epoch_loss"]) == len(values["tfps/staleness"]) == 3
     assert ("train/batch_loss" in values) == (update_freq == 2)
 
 

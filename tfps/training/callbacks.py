@@ -1,16 +1,9 @@
 """What the trainer needs to know about a Keras callback."""
 
 import keras
-import numpy as np
-import tensorflow as tf
-
-from tfps import _keras
 
 _BATCH_HOOKS = ("on_batch_begin", "on_batch_end", "on_train_batch_begin", "on_train_batch_end")
 _TEST_BATCH_HOOKS = ("on_test_batch_begin", "on_test_batch_end")
-
-# How many values a histogram is made of at most.
-_MOST_VALUES = 100_000
 
 
 def may_look_secretly(callback: keras.callbacks.Callback) -> bool:
@@ -56,28 +49,3 @@ def end_index(last: int, steps: int, group: int) -> int:
         the index that the last batch would have had.
     """
     return last + -(last + 1) % group if steps < group else last
-
-
-def write_stats(
-    callbacks: keras.callbacks.CallbackList,
-    stats: dict[str, float],
-    counts: np.ndarray,
-    epoch: int,
-) -> None:
-    """Gives TensorBoard callbacks an epoch's stats, and a histogram of its staleness.
-
-    Args:
-      callbacks: of the run.
-      stats: name -> value. TensorBoard has it as `epoch_<name>`, as Keras names what is in logs.
-      counts: float64 [n], pushes by the number of updates that they missed.
-      epoch: index.
-    """
-    # TensorBoard makes its own bins from values. A sample of very many values shows the same.
-    whole = np.ceil(counts / max(1.0, counts.sum() / _MOST_VALUES)).astype(int)
-    values: np.ndarray = np.repeat(np.arange(len(counts)), whole)
-    for callback in callbacks.callbacks:
-        if isinstance(callback, keras.callbacks.TensorBoard):
-            with _keras.train_writer(callback).as_default():
-                for name, value in stats.items():
-                    tf.summary.scalar(f"epoch_{name}", value, step=epoch)
-                tf.summary.histogram("staleness", values, step=epoch)

@@ -13,6 +13,7 @@ import tensorflow as tf
 from tfps import _keras_variables as contents
 from tfps.store.model_copy import ModelCopy
 from tfps.training import callbacks as traits
+from tfps.training.board import Board
 
 
 class Hooks:
@@ -32,6 +33,7 @@ class Hooks:
         """
         self.callbacks = callbacks
         self._copy = copy
+        self._board = Board(callbacks)
         self.watches_batches = self._secretly = self._secretly_in_batches = False
         self._has_captured = False
 
@@ -84,11 +86,12 @@ class Hooks:
         # Keras 3.15's TensorBoard(update_freq=n) would write an epoch's summaries only after a
         # multiple of n batches.
         with self._copy.hook(whole=self._secretly), tf.summary.record_if(True):
-            traits.write_stats(self.callbacks, stats, staleness, epoch)
             self.callbacks.on_epoch_end(epoch, logs)
+        self._board.write(epoch, stats, staleness)
         recorded = history.history.items() if history else ()
         return {name: v[-1] for name, v in recorded if len(v) > before.get(name, 0)} or logs
 
     def train_end(self, logs: dict[str, Any] | None) -> None:
         """After the last epoch, when the variables do not follow the servers any more."""
+        self._board.close()
         self.callbacks.on_train_end(logs)

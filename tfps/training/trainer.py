@@ -58,7 +58,7 @@ class Trainer:
         `examples_per_second` and `steps_per_second`; `staleness` and `staleness_max`, the number of
         updates that a push has missed, on average and at most; `push_bytes_per_step` and
         `pull_bytes_per_step`, what a worker sends and receives in a step as the codecs predict it.
-        TensorBoard's callback shows them, too.
+        With a TensorBoard callback they are shown as the run `tfps`.
       consistency: the policy that decides which worker may step when: `Async`, `BoundedStaleness`,
         `Sync`, `LocalSteps`, or a `consistency.ConsistencyPolicy` of the user's own. Another policy
         may be assigned at any time, between epochs or by a callback. Workers then finish and push
@@ -302,8 +302,7 @@ class Trainer:
             for name, value in stats.items():
                 self.stats.setdefault(name, []).append(value)
             if self._log_stats:
-                # Keras's TensorBoard writes what is in the logs.
-                logs, stats = {**logs, **stats}, {}
+                logs = {**logs, **stats}
             session.state.note_epoch(number, logs, feed.position())
             recorded = hooks.epoch_end(number, logs, stats, epoch.staleness)
             session.state.note_logs(recorded)
