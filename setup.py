@@ -21,11 +21,13 @@ setup(
         "docs": ["mermaidx", "mkdocs-material==9.*", "mkdocstrings[python]"],
         "test": [
             "hypothesis",
+            "jax",
             "mypy",
             "pytest",
             "pytest-timeout",
             "pytest-xdist",
             "ruff",
+            "scipy",
             "tf-keras==2.21.*",
         ],
     },

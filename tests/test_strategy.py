@@ -1,3 +1,6 @@
+import json
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -74,3 +77,69 @@ def test_a_variable_that_could_not_be_made_is_left_alone(connect):
         keras.Variable(fails, shape=(2,))
     connect(workers=2)
     assert held.traceback
+
+
+def resolver_of(cluster, **kwargs):
+    """A resolver of TensorFlow's for the servers of a cluster, in which there is no chief."""
+    jobs = {job: cluster.spec[job] for job in ("worker", "ps")}
+    return tf.distribute.cluster_resolver.SimpleClusterResolver(
+        tf.train.ClusterSpec(jobs), rpc_layer="grpc", **kwargs
+    )
+
+
+def test_it_takes_tensorflows_resolvers(connect, monkeypatch):
+    cluster = connect(workers=2).cluster
+    config = {"cluster": cluster.spec, "task": {"type": "chief", "index": 0}}
+    monkeypatch.setenv("TF_CONFIG", json.dumps(config))
+    from_env = tf.distribute.cluster_resolver.TFConfigClusterResolver()
+    for make in (
+        # This process listens at the chief's address already.
+        lambda: tfps.ParameterServerStrategy(from_env, tfps.partitioners.FixedShards(2)),
+        lambda: tfps.ParameterServerStrategy(cluster_resolver=from_env),
+        lambda: tfps.ParameterServerStrategy(resolver_of(cluster)),
+    ):
+        strategy = make()
+        assert (strategy.cluster.num_workers, strategy.cluster.num_ps) == (2, 2)
+        with strategy.scope():
+            variable = tf.Variable(tf.zeros([4]))
+        function = tf.function(lambda v=variable: tf.convert_to_tensor(v) + 1.0)
+        value = tfps.ClusterCoordinator(strategy).schedule(function)
+        assert value.fetch().tolist() == [1, 1, 1, 1]
+
+
+def test_what_it_refuses(connect):
+    cluster = connect().cluster
+    with pytest.raises(TypeError, match=r"cluster=None and cluster_resolver=None; give one"):
+        tfps.ParameterServerStrategy()
+    with pytest.raises(TypeError, match="give one of them"):
+        tfps.ParameterServerStrategy(cluster, cluster_resolver=resolver_of(cluster))
+    with pytest.raises(tfps.errors.ClusterConfigError, match="Unrecognized task_type: foobar"):
+        tfps.ParameterServerStrategy(resolver_of(cluster, task_type="foobar"))
+    spec = tf.train.ClusterSpec({"worker": {1: "h:1"}, "ps": ["h:2"]})
+    gap = tf.distribute.cluster_resolver.SimpleClusterResolver(spec)
+    with pytest.raises(tfps.errors.ClusterConfigError, match=r"cluster\['worker'\] is \[None"):
+        tfps.ParameterServerStrategy(gap)
+
+
+@pytest.mark.parametrize("method", ["fit", "evaluate", "predict", "train_on_batch"])
+def test_a_model_of_the_scope_names_the_trainer(connect, method):
+    with connect().scope():
+        model = mlp()
+        model.compile("sgd", "mse")
+    x, y = regression(8)
+    arguments = {"x": x} if method == "predict" else {"x": x, "y": y}
+    with pytest.raises(tfps.ConfigError, match=r"tfps\.Trainer\(model, strategy\)"):
+        getattr(model, method)(**arguments)
+
+
+def test_the_own_fit_of_a_trainers_model_warns_once(connect):
+    model = mlp()
+    model.compile("sgd", "mse")
+    tfps.Trainer(model, connect())
+    x, y = regression(8)
+    with pytest.warns(UserWarning, match=r"trains on the chief alone"):
+        model.fit(x, y, verbose=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.fit(x, y, verbose=0)
+        model.evaluate(x, y, verbose=0)

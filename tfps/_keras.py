@@ -10,7 +10,7 @@ import functools
 import inspect
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -34,6 +34,7 @@ __all__ = [
     "EpochIterator",
     "adam_moments",
     "add_metrics",
+    "applies_its_own_way",
     "autocast",
     "build",
     "call",
@@ -55,7 +56,6 @@ __all__ = [
     "intercepted",
     "is_built",
     "learning_rate_of",
-    "mark_remote",
     "merged",
     "metrics_of",
     "moving_averages",
@@ -168,12 +168,6 @@ def _seed_of_part(seed: Any, index: int) -> Any:
     return seed + index if isinstance(seed, int) else seed
 
 
-def mark_remote(variables: Iterable[keras.Variable]) -> None:
-    """Marks Keras variables as living on servers, so that they end with the connection."""
-    for variable in variables:
-        variable._is_remote = True
-
-
 def build(model: keras.Model, batch_spec: Any, targets: bool) -> None:
     """Creates the variables of the model for batches of this spec.
 
@@ -223,6 +217,12 @@ def is_built(model: keras.Model) -> bool:
 def overrides(model: keras.Model, method: str) -> bool:
     """Whether the model has a method of its own in place of Keras's."""
     return method in vars(model) or getattr(type(model), method) is not getattr(keras.Model, method)
+
+
+def applies_its_own_way(optimizer: keras.optimizers.Optimizer | None) -> bool:
+    """Whether the optimizer's class overrides `apply_gradients`, which only a step calls."""
+    own = getattr(type(optimizer), "apply_gradients", BaseOptimizer.apply_gradients)
+    return own is not BaseOptimizer.apply_gradients
 
 
 def optimizers_of(model: keras.Model) -> list[keras.optimizers.Optimizer]:

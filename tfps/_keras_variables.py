@@ -261,9 +261,9 @@ def captured(variables: Iterable[keras.Variable]) -> list[keras.Variable]:
     for variable in variables:
         if isinstance(held := content(variable), tf.Variable):
             handles[id(held.handle)] = variable
-    found = {}
-    for graph in gc.get_objects():
-        if type(graph) is tf.__internal__.FuncGraph and graph.name not in _STEPS:
+    found, kind = {}, tf.__internal__.FuncGraph
+    for graph in [one for one in gc.get_objects() if type(one) is kind]:
+        if graph.name not in _STEPS:
             for handle in graph.external_captures:
                 if id(handle) in handles:
                     found[id(handle)] = handles[id(handle)]

@@ -15,8 +15,13 @@ from tfps.cluster import environment
 CHIEF = """
     import sys, time
     import keras, numpy, tfps
+    # A host that has made something before the strategy is known to the servers as localhost.
+    model = None
+    if sys.argv[1] == "localhost":
+        model = keras.Sequential([keras.Input([4]), keras.layers.Dense(1)])
     strategy = tfps.ParameterServerStrategy(tfps.Cluster.from_env())
-    model = keras.Sequential([keras.Input([4]), keras.layers.Dense(1)])
+    model = model or keras.Sequential([keras.Input([4]), keras.layers.Dense(1)])
+    assert sys.argv[1] in model.weights[0].value.device
     model.compile("sgd", "mse")
     x = numpy.ones([16, 4], "float32")
     trainer = tfps.Trainer(model, strategy)
@@ -42,9 +47,9 @@ def test_users_options_count():
 
 
 @pytest.mark.processes
-@pytest.mark.processes
 @pytest.mark.timeout(120)
-def test_a_host_that_vanishes_is_named(tmp_path):
+@pytest.mark.parametrize("name", ["chief", "localhost"])
+def test_a_host_that_vanishes_is_named(tmp_path, name):
     if why := hosts.why_not():
         pytest.skip(f"no network namespaces: {why}")
     spec = {
@@ -77,7 +82,7 @@ def test_a_host_that_vanishes_is_named(tmp_path):
         try:
             start("worker", "worker0", ["-m", "tfps.serve"])
             start("ps", "ps0", ["-m", "tfps.serve"])
-            chief = start("chief", "chief", ["-c", textwrap.dedent(CHIEF)])
+            chief = start("chief", "chief", ["-c", textwrap.dedent(CHIEF), name])
             assert chief.stdout.readline() == "ready\n", (tmp_path / "chief.log").read_text()
             network.unplug("ps0")
             begun = time.monotonic()

@@ -29,11 +29,11 @@ def fit_both(connect, make, *data, epochs=2, workers=1, tolerance=1e-5, **fit):
       **fit: further arguments of `fit`.
     """
     fit = {"batch_size": 16, "shuffle": False, "verbose": 0, "epochs": epochs, **fit}
-    models, histories = [], []
+    strategy, models, histories = connect(workers), [], []
     for run in ("tfps", "keras"):
         keras.utils.set_random_seed(1)
         model = make()
-        train = tfps.Trainer(model, connect(workers)).fit if run == "tfps" else model.fit
+        train = tfps.Trainer(model, strategy).fit if run == "tfps" else model.fit
         histories.append(train(*data, **fit).history)
         models.append(model)
     mine, theirs = histories
@@ -170,10 +170,11 @@ def test_vae(connect):
 
 
 def test_results_are_of_all_workers_together(connect):
+    strategy = connect(2)
     x = regression(160)[0]
     model = vae()
     model.optimizer.learning_rate = 0.0
-    trainer = tfps.Trainer(model, connect(2))
+    trainer = tfps.Trainer(model, strategy)
     mine = trainer.fit(x, batch_size=16, verbose=0).history
     reference = vae()
     reference.set_weights(model.get_weights())
@@ -393,9 +394,10 @@ class OwnPredict(keras.Sequential):
 
 
 def test_own_predict_step(connect):
+    strategy = connect(2)
     x, _ = regression(80)
     model = sequential(OwnPredict)()
-    mine = tfps.Trainer(model, connect(2)).predict(x, batch_size=16, verbose=0)
+    mine = tfps.Trainer(model, strategy).predict(x, batch_size=16, verbose=0)
     theirs = model.predict(x, batch_size=16, verbose=0)
     np.testing.assert_array_equal(mine["x"], x)
     np.testing.assert_allclose(mine["y"], theirs["y"], rtol=1e-5)
@@ -432,19 +434,20 @@ class Noisy(keras.layers.Layer):
 
 
 def test_noise_differs_by_batch_and_call_and_trainer(connect):
+    strategy = connect(2)
     model = keras.Sequential([keras.Input([8]), Noisy()])
     model.compile("sgd", "mse", jit_compile=False)
     x = np.ones((64, 8), "float32")
     drawn, losses = [], []
     for _ in range(2):
-        trainer = tfps.Trainer(model, connect(2))
+        trainer = tfps.Trainer(model, strategy)
         for _ in range(2):
             drawn += np.split(trainer.predict(x, batch_size=16, verbose=0), 4)
             losses.append(trainer.evaluate(x, 0 * x, batch_size=16, verbose=0))
     assert len({batch.tobytes() for batch in drawn}) == len(drawn)
     assert len(set(losses)) == len(losses)
     before = model.predict(x, verbose=0)
-    tfps.Trainer(model, connect(2)).predict(x, verbose=0)
+    tfps.Trainer(model, strategy).predict(x, verbose=0)
     assert not np.array_equal(before, model.predict(x, verbose=0))
 
 
@@ -474,6 +477,8 @@ REFUSED = {
 
 @pytest.mark.parametrize("message", list(REFUSED))
 def test_what_cannot_be_split_says_why(connect, message):
+    strategy = connect()
+
     class Refused(keras.Sequential):
         def __init__(self, *args):
             super().__init__(*args)
@@ -489,7 +494,7 @@ def test_what_cannot_be_split_says_why(connect, message):
 
     model = sequential(Refused)()
     with pytest.raises(tfps.ConfigError, match=message):
-        tfps.Trainer(model, connect()).fit(*regression(32), verbose=0)
+        tfps.Trainer(model, strategy).fit(*regression(32), verbose=0)
 
 
 class Remembering(keras.Sequential):
@@ -587,10 +592,11 @@ def gan(cls):
 
 
 def test_gan(connect):
+    strategy = connect()
     x, _ = regression(160)
     fit = {"batch_size": 16, "shuffle": False, "verbose": 0, "epochs": 2}
     model, reference = gan(GAN), gan(Simultaneous)
-    trainer = tfps.Trainer(model, connect())
+    trainer = tfps.Trainer(model, strategy)
     mine = trainer.fit(x, **fit).history
     theirs = reference.fit(x, **fit).history
     assert relative_error(model, reference) < 1e-5
@@ -606,9 +612,26 @@ def test_gan(connect):
 
 
 def test_the_first_apply_of_a_gan_is_that_of_keras(connect):
+    strategy = connect()
     x, _ = regression(16)
     model, reference = gan(GAN), gan(GAN)
     for one in (model, reference):
-        fit = tfps.Trainer(model, connect()).fit if one is model else reference.fit
+        fit = tfps.Trainer(model, strategy).fit if one is model else reference.fit
         fit(x, batch_size=16, verbose=0)
     assert relative_error(model.discriminator, reference.discriminator) < 1e-6
+
+
+class Centralized(o.SGD):
+    """Changes the gradients in `apply_gradients`, which only a step calls."""
+
+    def apply_gradients(self, grads_and_vars):
+        centred = [
+            (g - tf.reduce_mean(g, axis=0, keepdims=True) if len(g.shape) > 1 else g, v)
+            for g, v in grads_and_vars
+        ]
+        return super().apply_gradients(centred)
+
+
+def test_an_optimizer_with_its_own_apply_gradients(connect):
+    make = sequential(keras.Sequential, lambda: Centralized(0.1))
+    fit_both(connect, make, *regression(96))

@@ -69,6 +69,8 @@ def test_functions_of_python_run_on_the_chief():
 
 
 def test_summaries_of_layers_reach_tensorboard(connect, tmp_path):
+    strategy = connect()
+
     class Summary(keras.layers.Layer):
         def call(self, x):
             tf.summary.scalar("mean_of_x", tf.reduce_mean(x), step=0)
@@ -78,6 +80,6 @@ def test_summaries_of_layers_reach_tensorboard(connect, tmp_path):
     model = keras.Sequential([keras.Input([8]), Summary(), keras.layers.Dense(1)])
     model.compile("sgd", "mse", jit_compile=False)
     board = keras.callbacks.TensorBoard(tmp_path, update_freq=1)
-    tfps.Trainer(model, connect()).fit(x, y, batch_size=16, verbose=0, callbacks=[board])
+    tfps.Trainer(model, strategy).fit(x, y, batch_size=16, verbose=0, callbacks=[board])
     events = b"".join(f.read_bytes() for f in tmp_path.rglob("events*"))
     assert events.count(b"mean_of_x") == 4

@@ -36,9 +36,10 @@ def made(cls=Peeking, **compile_args):
 
 @pytest.mark.parametrize("consistency", [None, tfps.Sync()], ids=["async", "sync"])
 def test_one_worker_equals_keras_op_by_op(connect, consistency):
+    strategy = connect()
     x, y = regression(80)
     model, reference = made(), made()
-    trainer = tfps.Trainer(model, connect(), consistency)
+    trainer = tfps.Trainer(model, strategy, consistency)
     with pytest.warns(UserWarning, match="op by op"):
         mine = trainer.fit(x, y, validation_data=(x[:32], y[:32]), **ARGS).history
     theirs = reference.fit(x, y, validation_data=(x[:32], y[:32]), **ARGS).history
@@ -55,6 +56,7 @@ def test_one_worker_equals_keras_op_by_op(connect, consistency):
 
 @pytest.mark.filterwarnings("ignore:the model was compiled with run_eagerly")
 def test_several_workers_and_datasets_on_them(connect):
+    strategy = connect(2)
     x, y = regression(64)
 
     def dataset_fn(context):
@@ -62,7 +64,7 @@ def test_several_workers_and_datasets_on_them(connect):
         return tf.data.Dataset.from_tensor_slices((x[mine], y[mine])).batch(16)
 
     model = made(steps_per_execution=2)
-    trainer = tfps.Trainer(model, connect(2), tfps.Sync())
+    trainer = tfps.Trainer(model, strategy, tfps.Sync())
     losses = trainer.fit(dataset_fn, epochs=3, verbose=0).history["loss"]
     assert losses[-1] < losses[0]
     assert int(model.optimizer.iterations) == 6
@@ -70,13 +72,15 @@ def test_several_workers_and_datasets_on_them(connect):
 
 @pytest.mark.filterwarnings("ignore:the model was compiled with run_eagerly")
 def test_local_steps_do_not_go_with_it(connect):
+    strategy = connect()
     x, y = regression(32)
-    trainer = tfps.Trainer(made(), connect(), tfps.LocalSteps(2))
+    trainer = tfps.Trainer(made(), strategy, tfps.LocalSteps(2))
     with pytest.raises(tfps.ConfigError, match="does not go with LocalSteps"):
         trainer.fit(x, y, verbose=0)
 
 
 def test_functions_that_run_eagerly_change_nothing(connect):
+    strategy = connect()
     x, y = regression(64)
     models = []
     for eagerly in (False, True):
@@ -84,7 +88,7 @@ def test_functions_that_run_eagerly_change_nothing(connect):
         model.compile(o.SGD(0.1), "mse", jit_compile=False)
         tf.config.run_functions_eagerly(eagerly)
         try:
-            tfps.Trainer(model, connect()).fit(x, y, **ARGS)
+            tfps.Trainer(model, strategy).fit(x, y, **ARGS)
         finally:
             tf.config.run_functions_eagerly(False)
         models.append(model)

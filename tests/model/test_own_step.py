@@ -162,7 +162,7 @@ def test_an_optimizer_that_counts():
     program, _, result = trained(step)
     assert program.counts
     assert result.metrics[-1].numpy() == 7.0
-    metrics = program.cast([v.numpy() for v in program.metrics])
+    metrics = program.results.cast([v.numpy() for v in program.metrics])
     program.model.optimizer.learning_rate = 0.25
     # The rate is the chief's at the time, not the one at which the step was traced.
     assert float(program.logs.result(metrics, [9.0], {})["rate"]) == 0.25

@@ -113,7 +113,8 @@ def test_their_state_is_exported_and_restored_on_other_servers(connect):
     second.state.restore(exported)
     second.fit(x, y, epochs=2, **ORDER)
     for name, a, b in zip(expected, states(second.model).values(), expected.values(), strict=True):
-        np.testing.assert_array_equal(a, b, err_msg=name)
+        # In buckets of another size, an element may be rounded in another way.
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7, err_msg=name)
 
 
 def test_tables_by_rows_have_their_own_optimizer(connect):

@@ -62,7 +62,7 @@ def inspect_eagerly(model: StatelessModel, batch_spec: Any, train: bool) -> Insp
     ):
         logs = model.own_step("train", batch)
     findings = Findings(model, scope, recorder, stand_ins)
-    findings.tell(model, EagerStepLogs(logs, model.result_names()))
+    findings.tell(model, EagerStepLogs(logs, model.results.names()))
     return findings.inspection()
 
 
@@ -80,4 +80,4 @@ def inspect_test_eagerly(model: StatelessModel, batch_spec: Any) -> EagerStepLog
     number = tf.constant(_NUMBER, tf.int64)
     with model.scope(trainable, state, model.initial_metrics(), number):
         logs = model.own_step("test", example(without_optionals(batch_spec)))
-    return EagerStepLogs(logs, model.result_names())
+    return EagerStepLogs(logs, model.results.names())

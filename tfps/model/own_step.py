@@ -187,6 +187,8 @@ def own_method(model: keras.Model, mode: str) -> str | None:
     if mode != "predict":
         # Also what these return is the model's own.
         own = own or _keras.overrides(model, "compute_metrics")
+    if mode == "train":
+        own = own or _keras.applies_its_own_way(getattr(model, "optimizer", None))
     return method if own else None
 
 

@@ -5,20 +5,16 @@ out as tensors, so that the same function runs on any worker, whichever servers 
 from.
 """
 
-import contextlib
-import math
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import keras
-import numpy as np
 import tensorflow as tf
 
-from tfps import _keras, _tf
+from tfps import _keras
 from tfps.model.batches import length, without_optionals
 from tfps.model.lookups import Rows, reading_rows
-from tfps.model.own_step import NotingScope, fitting, own_logs, own_method, recording
+from tfps.model.model_variables import ModelVariables
+from tfps.model.own_step import fitting, own_logs, own_method, recording
 from tfps.model.step_logs import Logs
 
 
@@ -41,168 +37,18 @@ class Trained(NamedTuple):
     examples: tf.Tensor
 
 
-class StatelessModel:
+class StatelessModel(ModelVariables):
     """The forward pass, loss, gradients and metrics of one model.
 
     `train`, `evaluate` and `predict` are the steps. They are made of `scope`, in which the model's
-    variables have given values, and of `outputs` and `loss`, which run the model within a scope.
+    variables have given values, and of `loss`, which runs the model within a scope.
 
     A model that overrides `train_step`, `test_step`, `predict_step` or `compute_metrics` does the
     step in its own way; see `own_step.py`. What its step does with the variables is known when the
     step has been inspected (`own_inspection.py`), which calls `adopt`.
 
-    Attributes:
-      model: the Keras model.
-      optimizers: the optimizers that a training step applies gradients with.
-      owner: per trainable variable, the index in `optimizers` of the one that updates it, or None.
-      trainable: the variables that an optimizer updates: the model's trainable variables, or what
-        an own `train_step` applies gradients to.
-      state: all other weights of the model: batch-norm statistics, counters, frozen layers.
-      metrics: the variables of the compiled metrics and of the mean loss, and those that an own
-        `train_step` updates.
-      unlisted: variables that the model assigns and does not list among its weights, such as the
-        states of a stateful RNN; known after `inspection.inspect`.
-      counts: per optimizer whose `iterations` an own `train_step` reads, the variable.
-      logs: what an own `train_step` returns, or None if it is what the metrics are.
-      base_seeds: the values of all random seeds that the model draws from, int arrays. Each step
-        folds its number into them.
+    For the attributes see `ModelVariables`.
     """
-
-    def __init__(self, model: keras.Model):
-        """Lists the variables of a built model.
-
-        A model that was compiled to run eagerly is warned of.
-        """
-        if model.run_eagerly:
-            warnings.warn(
-                "the model was compiled with run_eagerly=True: its steps run op by op on the "
-                "chief, one at a time, and once on a made-up batch before; this is for debugging",
-                stacklevel=2,
-            )
-        self.model = model
-        self.optimizers = [model.optimizer] if getattr(model, "optimizer", None) else []
-        self.trainable = list(model.trainable_variables)
-        self.owner: list[int | None] = [0] * len(self.trainable)
-        trainable = {id(v) for v in self.trainable}
-        self.state = [v for v in model.weights if id(v) not in trainable]
-        self.metrics = list(model.metrics_variables)
-        self.unlisted: list[keras.Variable] = []
-        self.counts: list[keras.Variable] = []
-        self.logs: Logs | None = None
-        self._listed = list(self.trainable), list(self.metrics)
-        self._compilation = _keras.compilation(model)
-        self._seeds = _keras.seed_states(model)
-        self.base_seeds = [v.numpy() for v in self._seeds]
-        self._assigned: dict[int, keras.Variable] = {}  # In any scope until now, by `id`.
-        self._publish: Any = None  # The traced function of `publish`.
-
-    @property
-    def seed_ids(self) -> set[int]:
-        """The `id`s of the states of all random generators."""
-        return {id(v) for v in self._seeds}
-
-    @property
-    def optimizer(self) -> keras.optimizers.Optimizer | None:
-        """The optimizer of a model that has one optimizer."""
-        return self.optimizers[0] if self.optimizers else None
-
-    def adopt(
-        self,
-        optimizers: Sequence[keras.optimizers.Optimizer],
-        trainable: Sequence[keras.Variable],
-        owner: Sequence[int | None],
-        state: Sequence[keras.Variable],
-        metrics: Sequence[keras.Variable],
-        counts: Sequence[keras.Variable],
-        logs: Logs,
-    ) -> None:
-        """Takes on what an own `train_step` was found to do; see the attributes of these names."""
-        self.optimizers, self.owner = list(optimizers), list(owner)
-        self.trainable, self.state = list(trainable), list(state)
-        self.metrics, self.counts, self.logs = list(metrics), list(counts), logs
-        self._publish = None
-
-    def move_seeds(self) -> None:
-        """Moves the model's random generators on, so that who uses them next draws other numbers.
-
-        The steps of this object go by `base_seeds` and their own numbers.
-        """
-        for seed in self._seeds:
-            seed.assign_add([0, 1])
-
-    def is_current(self) -> bool:
-        """Whether the model still has these variables, and was not compiled anew."""
-        now = self.model.trainable_variables, self.model.metrics_variables
-        pairs = zip(now, self._listed, strict=True)
-        same = all([id(v) for v in now] == [id(v) for v in then] for now, then in pairs)
-        return same and self._compilation == _keras.compilation(self.model)
-
-    def found_unlisted(self) -> list[keras.Variable]:
-        """The variables that steps traced until now assign, and that no attribute lists."""
-        listed = [*self.trainable, *self.state, *self.metrics, *self._seeds]
-        return [v for i, v in self._assigned.items() if i not in set(map(id, listed))]
-
-    def initial_metrics(self, logs: Logs | None = None) -> list[tf.Tensor]:
-        """Resets the model's metrics, and returns the values that a step starts with.
-
-        Args:
-          logs: of the step.
-
-        Returns:
-          The values of the metric variables, then zeros for the logs that are of one batch.
-        """
-        self.model.reset_metrics()
-        extras = [] if logs is None else logs.of_batch
-        values = [tf.constant(v.numpy()) for v in self.metrics]
-        return [*values, *(tf.zeros(spec.shape, spec.dtype) for spec in extras)]
-
-    def result_names(self) -> set[str]:
-        """The names of the metrics' results."""
-        return set(self.publish([v.numpy() for v in self.metrics]))
-
-    def publish(self, metrics: Sequence[np.ndarray]) -> dict[str, Any]:
-        """Sets the metric variables, and returns the model's metric results.
-
-        It runs as a graph, as in Keras: op by op it would take the chief milliseconds. All numbers
-        go in as one tensor, and come out as one.
-
-        Args:
-          metrics: values in the order of the attribute.
-
-        Returns:
-          Metric name -> float, or a tensor if the result is no scalar; nested as the metrics are.
-        """
-        row = np.concatenate([np.zeros(0), *(np.ravel(m) for m in metrics)])
-        if self.model.run_eagerly:
-            scalars, others = self._published(tf.constant(row))
-        else:
-            if self._publish is None:
-                publish = tf.function(self._published, autograph=False)
-                graph = publish.get_concrete_function(tf.TensorSpec(row.shape, tf.float64))
-                self._publish = _tf.FlatFunction(graph)
-            scalars, others = self._publish.packed(self._publish([tf.constant(row)]))
-        numbers = iter(scalars.numpy().tolist())
-        return tf.nest.map_structure(lambda t: next(numbers) if t is None else t, others)
-
-    def cast(self, metrics: Sequence[np.ndarray]) -> list[tf.Tensor]:
-        """Values of the metric variables as tensors of the variables' dtypes."""
-        pairs = zip(metrics, self.metrics, strict=True)
-        return [tf.constant(np.asarray(m).astype(v.dtype), v.dtype) for m, v in pairs]
-
-    def _published(self, row):
-        """Returns (float64 [n], the scalar results; all results with None for each of these)."""
-        sizes = [math.prod(v.shape) for v in self.metrics]
-        parts = tf.split(row, sizes) if sizes else []
-        for variable, part in zip(self.metrics, parts, strict=True):
-            variable.assign(tf.cast(tf.reshape(part, variable.shape), variable.dtype))
-        results = tf.nest.map_structure(tf.convert_to_tensor, self.model.get_metrics_result())
-
-        def is_number(t):
-            return t.shape.rank == 0 and (t.dtype.is_floating or t.dtype.is_integer)
-
-        flat = [tf.cast(t, tf.float64) for t in tf.nest.flatten(results) if is_number(t)]
-        others = tf.nest.map_structure(lambda t: None if is_number(t) else t, results)
-        return tf.stack(flat) if flat else tf.zeros([0], tf.float64), others
 
     # The steps.
 
@@ -265,8 +111,8 @@ class StatelessModel:
                 loss = self.loss(batch, training=True, metrics=True)
             scaled = loss * tf.cast(loss_scale, loss.dtype)
         gradients = tape.gradient(scaled, sources)
-        updates = self._updates_in(scope, state)
-        return Trained(gradients, updates, self._values_in(scope), length(batch))
+        updates = self.updates_in(scope, state)
+        return Trained(gradients, updates, self.values_in(scope), length(batch))
 
     def _train_own_way(
         self, trainable, state, metrics, step, loss_scale, batch, sources, counts
@@ -274,7 +120,7 @@ class StatelessModel:
         """What the model's `train_step` computes; `sources` as for `differentiate`."""
         with (
             self.scope(trainable, state, metrics, step, counts) as scope,
-            recording(self._pairs(sources, state), loss_scale) as recorder,
+            recording(self.pairs(sources, state), loss_scale) as recorder,
         ):
             logs = self.own_step("train", batch)
         gradients = [
@@ -283,9 +129,9 @@ class StatelessModel:
                 recorder.gradients(self.trainable), sources, self.trainable, strict=True
             )
         ]
-        updates = self._updates_in(scope, state)
+        updates = self.updates_in(scope, state)
         extras = self.logs.extras(logs) if self.logs else []
-        return Trained(gradients, updates, self._values_in(scope, extras), length(batch))
+        return Trained(gradients, updates, self.values_in(scope, extras), length(batch))
 
     def own_step(self, mode: str, batch: Any) -> dict[str, Any]:
         """Runs the model's method for a step, within `scope`.
@@ -325,7 +171,7 @@ class StatelessModel:
         ):
             returned = self.own_step("test", batch)
         extras = logs.extras(returned) if logs else []
-        return self._values_in(scope, extras), length(batch)
+        return self.values_in(scope, extras), length(batch)
 
     def predict(
         self,
@@ -348,43 +194,9 @@ class StatelessModel:
             self.scope(whole, state, metrics, step) as scope,
         ):
             outputs = self.model.predict_step(without_optionals(batch))
-        return outputs, self._values_in(scope)
+        return outputs, self.values_in(scope)
 
     # What the steps are made of.
-
-    @contextlib.contextmanager
-    def scope(
-        self,
-        trainable: Sequence[tf.Tensor],
-        state: Sequence[tf.Tensor],
-        metrics: Sequence[tf.Tensor] | None = None,
-        step: tf.Tensor | None = None,
-        counts: Sequence[tf.Tensor] = (),
-    ) -> Iterator[NotingScope]:
-        """A scope in which the model's variables have these values.
-
-        Args:
-          trainable, state: tensors in the order of the attributes.
-          metrics: see `train`; None if neither metrics nor unlisted variables are used.
-          step: int64 scalar from which random generators are seeded, or None for a step that
-            draws no numbers.
-          counts: integer scalars in the order of the attribute; empty outside of training.
-        """
-        seeds = self.base_seeds
-        if step is not None:
-            seeds = [tf.random.fold_in(seed, step) for seed in seeds]
-        pairs = [
-            *self._pairs(trainable, state),
-            *zip(self._seeds, seeds, strict=True),
-            *zip(self.counts, counts, strict=False),
-        ]
-        if metrics is not None:
-            unlisted = metrics[len(metrics) - len(self.unlisted) :]
-            pairs += zip(self.metrics, metrics[: len(self.metrics)], strict=True)
-            pairs += zip(self.unlisted, unlisted, strict=True)
-        with _tf.functions_inlined(), NotingScope(pairs, self.seed_ids) as scope:
-            yield scope
-        self._assigned.update(scope.written)
 
     def dry_run(
         self,
@@ -401,7 +213,7 @@ class StatelessModel:
           trainable, state: of the scope.
         """
         if mode == "train" and own_method(self.model, mode):
-            with recording(self._pairs(trainable, state), tf.constant(1.0)):
+            with recording(self.pairs(trainable, state), tf.constant(1.0)):
                 self.own_step(mode, batch)
         elif mode == "train":
             self.loss(batch, training=True)
@@ -424,18 +236,3 @@ class StatelessModel:
         if metrics:
             _keras.add_metrics(self.model, loss, x, y, y_pred, sample_weight)
         return loss
-
-    def _pairs(self, trainable, state) -> list[tuple[keras.Variable, tf.Tensor]]:
-        return [*zip(self.trainable, trainable, strict=True), *zip(self.state, state, strict=True)]
-
-    def _values_in(
-        self, scope: keras.StatelessScope, extras: Sequence[tf.Tensor] = ()
-    ) -> list[tf.Tensor]:
-        metrics, unlisted = (
-            [scope.get_current_value(v) for v in some] for some in (self.metrics, self.unlisted)
-        )
-        return [*metrics, *extras, *unlisted]
-
-    def _updates_in(self, scope: keras.StatelessScope, state: Sequence[tf.Tensor]) -> list:
-        after = [scope.get_current_value(v) for v in self.state]
-        return [None if new is old else new for new, old in zip(after, state, strict=True)]

@@ -11,7 +11,6 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
-from tfps import _keras
 from tfps.cluster.devices import ps_device
 from tfps.model.frozen_adam import Frozen
 from tfps.model.server_optimizer import ServerOptimizer
@@ -256,7 +255,6 @@ class OuterOptimizer(BucketOptimizer):
             with tf.device(ps_device(p)):
                 variables = [store.stored[i] for i in mine]
                 self._optimizers[p] = ServerOptimizer(optimizer, variables, [False] * len(mine))
-            _keras.mark_remote(self._optimizers[p].variables)
 
     def outer(self) -> Mapping[int, ServerOptimizer]:
         return self._optimizers

@@ -109,29 +109,24 @@ class ParameterStore:
         trained = bucket.kind.treatment.trained
         with tf.device(ps_device(bucket.ps)), _keras.path(path) as name:
             variable = keras.Variable(**initial, trainable=trained, name=name)
-        _keras.mark_remote([variable])
         if trained:
             variable.constraint = bucket.kind.constraint
         return variable
 
     def _create_optimizer(self, mine: list[int], ps: int) -> ServerOptimizer:
         with tf.device(ps_device(ps)):
-            built = ServerOptimizer(
+            return ServerOptimizer(
                 self._optimizer,
                 [self.stored[i] for i in mine],
                 [self.plan.buckets[i].kind.decayed for i in mine],
                 [self.plan.buckets[i].kind.owner for i in mine],
             )
-        _keras.mark_remote(built.variables)
-        return built
 
     def _create_row_optimizer(self, bucket: Bucket) -> RowOptimizer:
         with tf.device(ps_device(bucket.ps)):
-            built = RowOptimizer(
+            return RowOptimizer(
                 self._optimizer, bucket.shape, bucket.dtype, bucket.kind.decayed, bucket.kind.owner
             )
-        _keras.mark_remote(built.variables)
-        return built
 
     def _create_lock(self, ps: int) -> tf.Tensor:
         with tf.device(ps_device(ps)):

@@ -73,8 +73,8 @@ class MetricTotals:
         totals = self._totals
         if self._latest:
             totals = self._merging.merge(self.start, [m for _, m in sorted(self._latest.items())])
-        results = self._program.publish(totals)
+        results = self._program.results.publish(totals)
         if self._logs is None or (final and self._logs.names == set(results)):
             return _keras.to_floats(results)
-        metrics = self._program.cast(totals)
+        metrics = self._program.results.cast(totals)
         return _keras.to_floats(self._logs.result(metrics, self._extras, results))

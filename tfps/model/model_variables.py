@@ -1,0 +1,185 @@
+"""The variables of a compiled Keras model, and a scope in which they have given values."""
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Sequence
+
+import keras
+import tensorflow as tf
+
+from tfps import _keras, _tf
+from tfps.model.metric_results import MetricResults
+from tfps.model.own_step import NotingScope
+from tfps.model.step_logs import Logs
+
+
+class ModelVariables:
+    """Which variables a model has, and what a step does with them.
+
+    Attributes:
+      model: the Keras model.
+      optimizers: the optimizers that a training step applies gradients with.
+      owner: per trainable variable, the index in `optimizers` of the one that updates it, or None.
+      trainable: the variables that an optimizer updates: the model's trainable variables, or what
+        an own `train_step` applies gradients to.
+      state: all other weights of the model: batch-norm statistics, counters, frozen layers.
+      metrics: the variables of the compiled metrics and of the mean loss, and those that an own
+        `train_step` updates.
+      unlisted: variables that the model assigns and does not list among its weights, such as the
+        states of a stateful RNN; known after `inspection.inspect`.
+      counts: per optimizer whose `iterations` an own `train_step` reads, the variable.
+      logs: what an own `train_step` returns, or None if it is what the metrics are.
+      base_seeds: the values of all random seeds that the model draws from, int arrays. Each step
+        folds its number into them.
+    """
+
+    def __init__(self, model: keras.Model):
+        """Lists the variables of a built model.
+
+        A model that was compiled to run eagerly is warned of.
+        """
+        if model.run_eagerly:
+            warnings.warn(
+                "the model was compiled with run_eagerly=True: its steps run op by op on the "
+                "chief, one at a time, and once on a made-up batch before; this is for debugging",
+                stacklevel=2,
+            )
+        self.model = model
+        self.optimizers = [model.optimizer] if getattr(model, "optimizer", None) else []
+        self.trainable = list(model.trainable_variables)
+        self.owner: list[int | None] = [0] * len(self.trainable)
+        trainable = {id(v) for v in self.trainable}
+        self.state = [v for v in model.weights if id(v) not in trainable]
+        self.metrics = list(model.metrics_variables)
+        self.unlisted: list[keras.Variable] = []
+        self.counts: list[keras.Variable] = []
+        self.logs: Logs | None = None
+        self._listed = list(self.trainable), list(self.metrics)
+        self._compilation = _keras.compilation(model)
+        self._seeds = _keras.seed_states(model)
+        self.base_seeds = [v.numpy() for v in self._seeds]
+        self._assigned: dict[int, keras.Variable] = {}  # In any scope until now, by `id`.
+        self._results: MetricResults | None = None
+
+    @property
+    def seed_ids(self) -> set[int]:
+        """The `id`s of the states of all random generators."""
+        return {id(v) for v in self._seeds}
+
+    @property
+    def optimizer(self) -> keras.optimizers.Optimizer | None:
+        """The optimizer of a model that has one optimizer."""
+        return self.optimizers[0] if self.optimizers else None
+
+    def adopt(
+        self,
+        optimizers: Sequence[keras.optimizers.Optimizer],
+        trainable: Sequence[keras.Variable],
+        owner: Sequence[int | None],
+        state: Sequence[keras.Variable],
+        metrics: Sequence[keras.Variable],
+        counts: Sequence[keras.Variable],
+        logs: Logs,
+    ) -> None:
+        """Takes on what an own `train_step` was found to do; see the attributes of these names."""
+        self.optimizers, self.owner = list(optimizers), list(owner)
+        self.trainable, self.state = list(trainable), list(state)
+        self.metrics, self.counts, self.logs = list(metrics), list(counts), logs
+        self._results = None
+
+    def move_seeds(self) -> None:
+        """Moves the model's random generators on, so that who uses them next draws other numbers.
+
+        The steps of this object go by `base_seeds` and their own numbers.
+        """
+        for seed in self._seeds:
+            seed.assign_add([0, 1])
+
+    def is_current(self) -> bool:
+        """Whether the model still has these variables, and was not compiled anew."""
+        now = self.model.trainable_variables, self.model.metrics_variables
+        pairs = zip(now, self._listed, strict=True)
+        same = all([id(v) for v in now] == [id(v) for v in then] for now, then in pairs)
+        return same and self._compilation == _keras.compilation(self.model)
+
+    def found_unlisted(self) -> list[keras.Variable]:
+        """The variables that steps traced until now assign, and that no attribute lists."""
+        listed = [*self.trainable, *self.state, *self.metrics, *self._seeds]
+        return [v for i, v in self._assigned.items() if i not in set(map(id, listed))]
+
+    def initial_metrics(self, logs: Logs | None = None) -> list[tf.Tensor]:
+        """Resets the model's metrics, and returns the values that a step starts with.
+
+        Args:
+          logs: of the step.
+
+        Returns:
+          The values of the metric variables, then zeros for the logs that are of one batch.
+        """
+        self.model.reset_metrics()
+        extras = [] if logs is None else logs.of_batch
+        values = [tf.constant(v.numpy()) for v in self.metrics]
+        return [*values, *(tf.zeros(spec.shape, spec.dtype) for spec in extras)]
+
+    @property
+    def results(self) -> MetricResults:
+        """What the model's metrics are, computed of values of the metric variables."""
+        if self._results is None:
+            self._results = MetricResults(self.model, self.metrics)
+        return self._results
+
+    @contextlib.contextmanager
+    def scope(
+        self,
+        trainable: Sequence[tf.Tensor],
+        state: Sequence[tf.Tensor],
+        metrics: Sequence[tf.Tensor] | None = None,
+        step: tf.Tensor | None = None,
+        counts: Sequence[tf.Tensor] = (),
+    ) -> Iterator[NotingScope]:
+        """A scope in which the model's variables have these values.
+
+        Args:
+          trainable, state: tensors in the order of the attributes.
+          metrics: see `train`; None if neither metrics nor unlisted variables are used.
+          step: int64 scalar from which random generators are seeded, or None for a step that
+            draws no numbers.
+          counts: integer scalars in the order of the attribute; empty outside of training.
+        """
+        seeds = self.base_seeds
+        if step is not None:
+            seeds = [tf.random.fold_in(seed, step) for seed in seeds]
+        pairs = [
+            *self.pairs(trainable, state),
+            *zip(self._seeds, seeds, strict=True),
+            *zip(self.counts, counts, strict=False),
+        ]
+        if metrics is not None:
+            unlisted = metrics[len(metrics) - len(self.unlisted) :]
+            pairs += zip(self.metrics, metrics[: len(self.metrics)], strict=True)
+            pairs += zip(self.unlisted, unlisted, strict=True)
+        with _tf.functions_inlined(), NotingScope(pairs, self.seed_ids) as scope:
+            yield scope
+        self._assigned.update(scope.written)
+
+    def pairs(
+        self, trainable: Sequence[tf.Tensor], state: Sequence[tf.Tensor]
+    ) -> list[tuple[keras.Variable, tf.Tensor]]:
+        """Trainable variables and state, each with its tensor, in the order of the attributes."""
+        return [*zip(self.trainable, trainable, strict=True), *zip(self.state, state, strict=True)]
+
+    def values_in(
+        self, scope: keras.StatelessScope, extras: Sequence[tf.Tensor] = ()
+    ) -> list[tf.Tensor]:
+        """The values of metrics and unlisted variables in a scope, with `extras` between them."""
+        metrics, unlisted = (
+            [scope.get_current_value(v) for v in some] for some in (self.metrics, self.unlisted)
+        )
+        return [*metrics, *extras, *unlisted]
+
+    def updates_in(
+        self, scope: keras.StatelessScope, state: Sequence[tf.Tensor]
+    ) -> list[tf.Tensor | None]:
+        """Per state variable, its value in a scope, or None if that is still the one of `state`."""
+        after = [scope.get_current_value(v) for v in self.state]
+        return [None if new is old else new for new, old in zip(after, state, strict=True)]
