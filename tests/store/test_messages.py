@@ -20,6 +20,7 @@ CASES = {
         np.float32([[1, -2]]), np.int64(2**40), np.bool_(True), np.float16(0.5), np.int8([-1, 3]),
         np.uint8(255), np.float64(0.1), np.zeros([0], np.int32), np.bool_([False, True]),
     ],
+    "scalars of one dtype": [np.float32(1), np.float32(2)],
     "a large one between": [np.int32(7), LARGE, np.float32(3)],
     "text": [np.int32(7), np.array(b"text"), np.float32(3)],
 }  # fmt: skip
@@ -41,7 +42,12 @@ def test_what_is_joined_comes_apart_again(name):
         assert mine.dtype == tf.as_dtype(array.dtype)
         np.testing.assert_array_equal(mine.numpy(), array)
     apart = [a for a in arrays if a.nbytes >= SMALL_BYTES or a.dtype.kind == "S"]
-    assert counts == [len(apart) + bool(len(arrays) - len(apart))]
+    kinds = {
+        a.dtype if a.ndim else "scalars"
+        for a in arrays
+        if a.nbytes < SMALL_BYTES and a.dtype.kind != "S"
+    }
+    assert counts == [len(apart) + len(kinds)]
 
 
 def test_what_has_no_known_shape_stays_by_itself():
@@ -58,8 +64,8 @@ def test_what_has_no_known_shape_stays_by_itself():
     assert [t.numpy().tolist() for t in found] == [[1, 1, 1], 2, 3]
 
 
-def test_a_small_step_exchanges_three_tensors_with_a_ps(connect):
-    """The parameters, the push and the receipt: whatever else belongs to them goes along."""
+def test_a_small_step_exchanges_five_tensors_with_a_ps(connect):
+    """Parameters and their version; the push and what the ps is told with it; the receipt."""
     x, y = regression(40)
     model = mlp()
     model.compile(keras.optimizers.Adam(), "mse")
@@ -79,4 +85,19 @@ def test_a_small_step_exchanges_three_tensors_with_a_ps(connect):
         and tensor.op.type not in ("Const", "Placeholder")
         and place(tensor.op) != place(op)
     }
-    assert len(crossing) == 3, crossing
+    assert len(crossing) == 5, crossing
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_one_worker_computes_plain_keras_bit_by_bit(connect, policy):
+    """What comes over the network must not make the model's operations round differently."""
+    keras.config.set_dtype_policy(policy)
+    x, y = regression(160)
+    mine, theirs = mlp(), mlp()
+    for model in (mine, theirs):
+        model.compile(keras.optimizers.SGD(0.05), "mse", jit_compile=False)
+    args = {"batch_size": 16, "shuffle": False, "verbose": 0}
+    tfps.Trainer(mine, connect(workers=1, ps=2)).fit(x, y, **args)
+    theirs.fit(x, y, **args)
+    for a, b in zip(mine.get_weights(), theirs.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)

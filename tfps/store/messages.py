@@ -23,6 +23,9 @@ def here(tensors: Any) -> Any:
 def coalesce(tensors: Sequence[tf.Tensor]) -> tuple[list[tf.Tensor], Callable]:
     """Joins small tensors, so that they share a message.
 
+    Tensors of one dtype are joined as they are, and scalars, whatever their dtypes, as bytes. (A
+    model whose weights came as bytes was seen to round differently from plain Keras.)
+
     Args:
       tensors: all of them on one device. A tensor of unknown shape, or of strings, stays by itself.
 
@@ -30,26 +33,28 @@ def coalesce(tensors: Sequence[tf.Tensor]) -> tuple[list[tf.Tensor], Callable]:
       (messages, restore). `restore(messages)`, called on another device, returns the tensors in
       their order.
     """
-    small = [i for i, t in enumerate(tensors) if _is_small(t)]
-    small = small if len(small) > 1 else []
-    single = [i for i in range(len(tensors)) if i not in small]
+    groups: dict[str, list[int]] = {}
+    for i, t in enumerate(tensors):
+        if _is_small(t):
+            groups.setdefault("scalars" if t.shape.rank == 0 else t.dtype.name, []).append(i)
+    joined = [members for members in groups.values() if len(members) > 1]
+    grouped = {i for members in joined for i in members}
+    single = [i for i in range(len(tensors)) if i not in grouped]
     forms = [(t.dtype, t.shape) for t in tensors]
-    # Tensors of one dtype are joined as they are, others as bytes.
-    mixed = len({forms[i][0] for i in small}) > 1
     messages = [tensors[i] for i in single]
-    if small:
-        parts = [tf.reshape(tensors[i], [-1]) for i in small]
+    for members in joined:
+        parts = [tf.reshape(tensors[i], [-1]) for i in members]
+        mixed = len({forms[i][0] for i in members}) > 1
         messages.append(tf.concat([_bytes(t) for t in parts] if mixed else parts, 0))
 
     def restore(messages):
         back = dict(zip(single, messages, strict=False))
-        if small:
-            counts = [forms[i][1].num_elements() for i in small]
-            sizes = [_width(forms[i][0]) for i in small] if mixed else [1] * len(small)
-            parts = tf.split(
-                messages[-1], [n * size for n, size in zip(counts, sizes, strict=True)]
-            )
-            for i, part in zip(small, parts, strict=True):
+        for members, message in zip(joined, messages[len(single) :], strict=True):
+            mixed = len({forms[i][0] for i in members}) > 1
+            sizes = [forms[i][1].num_elements() for i in members]
+            if mixed:
+                sizes = [_width(forms[i][0]) for i in members]
+            for i, part in zip(members, tf.split(message, sizes), strict=True):
                 dtype, shape = forms[i]
                 back[i] = tf.reshape(_of_bytes(part, dtype) if mixed else part, shape)
         return [back[i] for i in range(len(forms))]
