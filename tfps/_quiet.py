@@ -22,13 +22,25 @@ LEVEL = 3  # Only what ends the process.
 
 def quiet() -> None:
     """Sets the level, in this process and for those that it starts, if the user has set none."""
-    if VARIABLE in os.environ:
+    if _is_set_by_user():
         return
     os.environ[VARIABLE] = str(LEVEL)
     if "tensorflow" in sys.modules:
         # It has read the variable already. Its log is that of Abseil, which can be told later.
         with contextlib.suppress(OSError, AttributeError, TypeError):
             _set_level(LEVEL)
+
+
+def _is_set_by_user() -> bool:
+    """Whether the variable is there, and not only because JAX has set it.
+
+    Keras imports JAX where it is installed, and JAX sets the variable to 1 for itself.
+    """
+    if os.environ.get(VARIABLE) != "1" or "jax" not in sys.modules:
+        return VARIABLE in os.environ
+    with contextlib.suppress(OSError):
+        return f"{VARIABLE}=".encode() in pathlib.Path("/proc/self/environ").read_bytes()
+    return False
 
 
 def _set_level(level: int) -> None:

@@ -210,7 +210,7 @@ def test_ids_are_found_without_the_forward_pass():
 
     @tf.function(autograph=False)
     def ids_of(step, *batch):
-        return row_ids(program, [0], step, batch, training=True)
+        return row_ids(program, [0], step, batch, mode="train")
 
     tokens = tf.TensorSpec([None, 6], tf.int32)
     graph = ids_of.get_concrete_function(tf.TensorSpec([], tf.int64), tokens, tokens).graph
