@@ -155,7 +155,7 @@ def test_what_is_listed(connect):
     trainer.model.optimizer.learning_rate = 0.02
     trainer.fit(data(), verbose=0)
     exported = trainer.state.export()
-    assert exported._fields == ("servers", "sides", "workers", "own", "layout", "chief")
+    assert exported._fields == ("servers", "sides", "workers", "layout", "chief", "own")
     assert set(exported.workers) == {"gradients"}
     assert len(exported.workers["gradients"]) == 1
     assert exported.servers.optimizer.scalars["iterations"] == 10
