@@ -185,8 +185,9 @@ def _anywhere(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
     the strategy's own variables only.
     """
     name, attributes = "add_variable_from_reference", vars(optimizer)
-    if getattr(type(optimizer), name) is not getattr(keras.optimizers.Optimizer, name):
-        yield  # It has a way of its own.
+    general = getattr(keras.optimizers.Optimizer, name)
+    if name in attributes or getattr(type(optimizer), name) is not general:
+        yield  # It has a way of its own, or is so already.
         return
     attributes[name] = getattr(_keras.BaseOptimizer, name).__get__(optimizer)
     try:

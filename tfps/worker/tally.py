@@ -65,7 +65,7 @@ class Report:
     tally: Tally
     metrics: list[np.ndarray]
     taken: int
-    worker: int
+    worker: int = 0
     is_known: bool = True
 
     @property
