@@ -93,7 +93,9 @@ def fitted(strategy, policy, data):
 
     model = mlp()
     model.compile(o.SGD(0.05), "mse", jit_compile=False)
-    return model, tfps.Trainer(model, strategy, policy).fit(dataset, verbose=0).history
+    trainer = tfps.Trainer(model, strategy, policy)
+    trainer.fit(dataset, verbose=0)
+    return model, trainer.stats
 
 
 @SHORT
@@ -135,9 +137,9 @@ def test_in_rounds_others_come_so_many_steps_later(connect, delay):
         served = [w - 0.7 * d for w, d in zip(served, mean, strict=True)]
     by_hand.set_weights(served)
     policy = tfps.LocalSteps(STEPS, o.SGD(0.7), "round", delay)
-    model, logs = fitted(connect(2), policy, data)
+    model, stats = fitted(connect(2), policy, data)
     assert relative_error(model, by_hand) < 1e-5
-    assert logs["staleness_max"] == [0.0]
+    assert stats["staleness_max"] == [0.0]
 
 
 @LONG
