@@ -43,6 +43,7 @@ __all__ = [
     "compilation",
     "compute_loss",
     "concatenated",
+    "config_without_rate",
     "decays",
     "detach_from_strategy",
     "finalize",
@@ -622,6 +623,15 @@ def uninitialized() -> Iterator[None]:
 def learning_rate_of(optimizer: keras.optimizers.Optimizer) -> Any:
     """The optimizer's learning rate: a variable, a schedule or a callable."""
     return optimizer._learning_rate
+
+
+def config_without_rate(optimizer: keras.optimizers.Optimizer) -> dict[str, Any]:
+    """The optimizer's `get_config`, in which the learning rate means nothing.
+
+    A schedule without a `get_config` of its own, which Keras trains with but cannot save, is no
+    error here.
+    """
+    return variant(optimizer, _learning_rate=0.0).get_config()
 
 
 def variant(optimizer: keras.optimizers.Optimizer, **attributes: Any) -> keras.optimizers.Optimizer:

@@ -84,7 +84,7 @@ def minus(one, other):
 
 
 def fitted(strategy, policy, data):
-    """(the model, the logs) of a small network trained with SGD on a piece for each worker."""
+    """(the model, the stats) of a small network trained with SGD on a piece for each worker."""
 
     def dataset(context):
         size = EXCHANGES * STEPS * BATCH

@@ -7,6 +7,7 @@ them turns any optimizer into a function `(values, state, gradients) -> (values,
 be compiled, applied under a lock, and pointed at other variables without tracing again.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,10 +15,13 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from tfps import _keras
+from tfps import _keras, errors
 from tfps._keras import BaseOptimizer
 from tfps.model.frozen_adam import Freezable, Frozen, can_freeze
 from tfps.model.optimizer_traits import clips_on_servers, inner
+
+# The types of an attribute that is a setting of an optimizer, and no variable.
+_SETTINGS = (bool, int, float, str, type(None))
 
 
 class StatelessOptimizer:
@@ -52,6 +56,9 @@ class StatelessOptimizer:
             but not its state: slots and iterations start afresh, together.
           variables: variables of the shapes and dtypes to update.
           decayed: per variable, whether weight decay applies.
+
+        Raises:
+          ConfigError: the class cannot be made from what its `get_config` returns.
         """
         self._built_for = list(variables)
         self._can_freeze = can_freeze(inner(optimizer))
@@ -176,7 +183,9 @@ def _stateless_clone(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.
     cls = type(optimizer)
     bases = (Freezable, cls, _Stateless) if can_freeze(optimizer) else (cls, _Stateless)
     clone_class: Any = type(f"Stateless{cls.__name__}", bases, {})
-    config = optimizer.get_config()
+    rate = _keras.learning_rate_of(optimizer)
+    schedule = isinstance(rate, keras.optimizers.schedules.LearningRateSchedule)
+    config = _keras.config_without_rate(optimizer)
     # `gradients.unscale_and_clip` has done this on the worker.
     done = ["loss_scale_factor"]
     if not clips_on_servers(optimizer):
@@ -184,8 +193,35 @@ def _stateless_clone(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.
     for name in done:
         if name in config:
             config[name] = None
-    rate = _keras.learning_rate_of(optimizer)
-    schedule = isinstance(rate, keras.optimizers.schedules.LearningRateSchedule)
-    # A schedule is passed as the object, so that a user's schedule needs no registration.
+    # A schedule is passed as the object, so that a user's schedule needs neither registration nor
+    # a `get_config`.
     config["learning_rate"] = rate if schedule else 0.0
-    return clone_class.from_config(config)
+    try:
+        clone = clone_class.from_config(config)
+    except TypeError as e:
+        raise errors.ConfigError(
+            f"{cls.__name__} cannot be made from its get_config, {sorted(config)}, for the servers "
+            f"({e}); let get_config return every argument that __init__ requires"
+        ) from e
+    _copy_settings(optimizer, clone)
+    return clone
+
+
+def _copy_settings(source: keras.optimizers.Optimizer, target: keras.optimizers.Optimizer) -> None:
+    """Gives a clone the settings of a user's class that its `get_config` leaves out.
+
+    Plain Keras needs `get_config` only to save, so many classes do without it.
+
+    Args:
+      source: the optimizer.
+      target: a clone that was made from the config of `source`.
+    """
+    for name, value in vars(source).items():
+        if name not in _common_attributes() and isinstance(value, _SETTINGS):
+            setattr(target, name, value)
+
+
+@functools.cache
+def _common_attributes() -> frozenset[str]:
+    """The names of the attributes that every optimizer has, which come by `get_config`."""
+    return frozenset(vars(keras.optimizers.Optimizer(0.0)))
