@@ -8,6 +8,7 @@ import functools
 
 import keras
 import pytest
+from tensorflow.python.eager import context
 
 import tfps
 
@@ -63,7 +64,8 @@ class _Instead:
         @functools.wraps(plain)
         def method(model, *args, **kwargs):
             self.calls += 1
-            if self._strategy is None:
+            # Some tests give TensorFlow a new context, without servers.
+            if self._strategy is None or context.get_server_def() is None:
                 cluster = tfps.LocalCluster(self._workers, 1)
                 self._strategy = tfps.ParameterServerStrategy(cluster)
             # A Trainer holds its model, so the key stays the model's own.
