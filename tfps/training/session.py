@@ -172,6 +172,10 @@ class Session:
         self._batches += count
         return self._batches - count
 
+    def recount(self) -> None:
+        """Lets the chief's copy of `iterations` be as many updates as the servers have applied."""
+        self.served.store.optimizer_copy.updates.count = self.state.updates()
+
     def pull(self) -> list[Pulled]:
         """The parameters, on every worker."""
         pull, handles = self.steps.pull(), self.served.store.handles()
