@@ -45,3 +45,33 @@ def test_iterations_after_an_error_of_the_input(connect, watched):
     reference.fit(x[:40], y[:40], **FIT)
     assert int(model.optimizer.iterations) == 5
     assert relative_error(model, reference) < 1e-5
+
+
+class OwnStep(keras.Sequential):
+    """A model with the guide's `train_step`."""
+
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = self.compute_loss(x, y, self(x, training=True))
+        self.optimizer.apply(
+            tape.gradient(loss, self.trainable_variables), self.trainable_variables
+        )
+        return {"loss": loss}
+
+
+def test_a_traced_own_step_does_not_look_at_weights(connect):
+    trainer = tfps.Trainer(compiled(OwnStep(mlp().layers)), connect())
+    fetched = []
+
+    def hook(batch):
+        if batch == 0:  # The step has been traced in this `fit`.
+            links = trainer._session.served.store.copy._links.values()
+            for source in {id(v.source): v.source for v in links if not v.is_slot}.values():
+                read = source.read
+                source.read = lambda i, read=read: fetched.append(i) or read(i)
+        fetched.append("hook")
+
+    trainer.fit(*DATA, callbacks=[on_batch_end(hook)], **FIT)
+    assert fetched[:8] == ["hook"] * 8
+    assert len(fetched) > 8  # At the end everything is fetched.
