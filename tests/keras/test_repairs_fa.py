@@ -75,3 +75,24 @@ def test_a_traced_own_step_does_not_look_at_weights(connect):
     trainer.fit(*DATA, callbacks=[on_batch_end(hook)], **FIT)
     assert fetched[:8] == ["hook"] * 8
     assert len(fetched) > 8  # At the end everything is fetched.
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["freeze", "unfreeze"])
+def test_trainable_is_changed_in_a_hook(connect, before):
+    """As in Keras, the step that has been traced goes on."""
+    models = []
+    for run in ("keras", "tfps"):
+        model = mlp()
+        model.layers[0].trainable = before
+        compiled(model)
+
+        def change(epoch, logs, model=model):
+            if epoch == 1:  # Keras's step is traced in epoch 0.
+                model.layers[0].trainable = not before
+
+        callbacks = [keras.callbacks.LambdaCallback(on_epoch_begin=change)]
+        fit = model.fit if run == "keras" else tfps.Trainer(model, connect()).fit
+        fit(*DATA, epochs=3, validation_data=DATA, callbacks=callbacks, **FIT)
+        models.append(model)
+    keras_model, mine = models
+    assert relative_error(mine, keras_model) < 1e-5
