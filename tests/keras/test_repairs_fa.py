@@ -96,3 +96,39 @@ def test_trainable_is_changed_in_a_hook(connect, before):
         models.append(model)
     keras_model, mine = models
     assert relative_error(mine, keras_model) < 1e-5
+
+
+class Largest(keras.metrics.Metric):
+    """The largest error so far, which workers carry from batch to batch."""
+
+    def __init__(self):
+        super().__init__(name="largest")
+        self.largest = self.add_weight(name="largest", initializer="zeros")
+
+    def update_state(self, y, p, sample_weight=None):
+        self.largest.assign(tf.maximum(self.largest, tf.reduce_max(tf.abs(y - p))))
+
+    def result(self):
+        return self.largest.value
+
+
+@pytest.mark.parametrize("what", ["predict", "evaluate"])
+@pytest.mark.parametrize("metrics", [[], [Largest]], ids=["summed", "carried"])
+def test_predict_and_evaluate_in_a_batch_hook(connect, what, metrics):
+    x, y = DATA
+    results = []
+    for nested in (False, True):
+        model = compiled(metrics=[metric() for metric in metrics])
+        trainer = tfps.Trainer(model, connect())
+
+        def hook(batch, nested=nested, trainer=trainer):
+            if nested and batch == 3:
+                inputs = [10 * x] if what == "predict" else [10 * x, 10 * y]
+                getattr(trainer, what)(*inputs, batch_size=8, verbose=0)
+
+        history = trainer.fit(x, y, epochs=2, callbacks=[on_batch_end(hook)], **FIT).history
+        results.append((model, history))
+    (reference, expected), (model, history) = results
+    assert relative_error(model, reference) < 1e-6
+    for name, values in expected.items():
+        np.testing.assert_allclose(history[name], values, rtol=1e-5, err_msg=name)
