@@ -260,7 +260,7 @@ def watched_when_read(variable: keras.Variable) -> bool:
 
     That is settled when the variable is created; to freeze a layer does not change it.
     """
-    created = getattr(variable, "_value", None)
+    created = vars(variable).get("_value")  # `getattr` would count as a look at the value.
     floating = tf.as_dtype(variable._dtype).is_floating
     return floating and getattr(created, "trainable", variable.trainable)
 

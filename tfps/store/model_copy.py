@@ -148,7 +148,9 @@ class ModelCopy:
     # While the variables follow.
 
     @contextlib.contextmanager
-    def following(self, answers: Callable[[BaseException], bool]) -> Iterator[None]:
+    def following(
+        self, answers: Callable[[BaseException], bool], recount: Callable[[], None]
+    ) -> Iterator[None]:
         """A context in which the servers are the truth, and the variables follow.
 
         It is entered when the servers have what the variables have; variables that are not filled
@@ -157,6 +159,8 @@ class ModelCopy:
         Args:
           answers: whether the servers still answer after an error. If not, the weights are left as
             they were last looked at, and the optimizer is to be built anew.
+          recount: counts the updates on the servers. After an error the chief may know of fewer,
+            because reports of calls were lost.
         """
         self.is_following = True
         for link in self._links.values():
@@ -170,7 +174,7 @@ class ModelCopy:
             self.fetch()
         except BaseException as error:
             if answers(error):
-                self._rescue()
+                self._rescue(recount)
             # Calls that are under way may still push.
             self.forget()
             raise
@@ -182,11 +186,12 @@ class ModelCopy:
             if self.is_lost or any(link.age == -1 for link in self._links.values()):
                 self._abandon()
 
-    def _rescue(self) -> None:
+    def _rescue(self, recount: Callable[[], None]) -> None:
         """Fetches everything after an error, unless a server hangs."""
 
         def fetch():
             with contextlib.suppress(Exception):
+                recount()
                 self.fetch()
             done.set()
 

@@ -41,6 +41,12 @@ class EvaluationRun:
         """Runs over the feed, from its first batch; returns the totals."""
         self._feed.reset()  # Every validation sees the same batches.
         self._feed.begin_epoch()
+        with self._session.state.own.aside():
+            self._run()
+        self._feed.end_epoch()
+        return self._totals
+
+    def _run(self) -> None:
         own = self._session.state.own
         own.begin(self._program, self._feed, self._totals.carried)
         calls = self._session.calls
@@ -49,9 +55,7 @@ class EvaluationRun:
         WorkLoop(calls, self._feed, self).run()
         for report in self._reports.bring(calls, [one.report[0] for one in own.each]):
             self._totals.add(report)
-        self._feed.end_epoch()
         own.copy()
-        return self._totals
 
     def call(self, worker: int, work: Work) -> Callable[[], Report]:
         """See `work_loop.Run`."""

@@ -1,6 +1,8 @@
 """What every worker has of its own of the model's variables, and the chief's copy of it."""
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 
 import keras
 import numpy as np
@@ -66,6 +68,25 @@ class OwnState:
         if metrics:
             fresh = self._calls.run_on_each(lambda worker: placed(metrics, []))
         self.each = [Own(f.metrics, k, []) for f, k in zip(fresh, kept, strict=True)]
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """A context for an evaluation or a prediction, perhaps in a hook of an epoch's batch.
+
+        The epoch then goes on with its own metrics and reports. The unlisted variables go on from
+        where the evaluation or prediction has left them, as in Keras.
+        """
+        kept = self.each
+        try:
+            yield
+        finally:
+            if kept and len(kept) == len(self.each):
+                # The epoch's calls write into this very list.
+                kept[:] = [
+                    own._replace(unlisted=now.unlisted)
+                    for own, now in zip(kept, self.each, strict=True)
+                ]
+                self.each = kept
 
     def _is_new(self, program: StatelessModel) -> bool:
         same = list(map(id, self._variables)) == list(map(id, program.unlisted))

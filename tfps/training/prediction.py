@@ -66,12 +66,13 @@ class PredictionRun:
         """Runs over the feed; returns the outputs of its batches, in the order of the input."""
         self._feed.begin_epoch()
         own = self._session.state.own
-        own.begin(self._session.served.program, self._feed, [])
-        WorkLoop(self._session.calls, self._feed, self).run()
-        for group in sorted(self._ended):
-            self._end(group)
+        with own.aside():
+            own.begin(self._session.served.program, self._feed, [])
+            WorkLoop(self._session.calls, self._feed, self).run()
+            for group in sorted(self._ended):
+                self._end(group)
+            own.copy()
         self._feed.end_epoch()
-        own.copy()
         return [self._outputs[first] for first in sorted(self._outputs)]
 
     def call(self, worker: int, work: Work) -> Callable[[], Prediction]:

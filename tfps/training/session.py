@@ -119,10 +119,13 @@ class Session:
             build_own(self.model, feed.batch_spec, mode)
             self._built.add(mode)
         served = self._served
-        if served is not None and (not served.program.is_current() or served.store.copy.is_lost):
-            # Compiled anew, or frozen in part: as in Keras, another training begins. Or an error
-            # left the model without its optimizer's slots.
-            served = None
+        copy = served.store.copy if served is not None else None
+        # While `fit` runs, what it began with holds on, as in Keras.
+        if served is not None and copy is not None and not copy.is_following:
+            if not served.program.is_current() or copy.is_lost:
+                # Compiled anew, or frozen in part: as in Keras, another training begins. Or an
+                # error left the model without its optimizer's slots.
+                served = None
         if served is not None and (served.trains or not train):
             if self.state.is_restored:
                 self._begin(served)
@@ -171,6 +174,10 @@ class Session:
         """Gives numbers to batches of evaluation and prediction; returns the first."""
         self._batches += count
         return self._batches - count
+
+    def recount(self) -> None:
+        """Lets the chief's copy of `iterations` be as many updates as the servers have applied."""
+        self.served.store.optimizer_copy.updates.count = self.state.updates()
 
     def pull(self) -> list[Pulled]:
         """The parameters, on every worker."""

@@ -255,7 +255,8 @@ class Trainer:
             self._callback_list(callbacks, verbose, feed, epochs, history=True), store.copy
         )
         store.optimizer_copy.build()
-        with _keras_variables.keras_functions_aside(model), store.copy.following(self._ps_answer):
+        following = store.copy.following(self._ps_answer, session.recount)
+        with _keras_variables.keras_functions_aside(model), following:
             hooks.train_begin()
             resumed = session.state.begin_fit()
             try:
