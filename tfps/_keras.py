@@ -385,7 +385,7 @@ def metrics_of(model: keras.Model) -> list[keras.Metric]:
 
 def has_plain_metrics(model: keras.Model) -> bool:
     """Whether all metrics are classes of Keras, and nothing but Keras's own steps updates them."""
-    own = [n for n in _METRIC_METHODS if getattr(type(model), n) is not getattr(keras.Model, n)]
+    own = any(overrides(model, name) for name in _METRIC_METHODS)
     layers = model._flatten_layers(include_self=True)
     tracked = any(isinstance(one, keras.Layer) and one._metrics for one in layers)
     ours = all(type(m).__module__.startswith("keras.") for m in metrics_of(model))
