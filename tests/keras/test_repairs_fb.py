@@ -1,7 +1,6 @@
 """Steps, logs and states of the user's own, against plain Keras on the same batches."""
 
 import keras
-import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -43,3 +42,37 @@ def test_a_step_of_the_instance_reads_a_metric(connect):
     tfps.Trainer(model, strategy).fit(x, y, **ARGS)
     reference.fit(x, y, **ARGS)
     assert relative_error(model, reference) < 1e-6
+
+
+class OwnTest(keras.Sequential):
+    """Returns the loss of a batch, and how it compares with the mean."""
+
+    names = ("loss",)
+
+    def test_step(self, data):
+        x, y = data
+        loss = self.compute_loss(x, y, self(x, training=False))
+        self._loss_tracker.update_state(loss)
+        logs = {"loss": loss, "ratio": loss / self._loss_tracker.result()}
+        return {name: logs[name] for name in self.names}
+
+
+class Ratio(OwnTest):
+    """Returns an entry that is computed of a batch and of a metric."""
+
+    names = ("ratio",)
+
+
+@pytest.mark.parametrize("cls", [OwnTest, Ratio])
+def test_logs_of_an_own_test_step(connect, cls):
+    strategy = connect()
+    x, y = regression(32)
+
+    def evaluated(through):
+        model = compiled(cls(mlp().layers))
+        arguments = {"batch_size": 8, "verbose": 0, "return_dict": True}
+        return through(model).evaluate(x, y, **arguments)
+
+    mine = evaluated(lambda model: tfps.Trainer(model, strategy))
+    theirs = evaluated(lambda model: model)
+    assert mine == pytest.approx(theirs, rel=1e-5)

@@ -10,6 +10,7 @@ import tensorflow as tf
 from tfps import _keras
 from tfps.model.combination import Combination, combinations, operations_after
 from tfps.model.stateless_model import StatelessModel
+from tfps.model.step_logs import Logs
 
 # What Keras calls the way in which a variable's replicas make one. "sum" is the default of metric
 # variables, and says nothing.
@@ -89,13 +90,16 @@ class MetricMerging:
         return values
 
 
-def merging_of(program: StatelessModel, batch_spec: Any, train: bool) -> MetricMerging:
+def merging_of(
+    program: StatelessModel, batch_spec: Any, train: bool, logs: Logs | None = None
+) -> MetricMerging:
     """Finds how the metrics of a model merge.
 
     Args:
       program: the model.
       batch_spec: nested specs of a batch.
       train: whether the metrics are those of training. Otherwise they are those of evaluation.
+      logs: of an own `test_step`. Those of an own `train_step` are the program's.
     """
     if _keras.has_plain_metrics(program.model):
         # Every state of Keras's own metrics is a sum; a test holds that.
@@ -112,7 +116,7 @@ def merging_of(program: StatelessModel, batch_spec: Any, train: bool) -> MetricM
             trained = program.train(trainable, state, metrics, step, scale, batch, counts)
             after, others = trained.metrics, [*trained.gradients, *trained.state]
         else:
-            after, _ = program.evaluate(trainable, state, metrics, step, batch)
+            after, _ = program.evaluate(trainable, state, metrics, step, batch, logs)
         later = operations_after(metrics[:n])
         read = any(t is not None and t.op in later for t in [*others, *after[n:]])
         found.append(MetricMerging(program, combinations(metrics[:n], after[:n]), read))

@@ -67,7 +67,7 @@ class MetricTotals:
         `StepLogs`.
 
         Args:
-          final: whether the epoch is over. The metrics then take the place of what an own step
+          final: whether the epoch, or the evaluation, is over. The metrics then take the place of what an own step
             returned under just their names, as in Keras.
         """
         totals = self._totals
