@@ -1,6 +1,7 @@
 """Steps, logs and states of the user's own, against plain Keras on the same batches."""
 
 import keras
+import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -76,3 +77,33 @@ def test_logs_of_an_own_test_step(connect, cls):
     mine = evaluated(lambda model: tfps.Trainer(model, strategy))
     theirs = evaluated(lambda model: model)
     assert mine == pytest.approx(theirs, rel=1e-5)
+
+
+class Two(keras.Sequential):
+    """Its two layers have an optimizer each."""
+
+    def train_step(self, data):
+        x, y = data
+        groups = [layer.trainable_variables for layer in self.layers]
+        with tf.GradientTape(persistent=True) as tape:
+            loss = self.compute_loss(x, y, self(x, training=True))
+            losses = [one.scale_loss(loss) for one in self.each]
+        for one, scaled, mine in zip(self.each, losses, groups, strict=True):
+            one.apply(tape.gradient(scaled, mine), mine)
+        return {"loss": loss}
+
+
+@pytest.mark.parametrize("factors", [(1024.0, None), (None, 512.0), (8.0, 2.0)])
+def test_each_optimizer_has_a_loss_scale_factor_of_its_own(connect, factors):
+    strategy = connect()
+    x, y = regression(16)
+
+    def made():
+        model = Two(mlp().layers)
+        model.each = [o.SGD(0.01, loss_scale_factor=factor) for factor in factors]
+        return compiled(model)
+
+    model, reference = made(), made()
+    tfps.Trainer(model, strategy).fit(x, y, **ARGS)
+    reference.fit(x, y, **ARGS)
+    assert relative_error(model, reference) < 1e-5
