@@ -107,3 +107,38 @@ def test_each_optimizer_has_a_loss_scale_factor_of_its_own(connect, factors):
     tfps.Trainer(model, strategy).fit(x, y, **ARGS)
     reference.fit(x, y, **ARGS)
     assert relative_error(model, reference) < 1e-5
+
+
+class OwnLogs(keras.Sequential):
+    """Logs the loss of a batch without a metric, or a metric's result, as `returns` says."""
+
+    returns = "batch"
+
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = self.compute_loss(x, y, self(x, training=True))
+        gradients = tape.gradient(loss, self.trainable_variables)
+        self.optimizer.apply(gradients, self.trainable_variables)
+        if self.returns == "batch":
+            return {"loss": loss, "norm": tf.linalg.global_norm(gradients)}
+        self._loss_tracker.update_state(loss)
+        return {"loss": self._loss_tracker.result(), "norm": tf.linalg.global_norm(gradients)}
+
+
+@pytest.mark.filterwarnings("ignore:the model was compiled with run_eagerly")
+@pytest.mark.parametrize("returns", ["batch", "metric"])
+def test_logs_of_an_own_step_that_runs_eagerly(connect, returns):
+    strategy = connect()
+    x, y = regression(32)
+
+    def made():
+        model = compiled(OwnLogs(mlp().layers), run_eagerly=True)
+        model.returns = returns
+        return model
+
+    mine = tfps.Trainer(made(), strategy).fit(x, y, **ARGS).history
+    theirs = made().fit(x, y, **ARGS).history
+    assert mine.keys() == theirs.keys()
+    for name, values in theirs.items():
+        assert mine[name] == pytest.approx(values, rel=1e-5), name
