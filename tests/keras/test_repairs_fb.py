@@ -142,3 +142,29 @@ def test_logs_of_an_own_step_that_runs_eagerly(connect, returns):
     assert mine.keys() == theirs.keys()
     for name, values in theirs.items():
         assert mine[name] == pytest.approx(values, rel=1e-5), name
+
+
+class Largest(keras.metrics.Metric):
+    """The largest error."""
+
+    def __init__(self):
+        super().__init__(name="largest")
+        self.value = self.add_weight(name="value", initializer="zeros")
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        self.value.assign(tf.maximum(self.value, tf.reduce_max(tf.abs(y_true - y_pred))))
+
+    def result(self):
+        return self.value.value
+
+
+@pytest.mark.filterwarnings("ignore:the model was compiled with run_eagerly")
+def test_metrics_that_are_no_sums_are_warned_of_in_a_model_that_runs_eagerly(connect):
+    strategy = connect(2)
+    x, y = regression(32)
+    model = compiled(mlp(), metrics=["mae", Largest()], run_eagerly=True)
+    with pytest.warns(UserWarning, match="The metric state") as caught:
+        tfps.Trainer(model, strategy).evaluate(x, y, batch_size=8, verbose=0)
+    (message,) = (str(w.message) for w in caught if "The metric state" in str(w.message))
+    assert "largest/value is no sum" in message
+    assert "mae" not in message

@@ -62,8 +62,8 @@ class MetricMerging:
         if num_workers > 1 and unknown:
             warnings.warn(
                 f"The metric state {', '.join(unknown)} is no sum, maximum or minimum over "
-                f"batches, so what {num_workers} workers have of it is added up, which may be "
-                "wrong; give the metric a method merge_state(metrics), or its variable "
+                f"batches as far as it can be seen, so what {num_workers} workers have of it is "
+                "added up, which may be wrong; give the metric a method merge_state(metrics), or its variable "
                 'aggregation="mean" or "only_first_replica"',
                 stacklevel=2,
             )
@@ -131,6 +131,18 @@ def merging_of(
         batch_spec,
     )
     return found[0]
+
+
+def untraced(program: StatelessModel) -> MetricMerging:
+    """How the metrics of a model that runs eagerly merge, of which nothing is traced.
+
+    Every state of Keras's own metrics is a sum; nobody knows what another metric does. A step may
+    look at its metrics, so each worker carries them.
+    """
+    metrics = filter(_keras.is_keras_metric, _keras.metrics_of(program.model))
+    sums = {id(v) for metric in metrics for v in metric.variables}
+    found = [Combination.SUM if id(v) in sums else Combination.UNKNOWN for v in program.metrics]
+    return MetricMerging(program, found, read=True)
 
 
 def _combined(how: Combination, start: np.ndarray, values: list[np.ndarray]) -> np.ndarray:

@@ -4,9 +4,8 @@ from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple, TypeVar
 
 from tfps import errors
-from tfps.model.combination import Combination
 from tfps.model.eager_inspection import inspect_test_eagerly
-from tfps.model.metric_merging import MetricMerging, merging_of
+from tfps.model.metric_merging import MetricMerging, merging_of, untraced
 from tfps.model.own_inspection import inspect_test
 from tfps.model.step_logs import Logs
 from tfps.training.feeds import Feed
@@ -77,9 +76,7 @@ class StepFactory:
     def _find_merging(self, feed: Feed, train: bool) -> MetricMerging:
         program = self._served.program
         if program.model.run_eagerly:
-            # Nothing is traced. A step may look at its metrics, so each worker carries them.
-            sums = [Combination.SUM] * len(program.metrics)
-            return MetricMerging(program, sums, read=True)
+            return untraced(program)
         return merging_of(program, feed.batch_spec, train, self._logs(feed, train))
 
     def evaluation(self, feed: Feed) -> EvalStep | EagerEvalStep:
