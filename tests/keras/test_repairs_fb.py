@@ -168,3 +168,62 @@ def test_metrics_that_are_no_sums_are_warned_of_in_a_model_that_runs_eagerly(con
     (message,) = (str(w.message) for w in caught if "The metric state" in str(w.message))
     assert "largest/value is no sum" in message
     assert "mae" not in message
+
+
+def rnn(cls=keras.Model, **compile_args):
+    """A stateful RNN, whose states the model does not list."""
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input(batch_shape=[8, 3, 8])
+    hidden = keras.layers.SimpleRNN(3, stateful=True)(inputs)
+    model = cls(inputs, keras.layers.Dense(1)(hidden))
+    return compiled(model, o.SGD(0.0), **compile_args)
+
+
+def sequences():
+    x, y = regression(32)
+    return np.stack([x, 2 * x, x / 2], 1), y
+
+
+class Resetting(keras.callbacks.Callback):
+    """Resets the states of the RNN after batches; notes what they are after an epoch."""
+
+    def __init__(self, last=None):
+        super().__init__()
+        self.last, self.seen = last, []
+
+    def _reset(self, batch):
+        if self.last in (None, batch):
+            self.model.layers[1].reset_state()
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._reset(batch)
+
+    on_test_batch_end = on_predict_batch_end = on_train_batch_end
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.seen.append(self.model.layers[1].states[0].numpy())
+
+
+def test_states_that_hooks_of_batches_reset(connect):
+    strategy = connect()
+    x, y = sequences()
+    model, reference = rnn(), rnn()
+    trainer = tfps.Trainer(model, strategy)
+    arguments = {"batch_size": 8, "verbose": 0}
+    for _ in range(2):
+        mine, theirs = (
+            one.evaluate(x, y, callbacks=[Resetting()], **arguments) for one in (trainer, reference)
+        )
+        assert mine == pytest.approx(theirs, rel=1e-5)
+        mine, theirs = (
+            one.predict(x, callbacks=[Resetting()], **arguments) for one in (trainer, reference)
+        )
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-6)
+    mine, theirs = Resetting(last=3), Resetting(last=3)
+    history, expected = (
+        one.fit(x, y, validation_data=(x, y), callbacks=[callback], epochs=2, **ARGS).history
+        for one, callback in ((trainer, mine), (reference, theirs))
+    )
+    np.testing.assert_allclose(mine.seen, theirs.seen, rtol=1e-4, atol=1e-6)
+    for name, values in expected.items():
+        assert history[name] == pytest.approx(values, rel=1e-5), name
