@@ -56,6 +56,7 @@ __all__ = [
     "initializer_of_part",
     "intercepted",
     "is_built",
+    "is_keras_metric",
     "learning_rate_of",
     "merged",
     "metrics_of",
@@ -385,11 +386,15 @@ def metrics_of(model: keras.Model) -> list[keras.Metric]:
 
 def has_plain_metrics(model: keras.Model) -> bool:
     """Whether all metrics are classes of Keras, and nothing but Keras's own steps updates them."""
-    own = [n for n in _METRIC_METHODS if getattr(type(model), n) is not getattr(keras.Model, n)]
+    own = any(overrides(model, name) for name in _METRIC_METHODS)
     layers = model._flatten_layers(include_self=True)
     tracked = any(isinstance(one, keras.Layer) and one._metrics for one in layers)
-    ours = all(type(m).__module__.startswith("keras.") for m in metrics_of(model))
-    return ours and not own and not tracked
+    return all(map(is_keras_metric, metrics_of(model))) and not own and not tracked
+
+
+def is_keras_metric(metric: keras.Metric) -> bool:
+    """Whether the metric's class is one of Keras."""
+    return type(metric).__module__.startswith("keras.")
 
 
 _METRIC_METHODS = ("train_step", "test_step", "compute_loss", "compute_metrics", "reset_metrics")

@@ -57,12 +57,13 @@ def inspect_eagerly(model: StatelessModel, batch_spec: Any, train: bool) -> Insp
     counts = [tf.convert_to_tensor(v.value) for v in model.counts]
     stand_ins = list(zip(variables, [*trainable, *state], strict=True))
     with (
-        model.scope(trainable, state, model.initial_metrics(), number, counts) as scope,
+        model.scope(trainable, state, _metrics(model), number, counts) as scope,
         recording(stand_ins, scale) as recorder,
     ):
         logs = model.own_step("train", batch)
+        results = model.model.get_metrics_result()
     findings = Findings(model, scope, recorder, stand_ins)
-    findings.tell(model, EagerStepLogs(logs, model.results.names()))
+    findings.tell(model, EagerStepLogs(logs, results))
     return findings.inspection()
 
 
@@ -78,6 +79,16 @@ def inspect_test_eagerly(model: StatelessModel, batch_spec: Any) -> EagerStepLog
     trainable = [tf.convert_to_tensor(v.value) for v in model.trainable]
     state = [tf.convert_to_tensor(v.value) for v in model.state]
     number = tf.constant(_NUMBER, tf.int64)
-    with model.scope(trainable, state, model.initial_metrics(), number):
+    with model.scope(trainable, state, _metrics(model), number):
         logs = model.own_step("test", example(without_optionals(batch_spec)))
-    return EagerStepLogs(logs, model.results.names())
+        results = model.model.get_metrics_result()
+    return EagerStepLogs(logs, results)
+
+
+def _metrics(model: StatelessModel) -> list[tf.Tensor]:
+    """Values of the metric variables as if batches had been seen, and different ones.
+
+    With fresh metrics, the mean over batches would be the value of the first batch.
+    """
+    fresh = enumerate(model.initial_metrics(), 1)
+    return [t + tf.cast(k**0.7 / 3, t.dtype) if t.dtype.is_floating else t for k, t in fresh]

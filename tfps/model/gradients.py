@@ -9,6 +9,7 @@ from tfps.model.optimizer_set import AnyOptimizer
 from tfps.model.optimizer_traits import (
     clips_on_servers,
     is_dynamically_scaled,
+    own_loss_scales,
     owned,
     static_loss_scale,
 )
@@ -27,7 +28,8 @@ def unscale_and_clip(
       optimizer: the optimizer that the model was compiled with, or several. Each clips the
         gradients of its own variables.
       gradients: tensors, or None for a variable on which the loss does not depend.
-      scale: float32 scalar by which the loss was multiplied.
+      scale: float32 scalar by which the loss was multiplied. Without effect for a set whose
+        optimizers scale the loss each by its own factor.
 
     Returns:
       (gradients, finite): `finite` is a bool scalar, whether no gradient overflowed. It is always
@@ -36,7 +38,12 @@ def unscale_and_clip(
     gradients = list(gradients)
     finite = tf.constant(True)
     dynamic = is_dynamically_scaled(optimizer)
-    if dynamic or static_loss_scale(optimizer) != 1.0:
+    if factors := own_loss_scales(optimizer):
+        gradients = [
+            g if g is None or factor == 1.0 else g / tf.cast(factor, g.dtype)
+            for g, factor in zip(gradients, factors, strict=True)
+        ]
+    elif dynamic or static_loss_scale(optimizer) != 1.0:
         gradients = [None if g is None else g / tf.cast(scale, g.dtype) for g in gradients]
     if dynamic:
         checks = [tf.reduce_all(tf.math.is_finite(g)) for g in gradients if g is not None]

@@ -10,6 +10,7 @@ import tensorflow as tf
 from tfps import _keras
 from tfps.model.combination import Combination, combinations, operations_after
 from tfps.model.stateless_model import StatelessModel
+from tfps.model.step_logs import Logs
 
 # What Keras calls the way in which a variable's replicas make one. "sum" is the default of metric
 # variables, and says nothing.
@@ -61,8 +62,8 @@ class MetricMerging:
         if num_workers > 1 and unknown:
             warnings.warn(
                 f"The metric state {', '.join(unknown)} is no sum, maximum or minimum over "
-                f"batches, so what {num_workers} workers have of it is added up, which may be "
-                "wrong; give the metric a method merge_state(metrics), or its variable "
+                f"batches as far as it can be seen, so what {num_workers} workers have of it is "
+                "added up, which may be wrong; give the metric a method merge_state(metrics), or its variable "
                 'aggregation="mean" or "only_first_replica"',
                 stacklevel=2,
             )
@@ -89,13 +90,16 @@ class MetricMerging:
         return values
 
 
-def merging_of(program: StatelessModel, batch_spec: Any, train: bool) -> MetricMerging:
+def merging_of(
+    program: StatelessModel, batch_spec: Any, train: bool, logs: Logs | None = None
+) -> MetricMerging:
     """Finds how the metrics of a model merge.
 
     Args:
       program: the model.
       batch_spec: nested specs of a batch.
       train: whether the metrics are those of training. Otherwise they are those of evaluation.
+      logs: of an own `test_step`. Those of an own `train_step` are the program's.
     """
     if _keras.has_plain_metrics(program.model):
         # Every state of Keras's own metrics is a sum; a test holds that.
@@ -112,7 +116,7 @@ def merging_of(program: StatelessModel, batch_spec: Any, train: bool) -> MetricM
             trained = program.train(trainable, state, metrics, step, scale, batch, counts)
             after, others = trained.metrics, [*trained.gradients, *trained.state]
         else:
-            after, _ = program.evaluate(trainable, state, metrics, step, batch)
+            after, _ = program.evaluate(trainable, state, metrics, step, batch, logs)
         later = operations_after(metrics[:n])
         read = any(t is not None and t.op in later for t in [*others, *after[n:]])
         found.append(MetricMerging(program, combinations(metrics[:n], after[:n]), read))
@@ -127,6 +131,18 @@ def merging_of(program: StatelessModel, batch_spec: Any, train: bool) -> MetricM
         batch_spec,
     )
     return found[0]
+
+
+def untraced(program: StatelessModel) -> MetricMerging:
+    """How the metrics of a model that runs eagerly merge, of which nothing is traced.
+
+    Every state of Keras's own metrics is a sum; nobody knows what another metric does. A step may
+    look at its metrics, so each worker carries them.
+    """
+    metrics = filter(_keras.is_keras_metric, _keras.metrics_of(program.model))
+    sums = {id(v) for metric in metrics for v in metric.variables}
+    found = [Combination.SUM if id(v) in sums else Combination.UNKNOWN for v in program.metrics]
+    return MetricMerging(program, found, read=True)
 
 
 def _combined(how: Combination, start: np.ndarray, values: list[np.ndarray]) -> np.ndarray:

@@ -24,10 +24,6 @@ class MetricResults:
         self._model, self._variables = model, list(variables)
         self._publish: _tf.FlatFunction | None = None  # The graph of `publish`.
 
-    def names(self) -> set[str]:
-        """The names of the metrics' results."""
-        return set(self.publish([v.numpy() for v in self._variables]))
-
     def publish(self, metrics: Sequence[np.ndarray]) -> dict[str, Any]:
         """Sets the metric variables, and returns the model's metric results.
 

@@ -162,6 +162,18 @@ def assigned_rate(optimizer: AnyOptimizer) -> float | None:
 def static_loss_scale(optimizer: AnyOptimizer) -> float:
     """The constant factor by which the optimizer scales the loss, or 1.0 without a factor.
 
-    The optimizers of a set have it in common, as those of a `MultiOptimizer` do.
+    The optimizers of a `MultiOptimizer` have it in common; see `own_loss_scales` for other sets.
     """
     return each(optimizer)[0].loss_scale_factor or 1.0
+
+
+def own_loss_scales(optimizer: AnyOptimizer) -> list[float]:
+    """Per trainable variable, the factor by which its own optimizer scales the loss.
+
+    It is empty unless an own `train_step` applies several optimizers. Only then each of them has
+    scaled the loss of its own variables.
+    """
+    if not isinstance(optimizer, OptimizerSet) or optimizer.whole is not None:
+        return []
+    owners = [optimizer.of(i) for i in range(len(optimizer.owners))]
+    return [1.0 if one is None else one.loss_scale_factor or 1.0 for one in owners]

@@ -91,7 +91,8 @@ class Recorder:
         """Starts with nothing noted.
 
         Args:
-          loss_scale: float32 scalar by which an optimizer that scales the loss multiplies it.
+          loss_scale: float32 scalar by which an optimizer that scales the loss dynamically
+            multiplies it. Any other goes by its own `loss_scale_factor`.
         """
         self.applied: list[Applied] = []
         self.computed: list[Any] = []
@@ -143,9 +144,10 @@ class Recorder:
 
     def scale_loss(self, optimizer: keras.optimizers.Optimizer, loss: tf.Tensor) -> tf.Tensor:
         """Takes the place of an optimizer's `scale_loss`."""
-        if not is_dynamically_scaled(optimizer) and static_loss_scale(optimizer) == 1.0:
-            return loss
-        return loss * tf.cast(self._loss_scale, loss.dtype)
+        if is_dynamically_scaled(optimizer):
+            return loss * tf.cast(self._loss_scale, loss.dtype)
+        factor = static_loss_scale(optimizer)
+        return loss if factor == 1.0 else loss * tf.cast(factor, loss.dtype)
 
 
 @contextlib.contextmanager

@@ -5,9 +5,10 @@ totals over all workers: the chief computes it. Any other entry says something a
 logs have that of the last batch.
 """
 
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
+import numpy as np
 import tensorflow as tf
 
 from tfps import errors
@@ -97,24 +98,30 @@ class StepLogs:
 
 
 class EagerStepLogs:
-    """`StepLogs` of a step that is not traced: an entry is known by its name.
+    """`StepLogs` of a step that is not traced: an entry is known by its name and value.
 
-    An entry with the name of a metric's result is that result; any other is about one batch.
+    An entry that has the name and the value of a metric's result is that result; any other is about
+    one batch.
 
     Attributes:
       of_batch: see `StepLogs`.
     """
 
-    def __init__(self, logs: dict[str, Any], results: Set[str]):
+    def __init__(self, logs: dict[str, Any], results: dict[str, Any]):
         """Sorts the entries.
 
         Args:
           logs: what the step returned.
-          results: the names of the metrics' results.
+          results: the metrics' results after the step.
         """
         self._structure, self.names, entries = logs, set(logs), _flat(logs)
         self._entries = sorted(entries)
-        self._extras = [name for name in self._entries if name not in results]
+        known = _flat(results)
+        self._extras = [
+            name
+            for name in self._entries
+            if name not in known or not _is_same(entries[name], known[name])
+        ]
         self.of_batch = [_entry(tf.convert_to_tensor(entries[n])) for n in self._extras]
 
     def extras(self, logs: dict[str, Any]) -> list[tf.Tensor]:
@@ -142,6 +149,11 @@ def _flat(logs: dict[str, Any]) -> dict[str, Any]:
     for name, value in logs.items():
         flat.update(_flat(value) if isinstance(value, dict) else {name: value})
     return flat
+
+
+def _is_same(entry: Any, result: Any) -> bool:
+    one, other = (_entry(tf.convert_to_tensor(t)).numpy() for t in (entry, result))
+    return one.shape == other.shape and np.allclose(one, other, 1e-6, 0.0, equal_nan=True)
 
 
 def _filled(structure: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ class EvaluationRun:
           feed: of the input.
           callbacks: of the user.
         """
-        self._session = session
+        self._session, self._own = session, session.state.own
         self._feed = feed
         self._callbacks = callbacks
         self._watches_batches = any(map(traits.has_test_batch_hooks, callbacks.callbacks))
@@ -41,13 +41,13 @@ class EvaluationRun:
         """Runs over the feed, from its first batch; returns the totals."""
         self._feed.reset()  # Every validation sees the same batches.
         self._feed.begin_epoch()
-        with self._session.state.own.aside():
+        with self._own.aside():
             self._run()
         self._feed.end_epoch()
         return self._totals
 
     def _run(self) -> None:
-        own = self._session.state.own
+        own = self._own
         own.begin(self._program, self._feed, self._totals.carried)
         calls = self._session.calls
         self._reports = Reports(calls, self._step.own, defers=not self._watches_batches)
@@ -61,10 +61,11 @@ class EvaluationRun:
         """See `work_loop.Run`."""
 
         step, handles, pulled = self._step, self._handles, self._pulled[worker]
-        each, number = self._session.state.own.each, self._session.number_batches(work.count)
-        reports = self._reports
+        each, number = self._own.each, self._session.number_batches(work.count)
+        replace, reports = self._own.replacement(worker), self._reports
 
         def call() -> Report:
+            replace()
             vector, own = step(handles, pulled, work.source, each[worker], work.count, number)
             report, following = reports.take(worker, work, vector)
             each[worker] = own._replace(report=[following])
@@ -75,6 +76,7 @@ class EvaluationRun:
     def began(self, first: int) -> None:
         """See `work_loop.Run`."""
         self._callbacks.on_test_batch_begin(first)
+        self._own.load_if_changed()
 
     def ended(self, last: int, first: int, result: Any) -> None:
         """See `work_loop.Run`."""
@@ -82,8 +84,10 @@ class EvaluationRun:
         if result.is_known:
             self._totals.add(result)
         if self._watches_batches:
+            self._own.copy(result.worker)
             index = traits.end_index(last, result.steps, self._feed.group)
             self._callbacks.on_test_batch_end(index, self._totals.logs())
+            self._own.load_if_changed()
 
     def stopped(self) -> bool:
         """Whether a callback has set `stop_evaluating`."""

@@ -67,8 +67,8 @@ class MetricTotals:
         `StepLogs`.
 
         Args:
-          final: whether the epoch is over. The metrics then take the place of what an own step
-            returned under just their names, as in Keras.
+          final: whether the epoch, or the evaluation, is over. The metrics then take the place of
+            what an own step returned under just their names, as in Keras.
         """
         totals = self._totals
         if self._latest:

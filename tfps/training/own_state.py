@@ -2,7 +2,7 @@
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import keras
 import numpy as np
@@ -25,7 +25,7 @@ class OwnState:
     copy is changed (`reset_state`), all workers go on with what it was changed to.
 
     Attributes:
-      each: per worker, the values for its next call, unless `replacement` gives others.
+      each: per worker, the values for its next call, once `replacement` has put others in place.
     """
 
     def __init__(self, calls: WorkerCalls):
@@ -108,8 +108,13 @@ class OwnState:
         self.each[:] = [own._replace(report=[report]) for own, report in pairs]
 
     def copy(self, worker: int = 0) -> None:
-        """Gives the model the values of a worker that is not at work."""
-        self._copy([t.numpy() for t in self.each[worker].unlisted])
+        """Gives the model the values with which a worker that is not at work goes on."""
+        self._copy(self._following(worker))
+
+    def _following(self, worker: int) -> list[np.ndarray]:
+        if worker in self._replacements:
+            return self._replacements[worker]
+        return [t.numpy() for t in self.each[worker].unlisted]
 
     def _copy(self, values: list[np.ndarray]) -> None:
         self._copied = values
@@ -124,19 +129,37 @@ class OwnState:
 
     def _is_changed(self) -> bool:
         pairs = zip(self._variables, self._copied, strict=True)
-        return any(not np.array_equal(v.numpy(), copied) for v, copied in pairs)
+        return any(not _are_equal(v.numpy(), copied) for v, copied in pairs)
 
-    def replacement(self, worker: int) -> list[np.ndarray] | None:
-        """What a worker's next call starts with instead of the worker's own values, or None."""
-        return self._replacements.pop(worker, None)
+    def replacement(self, worker: int) -> Callable[[], None]:
+        """Has to be called on the chief before a worker's next call.
+
+        Returns:
+          What is to be called on the worker before its values are used: it puts in `each` what
+          the worker goes on with instead of its own values, if there is such.
+        """
+        each, values = self.each, self._replacements.pop(worker, None)
+
+        def replace() -> None:
+            if values is not None:
+                each[worker] = each[worker]._replace(unlisted=placed([], values).unlisted)
+
+        return replace
 
     # The state of training.
 
     def export(self) -> list[list[np.ndarray]]:
         """Per worker, the values of its unlisted variables; nothing if there are no such."""
-        each = [[t.numpy() for t in own.unlisted] for own in self.each]
+        each = [self._following(worker) for worker in range(len(self.each))]
         return each if any(each) else []
 
     def restore(self, values: list[list[np.ndarray]]) -> None:
         """Makes workers begin with what `export` has read; to be called when nothing is kept."""
         self._restored = values or None
+
+
+def _are_equal(one: np.ndarray, other: np.ndarray) -> bool:
+    # Values that have become NaN are no change.
+    return np.array_equal(one, other) or (
+        one.shape == other.shape and one.dtype == other.dtype and one.tobytes() == other.tobytes()
+    )

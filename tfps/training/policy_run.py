@@ -13,7 +13,6 @@ from tfps.training.reports import Reports
 from tfps.training.server_side import ServerSide
 from tfps.training.session import Session
 from tfps.training.work_loop import RoundLoop, WorkLoop
-from tfps.worker.own_values import placed
 from tfps.worker.tally import Report
 from tfps.worker.worker_step import RoundStep
 
@@ -114,12 +113,11 @@ class PolicyRun:
         number, rate = self._state.number_steps(work.takes), self._rate()
         # A call that hangs must not keep the trainer alive, so it holds only what it needs.
         step, handles, carries = self._step, self._handles, self._state.carries
-        each, replacement = self._state.own.each, self._state.own.replacement(worker)
+        each, replace = self._state.own.each, self._state.own.replacement(worker)
         reports = self._reports
 
         def call() -> Report:
-            if replacement is not None:
-                each[worker] = each[worker]._replace(unlisted=placed([], replacement).unlisted)
+            replace()
             vector, carries[worker], own = step(
                 handles, work.source, carries[worker], each[worker], work.takes, number, rate
             )

@@ -17,9 +17,11 @@ class Prediction(NamedTuple):
 
     Attributes:
       outputs: nested tensors of the chief.
+      worker: index of the worker.
     """
 
     outputs: Any
+    worker: int
 
     @property
     def steps(self) -> int:
@@ -52,7 +54,7 @@ class PredictionRun:
           feed: of single batches.
           callbacks: of the user.
         """
-        self._session = session
+        self._session, self._own = session, session.state.own
         self._feed = feed
         self._callbacks = callbacks
         self._step = session.steps.prediction(feed)
@@ -65,7 +67,7 @@ class PredictionRun:
     def predict(self) -> list:
         """Runs over the feed; returns the outputs of its batches, in the order of the input."""
         self._feed.begin_epoch()
-        own = self._session.state.own
+        own = self._own
         with own.aside():
             own.begin(self._session.served.program, self._feed, [])
             WorkLoop(self._session.calls, self._feed, self).run()
@@ -79,11 +81,13 @@ class PredictionRun:
         """See `work_loop.Run`."""
 
         step, handles, pulled = self._step, self._handles, self._pulled[worker]
-        each, number = self._session.state.own.each, self._session.number_batches(1)
+        each, number = self._own.each, self._session.number_batches(1)
+        replace = self._own.replacement(worker)
 
         def call() -> Prediction:
+            replace()
             outputs, each[worker] = step(handles, pulled, work.source, each[worker], number)
-            return Prediction(keras.tree.map_structure(_here, outputs))
+            return Prediction(keras.tree.map_structure(_here, outputs), worker)
 
         return call
 
@@ -91,11 +95,13 @@ class PredictionRun:
         """See `work_loop.Run`."""
         if first % self._group == 0:
             self._callbacks.on_predict_batch_begin(first)
+            self._own.load_if_changed()
 
     def ended(self, last: int, first: int, result: Any) -> None:
         """See `work_loop.Run`."""
         del last
         self._outputs[first] = result.outputs
+        self._own.copy(result.worker)
         group = first // self._group
         self._ended[group] = self._ended.get(group, 0) + 1
         if self._ended[group] == self._group:
@@ -109,6 +115,7 @@ class PredictionRun:
         parts = [self._outputs[i] for i in batches if i in self._outputs]
         outputs = parts[0] if len(parts) == 1 else _keras.concatenated(parts)
         self._callbacks.on_predict_batch_end(begin + self._group - 1, {"outputs": outputs})
+        self._own.load_if_changed()
 
     def stopped(self) -> bool:
         """Whether a callback has set `stop_predicting`."""

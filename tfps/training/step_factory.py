@@ -4,10 +4,10 @@ from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple, TypeVar
 
 from tfps import errors
-from tfps.model.combination import Combination
 from tfps.model.eager_inspection import inspect_test_eagerly
-from tfps.model.metric_merging import MetricMerging, merging_of
+from tfps.model.metric_merging import MetricMerging, merging_of, untraced
 from tfps.model.own_inspection import inspect_test
+from tfps.model.step_logs import Logs
 from tfps.training.feeds import Feed
 from tfps.training.policy import ConsistencyPolicy
 from tfps.training.served_model import ServedModel
@@ -76,10 +76,8 @@ class StepFactory:
     def _find_merging(self, feed: Feed, train: bool) -> MetricMerging:
         program = self._served.program
         if program.model.run_eagerly:
-            # Nothing is traced. A step may look at its metrics, so each worker carries them.
-            sums = [Combination.SUM] * len(program.metrics)
-            return MetricMerging(program, sums, read=True)
-        return merging_of(program, feed.batch_spec, train)
+            return untraced(program)
+        return merging_of(program, feed.batch_spec, train, self._logs(feed, train))
 
     def evaluation(self, feed: Feed) -> EvalStep | EagerEvalStep:
         """The step that evaluates."""
@@ -121,12 +119,16 @@ class StepFactory:
         return self._traced[key]
 
     def _own(self, feed: Feed, train: bool) -> OwnValues:
+        carries = not self.merging(feed, train).additive
+        return OwnValues(self._served.program, carries, self._logs(feed, train))
+
+    def _logs(self, feed: Feed, train: bool) -> Logs | None:
         program = self._served.program
-        logs = program.logs
-        if not train:
-            find = inspect_test_eagerly if program.model.run_eagerly else inspect_test
-            logs = find(program, feed.batch_spec)
-        return OwnValues(program, not self.merging(feed, train).additive, logs)
+        if train:
+            return program.logs
+        find = inspect_test_eagerly if program.model.run_eagerly else inspect_test
+        key = ("logs", repr(feed.batch_spec))
+        return self._once(key, lambda: find(program, feed.batch_spec))
 
     def _trace_training(
         self, side: ServerSide, policy: ConsistencyPolicy, feed: Feed

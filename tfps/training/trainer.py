@@ -403,7 +403,7 @@ class Trainer:
         session.served.program.move_seeds()
         if not totals.examples and not self.model.stop_evaluating:
             raise errors.DataError("evaluate was given no batch; the input is empty")
-        logs = totals.logs()
+        logs = totals.logs(final=True)
         with copy.hook():
             callbacks.on_test_end(logs)
         return logs
