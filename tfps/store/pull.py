@@ -105,7 +105,7 @@ class Puller:
 
         Args:
           handles: of this store.
-          lookups: of `StatelessModel.lookups`.
+          lookups: table -> the ids of each of its lookups; see `row_ids`.
           seed: int32 [2], for the codecs.
           exact: whether the rows are sent as they are, whatever the codecs.
 
