@@ -1,4 +1,4 @@
-"""What programs may do between and within steps, with Keras on the same batches as the reference."""
+"""What programs do between and within steps. The reference is Keras on the same batches."""
 
 import keras
 import numpy as np
@@ -49,3 +49,33 @@ def test_functions_in_a_model_take_and_return_what_tensorflow_makes_of_values(na
     trainer = tfps.Trainer(_model(loss), connect())
     history = trainer.fit(_X, _Y, batch_size=8, shuffle=False, verbose=0).history
     np.testing.assert_allclose(history["loss"], expected["loss"], rtol=1e-5)
+
+
+def test_a_schedule_assigned_after_the_first_fit_is_in_force_at_the_next(connect):
+    """Keras itself takes it on when the step is traced again."""
+    weights = {}
+    for run in ("keras", "tfps"):
+        model = _model()
+        fit = model.fit if run == "keras" else tfps.Trainer(model, connect()).fit
+        during = keras.callbacks.LambdaCallback(
+            on_epoch_end=lambda epoch, logs, model=model: setattr(
+                model.optimizer, "learning_rate", _schedule(0.02)
+            )
+        )
+        # An assignment during `fit` leaves the rate of this `fit` alone, in the second epoch too.
+        fit(_X, _Y, batch_size=8, epochs=2, shuffle=False, verbose=0, callbacks=[during])
+        weights[run] = model.get_weights()
+        for rate in (None, 0.1):
+            if rate is not None:
+                model.optimizer.learning_rate = _schedule(rate)
+            if run == "keras":
+                model.make_train_function(force=True)
+            fit(_X, _Y, batch_size=8, shuffle=False, verbose=0)
+            weights[run] += model.get_weights()
+        assert int(model.optimizer.iterations) == 16
+    for mine, theirs in zip(weights["tfps"], weights["keras"], strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-6)
+
+
+def _schedule(rate):
+    return keras.optimizers.schedules.ExponentialDecay(rate, 4, 0.8)

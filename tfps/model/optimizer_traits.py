@@ -1,6 +1,7 @@
 """What the settings of a Keras optimizer mean for training on servers."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -131,14 +132,28 @@ def require_outer(optimizer: keras.optimizers.Optimizer) -> None:
         )
 
 
+def rate_of(optimizer: AnyOptimizer) -> Any:
+    """What gives the learning rate: a variable, a schedule or a callable; None for a set."""
+    if isinstance(optimizer, OptimizerSet):
+        return None
+    return _keras.learning_rate_of(inner(optimizer))
+
+
 def settable_rate(optimizer: AnyOptimizer) -> float:
+    """The learning rate to send with a step; see `rate_now`."""
+    return rate_now(rate_of(optimizer))
+
+
+def rate_now(rate: Any) -> float:
     """The learning rate to send with a step.
 
     It is 0.0 if the servers follow a schedule, or have the rates of a set.
+
+    Args:
+      rate: of `rate_of`, when the servers' optimizer was made.
     """
-    if isinstance(optimizer, OptimizerSet):
+    if rate is None:
         return 0.0
-    rate = _keras.learning_rate_of(inner(optimizer))
     if isinstance(rate, keras.Variable):
         # The chief reads it for each step; Keras's own way takes five times as long.
         handle = rate.value.handle
