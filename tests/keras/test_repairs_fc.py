@@ -79,3 +79,46 @@ def test_a_schedule_assigned_after_the_first_fit_is_in_force_at_the_next(connect
 
 def _schedule(rate):
     return keras.optimizers.schedules.ExponentialDecay(rate, 4, 0.8)
+
+
+class Two(keras.Model):
+    """Two optimizers in one step, and one that the step only looks at."""
+
+    def __init__(self):
+        super().__init__()
+        keras.utils.set_random_seed(1)
+        self.one, self.other = keras.layers.Dense(1), keras.layers.Dense(1)
+        self.optimizers = [keras.optimizers.SGD(0.01), keras.optimizers.Adam(0.01)]
+        self.idle = keras.optimizers.SGD(0.01)
+        for optimizer, count in zip([*self.optimizers, self.idle], (5, 100, 7), strict=True):
+            optimizer.iterations.assign(count)
+
+    def call(self, x):
+        return self.one(x) + self.other(x)
+
+    def train_step(self, data):
+        x, y = data
+        # Before the step's own updates, where Keras has what was pulled here.
+        logs = {
+            name: tf.cast(one.iterations, tf.float32)
+            for name, one in zip("abc", [*self.optimizers, self.idle], strict=True)
+        }
+        with tf.GradientTape(persistent=True) as tape:
+            loss = self.compute_loss(x, y, self(x, training=True))
+        for layer, optimizer in zip((self.one, self.other), self.optimizers, strict=True):
+            weights = layer.trainable_variables
+            optimizer.apply(tape.gradient(loss, weights), weights)
+        return logs
+
+
+def test_each_of_several_optimizers_has_its_own_iterations_in_a_step(connect):
+    histories = []
+    for run in ("keras", "tfps"):
+        model = Two()
+        model.compile(keras.optimizers.SGD(0.01), "mse")
+        model(_X[:1])
+        fit = model.fit if run == "keras" else tfps.Trainer(model, connect()).fit
+        history = fit(_X, _Y, batch_size=8, epochs=2, shuffle=False, verbose=0).history
+        histories.append({name: history[name] for name in "abc"})
+        assert [int(one.iterations) for one in model.optimizers] == [13, 108]
+    assert histories[0] == histories[1] == {"a": [8, 12], "b": [103, 107], "c": [7, 7]}

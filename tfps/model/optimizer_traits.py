@@ -54,6 +54,22 @@ def owner_of(optimizer: AnyOptimizer, i: int) -> keras.optimizers.Optimizer | No
     return optimizer.of(i) if isinstance(optimizer, OptimizerSet) else inner(optimizer)
 
 
+def counted(optimizer: AnyOptimizer, count: keras.Variable) -> int | None:
+    """The index in `each` of the optimizer whose `iterations` a variable is.
+
+    It is the first one that has variables for what the others are inside of, since they count
+    together, and None if the variable counts something else.
+    """
+    for k, one in enumerate(each(optimizer)):
+        if _keras.update_count(one) is count:
+            return k
+    around = whole(optimizer)
+    if around is None or _keras.update_count(inner(around)) is not count:
+        return None
+    owners = optimizer.owners if isinstance(optimizer, OptimizerSet) else []
+    return min((k for k in owners if k is not None), default=0)
+
+
 def whole(optimizer: AnyOptimizer) -> keras.optimizers.Optimizer | None:
     """The optimizer that the model was compiled with; None for a set that is not inside of one."""
     return optimizer.whole if isinstance(optimizer, OptimizerSet) else optimizer
