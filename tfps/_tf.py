@@ -13,6 +13,7 @@ import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
+import numpy as np
 import tensorflow as tf
 from tensorflow.core.function.capture import capture_container
 from tensorflow.python.autograph.core import ag_ctx
@@ -35,6 +36,7 @@ from tensorflow.python.eager.polymorphic_function import (
 from tensorflow.python.framework import none_tensor, ops
 from tensorflow.python.ops import resource_variable_ops, summary_ops_v2
 from tensorflow.python.trackable import resource
+from tensorflow.python.util import variable_utils
 
 # The type of a tensor outside of graphs. To make a tensor and ask for its type would settle
 # TensorFlow's threads and devices as soon as tfps is imported.
@@ -195,11 +197,17 @@ def functions_inlined() -> Iterator[None]:
         if threading.get_ident() != thread:
             return call(function, *args, **kwargs)
         python = function.python_function
+        # As TensorFlow binds them: to the signature if there is one, with its dtypes.
+        bound = function_type_utils.canonicalize_function_inputs(
+            args, kwargs, function.function_type, function._default_values
+        )
+        given = tf.nest.map_structure(_argument, (bound.args, bound.kwargs))
         if not function._autograph:
-            return python(*args, **kwargs)
+            return _results(python(*given[0], **given[1]), python)
         options = function._experimental_autograph_options
         with ag_ctx.ControlStatusCtx(status=ag_ctx.Status.ENABLED):
-            return autograph_util.py_func_from_autograph(python, options)(*args, **kwargs)
+            converted = autograph_util.py_func_from_autograph(python, options)
+            return _results(converted(*given[0], **given[1]), python)
 
     with patching:
         function_class.__call__ = inlined
@@ -207,6 +215,35 @@ def functions_inlined() -> Iterator[None]:
             yield
         finally:
             function_class.__call__ = call
+
+
+def _argument(value: Any) -> Any:
+    """What a `tf.function` makes of an argument, or of a part of it: a tensor of an array."""
+    if isinstance(value, (np.ndarray, np.generic)):
+        return tf.convert_to_tensor(value)
+    return value
+
+
+def _results(values: Any, function: Callable) -> Any:
+    """What a `tf.function` makes of what its Python function returns: tensors and composites.
+
+    Raises:
+      TypeError: a value is nothing of this kind, as in TensorFlow.
+    """
+
+    def converted(value):
+        if value is None or isinstance(value, (tf.Operation, tf.TensorArray)):
+            return value
+        try:
+            return ops.convert_to_tensor_or_composite(value)
+        except (TypeError, ValueError):
+            raise TypeError(
+                f"the tf.function {function} returned a {type(value).__name__}, but may return "
+                "only tensors, extension types and None; return what can become a tensor"
+            ) from None
+
+    tensors = variable_utils.convert_variables_to_tensors(values)
+    return tf.nest.map_structure(converted, tensors, expand_composites=True)
 
 
 def python_on_chief() -> contextlib.AbstractContextManager[None]:

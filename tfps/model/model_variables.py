@@ -3,6 +3,7 @@
 import contextlib
 import warnings
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -60,6 +61,7 @@ class ModelVariables:
         self.base_seeds = [v.numpy() for v in self._seeds]
         self._assigned: dict[int, keras.Variable] = {}  # In any scope until now, by `id`.
         self._results: MetricResults | None = None
+        self._rates = self._current_rates()
 
     @property
     def seed_ids(self) -> set[int]:
@@ -86,6 +88,7 @@ class ModelVariables:
         self.trainable, self.state = list(trainable), list(state)
         self.metrics, self.counts, self.logs = list(metrics), list(counts), logs
         self._results = None
+        self._rates = self._current_rates()
 
     def move_seeds(self) -> None:
         """Moves the model's random generators on, so that who uses them next draws other numbers.
@@ -96,11 +99,21 @@ class ModelVariables:
             seed.assign_add([0, 1])
 
     def is_current(self) -> bool:
-        """Whether the model still has these variables, and was not compiled anew."""
+        """Whether the model still has these variables, and was not compiled anew.
+
+        It has not if an optimizer was given another schedule, or one in place of a number.
+        """
         now = self.model.trainable_variables, self.model.metrics_variables
         pairs = zip(now, self._listed, strict=True)
         same = all([id(v) for v in now] == [id(v) for v in then] for now, then in pairs)
+        rates = self._current_rates()
+        same = same and all(now is then for now, then in zip(rates, self._rates, strict=True))
         return same and self._compilation == _keras.compilation(self.model)
+
+    def _current_rates(self) -> list[Any]:
+        """What gives the optimizers their learning rates: variables, schedules or callables."""
+        inside = [one for optimizer in self.optimizers for one in _keras.nested(optimizer)]
+        return [_keras.learning_rate_of(one) for one in inside]
 
     def found_unlisted(self) -> list[keras.Variable]:
         """The variables that steps traced until now assign, and that no attribute lists."""

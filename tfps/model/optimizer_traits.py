@@ -1,6 +1,7 @@
 """What the settings of a Keras optimizer mean for training on servers."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -51,6 +52,22 @@ def owned(
 def owner_of(optimizer: AnyOptimizer, i: int) -> keras.optimizers.Optimizer | None:
     """The optimizer that updates a trainable variable; None if none does."""
     return optimizer.of(i) if isinstance(optimizer, OptimizerSet) else inner(optimizer)
+
+
+def counted(optimizer: AnyOptimizer, count: keras.Variable) -> int | None:
+    """The index in `each` of the optimizer whose `iterations` a variable is.
+
+    It is the first one that has variables for what the others are inside of, since they count
+    together, and None if the variable counts something else.
+    """
+    for k, one in enumerate(each(optimizer)):
+        if _keras.update_count(one) is count:
+            return k
+    around = whole(optimizer)
+    if around is None or _keras.update_count(inner(around)) is not count:
+        return None
+    owners = optimizer.owners if isinstance(optimizer, OptimizerSet) else []
+    return min((k for k in owners if k is not None), default=0)
 
 
 def whole(optimizer: AnyOptimizer) -> keras.optimizers.Optimizer | None:
@@ -131,14 +148,28 @@ def require_outer(optimizer: keras.optimizers.Optimizer) -> None:
         )
 
 
+def rate_of(optimizer: AnyOptimizer) -> Any:
+    """What gives the learning rate: a variable, a schedule or a callable; None for a set."""
+    if isinstance(optimizer, OptimizerSet):
+        return None
+    return _keras.learning_rate_of(inner(optimizer))
+
+
 def settable_rate(optimizer: AnyOptimizer) -> float:
+    """The learning rate to send with a step; see `rate_now`."""
+    return rate_now(rate_of(optimizer))
+
+
+def rate_now(rate: Any) -> float:
     """The learning rate to send with a step.
 
     It is 0.0 if the servers follow a schedule, or have the rates of a set.
+
+    Args:
+      rate: of `rate_of`, when the servers' optimizer was made.
     """
-    if isinstance(optimizer, OptimizerSet):
+    if rate is None:
         return 0.0
-    rate = _keras.learning_rate_of(inner(optimizer))
     if isinstance(rate, keras.Variable):
         # The chief reads it for each step; Keras's own way takes five times as long.
         handle = rate.value.handle

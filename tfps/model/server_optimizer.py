@@ -83,6 +83,16 @@ class ServerOptimizer:
         """What counts calls of `apply`, an integer scalar, among values or handles of `state`."""
         return state[self._function.iterations]
 
+    def count_of(self, k: int, state: Sequence[tf.Tensor]) -> tf.Tensor | None:
+        """`count` of optimizer `k` of a set; None if it has no variable on this server.
+
+        Without a set there is one optimizer, whatever `k`.
+        """
+        if isinstance(self._function, StatelessOptimizer):
+            return self.count(state)
+        place = self._function.counts.get(k)
+        return None if place is None else state[place]
+
     @property
     def averages(self) -> list[keras.Variable | None]:
         """Per variable, its moving average or None; empty if the optimizer has none."""

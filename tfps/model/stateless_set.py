@@ -17,6 +17,8 @@ class StatelessSet:
     Attributes:
       variables, state, iterations: see `StatelessOptimizer`; the iterations of the first optimizer
         that has a variable here. The learning rates that can be set are part of the state.
+      counts: the index of an optimizer that has a variable here -> that of its iterations in
+        `state`.
       state_names: likewise; what belongs to no variable has the index of its optimizer before its
         name, such as "0/iterations".
       averages: per variable, the index in `state` of its moving average; None if it has none.
@@ -41,14 +43,13 @@ class StatelessSet:
         self.state: list[keras.Variable] = []
         self.state_names: list[tuple[int | None, str]] = []
         self.averages: list[int | None] = [None] * len(variables)
-        self.iterations = 0
+        self.counts: dict[int, int] = {}
         for k in sorted(set(owners)):
             mine = [i for i, owner in enumerate(owners) if owner == k]
             one = StatelessOptimizer(
                 optimizers.optimizers[k], [variables[i] for i in mine], [decayed[i] for i in mine]
             )
-            if not self._members:
-                self.iterations = one.iterations
+            self.counts[k] = len(self.state) + one.iterations
             for i, average in zip(mine, one.averages, strict=False):
                 self.averages[i] = len(self.state) + average
             self._members.append((mine, one))
@@ -62,6 +63,8 @@ class StatelessSet:
                 one.rate.assign(optimizer_traits.settable_rate(optimizers.optimizers[k]))
                 self.state.append(one.rate)
                 self.state_names.append((None, f"{k}/learning_rate"))
+
+        self.iterations = next(iter(self.counts.values()), 0)
 
     def apply(
         self,

@@ -117,7 +117,7 @@ class OptimizerCopy:
         """
         index = {id(v): i for i, v in enumerate(self._trainable)}
         rate = _keras.learning_rate_of(optimizer)
-        if f"{prefix}learning_rate" in self._scalars:
+        if isinstance(rate, keras.Variable) and f"{prefix}learning_rate" in self._scalars:
             self._copy.add(rate, self._scalars[f"{prefix}learning_rate"])
         for owner, name, state in _keras.slots_of(optimizer):
             i = None if owner is None else index.get(id(owner))

@@ -6,6 +6,7 @@ goes on after a variable was replaced.
 
 from typing import NamedTuple
 
+import keras
 import tensorflow as tf
 
 from tfps.cluster.devices import ps_device
@@ -51,6 +52,7 @@ class Puller:
         self.store = store
         self.tables = list(store.plan.tables)
         self._plan = store.plan
+        self._optimizer = optimizer
         self._static_scale = optimizer_traits.static_loss_scale(optimizer) if optimizer else 1.0
 
     def pull(self, handles: ServerHandles, exact: bool = False, whole: bool = False) -> Pulled:
@@ -105,7 +107,7 @@ class Puller:
 
         Args:
           handles: of this store.
-          lookups: of `StatelessModel.lookups`.
+          lookups: table -> the ids of each of its lookups; see `row_ids`.
           seed: int32 [2], for the codecs.
           exact: whether the rows are sent as they are, whatever the codecs.
 
@@ -131,19 +133,36 @@ class Puller:
         with tf.device(ps_device(0)):
             return read(dynamic.scale, tf.float32, ())
 
-    def count(self, handles: ServerHandles) -> tf.Tensor:
-        """How many updates the optimizer has applied, an integer scalar.
+    def count(self, handles: ServerHandles, count: keras.Variable) -> tf.Tensor:
+        """How many updates an optimizer has applied, an integer scalar of the variable's dtype.
 
         The servers apply every update together, so one server tells.
+
+        Args:
+          handles: of this store.
+          count: the `iterations` of one of the model's optimizers. If no training step
+            applies that optimizer, the step has the value from when it was traced.
         """
+        k = None
+        if self._optimizer is not None:
+            k = optimizer_traits.counted(self._optimizer, count)
+        if k is None:
+            with tf.init_scope():
+                value = count.numpy()
+            return tf.constant(value)
         held = handles.store
-        for p, optimizer in self.store.optimizers.items():
-            with tf.device(ps_device(p)):
-                return read(optimizer.count(held.slots[p]), optimizer.iterations.dtype, ())
-        for i, optimizer in self.store.row_optimizers.items():
-            with tf.device(ps_device(self._plan.buckets[i].ps)):
-                return read(optimizer.count(held.row_slots[i]), optimizer.iterations.dtype, ())
-        return tf.constant(0)
+        placed = [(p, o, held.slots[p]) for p, o in self.store.optimizers.items()]
+        placed += [
+            (self._plan.buckets[i].ps, o, held.row_slots[i])
+            for i, o in self.store.row_optimizers.items()
+        ]
+        for p, optimizer, state in placed:
+            handle = optimizer.count_of(k, state)
+            if handle is not None:
+                with tf.device(ps_device(p)):
+                    found = read(handle, optimizer.iterations.dtype, ())
+                return tf.cast(found, count.dtype)
+        return tf.zeros([], count.dtype)
 
     def unpack(
         self, pulled: Pulled, rows: dict[int, Rows], exact: bool = False

@@ -183,4 +183,4 @@ class PolicyRun:
         return self._last_rate
 
     def _read_rate(self) -> float:
-        return optimizer_traits.settable_rate(self._session.served.optimizer)
+        return optimizer_traits.rate_now(self._session.served.rate)

@@ -44,12 +44,15 @@ class ServedModel:
       store: its variables on the servers.
       puller: the traffic down.
       optimizer: what updates the model; None if the servers hold no optimizer.
+      rate: what gave its learning rate when the servers' optimizer was made, see
+        `optimizer_traits.rate_of`. As in Keras, what is assigned during a `fit` is in force later.
     """
 
     program: StatelessModel
     store: ParameterStore
     puller: Puller
     optimizer: AnyOptimizer | None
+    rate: Any
 
     @property
     def trains(self) -> bool:
@@ -101,4 +104,5 @@ class ServedModel:
         )
         store = ParameterStore(plan, optimizer)
         strategy.placed(plan.placement())
-        return cls(program, store, Puller(store, optimizer), optimizer)
+        rate = None if optimizer is None else optimizer_traits.rate_of(optimizer)
+        return cls(program, store, Puller(store, optimizer), optimizer, rate)

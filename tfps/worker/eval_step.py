@@ -54,7 +54,6 @@ class EvalStep:
           source: the form of the input, as for `AsyncStep`.
           single: whether every call is for one batch.
           jit_compile: whether to compile the forward pass with XLA.
-          logs: see the attribute.
         """
         self._program = program
         self._puller = puller

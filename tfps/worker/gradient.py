@@ -113,8 +113,7 @@ class Gradient:
 
     def counts(self, handles: ServerHandles) -> list[tf.Tensor]:
         """The updates of the optimizers whose `iterations` the step reads, integer scalars."""
-        count = self.puller.count
-        return [tf.cast(count(handles), v.dtype) for v in self.program.counts]
+        return [self.puller.count(handles, v) for v in self.program.counts]
 
     def pull_rows(self, handles: ServerHandles, batch: Any, number: tf.Tensor) -> dict[int, Found]:
         """The rows of tables that a batch looks up; see `pull`."""

@@ -194,8 +194,8 @@ class LocalSGDStep:
         else:
             early = tf.minimum(count, self._delay)
             done, (after, *state) = steps(early, 0, carry.values, *state)
-            own = self._local.difference(carry.values, after)
-            values = self._local.moved(arrived.values, own, after)
+            moves = self._local.difference(carry.values, after)
+            values = self._local.moved(arrived.values, moves, after)
             if self._single:
                 after, (inner, metrics, total) = values, state
             else:
