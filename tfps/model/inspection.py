@@ -100,6 +100,8 @@ def inspect(model: StatelessModel, batch_spec: Any, train: bool = True) -> Inspe
 def require_trainable(model: StatelessModel, connected: Sequence[bool]) -> None:
     """Does what Keras does about a model of which little can be trained.
 
+    It also warns of trainable variables that a layer assigns, which is not as in Keras.
+
     Args:
       model: the model.
       connected: per trainable variable, whether the loss depends on it.
@@ -111,6 +113,13 @@ def require_trainable(model: StatelessModel, connected: Sequence[bool]) -> None:
         warnings.warn("The model does not have any trainable weights.", stacklevel=2)
         return
     require_gradients([v.path for v in model.trainable], [not c for c in connected])
+    if assigned := [v.path for v in model.assigned_trainable()]:
+        warnings.warn(
+            f"{type(model.model).__name__} assigns {assigned}, which are trained, in its call; the "
+            "servers keep what the optimizer makes of them, so an assigned value is used in one "
+            "step and then lost; give these variables a constraint in place of the assignment",
+            stacklevel=2,
+        )
 
 
 def require_gradients(paths: Sequence[str], missing: Sequence[bool]) -> None:

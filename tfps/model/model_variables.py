@@ -120,6 +120,10 @@ class ModelVariables:
         listed = [*self.trainable, *self.state, *self.metrics, *self._seeds]
         return [v for i, v in self._assigned.items() if i not in set(map(id, listed))]
 
+    def assigned_trainable(self) -> list[keras.Variable]:
+        """The trainable variables that steps traced until now assign."""
+        return [v for v in self.trainable if id(v) in self._assigned]
+
     def initial_metrics(self, logs: Logs | None = None) -> list[tf.Tensor]:
         """Resets the model's metrics, and returns the values that a step starts with.
 
