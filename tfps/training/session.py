@@ -119,13 +119,8 @@ class Session:
             build_own(self.model, feed.batch_spec, mode)
             self._built.add(mode)
         served = self._served
-        copy = served.store.copy if served is not None else None
-        # While `fit` runs, what it began with holds on, as in Keras.
-        if served is not None and copy is not None and not copy.is_following:
-            if not served.program.is_current() or copy.is_lost:
-                # Compiled anew, or frozen in part: as in Keras, another training begins. Or an
-                # error left the model without its optimizer's slots.
-                served = None
+        if served is not None and _is_outdated(served):
+            served = None
         if served is not None and (served.trains or not train):
             if self.state.is_restored:
                 self._begin(served)
@@ -183,3 +178,13 @@ class Session:
         """The parameters, on every worker."""
         pull, handles = self.steps.pull(), self.served.store.handles()
         return self.calls.run_on_each(lambda worker: pull(handles))
+
+
+def _is_outdated(served: ServedModel) -> bool:
+    """Whether the model has to be brought onto the servers anew.
+
+    It was compiled anew, or frozen in part, so that another training begins, as in Keras; or an
+    error has left it without its optimizer's slots. While `fit` runs, what it began with holds on.
+    """
+    copy = served.store.copy
+    return not copy.is_following and (copy.is_lost or not served.program.is_current())
