@@ -1,8 +1,8 @@
 """Keras's own tests, unchanged, with a Trainer in the models' place.
 
 Keras's wheel ships its tests. Those that train, evaluate or predict must pass through a Trainer as
-they pass without one. `make test` runs those of models' training and of callbacks, `make soak` all
-of them, with one worker and with two.
+they pass without one. `make test` runs those of some callbacks, `make soak` all of them, with one
+worker and with two.
 """
 
 import os
@@ -86,8 +86,10 @@ def check(tests, workers, report, limit):
 
 @pytest.mark.processes
 @pytest.mark.timeout(400)
-def test_training_and_callbacks(tmp_path):
-    assert check(files("trainers", "callbacks"), 1, tmp_path / "report.xml", 380) > 100
+def test_callbacks(tmp_path):
+    names = ("backup_and_restore", "early_stopping", "tensorboard", "terminate_on_nan")
+    tests = [SOURCE / "callbacks" / f"{name}_test.py" for name in names]
+    assert check(tests, 1, tmp_path / "report.xml", 380) > 20
 
 
 @pytest.mark.soak
