@@ -119,13 +119,8 @@ class Session:
             build_own(self.model, feed.batch_spec, mode)
             self._built.add(mode)
         served = self._served
-        copy = served.store.copy if served is not None else None
-        # While `fit` runs, what it began with holds on, as in Keras.
-        if served is not None and copy is not None and not copy.is_following:
-            if not served.program.is_current() or copy.is_lost:
-                # Compiled anew, or frozen in part: as in Keras, another training begins. Or an
-                # error left the model without its optimizer's slots.
-                served = None
+        if served is not None and self._has_ended(served):
+            served = None
         if served is not None and (served.trains or not train):
             if self.state.is_restored:
                 self._begin(served)
@@ -141,6 +136,16 @@ class Session:
         served = ServedModel.create(program, self._strategy, self._traffic, feed.batch_spec, train)
         self._steps = StepFactory(served, self._overlap)
         self._begin(served)
+
+    @staticmethod
+    def _has_ended(served: ServedModel) -> bool:
+        """Whether another training begins, which needs variables of its own on the servers.
+
+        As in Keras, it does when the model was compiled anew or frozen in part, but not while `fit`
+        runs. It also does after an error that left the model without its optimizer's slots.
+        """
+        copy = served.store.copy
+        return not copy.is_following and (copy.is_lost or not served.program.is_current())
 
     def _begin(self, served: ServedModel) -> None:
         # If a restored state cannot be put in place, the model counts as not served.
