@@ -8,6 +8,7 @@ stays the same object throughout, because functions that were traced before have
 
 import contextlib
 import gc
+import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
@@ -270,6 +271,28 @@ def captured(variables: Iterable[keras.Variable]) -> list[keras.Variable]:
                     found[id(handle)] = handles[id(handle)]
     return list(found.values())
 
+
+def held(variables: Iterable[keras.Variable]) -> list[keras.Variable]:
+    """Those of the variables whose `tf.Variable` somebody else holds, who reads it without asking.
+
+    Nothing in Keras or TensorFlow holds it beside its Keras variable: traced functions, tapes and
+    checkpoints hold the Keras variable, the handle, or weak references.
+    """
+    found = []
+    for variable in variables:
+        attributes = vars(variable)
+        is_made = isinstance(attributes.get("_value"), tf.Variable)
+        if is_made and _references(attributes) > _ALONE:
+            found.append(variable)
+    return found
+
+
+def _references(attributes: dict[str, Any]) -> int:
+    return sys.getrefcount(attributes["_value"])
+
+
+# How many references there are to what nobody else holds.
+_ALONE = _references({"_value": object()})
 
 _STEPS = {
     "one_step_on_data",

@@ -132,3 +132,47 @@ def test_predict_and_evaluate_in_a_batch_hook(connect, what, metrics):
     assert relative_error(model, reference) < 1e-6
     for name, values in expected.items():
         np.testing.assert_allclose(history[name], values, rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("name", ["on_train_begin", "on_epoch_begin", "on_train_batch_end"])
+def test_a_held_variable_is_assigned_in_a_hook(connect, name):
+    strategy, models = connect(), []  # Connecting may make the process's variables anew.
+    for run in ("keras", "tfps"):
+        model = compiled()
+        held = model.trainable_variables[0].value
+        members = {name: lambda self, *args, held=held, **logs: held.assign(held / 2)}
+        callback = type("Halving", (keras.callbacks.Callback,), members)()
+        fit = model.fit if run == "keras" else tfps.Trainer(model, strategy).fit
+        fit(*DATA, epochs=2, callbacks=[callback], **FIT)
+        models.append(model)
+    keras_model, mine = models
+    assert relative_error(mine, keras_model) < 1e-5
+
+
+@pytest.mark.parametrize("is_slot", [False, True], ids=["weight", "slot"])
+def test_a_held_variable_is_read_in_batch_hooks(connect, is_slot):
+    strategy, seen = connect(), {}
+    for run in ("keras", "tfps"):
+        model = compiled()
+        model.optimizer.build(model.trainable_variables)
+        held = (model.optimizer._momentums if is_slot else model.trainable_variables)[0].value
+        values = seen[run] = []
+        hook = on_batch_end(lambda batch, held=held, values=values: values.append(held.numpy()))
+        fit = model.fit if run == "keras" else tfps.Trainer(model, strategy).fit
+        fit(*DATA, callbacks=[hook], **FIT)
+    np.testing.assert_allclose(seen["tfps"], seen["keras"], rtol=1e-4, atol=1e-6)
+
+
+def test_only_the_held_variable_is_fetched_for_batch_hooks(connect):
+    strategy, captured = connect(), []
+    model = compiled()
+    held = model.trainable_variables[1].value
+    trainer = tfps.Trainer(model, strategy)
+
+    def hook(batch):
+        links = trainer._session.served.store.copy._captured
+        captured.append([link.variable.path for link in links])
+
+    trainer.fit(*DATA, callbacks=[on_batch_end(hook)], **FIT)
+    assert captured == [[model.trainable_variables[1].path]] * 8
+    assert held is model.trainable_variables[1].value

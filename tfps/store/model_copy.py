@@ -125,7 +125,9 @@ class ModelCopy:
           Whether anything was changed.
         """
         with self._lock:
-            links = self._looked if self.is_following else self._links.values()
+            links = list(self._links.values())
+            if self.is_following:  # What was never brought, such as a held slot, has no value.
+                links = [link for link in self._looked if link.age != -1]
             changed = [link for link in links if link.is_filled and link.is_changed()]
             self._take(changed)
             if self.is_following:
@@ -217,12 +219,13 @@ class ModelCopy:
         Args:
           whole: whether everything but slots is brought before, for callbacks that may look in
             ways that nobody notices.
-          captured: whether what traced functions read is brought before.
+          captured: whether what `capture` has found, and traced functions read, is brought before.
         """
         if self.is_following:
             with self._lock:
-                secretly = self._captured if captured else ()
-                links = [v for v in self._links.values() if not v.is_slot] if whole else secretly
+                links = dict(self._captured) if captured else {}
+                if whole:
+                    links.update((v, None) for v in self._links.values() if not v.is_slot)
                 for link in links:
                     self._bring(link)
                     self._looked[link] = None
@@ -230,13 +233,16 @@ class ModelCopy:
         if self._looked or not self.is_following:
             self.load_if_changed()
 
-    def capture(self, find: Callable[[list[keras.Variable]], list[keras.Variable]]) -> None:
-        """Notes which variables are read by functions that were traced before.
+    def capture(
+        self, find: Callable[[list[keras.Variable]], list[keras.Variable]], slots: bool = False
+    ) -> None:
+        """Notes which variables may be read without asking: by traced functions, or directly.
 
         Args:
-          find: gives those of the variables that are.
+          find: gives those of the variables that may.
+          slots: whether slots of the optimizer may be among them.
         """
-        links = [link for link in self._links.values() if not link.is_slot]
+        links = [link for link in self._links.values() if slots or not link.is_slot]
         found = find([link.variable for link in links])
         self._captured.update((self._links[id(v)], None) for v in found)
 

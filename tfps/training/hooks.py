@@ -39,11 +39,22 @@ class Hooks:
 
     def train_begin(self) -> None:
         """Before the first epoch."""
-        with self._copy.hook():
+        self._ask()
+        with self._copy.hook(whole=self._secretly):
             self.callbacks.on_train_begin()
 
     def epoch_begin(self, epoch: int) -> None:
         """Before the first batch of an epoch."""
+        self._ask()
+        if self._secretly and not self._has_captured:
+            self._copy.capture(contents.captured)
+            self._has_captured = True
+        with self._copy.hook(whole=self._secretly):
+            self.callbacks.on_epoch_begin(epoch)
+        self._note_held()  # The hook may have got hold of more.
+
+    def _ask(self) -> None:
+        """Asks the callbacks what they look at."""
         every = self.callbacks.callbacks
         secret = [c for c in every if traits.may_look_secretly(c)]
         self.watches_batches = any(map(traits.has_batch_hooks, every))
@@ -51,11 +62,12 @@ class Hooks:
             bool(secret),
             any(map(traits.has_batch_hooks, secret)),
         )
-        if self._secretly and not self._has_captured:
-            self._copy.capture(contents.captured)
-            self._has_captured = True
-        with self._copy.hook(whole=self._secretly):
-            self.callbacks.on_epoch_begin(epoch)
+        self._note_held()
+
+    def _note_held(self) -> None:
+        """Notes the variables that callbacks may look at through a `tf.Variable` that they hold."""
+        if self._secretly:
+            self._copy.capture(contents.held, slots=True)
 
     def batch_begin(self, batch: int) -> None:
         """Before the first batch of some work; `batch` is its index."""

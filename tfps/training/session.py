@@ -119,7 +119,7 @@ class Session:
             build_own(self.model, feed.batch_spec, mode)
             self._built.add(mode)
         served = self._served
-        if served is not None and _is_outdated(served):
+        if served is not None and self._has_ended(served):
             served = None
         if served is not None and (served.trains or not train):
             if self.state.is_restored:
@@ -136,6 +136,16 @@ class Session:
         served = ServedModel.create(program, self._strategy, self._traffic, feed.batch_spec, train)
         self._steps = StepFactory(served, self._overlap)
         self._begin(served)
+
+    @staticmethod
+    def _has_ended(served: ServedModel) -> bool:
+        """Whether another training begins, which needs variables of its own on the servers.
+
+        As in Keras, it does when the model was compiled anew or frozen in part, but not while `fit`
+        runs. It also does after an error that left the model without its optimizer's slots.
+        """
+        copy = served.store.copy
+        return not copy.is_following and (copy.is_lost or not served.program.is_current())
 
     def _begin(self, served: ServedModel) -> None:
         # If a restored state cannot be put in place, the model counts as not served.
@@ -178,13 +188,3 @@ class Session:
         """The parameters, on every worker."""
         pull, handles = self.steps.pull(), self.served.store.handles()
         return self.calls.run_on_each(lambda worker: pull(handles))
-
-
-def _is_outdated(served: ServedModel) -> bool:
-    """Whether the model has to be brought onto the servers anew.
-
-    It was compiled anew, or frozen in part, so that another training begins, as in Keras; or an
-    error has left it without its optimizer's slots. While `fit` runs, what it began with holds on.
-    """
-    copy = served.store.copy
-    return not copy.is_following and (copy.is_lost or not served.program.is_current())
