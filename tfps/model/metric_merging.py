@@ -63,8 +63,8 @@ class MetricMerging:
             warnings.warn(
                 f"The metric state {', '.join(unknown)} is no sum, maximum or minimum over "
                 f"batches as far as it can be seen, so what {num_workers} workers have of it is "
-                "added up, which may be wrong; give the metric a method merge_state(metrics), or its variable "
-                'aggregation="mean" or "only_first_replica"',
+                "added up, which may be wrong; give the metric a method merge_state(metrics), or "
+                'its variable aggregation="mean" or "only_first_replica"',
                 stacklevel=2,
             )
 
