@@ -227,3 +227,37 @@ def test_states_that_hooks_of_batches_reset(connect):
     np.testing.assert_allclose(mine.seen, theirs.seen, rtol=1e-4, atol=1e-6)
     for name, values in expected.items():
         assert history[name] == pytest.approx(values, rel=1e-5), name
+
+
+class OwnPredict(keras.Model):
+    """Predicts in a step of its own."""
+
+    def predict_step(self, data):
+        return self(data[0] if isinstance(data, tuple) else data, training=False)
+
+
+class OwnEvaluate(keras.Model):
+    """Evaluates in a step of its own."""
+
+    def test_step(self, data):
+        x, y = data
+        self._loss_tracker.update_state(self.compute_loss(x, y, self(x, training=False)))
+        return {"loss": self._loss_tracker.result()}
+
+
+@pytest.mark.filterwarnings("ignore:the model was compiled with run_eagerly")
+@pytest.mark.parametrize(
+    ("cls", "eager"), [(OwnPredict, False), (OwnEvaluate, False), (keras.Model, True)]
+)
+def test_states_are_kept_before_any_fit(connect, cls, eager):
+    strategy = connect()
+    x, y = sequences()
+    arguments = {"batch_size": 8, "verbose": 0}
+    made = [rnn(cls, run_eagerly=eager) for _ in range(2)]
+    mine, theirs = tfps.Trainer(made[0], strategy), made[1]
+    assert mine.evaluate(x, y, **arguments) == pytest.approx(theirs.evaluate(x, y, **arguments))
+    made = [rnn(cls, run_eagerly=eager) for _ in range(2)]
+    mine, theirs = tfps.Trainer(made[0], strategy), made[1]
+    np.testing.assert_allclose(
+        mine.predict(x, **arguments), theirs.predict(x, **arguments), rtol=1e-4, atol=1e-6
+    )

@@ -19,13 +19,13 @@ from tfps.model.step_logs import EagerStepLogs
 _NUMBER = 0
 
 
-def inspect_eagerly(model: StatelessModel, batch_spec: Any, train: bool) -> Inspection:
+def inspect_eagerly(model: StatelessModel, batch_spec: Any, mode: str) -> Inspection:
     """Finds what a step would do with the variables; no variable is a table.
 
     Args:
       model: a model that was compiled to run eagerly.
       batch_spec: nested `tf.TypeSpec`s of a batch.
-      train: whether the step is one of training. Otherwise nothing needs to be found.
+      mode: the step: "train", "test" or "predict".
 
     Raises:
       ConfigError: the chief does not hold all variables.
@@ -39,12 +39,14 @@ def inspect_eagerly(model: StatelessModel, batch_spec: Any, train: bool) -> Insp
                 f"{tuple(variable.shape)} is too large for it (max_chief_bytes); compile without it"
             )
     none = [False] * len(model.trainable)
-    if not train:
-        return Inspection(none, [False] * len(model.state), none, [])
     batch = example(without_optionals(batch_spec))
     trainable = [tf.convert_to_tensor(v.value) for v in model.trainable]
     state = [tf.convert_to_tensor(v.value) for v in model.state]
     number, scale = tf.constant(_NUMBER, tf.int64), tf.constant(1.0)
+    if mode != "train":
+        with model.scope(trainable, state, model.initial_metrics(), number):
+            model.dry_run(mode, batch, trainable, state)
+        return Inspection(none, [False] * len(model.state), none, model.found_unlisted())
     if not own_method(model.model, "train"):
         metrics = model.initial_metrics()
         trained = model.differentiate(trainable, state, metrics, number, scale, batch, trainable)

@@ -1,7 +1,7 @@
 """What a step does with the variables of a model, found by tracing one step."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -29,21 +29,22 @@ class Inspection(NamedTuple):
     unlisted: Sequence[keras.Variable] = ()
 
 
-def inspect(model: StatelessModel, batch_spec: Any, train: bool = True) -> Inspection:
+def inspect(model: StatelessModel, batch_spec: Any, mode: str = "train") -> Inspection:
     """Finds what a step would do with the variables.
 
     Args:
       model: the model.
       batch_spec: nested `tf.TypeSpec`s of a batch.
-      train: whether the step is one of training. Otherwise it is one of prediction.
+      mode: the step: "train", "test" or "predict".
 
     Raises:
       ValueError: the loss depends on no trainable variable, as in Keras.
     """
+    train = mode == "train"
     if not train and (own_method(model.model, "test") or own_method(model.model, "predict")):
         # Two ways to read the variables, and no need to look for tables: all are pulled.
         none, state = [False] * len(model.trainable), [False] * len(model.state)
-        return Inspection(none, state, none)
+        return Inspection(none, state, none, _unlisted(model, batch_spec, mode))
     # A candidate comes into the trace twice: as a whole, and as the rows that lookups read. It is a
     # table if nothing in the trace uses the whole.
     candidates = [
@@ -82,19 +83,36 @@ def inspect(model: StatelessModel, batch_spec: Any, train: bool = True) -> Inspe
         updated = [u is not None for u in updates]
         found.append(Inspection(connected, updated, tables, model.found_unlisted()))
 
-    def specs(variables):
-        return [tf.TensorSpec(v.shape, v.dtype) for v in variables]
-
     tf.function(trace, autograph=False).get_concrete_function(
-        specs(model.trainable),
-        specs(model.trainable[i] for i in candidates),
-        specs(model.state),
-        specs([*model.metrics, *model.unlisted]),
+        _specs(model.trainable),
+        _specs(model.trainable[i] for i in candidates),
+        _specs(model.state),
+        _specs([*model.metrics, *model.unlisted]),
         batch_spec,
     )
     if train:
         require_trainable(model, found[0].connected)
     return found[0]
+
+
+def _unlisted(model: StatelessModel, batch_spec: Any, mode: str) -> list[keras.Variable]:
+    """What a step of evaluation or prediction assigns that the model does not list."""
+
+    def trace(trainable, state, metrics, batch):
+        with model.scope(trainable, state, metrics, tf.constant(0, tf.int64)):
+            model.dry_run(mode, batch, trainable, state)
+
+    tf.function(trace, autograph=False).get_concrete_function(
+        _specs(model.trainable),
+        _specs(model.state),
+        _specs([*model.metrics, *model.unlisted]),
+        batch_spec,
+    )
+    return model.found_unlisted()
+
+
+def _specs(variables: Iterable[keras.Variable]) -> list[tf.TensorSpec]:
+    return [tf.TensorSpec(v.shape, v.dtype) for v in variables]
 
 
 def require_trainable(model: StatelessModel, connected: Sequence[bool]) -> None:

@@ -158,7 +158,8 @@ class ModelVariables:
 
         Args:
           trainable, state: tensors in the order of the attributes.
-          metrics: see `train`; None if neither metrics nor unlisted variables are used.
+          metrics: see `train`; None if neither metrics nor unlisted variables are used. With those
+            of the metric variables alone, unlisted variables have the values of the model.
           step: int64 scalar from which random generators are seeded, or None for a step that
             draws no numbers.
           counts: integer scalars in the order of the attribute; empty outside of training.
@@ -172,9 +173,11 @@ class ModelVariables:
             *zip(self.counts, counts, strict=False),
         ]
         if metrics is not None:
-            unlisted = metrics[len(metrics) - len(self.unlisted) :]
-            pairs += zip(self.metrics, metrics[: len(self.metrics)], strict=True)
-            pairs += zip(self.unlisted, unlisted, strict=True)
+            n = len(self.metrics)
+            pairs += zip(self.metrics, metrics[:n], strict=True)
+            if len(metrics) > n:
+                unlisted = metrics[len(metrics) - len(self.unlisted) :]
+                pairs += zip(self.unlisted, unlisted, strict=True)
         with _tf.functions_inlined(), NotingScope(pairs, self.seed_ids) as scope:
             yield scope
         self._assigned.update(scope.written)

@@ -66,7 +66,7 @@ class ServedModel:
         strategy: ParameterServerStrategy,
         traffic: Traffic,
         batch_spec: Any,
-        train: bool,
+        mode: str,
     ) -> "ServedModel":
         """Creates the variables on the servers and fills them from the model.
 
@@ -75,17 +75,19 @@ class ServedModel:
           strategy: connected; it is told where the variables are.
           traffic: how the model travels.
           batch_spec: nested specs of a batch.
-          train: whether the servers need an optimizer.
+          mode: the step to be made: "train", for which the servers need an optimizer, "test" or
+            "predict".
 
         Raises:
           ConfigError: the optimizer, the partitioner and the codecs do not go together.
         """
+        train = mode == "train"
         if program.model.run_eagerly:
-            inspection = inspect_eagerly(program, batch_spec, train)
+            inspection = inspect_eagerly(program, batch_spec, mode)
         elif train and own_method(program.model, "train"):
             inspection = inspect_own(program, batch_spec)
         else:
-            inspection = inspect(program, batch_spec, train)
+            inspection = inspect(program, batch_spec, mode)
         optimizer: AnyOptimizer | None = None
         if train and program.optimizers:
             for one in program.optimizers:

@@ -133,7 +133,7 @@ class Session:
         self._served = self._steps = served = None
         self.state.end()
         gc.collect()
-        served = ServedModel.create(program, self._strategy, self._traffic, feed.batch_spec, train)
+        served = ServedModel.create(program, self._strategy, self._traffic, feed.batch_spec, mode)
         self._steps = StepFactory(served, self._overlap)
         self._begin(served)
 
