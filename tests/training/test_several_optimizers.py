@@ -164,7 +164,7 @@ def test_a_set_without_an_optimizer_around_it(connect):
     store.optimizer_copy.build()
     adam, sgd = optimizers.optimizers
     assert (len(adam.variables), len(sgd.variables)) == (2 + 2, 2 + 2)
-    with store.copy.following(lambda error: True):
+    with store.copy.following(lambda error: True, lambda: None):
         sgd.learning_rate = 0.5
         adam.iterations.assign(7)
         store.copy.load_if_changed()

@@ -187,8 +187,6 @@ def test_mixed_precision(connect, policy):
     keras.config.set_dtype_policy(policy)
     x, y = regression(320)
     trainer, reference = pair(connect(), lambda: o.SGD(0.05), jit_compile=False)
-    # Op by op, since TensorFlow fuses the operations of a graph, which moves where it rounds.
-    reference.run_eagerly = True
     args = {"batch_size": 16, "shuffle": False, "verbose": 0, "epochs": 2}
     mine = trainer.fit(x, y, **args)
     theirs = reference.fit(x, y, **args)
