@@ -24,6 +24,7 @@ _TRAINS = re.compile(r"\.(fit|evaluate|predict)\(|run_layer_test|run_training_ch
 # Pattern of a test -> the reason for which it may fail.
 NOT_OURS = {
     r"test_fit_sparse_": "watches the updates of the chief's optimizer; the servers make them",
+    r"with_tf_distribute": "trains under MirroredStrategy, with variables of its kind",
     r"test_retracing\b": "counts traces, of which an own train_step needs more here",
     r"steps_per_epoch_match_multi_epoch": "with steps_per_execution, Keras takes more batches than "
     "the steps_per_epoch that it was given",
