@@ -8,6 +8,7 @@ exceptions are subclasses of Keras's optimizers, which override private methods:
 import contextlib
 import functools
 import inspect
+import random
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -483,10 +484,17 @@ def initial_epoch(model: keras.Model, initial: int) -> int:
 
 
 def seed_states(model: keras.Model) -> list[keras.Variable]:
-    """The states of all random generators that a call of the model may use."""
+    """The states of all random generators that a call of the model may use.
+
+    Keras makes its global generator when it is first used, with a seed of Python's `random`. A
+    program's own numbers of `random` must not depend on it being made here.
+    """
+    before = random.getstate()
+    generator = global_seed_generator()
+    random.setstate(before)
     weights = {id(v) for v in model.weights}
     states = [v for v in model.non_trainable_variables if id(v) not in weights]
-    return [*states, global_seed_generator().state]
+    return [*states, generator.state]
 
 
 def clip_gradients(

@@ -160,3 +160,30 @@ def test_workers_that_are_busy_are_not_asked(dispatcher):
         dispatcher.run_on_each(lambda w: w)
     release.set()
     assert dispatcher.next().tag == "busy"
+
+
+def test_what_the_chief_asks_has_a_limit(connect, monkeypatch):
+    monkeypatch.setattr(health, "PATIENCE", 0.05)
+    dispatcher = WorkerCalls(connect(workers=2).cluster, limit=0.3)
+    release = threading.Event()
+    with pytest.raises(tfps.StepTimeout, match="has not answered the chief.* step_timeout above 0.3"):
+        dispatcher.ask(lambda: release.wait(10))
+    assert dispatcher.ask(lambda: 3) == 3  # What hangs is left behind.
+    release.set()
+    dispatcher.close()
+
+
+def test_what_the_chief_asks_of_a_lost_server_is_named(connect, monkeypatch):
+    monkeypatch.setattr(health, "PATIENCE", 0.05)
+    monkeypatch.setattr(failures.sockets, "answers", lambda address, timeout: False)
+    dispatcher = WorkerCalls(connect(workers=2).cluster)
+    release = threading.Event()
+    with pytest.raises(tfps.TaskLost, match="no longer answer"):
+        dispatcher.ask(lambda: release.wait(10))
+    release.set()
+    dispatcher.close()
+
+
+def test_what_the_chief_asks_may_fail(dispatcher):
+    with pytest.raises(ZeroDivisionError):
+        dispatcher.ask(lambda: 1 // 0)

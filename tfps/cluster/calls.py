@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from tfps import errors
 from tfps.cluster import health
+from tfps.cluster.asking import Asker
 from tfps.cluster.lanes import Lane
 from tfps.cluster.spec import Cluster
 
@@ -45,6 +46,7 @@ class WorkerCalls:
 
     Attributes:
       pending: number of calls whose results `next` has not handed back.
+      ask: calls a function by which the chief itself asks servers; see `Asker`.
     """
 
     def __init__(self, cluster: Cluster, limit: float = math.inf):
@@ -55,6 +57,7 @@ class WorkerCalls:
           limit: s that a call may take.
         """
         self.pending = 0
+        self.ask = Asker(cluster, limit)
         self._strays = False  # whether calls may still run that `drain` gave up on
         self._done: queue.SimpleQueue = queue.SimpleQueue()
         self._todo: list[queue.SimpleQueue] = [
@@ -143,7 +146,8 @@ class WorkerCalls:
                 self._strays = True
 
     def close(self) -> None:
-        """Ends the lanes once their present calls return."""
+        """Ends the lanes, and the thread that asks, once their present calls return."""
+        self.ask.close()
         for todo in self._todo:
             todo.put(None)
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from tfps import _keras
-from tfps.model.optimizer_set import AnyOptimizer
+from tfps.model.optimizer_set import AnyOptimizer, OptimizerSet
 from tfps.model.optimizer_traits import (
     clips_on_servers,
     is_dynamically_scaled,
@@ -50,7 +50,18 @@ def unscale_and_clip(
         finite = tf.reduce_all(tf.stack([finite, *checks]))
     for one, mine in owned(optimizer, len(gradients)):
         if not clips_on_servers(one):
-            clipped = _keras.clip_gradients(one, [gradients[i] for i in mine])
-            for i, gradient in zip(mine, clipped, strict=True):
-                gradients[i] = gradient
+            for some in _applied_together(optimizer, mine):
+                clipped = _keras.clip_gradients(one, [gradients[i] for i in some])
+                for i, gradient in zip(some, clipped, strict=True):
+                    gradients[i] = gradient
     return gradients, finite
+
+
+def _applied_together(optimizer: AnyOptimizer, mine: list[int]) -> list[list[int]]:
+    """Trainable variables of one optimizer, grouped by the calls of `apply` that concern them."""
+    if not isinstance(optimizer, OptimizerSet):
+        return [mine]
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for i in mine:
+        groups.setdefault(optimizer.calls_of(i), []).append(i)
+    return list(groups.values())

@@ -21,6 +21,10 @@ class ModelVariables:
       model: the Keras model.
       optimizers: the optimizers that a training step applies gradients with.
       owner: per trainable variable, the index in `optimizers` of the one that updates it, or None.
+      calls: per trainable variable, which calls of its optimizer's `apply` in a step of training
+        concern it; empty if no optimizer is applied several times, or if what several calls are
+        given is added up and applied once.
+      num_calls: per optimizer, how often a step applies it; likewise empty.
       trainable: the variables that an optimizer updates: the model's trainable variables, or what
         an own `train_step` applies gradients to.
       state: all other weights of the model: batch-norm statistics, counters, frozen layers.
@@ -49,6 +53,8 @@ class ModelVariables:
         self.optimizers = [model.optimizer] if getattr(model, "optimizer", None) else []
         self.trainable = list(model.trainable_variables)
         self.owner: list[int | None] = [0] * len(self.trainable)
+        self.calls: list[tuple[int, ...]] = []
+        self.num_calls: list[int] = []
         trainable = {id(v) for v in self.trainable}
         self.state = [v for v in model.weights if id(v) not in trainable]
         self.metrics = list(model.metrics_variables)
@@ -60,6 +66,7 @@ class ModelVariables:
         self._seeds = _keras.seed_states(model)
         self.base_seeds = [v.numpy() for v in self._seeds]
         self._assigned: dict[int, keras.Variable] = {}  # In any scope until now, by `id`.
+        self._noted: set[int] | None = None  # `id`s of what is assigned within `noting`.
         self._results: MetricResults | None = None
         self._rates = self._current_rates()
 
@@ -82,11 +89,14 @@ class ModelVariables:
         metrics: Sequence[keras.Variable],
         counts: Sequence[keras.Variable],
         logs: Logs,
+        calls: Sequence[tuple[int, ...]],
+        num_calls: Sequence[int],
     ) -> None:
         """Takes on what an own `train_step` was found to do; see the attributes of these names."""
         self.optimizers, self.owner = list(optimizers), list(owner)
         self.trainable, self.state = list(trainable), list(state)
         self.metrics, self.counts, self.logs = list(metrics), list(counts), logs
+        self.calls, self.num_calls = list(calls), list(num_calls)
         self._results = None
         self._rates = self._current_rates()
 
@@ -119,6 +129,22 @@ class ModelVariables:
         """The variables that steps traced until now assign, and that no attribute lists."""
         listed = [*self.trainable, *self.state, *self.metrics, *self._seeds]
         return [v for i, v in self._assigned.items() if i not in set(map(id, listed))]
+
+    @contextlib.contextmanager
+    def noting(self) -> Iterator[list[keras.Variable]]:
+        """A context in which steps are traced.
+
+        Yields:
+          A list, which has the trainable variables and the state that these steps assign when the
+          context ends.
+        """
+        found: list[keras.Variable] = []
+        self._noted = set()
+        try:
+            yield found
+            found += [v for v in (*self.trainable, *self.state) if id(v) in self._noted]
+        finally:
+            self._noted = None
 
     def assigned_trainable(self) -> list[keras.Variable]:
         """The trainable variables that steps traced until now assign."""
@@ -181,6 +207,8 @@ class ModelVariables:
         with _tf.functions_inlined(), NotingScope(pairs, self.seed_ids) as scope:
             yield scope
         self._assigned.update(scope.written)
+        if self._noted is not None:
+            self._noted |= scope.written.keys()
 
     def pairs(
         self, trainable: Sequence[tf.Tensor], state: Sequence[tf.Tensor]

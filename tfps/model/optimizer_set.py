@@ -9,6 +9,10 @@ import keras
 from tfps import _keras, _keras_variables, errors
 
 
+# The calls of `apply` that concern a variable whose optimizer is applied once in a step.
+ONCE = (0,)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class OptimizerSet:
     """Keras optimizers, and which variable each of them updates.
@@ -22,11 +26,16 @@ class OptimizerSet:
         updates the variable.
       whole: the optimizer that the model was compiled with, which has the others inside; None if
         there is no such optimizer.
+      calls: per trainable variable, which calls of its optimizer's `apply` in a step concern it,
+        ascending; empty if every step applies each optimizer once.
+      num_calls: per optimizer, how often a step applies it; likewise empty.
     """
 
     optimizers: tuple[keras.optimizers.Optimizer, ...]
     owners: tuple[int | None, ...]
     whole: keras.optimizers.Optimizer | None = None
+    calls: tuple[tuple[int, ...], ...] = ()
+    num_calls: tuple[int, ...] = ()
 
     def of(self, i: int) -> keras.optimizers.Optimizer | None:
         """The optimizer of a trainable variable, or None if it has none."""
@@ -37,6 +46,10 @@ class OptimizerSet:
         """The indices of the trainable variables that optimizer `k` updates."""
         return [i for i, owner in enumerate(self.owners) if owner == k]
 
+    def calls_of(self, i: int) -> tuple[int, ...]:
+        """Which calls of `apply` in a step concern a trainable variable."""
+        return self.calls[i] if self.calls else ONCE
+
 
 AnyOptimizer: TypeAlias = keras.optimizers.Optimizer | OptimizerSet
 
@@ -45,6 +58,8 @@ def in_force(
     optimizers: Sequence[keras.optimizers.Optimizer],
     owners: Sequence[int | None],
     trainable: Sequence[keras.Variable],
+    calls: Sequence[tuple[int, ...]] = (),
+    num_calls: Sequence[int] = (),
 ) -> AnyOptimizer:
     """What updates a model.
 
@@ -53,22 +68,24 @@ def in_force(
         without memory for slots, because only then it is known which variables its optimizers have.
       owners: see `OptimizerSet`; without effect if there is one optimizer.
       trainable: the model's trainable variables.
+      calls, num_calls: see `OptimizerSet`.
 
     Returns:
-      The optimizer itself if there is one, or the set.
+      The optimizer itself if there is one, which a step applies once, or the set.
 
     Raises:
       ConfigError: several optimizers, one of which is made of others.
       ValueError: Keras's own, if the optimizer was built for other variables.
     """
-    if len(optimizers) > 1:
+    if len(optimizers) > 1 or calls:
         for one in optimizers:
             if len(_keras.nested(one)) > 1:
                 raise errors.ConfigError(
                     f"{one.name} is a {type(one).__name__}, which goes with no other optimizer in "
                     "the same model; use plain optimizers, and a loss_scale_factor or bfloat16"
                 )
-        return OptimizerSet(tuple(optimizers), tuple(owners))
+        repeated = tuple(calls), tuple(num_calls)
+        return OptimizerSet(tuple(optimizers), tuple(owners), None, *repeated)
     (optimizer,) = optimizers
     several = getattr(optimizer, "inner_optimizer", optimizer)
     if not isinstance(several, keras.optimizers.MultiOptimizer):

@@ -12,6 +12,7 @@ from tfps.model import optimizer_traits
 from tfps.model.batches import without_optionals
 from tfps.model.inspection import Inspection, require_gradients
 from tfps.model.lookups import Lookups, depends, looking_up
+from tfps.model.optimizer_set import ONCE
 from tfps.model.own_step import NotingScope, Recorder, own_method, recording
 from tfps.model.stateless_model import StatelessModel
 from tfps.model.step_logs import Logs, StepLogs
@@ -105,7 +106,8 @@ class Findings:
     """What one run of an own `train_step` has shown.
 
     Attributes:
-      optimizers, trainable, owner, state, metrics, counts: see `StatelessModel`.
+      optimizers, trainable, owner, calls, num_calls, state, metrics, counts: see
+        `StatelessModel`.
     """
 
     def __init__(
@@ -131,9 +133,15 @@ class Findings:
         self._recorder, self._name = recorder, type(model.model).__name__
         self._require_variables()
         self._gradients: dict[int, list[Any]] = {}
+        self._calls: dict[int, list[int]] = {}  # `id` of a variable -> its optimizer's calls
+        counted: dict[int, int] = {}  # `id` of an optimizer -> its calls until here
         for call in recorder.applied:
+            number = counted.setdefault(id(call.optimizer), 0)
+            counted[id(call.optimizer)] += 1
             for gradient, variable in zip(call.gradients, call.variables, strict=True):
                 self._gradients.setdefault(id(variable), []).append(gradient)
+                if gradient is not None:
+                    self._calls.setdefault(id(variable), []).append(number)
         applied = {id(v): v for call in recorder.applied for v in call.variables}
         # A step that applies nothing needs no optimizer, but the servers have one.
         self.optimizers = recorder.optimizers or model.optimizers or [keras.optimizers.SGD()]
@@ -163,6 +171,7 @@ class Findings:
         ]
         owners = self._owners()
         self.owner = [owners.get(id(v)) for v in self.trainable]
+        self.calls, self.num_calls = self._repeated(counted)
         self._tables: set[int] = set()
         self._inputs = list(before.values())
         self._candidates = list(model.trainable)
@@ -199,7 +208,15 @@ class Findings:
         """
         self._warn()
         model.adopt(
-            self.optimizers, self.trainable, self.owner, self.state, self.metrics, self.counts, logs
+            self.optimizers,
+            self.trainable,
+            self.owner,
+            self.state,
+            self.metrics,
+            self.counts,
+            logs,
+            self.calls,
+            self.num_calls,
         )
 
     def _warn(self) -> None:
@@ -209,12 +226,24 @@ class Findings:
         for optimizer in self.optimizers:
             calls = [c for c in self._recorder.applied if c.optimizer is optimizer]
             if len(calls) > 1:
+                what = "the mean of what a variable is given, as many times" if self.calls else (
+                    "the sum of what a variable is given, once"
+                )
                 warnings.warn(
-                    f"{self._name}.train_step calls {optimizer.name}.apply {len(calls)} times; "
-                    "tfps adds up what is applied to a variable in a step, and the servers apply "
-                    "the sum once",
+                    f"{self._name}.train_step calls {optimizer.name}.apply {len(calls)} times; all "
+                    "of these gradients are computed with the values before the step, and the "
+                    f"servers apply {what}",
                     stacklevel=2,
                 )
+
+    def _repeated(self, counted: dict[int, int]) -> tuple[list[tuple[int, ...]], list[int]]:
+        """`calls` and `num_calls`, of the number of calls by `id` of an optimizer."""
+        # An optimizer with others inside updates them in a way of its own.
+        plain = all(len(_keras.nested(o)) == 1 for o in self.optimizers)
+        if not plain or max(counted.values(), default=1) == 1:
+            return [], []
+        calls = [tuple(self._calls.get(id(v), ONCE)) for v in self.trainable]
+        return calls, [counted.get(id(o), 1) for o in self.optimizers]
 
     def _require_variables(self) -> None:
         for call in self._recorder.applied:

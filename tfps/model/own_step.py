@@ -104,17 +104,19 @@ class Recorder:
         """The optimizers whose `apply` was called, each once, in the order of their first calls."""
         return list({id(a.optimizer): a.optimizer for a in self.applied}.values())
 
-    def gradients(self, variables: Sequence[keras.Variable]) -> list[Any]:
+    def gradients(self, variables: Sequence[keras.Variable], mean: bool = False) -> list[Any]:
         """What was applied to each variable, or None.
 
-        The gradients of several calls are added up.
+        Args:
+          variables: any.
+          mean: whether the gradients of several calls are averaged. Otherwise they are added up.
         """
         found: dict[int, list[Any]] = {}
         for call in self.applied:
             for gradient, variable in zip(call.gradients, call.variables, strict=True):
                 if gradient is not None:
                     found.setdefault(id(variable), []).append(gradient)
-        return [_sum(found[id(v)]) if id(v) in found else None for v in variables]
+        return [_together(found[id(v)], mean) if id(v) in found else None for v in variables]
 
     def apply(
         self,
@@ -241,7 +243,8 @@ def _as_tensor(gradient: Any) -> Any:
     return tf.convert_to_tensor(gradient)
 
 
-def _sum(gradients: list[Any]) -> Any:
+def _together(gradients: list[Any], mean: bool) -> Any:
     if len(gradients) == 1:
         return gradients[0]
-    return tf.add_n([tf.convert_to_tensor(g) for g in gradients])
+    total = tf.add_n([tf.convert_to_tensor(g) for g in gradients])
+    return total / tf.cast(len(gradients), total.dtype) if mean else total

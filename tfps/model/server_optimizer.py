@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from tfps import _keras
 from tfps.model.frozen_adam import Frozen
-from tfps.model.optimizer_set import AnyOptimizer, OptimizerSet
+from tfps.model.optimizer_set import ONCE, AnyOptimizer, OptimizerSet
 from tfps.model.stateless_optimizer import StatelessOptimizer
 from tfps.model.stateless_set import StatelessSet
 
@@ -50,6 +50,7 @@ class ServerOptimizer:
         variables: Sequence[keras.Variable],
         decayed: Sequence[bool],
         owners: Sequence[int] = (),
+        calls: Sequence[tuple[int, ...]] = (),
     ):
         """Creates the state on the current device.
 
@@ -59,10 +60,11 @@ class ServerOptimizer:
           variables: one for each bucket.
           decayed: per variable, whether weight decay applies.
           owners: per variable, the index of its optimizer in a set.
+          calls: per variable, which calls of its optimizer concern it; likewise.
         """
         self._function: StatelessOptimizer | StatelessSet
         if isinstance(optimizer, OptimizerSet):
-            self._function = StatelessSet(optimizer, owners, variables, decayed)
+            self._function = StatelessSet(optimizer, owners, variables, decayed, calls)
         else:
             self._function = StatelessOptimizer(optimizer, variables, decayed)
         self.variables = self._function.variables
@@ -129,6 +131,7 @@ class RowOptimizer(ServerOptimizer):
         dtype: str,
         decayed: bool,
         owner: int = 0,
+        calls: tuple[int, ...] = ONCE,
     ):
         """Creates the state on the current device.
 
@@ -137,10 +140,11 @@ class RowOptimizer(ServerOptimizer):
           shape, dtype: of the table.
           decayed: whether weight decay applies to the table.
           owner: the index of the table's optimizer in a set.
+          calls: which calls of this optimizer concern the table.
         """
         # One row tells the state of every row: an elementwise optimizer starts all rows alike.
         row = keras.Variable(tf.zeros((1, *shape[1:]), dtype), name="row")
-        super().__init__(optimizer, [row], [decayed], [owner])
+        super().__init__(optimizer, [row], [decayed], [owner], [calls])
         of_row = self._function.state
         self.by_row = [v.shape == row.shape for v in of_row]
         self.state = [

@@ -123,11 +123,10 @@ class StatelessModel(ModelVariables):
             recording(self.pairs(sources, state), loss_scale) as recorder,
         ):
             logs = self.own_step("train", batch)
+        applied = recorder.gradients(self.trainable, mean=bool(self.calls))
         gradients = [
             fitting(g, source, v)
-            for g, source, v in zip(
-                recorder.gradients(self.trainable), sources, self.trainable, strict=True
-            )
+            for g, source, v in zip(applied, sources, self.trainable, strict=True)
         ]
         updates = self.updates_in(scope, state)
         extras = self.logs.extras(logs) if self.logs else []

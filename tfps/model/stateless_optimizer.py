@@ -45,6 +45,8 @@ class StatelessOptimizer:
         optimizer: keras.optimizers.Optimizer,
         variables: Sequence[keras.Variable],
         decayed: Sequence[bool],
+        calls: Sequence[tuple[int, ...]] = (),
+        num_calls: int = 1,
     ):
         """Clones the optimizer and builds its state on the current device.
 
@@ -56,11 +58,16 @@ class StatelessOptimizer:
             but not its state: slots and iterations start afresh, together.
           variables: variables of the shapes and dtypes to update.
           decayed: per variable, whether weight decay applies.
+          calls: per variable, which calls of Keras's `apply` an update makes for it; by default
+            all.
+          num_calls: how many calls of Keras's `apply` an update is.
 
         Raises:
           ConfigError: the class cannot be made from what its `get_config` returns.
         """
         self._built_for = list(variables)
+        every = [tuple(range(num_calls))] * len(self._built_for)
+        self._calls, self._num_calls = list(calls) or every, num_calls
         self._can_freeze = can_freeze(inner(optimizer))
         self._clone = _stateless_clone(inner(optimizer))
         self._clone.decayed = {id(v): d for v, d in zip(variables, decayed, strict=True)}
@@ -110,10 +117,25 @@ class StatelessOptimizer:
             optimizer = _keras.with_rate_times(optimizer, scale)
         if frozen is not None and self._can_freeze:
             optimizer = self._with_frozen(optimizer, frozen)
-        ordered = [given[id(v)] for v in self.variables]
-        new, updated = optimizer.stateless_apply(ordered, list(gradients), list(values))
-        after = {id(v): t for v, t in zip(self.variables, updated, strict=True)}
-        return new, [after[id(v)] for v in self.state]
+        pairs = [*zip(self._built_for, values, strict=True)]
+        pairs += [(v, given[id(v)]) for v in self.variables]
+        with keras.StatelessScope(pairs) as scope:
+            for call in range(self._num_calls):
+                self._call(optimizer, call, gradients)
+        after = [[scope.get_current_value(v) for v in some] for some in (self._built_for, self.state)]
+        return after[0], after[1]
+
+    def _call(
+        self, optimizer: keras.optimizers.Optimizer, call: int, gradients: Sequence[tf.Tensor]
+    ) -> None:
+        """One of the calls of Keras's `apply` that an update is, in a stateless scope."""
+        mine = [i for i, calls in enumerate(self._calls) if call in calls]
+        if mine:
+            optimizer.apply([gradients[i] for i in mine], [self._built_for[i] for i in mine])
+        else:
+            # It concerns variables of other servers only, and is counted everywhere.
+            count = _keras.update_count(optimizer)
+            count.assign(count + 1)
 
     def _with_frozen(self, optimizer, frozen: Frozen) -> keras.optimizers.Optimizer:
         chosen = zip(self._built_for, frozen.variables, strict=True)
@@ -132,7 +154,6 @@ class _Stateless(keras.optimizers.Optimizer):
     """
 
     add_variable_from_reference = BaseOptimizer.add_variable_from_reference
-    stateless_apply = BaseOptimizer.stateless_apply
     assign = BaseOptimizer.assign
     assign_add = BaseOptimizer.assign_add
     assign_sub = BaseOptimizer.assign_sub

@@ -30,6 +30,7 @@ class StatelessSet:
         owners: Sequence[int],
         variables: Sequence[keras.Variable],
         decayed: Sequence[bool],
+        calls: Sequence[tuple[int, ...]],
     ):
         """Clones the optimizers and builds their state on the current device.
 
@@ -37,6 +38,7 @@ class StatelessSet:
           optimizers: the set.
           owners: per variable, the index of its optimizer.
           variables, decayed: see `StatelessOptimizer`.
+          calls: per variable, which calls of its optimizer concern it.
         """
         self._members: list[tuple[list[int], StatelessOptimizer]] = []
         self.variables: list[keras.Variable] = []
@@ -47,7 +49,11 @@ class StatelessSet:
         for k in sorted(set(owners)):
             mine = [i for i, owner in enumerate(owners) if owner == k]
             one = StatelessOptimizer(
-                optimizers.optimizers[k], [variables[i] for i in mine], [decayed[i] for i in mine]
+                optimizers.optimizers[k],
+                [variables[i] for i in mine],
+                [decayed[i] for i in mine],
+                [calls[i] for i in mine],
+                optimizers.num_calls[k] if optimizers.num_calls else 1,
             )
             self.counts[k] = len(self.state) + one.iterations
             for i, average in zip(mine, one.averages, strict=False):

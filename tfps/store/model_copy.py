@@ -7,8 +7,10 @@ hook. So the chief holds no slots of the optimizer then, unless somebody looks a
 """
 
 import contextlib
+import functools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -77,6 +79,8 @@ class ModelCopy:
       is_following: whether the servers are the truth.
       is_lost: whether slots could not be fetched after an error. What is on the servers is then of
         no more use.
+      ask: calls a function that reads or writes what is on the servers, and returns what it returns.
+        It may give up waiting for a server.
     """
 
     def __init__(self, optimizers: Sequence[keras.optimizers.Optimizer]):
@@ -86,6 +90,7 @@ class ModelCopy:
           optimizers: of the model, without what is inside of them; empty for evaluation alone.
         """
         self.is_following = self.is_lost = False
+        self.ask: Callable[[Callable[[], Any]], Any] = lambda function: function()
         self._optimizers = optimizers
         self._links: dict[int, Link] = {}  # `id` of a Keras variable -> its link
         self._of_source: dict[tuple[int, int], Link] = {}  # (`id` of a source, index) -> its link
@@ -269,8 +274,7 @@ class ModelCopy:
     def _bring(self, wanted: Link) -> None:
         if wanted.age == self._age or wanted.is_dirty:
             return
-        with tf.init_scope():
-            values = wanted.source.read(wanted.index)
+        values = self.ask(lambda: wanted.source.read(wanted.index))
         if self.is_lost:
             return
         for i, value in values.items():
@@ -290,7 +294,8 @@ class ModelCopy:
             value = contents.tensor(link.variable).numpy()
             values.setdefault(id(link.source), {})[link.index] = value
         for name, source in sources.items():
-            source.write(values[name], busy=self.is_following)
+            write = functools.partial(source.write, values[name], busy=self.is_following)
+            self.ask(write)
         for link in links:
             link.note()
             link.is_dirty = False

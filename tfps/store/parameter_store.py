@@ -120,12 +120,14 @@ class ParameterStore:
                 [self.stored[i] for i in mine],
                 [self.plan.buckets[i].kind.decayed for i in mine],
                 [self.plan.buckets[i].kind.owner for i in mine],
+                [self.plan.buckets[i].kind.calls for i in mine],
             )
 
     def _create_row_optimizer(self, bucket: Bucket) -> RowOptimizer:
         with tf.device(ps_device(bucket.ps)):
+            kind = bucket.kind
             return RowOptimizer(
-                self._optimizer, bucket.shape, bucket.dtype, bucket.kind.decayed, bucket.kind.owner
+                self._optimizer, bucket.shape, bucket.dtype, kind.decayed, kind.owner, kind.calls
             )
 
     def _create_lock(self, ps: int) -> tf.Tensor:

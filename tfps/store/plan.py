@@ -11,7 +11,7 @@ from tfps import _keras, errors
 from tfps.compression import Codec, Identity, with_feedback
 from tfps.model import optimizer_traits, server_optimizer
 from tfps.model.inspection import Inspection
-from tfps.model.optimizer_set import AnyOptimizer, OptimizerSet
+from tfps.model.optimizer_set import ONCE, AnyOptimizer, OptimizerSet
 from tfps.model.stateless_model import StatelessModel
 from tfps.store import placement
 from tfps.store.buckets import BUCKET_BYTES, Bucket, build_buckets
@@ -161,9 +161,11 @@ class Plan:
                 continue
             treatment = ROWS if lazy and table else TRAIN
             push = _IDENTITY if table else with_feedback(self._push(v))
-            index = (optimizer.owners[i] or 0) if isinstance(optimizer, OptimizerSet) else 0
+            index, calls = 0, ONCE
+            if isinstance(optimizer, OptimizerSet):
+                index, calls = optimizer.owners[i] or 0, optimizer.calls_of(i)
             decayed = _keras.decays(owner, v)
-            kinds.append(Kind(treatment, push, pull, decayed, v.constraint, index))
+            kinds.append(Kind(treatment, push, pull, decayed, v.constraint, index, calls))
         for v, updated in zip(program.state, inspection.updated, strict=True):
             # Of what a step writes back, a codec's error would add up.
             kinds.append(Kind(state_treatment(v)) if updated else Kind(FROZEN, pull=self._pull(v)))

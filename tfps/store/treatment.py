@@ -7,6 +7,7 @@ import keras
 import tensorflow as tf
 
 from tfps.compression import Codec, Identity
+from tfps.model.optimizer_set import ONCE
 from tfps.store.resources import read
 
 
@@ -168,6 +169,7 @@ class Kind(NamedTuple):
       decayed: whether the optimizer's weight decay applies.
       constraint: the Keras constraint, or None if there is none.
       owner: the index of the optimizer in a set; 0 if the model has one optimizer.
+      calls: which calls of the optimizer's `apply` in a step concern the shards; see `OptimizerSet`.
     """
 
     treatment: Treatment
@@ -176,3 +178,4 @@ class Kind(NamedTuple):
     decayed: bool = False
     constraint: Any = None
     owner: int = 0
+    calls: tuple[int, ...] = ONCE

@@ -114,7 +114,8 @@ class OwnState:
     def _following(self, worker: int) -> list[np.ndarray]:
         if worker in self._replacements:
             return self._replacements[worker]
-        return [t.numpy() for t in self.each[worker].unlisted]
+        values = self.each[worker].unlisted
+        return self._calls.ask(lambda: [t.numpy() for t in values]) if values else []
 
     def _copy(self, values: list[np.ndarray]) -> None:
         self._copied = values

@@ -10,6 +10,7 @@ from tfps.training.feeds import Feed, WorkSource
 from tfps.training.lookahead import Lookahead
 from tfps.training.policy import ConsistencyPolicy
 from tfps.training.reports import Reports
+from tfps.training.schedule import Clocks
 from tfps.training.server_side import ServerSide
 from tfps.training.session import Session
 from tfps.training.work_loop import RoundLoop, WorkLoop
@@ -80,12 +81,14 @@ class PolicyRun:
         """
         self._observer = observer
         self._defers = observer.defers()
-        defers = self._defers and not self._policy.in_rounds
+        schedule = self._policy.schedule()
+        # A schedule of the user's own may go by the weights, which only reports have.
+        defers = self._defers and type(schedule).finished is Clocks.finished
         self._reports = Reports(self._calls, self._step.own, defers)
         self._start()
         loop = RoundLoop if self._policy.in_rounds else WorkLoop
         try:
-            last = loop(self._calls, self._source(), self, self._policy.schedule(), first).run()
+            last = loop(self._calls, self._source(), self, schedule, first).run()
             self._bring_reports()
             self._push_pending()
         finally:

@@ -92,7 +92,13 @@ class ServedModel:
         if train and program.optimizers:
             for one in program.optimizers:
                 optimizer_traits.require_supported(one, strategy.cluster.num_ps)
-            optimizer = in_force(program.optimizers, program.owner, program.trainable)
+            optimizer = in_force(
+                program.optimizers,
+                program.owner,
+                program.trainable,
+                program.calls,
+                program.num_calls,
+            )
         program.unlisted = list(inspection.unlisted)
         plan = Plan(
             strategy.cluster.num_ps,

@@ -6,7 +6,7 @@ import keras
 
 from tfps import _keras, errors
 from tfps.model import optimizer_traits
-from tfps.model.optimizer_set import AnyOptimizer
+from tfps.model.optimizer_set import AnyOptimizer, OptimizerSet
 from tfps.store.aggregation import Applied, Summed
 from tfps.store.bucket_update import BucketOptimizer, CompiledOptimizer, OuterOptimizer
 from tfps.store.optimizer_copy import optimizers_of
@@ -100,6 +100,12 @@ def require_local(optimizer: AnyOptimizer, plan: Plan | None) -> None:
         raise errors.ConfigError(
             "LocalSteps does not go with a LossScaleOptimizer, whose scale all workers share; "
             "use bfloat16, or a loss_scale_factor"
+        )
+    if isinstance(optimizer, OptimizerSet) and optimizer.calls:
+        raise errors.ConfigError(
+            f"LocalSteps applies an optimizer once in a step, but the train_step has "
+            f"{list(optimizer.num_calls)} calls of its optimizers' apply; use Async, "
+            "BoundedStaleness or Sync"
         )
     if len(optimizers := optimizers_of(optimizer)) > 1 or len(_keras.nested(optimizers[0])) > 1:
         raise errors.ConfigError(

@@ -148,6 +148,7 @@ class Session:
         return not copy.is_following and (copy.is_lost or not served.program.is_current())
 
     def _begin(self, served: ServedModel) -> None:
+        served.store.copy.ask = self.calls.ask
         # If a restored state cannot be put in place, the model counts as not served.
         self._served = None
         for side in self.state.begin(served):

@@ -1,5 +1,6 @@
 """Traces what workers run, once for each way to run it and each form of input."""
 
+import warnings
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple, TypeVar
 
@@ -61,6 +62,7 @@ class StepFactory:
         self._served = served
         self._overlap = overlap
         self._traced: dict[Hashable, Any] = {}
+        self._warned: set[str] = set()  # paths of variables
 
     def training(self, side: ServerSide, policy: ConsistencyPolicy, feed: Feed) -> WorkerStep:
         """The step by which workers train under a policy."""
@@ -90,7 +92,7 @@ class StepFactory:
                 return EagerEvalStep(program, puller, own)
             return EvalStep(program, puller, own, feed.source_spec, single, jit)
 
-        return self._once(("evaluation", Form.of(feed)), make)
+        return self._once(("evaluation", Form.of(feed)), lambda: self._inferring(make))
 
     def prediction(self, feed: Feed) -> PredictStep | EagerPredictStep:
         """The step that predicts."""
@@ -102,7 +104,32 @@ class StepFactory:
                 return EagerPredictStep(program, puller, own)
             return PredictStep(program, puller, own, feed.source_spec, program.model.jit_compile)
 
-        return self._once(("prediction", Form.of(feed)), make)
+        return self._once(("prediction", Form.of(feed)), lambda: self._inferring(make))
+
+    def _inferring(self, make: Callable[[], _Step]) -> _Step:
+        """A traced step of evaluation or prediction.
+
+        It may assign variables that no step before it has assigned. If the model does not list
+        them, each worker has its own, which steps take and return; so all are traced anew.
+        """
+        program = self._served.program
+        with program.noting() as assigned:
+            step = make()
+        if lost := [v.path for v in assigned if v.path not in self._warned]:
+            self._warned |= set(lost)
+            warnings.warn(
+                f"{type(program.model).__name__} assigns {lost} in an evaluation or prediction; "
+                "the servers keep the values that training gives them, so what is assigned is used "
+                "within the batch and then lost; assign them in training only, or keep what is to "
+                "last in a metric",
+                stacklevel=2,
+            )
+        found = program.found_unlisted()
+        if list(map(id, found)) == list(map(id, program.unlisted)):
+            return step
+        program.unlisted = found
+        self._traced = {key: one for key, one in self._traced.items() if key == "pull"}
+        return make()
 
     def pull(self) -> Pull:
         """What brings the parameters to a worker, for evaluation and prediction."""

@@ -267,7 +267,7 @@ class Trainer:
             finally:
                 session.state.end_fit()
             if epochs > 0:
-                store.finalize()
+                session.calls.ask(store.finalize)
         if epochs > 0:
             _keras.finalize(model)
         session.served.program.move_seeds()

@@ -156,7 +156,8 @@ class TrainingState:
 
     def updates(self) -> int:
         """How many updates the servers have applied, with whatever optimizer."""
-        return self._require_served().store.iterations() + self.chief.outer_updates
+        iterations = self._calls.ask(self._require_served().store.iterations)
+        return iterations + self.chief.outer_updates
 
     def is_warming(self, policy: ConsistencyPolicy, updates: int) -> bool:
         """Whether gradients do not pass through codecs yet.
@@ -281,7 +282,7 @@ class TrainingState:
             )
         memory = tf.nest.map_structure(lambda t: t.numpy(), self._memory)
         return Exported(
-            served.store.export(),
+            self._calls.ask(served.store.export),
             {**self._restored_sides, **{side.exchange.name: side.export() for side in sides}},
             memory,
             _layout(served),
