@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import keras
 import tensorflow as tf
 
-from tfps import _keras
+from tfps import _keras_creation, _keras_models, _keras_optimizers
 
 _FOLLOWED = "_tfps_followed"
 
@@ -170,7 +170,7 @@ def build_without_memory(optimizer: keras.optimizers.Optimizer, variables: list)
       variables: Keras variables, of whatever size.
     """
     with contextlib.ExitStack() as stack:
-        for one in _keras.nested(optimizer):
+        for one in _keras_optimizers.nested(optimizer):
             stack.enter_context(_adding_unset(one))
             stack.enter_context(_anywhere(one))
             if isinstance(one, keras.optimizers.MultiOptimizer):
@@ -190,7 +190,7 @@ def _anywhere(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
     if name in attributes or getattr(type(optimizer), name) is not general:
         yield  # It has a way of its own, or is so already.
         return
-    attributes[name] = getattr(_keras.BaseOptimizer, name).__get__(optimizer)
+    attributes[name] = getattr(_keras_optimizers.BaseOptimizer, name).__get__(optimizer)
     try:
         yield
     finally:
@@ -207,7 +207,7 @@ def _adding_unset(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
     add = optimizer.add_variable
 
     def add_unset(*args, **kwargs):
-        with _keras.uninitialized():
+        with _keras_creation.uninitialized():
             variable = add(*args, **kwargs)
         follow(variable, _Unset(variable))
         return variable
@@ -310,10 +310,10 @@ def keras_functions_aside(model: keras.Model) -> Iterator[None]:
     Whoever calls Keras's own `predict` within gets a new one, whose tracing is noticed.
     """
     attributes = vars(model)
-    kept, compilation = {f: attributes.get(f) for f in _FUNCTIONS}, _keras.compilation(model)
+    kept, compilation = {f: attributes.get(f) for f in _FUNCTIONS}, _keras_models.compilation(model)
     attributes.update(dict.fromkeys(_FUNCTIONS))
     try:
         yield
     finally:
-        if compilation == _keras.compilation(model):
+        if compilation == _keras_models.compilation(model):
             attributes.update({name: f for name, f in kept.items() if f is not None})

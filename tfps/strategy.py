@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfps import _keras, _tf, errors
+from tfps import _keras_creation, _tf, errors
 from tfps.cluster import environment, sockets
 from tfps.cluster.made_before import MadeBefore
 from tfps.cluster.spec import Cluster
@@ -146,7 +146,7 @@ class ParameterServerStrategy(tf.distribute.ParameterServerStrategy):
     def _create_variable(self, next_creator, **kwargs):
         if not _tf.created_by_keras3():
             return self._stock_create_variable(next_creator, **kwargs)
-        if initializer := _keras.initializer_of(kwargs.get("initial_value")):
+        if initializer := _keras_creation.initializer_of(kwargs.get("initial_value")):
             owner, initializer = initializer
             if math.prod(owner.shape) * tf.as_dtype(owner.dtype).size > self._max_chief_bytes:
                 return RemoteVariable(

@@ -158,5 +158,7 @@ def test_a_wgan_gp_trains_as_well_as_in_keras(connect):
 def test_local_steps_refuse(connect):
     model = sequential(Thrice)()
     trainer = tfps.Trainer(model, connect(), tfps.LocalSteps(2))
-    with pytest.raises(tfps.errors.ConfigError, match=r"LocalSteps applies an optimizer once.*\[3\]"):
+    with pytest.raises(
+        tfps.errors.ConfigError, match=r"LocalSteps applies an optimizer once.*\[3\]"
+    ):
         trainer.fit(*regression(64), verbose=0)

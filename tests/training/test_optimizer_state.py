@@ -8,7 +8,7 @@ import pytest
 
 import tfps
 from tests.conftest import mlp, regression
-from tfps import _keras, _keras_variables
+from tfps import _keras_optimizers, _keras_variables
 from tfps.model import optimizer_traits
 from tfps.store import model_copy
 from tfps.store.columns import Column
@@ -179,7 +179,7 @@ def test_a_file_saved_in_a_hook_is_gone_on_with(connect, tmp_path):
 def slots(model):
     """The slots of the optimizer, without looking at them."""
     inner = optimizer_traits.inner(model.optimizer)
-    return [v for owner, _, v in _keras.slots_of(inner) if owner is not None]
+    return [v for owner, _, v in _keras_optimizers.slots_of(inner) if owner is not None]
 
 
 def elements(variable):

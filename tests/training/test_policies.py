@@ -5,6 +5,7 @@ import dataclasses
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import tfps
 from tests.conftest import Counting, mlp, regression, relative_error
@@ -126,6 +127,41 @@ def test_a_users_policy_in_rounds(connect):
     np.testing.assert_array_equal(model.w, -6.0)  # Six rounds of two workers, whose mean is 1.
     with pytest.raises(tfps.ConfigError, match="workers=3 must be 2"):
         trainer.consistency = Majority(3)
+
+
+def test_a_users_schedule_is_told_the_weights(connect):
+    """Also where no hook looks at batches, so that reports could stay on the workers."""
+    weights = []
+
+    class Weighing(Clocks):
+        def finished(self, worker, steps, weight):
+            weights.append(weight)
+            return super().finished(worker, steps, weight)
+
+    class Policy(ConsistencyPolicy):
+        def schedule(self):
+            return Weighing()
+
+    model = Counting.compiled(keras.optimizers.SGD(1.0))
+    ones = np.ones([10, 1], np.float32)
+    tfps.Trainer(model, connect(), Policy()).fit(ones, ones, batch_size=4, verbose=0)
+    assert weights == [4.0, 4.0, 2.0]
+
+
+def test_an_outer_optimizer_whose_schedule_cannot_be_saved(connect):
+    class Falling(keras.optimizers.schedules.LearningRateSchedule):
+        def __call__(self, step):
+            return 1.0 / (1.0 + tf.cast(step, "float32"))
+
+    policies = [tfps.LocalSteps(2, keras.optimizers.SGD(Falling())) for _ in range(2)]
+    assert policies[0].exchange.name == policies[1].exchange.name
+    model = Counting.compiled(keras.optimizers.SGD(1.0))
+    ones = np.ones([8, 1], np.float32)
+    trainer = tfps.Trainer(model, connect(), policies[0])
+    trainer.fit(ones, ones, batch_size=1, verbose=0)
+    # Four exchanges of two steps, at rates of 1, 1/2, 1/3 and 1/4.
+    np.testing.assert_allclose(model.w, -2.0 * (1 + 1 / 2 + 1 / 3 + 1 / 4), rtol=1e-5)
+    assert trainer.state.export().sides
 
 
 class Stuck(Clocks):

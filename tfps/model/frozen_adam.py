@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from tfps import _keras
+from tfps import _keras_optimizers
 
 _ADAMS = frozenset({keras.optimizers.Adam, keras.optimizers.AdamW})
 
@@ -63,7 +63,7 @@ class Freezable:
         step = ops.cast(self.iterations + 1, variable.dtype)
         rate = ops.cast(learning_rate, variable.dtype)
         correction = 1 - self.beta_2**self.frozen_at
-        momentum, squares = _keras.adam_moments(self, variable)
+        momentum, squares = _keras_optimizers.adam_moments(self, variable)
         # An element that had no gradient before the freeze takes the scale of its first gradient.
         # Otherwise its update would be divided by epsilon.
         squares.assign(ops.where(squares > 0, squares, correction * ops.square(gradient)))

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from tfps import _keras
+from tfps import _keras_optimizers
 from tfps.model.optimizer_set import AnyOptimizer, OptimizerSet
 from tfps.model.optimizer_traits import (
     clips_on_servers,
@@ -51,7 +51,7 @@ def unscale_and_clip(
     for one, mine in owned(optimizer, len(gradients)):
         if not clips_on_servers(one):
             for some in _applied_together(optimizer, mine):
-                clipped = _keras.clip_gradients(one, [gradients[i] for i in some])
+                clipped = _keras_optimizers.clip_gradients(one, [gradients[i] for i in some])
                 for i, gradient in zip(some, clipped, strict=True):
                     gradients[i] = gradient
     return gradients, finite

@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeAlias
 import keras
 import tensorflow as tf
 
-from tfps import _keras, errors
+from tfps import _keras_creation, errors
 
 # From ids, integers of any shape, to their rows: a tensor [*ids.shape, ...].
 Find: TypeAlias = Callable[[tf.Tensor], tf.Tensor]
@@ -65,7 +65,7 @@ class Lookups:
     def _read(self, ids, name=None):
         del name
         self.ids.append(ids)
-        return _keras.autocast(self._variable, self._find(ids))
+        return _keras_creation.autocast(self._variable, self._find(ids))
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfps import _keras
+from tfps import _keras_metrics
 from tfps.model.combination import Combination, combinations, operations_after
 from tfps.model.stateless_model import StatelessModel
 from tfps.model.step_logs import Logs
@@ -39,7 +39,7 @@ class MetricMerging:
         # (metric that merges states by itself, indices of its variables)
         self._merged = [
             (metric, [index[id(v)] for v in metric.variables])
-            for metric in _keras.metrics_of(program.model)
+            for metric in _keras_metrics.metrics_of(program.model)
             if hasattr(metric, "merge_state") and all(id(v) in index for v in metric.variables)
         ]
         declared = [_DECLARED.get(v.aggregation) for v in program.metrics]
@@ -84,7 +84,7 @@ class MetricMerging:
             for i, (how, first) in enumerate(zip(self._how, start, strict=True))
         ]
         for metric, mine in self._merged:
-            merged = _keras.merged(metric, [[state[i] for i in mine] for state in states])
+            merged = _keras_metrics.merged(metric, [[state[i] for i in mine] for state in states])
             for i, value in zip(mine, merged, strict=True):
                 values[i] = value
         return values
@@ -101,7 +101,7 @@ def merging_of(
       train: whether the metrics are those of training. Otherwise they are those of evaluation.
       logs: of an own `test_step`. Those of an own `train_step` are the program's.
     """
-    if _keras.has_plain_metrics(program.model):
+    if _keras_metrics.has_plain_metrics(program.model):
         # Every state of Keras's own metrics is a sum; a test holds that.
         return MetricMerging(program, [Combination.SUM] * len(program.metrics))
     found: list[MetricMerging] = []
@@ -139,7 +139,7 @@ def untraced(program: StatelessModel) -> MetricMerging:
     Every state of Keras's own metrics is a sum; nobody knows what another metric does. A step may
     look at its metrics, so each worker carries them.
     """
-    metrics = filter(_keras.is_keras_metric, _keras.metrics_of(program.model))
+    metrics = filter(_keras_metrics.is_keras_metric, _keras_metrics.metrics_of(program.model))
     sums = {id(v) for metric in metrics for v in metric.variables}
     found = [Combination.SUM if id(v) in sums else Combination.UNKNOWN for v in program.metrics]
     return MetricMerging(program, found, read=True)

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfps import _keras, _tf
+from tfps import _keras_models, _keras_optimizers, _tf
 from tfps.model.metric_results import MetricResults
 from tfps.model.own_step import NotingScope
 from tfps.model.step_logs import Logs
@@ -62,8 +62,8 @@ class ModelVariables:
         self.counts: list[keras.Variable] = []
         self.logs: Logs | None = None
         self._listed = list(self.trainable), list(self.metrics)
-        self._compilation = _keras.compilation(model)
-        self._seeds = _keras.seed_states(model)
+        self._compilation = _keras_models.compilation(model)
+        self._seeds = _keras_models.seed_states(model)
         self.base_seeds = [v.numpy() for v in self._seeds]
         self._assigned: dict[int, keras.Variable] = {}  # In any scope until now, by `id`.
         self._noted: set[int] | None = None  # `id`s of what is assigned within `noting`.
@@ -118,12 +118,14 @@ class ModelVariables:
         same = all([id(v) for v in now] == [id(v) for v in then] for now, then in pairs)
         rates = self._current_rates()
         same = same and all(now is then for now, then in zip(rates, self._rates, strict=True))
-        return same and self._compilation == _keras.compilation(self.model)
+        return same and self._compilation == _keras_models.compilation(self.model)
 
     def _current_rates(self) -> list[Any]:
         """What gives the optimizers their learning rates: variables, schedules or callables."""
-        inside = [one for optimizer in self.optimizers for one in _keras.nested(optimizer)]
-        return [_keras.learning_rate_of(one) for one in inside]
+        inside = [
+            one for optimizer in self.optimizers for one in _keras_optimizers.nested(optimizer)
+        ]
+        return [_keras_optimizers.learning_rate_of(one) for one in inside]
 
     def found_unlisted(self) -> list[keras.Variable]:
         """The variables that steps traced until now assign, and that no attribute lists."""

@@ -6,8 +6,7 @@ from typing import TypeAlias
 
 import keras
 
-from tfps import _keras, _keras_variables, errors
-
+from tfps import _keras_optimizers, _keras_variables, errors
 
 # The calls of `apply` that concern a variable whose optimizer is applied once in a step.
 ONCE = (0,)
@@ -79,7 +78,7 @@ def in_force(
     """
     if len(optimizers) > 1 or calls:
         for one in optimizers:
-            if len(_keras.nested(one)) > 1:
+            if len(_keras_optimizers.nested(one)) > 1:
                 raise errors.ConfigError(
                     f"{one.name} is a {type(one).__name__}, which goes with no other optimizer in "
                     "the same model; use plain optimizers, and a loss_scale_factor or bfloat16"
@@ -92,5 +91,7 @@ def in_force(
         return optimizer
     if not optimizer.built:
         _keras_variables.build_without_memory(optimizer, list(trainable))
-    _keras.require_known(several, trainable)
-    return OptimizerSet(tuple(several.optimizers), _keras.owners(several, trainable), optimizer)
+    _keras_optimizers.require_known(several, trainable)
+    return OptimizerSet(
+        tuple(several.optimizers), _keras_optimizers.owners(several, trainable), optimizer
+    )

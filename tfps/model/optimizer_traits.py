@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfps import _keras, errors
+from tfps import _keras_optimizers, errors
 from tfps.model.optimizer_set import AnyOptimizer, OptimizerSet
 
 # The update of an element reads no other element, so buckets and shards change no result.
@@ -61,10 +61,10 @@ def counted(optimizer: AnyOptimizer, count: keras.Variable) -> int | None:
     together, and None if the variable counts something else.
     """
     for k, one in enumerate(each(optimizer)):
-        if _keras.update_count(one) is count:
+        if _keras_optimizers.update_count(one) is count:
             return k
     around = whole(optimizer)
-    if around is None or _keras.update_count(inner(around)) is not count:
+    if around is None or _keras_optimizers.update_count(inner(around)) is not count:
         return None
     owners = optimizer.owners if isinstance(optimizer, OptimizerSet) else []
     return min((k for k in owners if k is not None), default=0)
@@ -152,7 +152,7 @@ def rate_of(optimizer: AnyOptimizer) -> Any:
     """What gives the learning rate: a variable, a schedule or a callable; None for a set."""
     if isinstance(optimizer, OptimizerSet):
         return None
-    return _keras.learning_rate_of(inner(optimizer))
+    return _keras_optimizers.learning_rate_of(inner(optimizer))
 
 
 def settable_rate(optimizer: AnyOptimizer) -> float:
@@ -186,7 +186,7 @@ def assigned_rate(optimizer: AnyOptimizer) -> float | None:
     """
     if isinstance(optimizer, OptimizerSet):
         return None
-    rate = _keras.learning_rate_of(inner(optimizer))
+    rate = _keras_optimizers.learning_rate_of(inner(optimizer))
     return float(rate.numpy()) if isinstance(rate, keras.Variable) else None
 
 

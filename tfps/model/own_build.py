@@ -5,7 +5,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfps import _keras, _tf
+from tfps import _keras_interception, _keras_models, _tf
 from tfps.model.batches import example, without_optionals
 
 
@@ -20,20 +20,20 @@ def build_own(model: keras.Model, batch_spec: Any, mode: str) -> None:
       batch_spec: nested `tf.TypeSpec`s of a batch.
       mode: "train", "test" or "predict".
     """
-    if _keras.is_built(model):
+    if _keras_models.is_built(model):
         return
     step = getattr(model, f"{mode}_step")
 
     def run(batch):
         with (
             _tf.functions_inlined(),
-            _keras.intercepted(lambda *args: None, lambda optimizer, loss: loss),
+            _keras_interception.intercepted(lambda *args: None, lambda optimizer, loss: loss),
         ):
             step(batch)
 
     spec = without_optionals(batch_spec)
     if model.run_eagerly:
-        with _keras.unchanged_variables():
+        with _keras_interception.unchanged_variables():
             run(example(spec))
     else:
         tf.function(run, autograph=False).get_concrete_function(spec)

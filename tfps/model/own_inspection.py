@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfps import _keras, errors
+from tfps import _keras_optimizers, errors
 from tfps.model import optimizer_traits
 from tfps.model.batches import without_optionals
 from tfps.model.inspection import Inspection, require_gradients
@@ -59,8 +59,8 @@ def inspect_own(model: StatelessModel, batch_spec: Any) -> Inspection:
 
 def count_candidates(model: StatelessModel) -> list[keras.Variable]:
     """The variables of `iterations` that a step may read; see `StatelessModel.counts`."""
-    optimizers = _keras.optimizers_of(model.model)
-    return [_keras.update_count(optimizer_traits.inner(o)) for o in optimizers]
+    optimizers = _keras_optimizers.optimizers_of(model.model)
+    return [_keras_optimizers.update_count(optimizer_traits.inner(o)) for o in optimizers]
 
 
 def inspect_test(model: StatelessModel, batch_spec: Any) -> StepLogs | None:
@@ -226,8 +226,10 @@ class Findings:
         for optimizer in self.optimizers:
             calls = [c for c in self._recorder.applied if c.optimizer is optimizer]
             if len(calls) > 1:
-                what = "the mean of what a variable is given, as many times" if self.calls else (
-                    "the sum of what a variable is given, once"
+                what = (
+                    "the mean of what a variable is given, as many times"
+                    if self.calls
+                    else ("the sum of what a variable is given, once")
                 )
                 warnings.warn(
                     f"{self._name}.train_step calls {optimizer.name}.apply {len(calls)} times; all "
@@ -239,7 +241,7 @@ class Findings:
     def _repeated(self, counted: dict[int, int]) -> tuple[list[tuple[int, ...]], list[int]]:
         """`calls` and `num_calls`, of the number of calls by `id` of an optimizer."""
         # An optimizer with others inside updates them in a way of its own.
-        plain = all(len(_keras.nested(o)) == 1 for o in self.optimizers)
+        plain = all(len(_keras_optimizers.nested(o)) == 1 for o in self.optimizers)
         if not plain or max(counted.values(), default=1) == 1:
             return [], []
         calls = [tuple(self._calls.get(id(v), ONCE)) for v in self.trainable]
@@ -271,7 +273,9 @@ class Findings:
 
     def _require_free(self, others: Sequence[keras.Variable], model: StatelessModel) -> None:
         of_optimizers = {
-            id(v) for o in _keras.optimizers_of(model.model) for v in _keras.settings_of(o)
+            id(v)
+            for o in _keras_optimizers.optimizers_of(model.model)
+            for v in _keras_optimizers.settings_of(o)
         }
         for variable in others:
             if id(variable) in of_optimizers:

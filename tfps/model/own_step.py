@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from tfps import _keras, _tf, errors
+from tfps import _keras_interception, _keras_models, _keras_optimizers, _tf, errors
 from tfps.model.optimizer_traits import is_dynamically_scaled, static_loss_scale
 
 
@@ -166,12 +166,12 @@ def recording(
       What notes the calls of `apply`.
     """
     recorder = Recorder(loss_scale)
-    watched = [(v, t) for v, t in stand_ins if _keras.watched_when_read(v)]
+    watched = [(v, t) for v, t in stand_ins if _keras_interception.watched_when_read(v)]
     tensors: Mapping[int, tf.Tensor] = {id(v): t for v, t in stand_ins}
     with (
         _tf.tapes_watch(watched) as recorder.computed,
-        _keras.handles_are(tensors),
-        _keras.intercepted(recorder.apply, recorder.scale_loss),
+        _keras_interception.handles_are(tensors),
+        _keras_interception.intercepted(recorder.apply, recorder.scale_loss),
     ):
         yield recorder
 
@@ -187,12 +187,12 @@ def own_method(model: keras.Model, mode: str) -> str | None:
       The name, or None if the model does it as every Keras model does.
     """
     method = f"{mode}_step"
-    own = _keras.overrides(model, method)
+    own = _keras_models.overrides(model, method)
     if mode != "predict":
         # Also what these return is the model's own.
-        own = own or _keras.overrides(model, "compute_metrics")
+        own = own or _keras_models.overrides(model, "compute_metrics")
     if mode == "train":
-        own = own or _keras.applies_its_own_way(getattr(model, "optimizer", None))
+        own = own or _keras_optimizers.applies_its_own_way(getattr(model, "optimizer", None))
     return method if own else None
 
 

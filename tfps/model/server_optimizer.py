@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import keras
 import tensorflow as tf
 
-from tfps import _keras
+from tfps import _keras_creation
 from tfps.model.frozen_adam import Frozen
 from tfps.model.optimizer_set import ONCE, AnyOptimizer, OptimizerSet
 from tfps.model.stateless_optimizer import StatelessOptimizer
@@ -157,7 +157,7 @@ class RowOptimizer(ServerOptimizer):
         ]
         for v, by_row in zip([row, *of_row], [True, *self.by_row], strict=True):
             if by_row:
-                _keras.forget_rows(v)
+                _keras_creation.forget_rows(v)
 
     @property
     def handles(self) -> list[tf.Tensor]:

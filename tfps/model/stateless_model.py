@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tfps import _keras
+from tfps import _keras_metrics, _keras_models
 from tfps.model.batches import length, without_optionals
 from tfps.model.lookups import Rows, reading_rows
 from tfps.model.model_variables import ModelVariables
@@ -229,9 +229,9 @@ class StatelessModel(ModelVariables):
           training: whether layers run in training mode.
           metrics: whether to update the metrics with the batch.
         """
-        x, y, sample_weight = _keras.unpack_batch(without_optionals(batch))
-        y_pred = _keras.call(self.model, x, training)
-        loss = _keras.compute_loss(self.model, x, y, y_pred, sample_weight, training)
+        x, y, sample_weight = _keras_models.unpack_batch(without_optionals(batch))
+        y_pred = _keras_models.call(self.model, x, training)
+        loss = _keras_models.compute_loss(self.model, x, y, y_pred, sample_weight, training)
         if metrics:
-            _keras.add_metrics(self.model, loss, x, y, y_pred, sample_weight)
+            _keras_metrics.add_metrics(self.model, loss, x, y, y_pred, sample_weight)
         return loss

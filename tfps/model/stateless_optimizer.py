@@ -15,8 +15,8 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from tfps import _keras, errors
-from tfps._keras import BaseOptimizer
+from tfps import _keras_optimizers, errors
+from tfps._keras_optimizers import BaseOptimizer
 from tfps.model.frozen_adam import Freezable, Frozen, can_freeze
 from tfps.model.optimizer_traits import clips_on_servers, inner
 
@@ -72,18 +72,18 @@ class StatelessOptimizer:
         self._clone = _stateless_clone(inner(optimizer))
         self._clone.decayed = {id(v): d for v, d in zip(variables, decayed, strict=True)}
         self._clone.build(self._built_for)
-        rate = _keras.learning_rate_of(self._clone)
+        rate = _keras_optimizers.learning_rate_of(self._clone)
         # A learning rate that can be set is an argument of every update, so that a callback's
         # change is in force at once. A schedule is computed from `iterations` where the update is.
         self.rate = rate if isinstance(rate, keras.Variable) else None
         self.variables = list(self._clone.variables)
-        named = zip(self.variables, _keras.slot_names(self._clone), strict=True)
+        named = zip(self.variables, _keras_optimizers.slot_names(self._clone), strict=True)
         mine = [(v, name) for v, name in named if v is not self.rate]
         self.state = [v for v, _ in mine]
         self.state_names = [name for _, name in mine]
         index = {id(v): i for i, v in enumerate(self.state)}
-        self.iterations = index[id(_keras.update_count(self._clone))]
-        self.averages = [index[id(v)] for v in _keras.moving_averages(self._clone)]
+        self.iterations = index[id(_keras_optimizers.update_count(self._clone))]
+        self.averages = [index[id(v)] for v in _keras_optimizers.moving_averages(self._clone)]
 
     def apply(
         self,
@@ -114,7 +114,7 @@ class StatelessOptimizer:
         if self.rate is not None:
             given[id(self.rate)] = learning_rate if scale is None else learning_rate * scale
         elif scale is not None:
-            optimizer = _keras.with_rate_times(optimizer, scale)
+            optimizer = _keras_optimizers.with_rate_times(optimizer, scale)
         if frozen is not None and self._can_freeze:
             optimizer = self._with_frozen(optimizer, frozen)
         pairs = [*zip(self._built_for, values, strict=True)]
@@ -122,7 +122,9 @@ class StatelessOptimizer:
         with keras.StatelessScope(pairs) as scope:
             for call in range(self._num_calls):
                 self._call(optimizer, call, gradients)
-        after = [[scope.get_current_value(v) for v in some] for some in (self._built_for, self.state)]
+        after = [
+            [scope.get_current_value(v) for v in some] for some in (self._built_for, self.state)
+        ]
         return after[0], after[1]
 
     def _call(
@@ -134,12 +136,12 @@ class StatelessOptimizer:
             optimizer.apply([gradients[i] for i in mine], [self._built_for[i] for i in mine])
         else:
             # It concerns variables of other servers only, and is counted everywhere.
-            count = _keras.update_count(optimizer)
+            count = _keras_optimizers.update_count(optimizer)
             count.assign(count + 1)
 
     def _with_frozen(self, optimizer, frozen: Frozen) -> keras.optimizers.Optimizer:
         chosen = zip(self._built_for, frozen.variables, strict=True)
-        return _keras.variant(
+        return _keras_optimizers.variant(
             optimizer,
             frozen=frozenset(id(v) for v, is_frozen in chosen if is_frozen),
             frozen_at=max(1, frozen.after // (optimizer.gradient_accumulation_steps or 1)),
@@ -204,9 +206,9 @@ def _stateless_clone(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.
     cls = type(optimizer)
     bases = (Freezable, cls, _Stateless) if can_freeze(optimizer) else (cls, _Stateless)
     clone_class: Any = type(f"Stateless{cls.__name__}", bases, {})
-    rate = _keras.learning_rate_of(optimizer)
+    rate = _keras_optimizers.learning_rate_of(optimizer)
     schedule = isinstance(rate, keras.optimizers.schedules.LearningRateSchedule)
-    config = _keras.config_without_rate(optimizer)
+    config = _keras_optimizers.config_without_rate(optimizer)
     # `gradients.unscale_and_clip` has done this on the worker.
     done = ["loss_scale_factor"]
     if not clips_on_servers(optimizer):

@@ -16,7 +16,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfps import _keras, _keras_variables as contents
+from tfps import _keras_optimizers, _keras_variables as contents
 from tfps.store.columns import Source
 
 # s that fetching may take after an error.
@@ -79,8 +79,8 @@ class ModelCopy:
       is_following: whether the servers are the truth.
       is_lost: whether slots could not be fetched after an error. What is on the servers is then of
         no more use.
-      ask: calls a function that reads or writes what is on the servers, and returns what it returns.
-        It may give up waiting for a server.
+      ask: calls a function that reads or writes what is on the servers, and returns what the
+        function returns. It may give up waiting for a server.
     """
 
     def __init__(self, optimizers: Sequence[keras.optimizers.Optimizer]):
@@ -211,7 +211,7 @@ class ModelCopy:
         """Lets the optimizer start afresh, because not all of its slots could be fetched."""
         self.is_lost = True
         for optimizer in self._optimizers:
-            _keras.unbuild(optimizer)
+            _keras_optimizers.unbuild(optimizer)
 
     def outdate(self) -> None:
         """Notes that the servers have moved on."""

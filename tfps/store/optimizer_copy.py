@@ -3,7 +3,7 @@
 import keras
 import tensorflow as tf
 
-from tfps import _keras, _keras_variables as contents
+from tfps import _keras_optimizers, _keras_variables as contents
 from tfps.model import optimizer_traits
 from tfps.model.loss_scale import LossScale
 from tfps.model.optimizer_set import AnyOptimizer, OptimizerSet
@@ -96,11 +96,13 @@ class OptimizerCopy:
             optimizer_traits.owned(self._optimizer, len(self._trainable))
         ):
             if one.built:
-                _keras.require_known(one, [self._trainable[i] for i in mine])
+                _keras_optimizers.require_known(one, [self._trainable[i] for i in mine])
             self._link(one, f"{k}/" if several else "")
         whole = optimizer_traits.whole(self._optimizer)
         if several and whole is not None:
-            for _, name, state in _keras.slots_of(optimizer_traits.inner(whole), alone=True):
+            for _, name, state in _keras_optimizers.slots_of(
+                optimizer_traits.inner(whole), alone=True
+            ):
                 if name == "iterations":
                     self._copy.add(state, self.updates)
         if self._scale and whole is not None and whole.built:
@@ -116,10 +118,10 @@ class OptimizerCopy:
           prefix: of the names of its state that belongs to no variable.
         """
         index = {id(v): i for i, v in enumerate(self._trainable)}
-        rate = _keras.learning_rate_of(optimizer)
+        rate = _keras_optimizers.learning_rate_of(optimizer)
         if isinstance(rate, keras.Variable) and f"{prefix}learning_rate" in self._scalars:
             self._copy.add(rate, self._scalars[f"{prefix}learning_rate"])
-        for owner, name, state in _keras.slots_of(optimizer):
+        for owner, name, state in _keras_optimizers.slots_of(optimizer):
             i = None if owner is None else index.get(id(owner))
             if owner is None and name == "iterations" and not prefix:
                 self._copy.add(state, self.updates)
@@ -135,7 +137,7 @@ class OptimizerCopy:
         return {
             id(state): owner
             for one in optimizer_traits.each(self._optimizer)
-            for owner, name, state in _keras.slots_of(one)
+            for owner, name, state in _keras_optimizers.slots_of(one)
             if owner is not None and name == "model_variables_moving_average"
         }
 

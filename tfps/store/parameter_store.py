@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfps import _keras, errors
+from tfps import _keras_creation, errors
 from tfps.cluster.devices import ps_device
 from tfps.model import optimizer_traits
 from tfps.model.loss_scale import LossScale
@@ -107,7 +107,7 @@ class ParameterStore:
         if first.variable in self.plan.remote:
             initial = {"initializer": self.plan.remote[first.variable].parts[bucket.ps]}
         trained = bucket.kind.treatment.trained
-        with tf.device(ps_device(bucket.ps)), _keras.path(path) as name:
+        with tf.device(ps_device(bucket.ps)), _keras_creation.path(path) as name:
             variable = keras.Variable(**initial, trainable=trained, name=name)
         if trained:
             variable.constraint = bucket.kind.constraint

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfps import _keras, errors
+from tfps import _keras_optimizers, errors
 from tfps.compression import Codec, Identity, with_feedback
 from tfps.model import optimizer_traits, server_optimizer
 from tfps.model.inspection import Inspection
@@ -164,7 +164,7 @@ class Plan:
             index, calls = 0, ONCE
             if isinstance(optimizer, OptimizerSet):
                 index, calls = optimizer.owners[i] or 0, optimizer.calls_of(i)
-            decayed = _keras.decays(owner, v)
+            decayed = _keras_optimizers.decays(owner, v)
             kinds.append(Kind(treatment, push, pull, decayed, v.constraint, index, calls))
         for v, updated in zip(program.state, inspection.updated, strict=True):
             # Of what a step writes back, a codec's error would add up.

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfps import _keras, errors
+from tfps import _keras_creation, errors
 from tfps.cluster.devices import ps_device
 from tfps.store.placement import rows_dealt
 
@@ -54,7 +54,9 @@ class RemoteVariable:
         makers = []
         for ps, (begin, end) in enumerate(self.row_ranges):
             part_shape = (end - begin, *self.shape[1:])
-            part = _keras.initializer_of_part(initializer, tuple(self.shape), part_shape, ps)
+            part = _keras_creation.initializer_of_part(
+                initializer, tuple(self.shape), part_shape, ps
+            )
             if part is None:
                 raise errors.ConfigError(
                     f"{name} {tuple(self.shape)} is too large for the chief, and the values of "

@@ -169,7 +169,8 @@ class Kind(NamedTuple):
       decayed: whether the optimizer's weight decay applies.
       constraint: the Keras constraint, or None if there is none.
       owner: the index of the optimizer in a set; 0 if the model has one optimizer.
-      calls: which calls of the optimizer's `apply` in a step concern the shards; see `OptimizerSet`.
+      calls: which calls of the optimizer's `apply` in a step concern the shards; see
+        `OptimizerSet`.
     """
 
     treatment: Treatment

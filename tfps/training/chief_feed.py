@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfps import _keras, _tf, errors
+from tfps import _keras_models, _tf, errors
 from tfps.model.batches import without_optionals
 from tfps.training.feeds import FeedPosition, Work, shapes_of
 from tfps.worker.batch_loop import Stack
@@ -30,7 +30,7 @@ class ChiefFeed:
         """
         if isinstance(data["x"], tf.data.Dataset):
             data["shuffle"] = False  # Keras would warn that a dataset shuffles itself.
-        epochs = _keras.EpochIterator(steps_per_epoch=steps_per_epoch, **data)
+        epochs = _keras_models.EpochIterator(steps_per_epoch=steps_per_epoch, **data)
         self._adapter = epochs.data_adapter
         self._dataset = self._adapter.get_tf_dataset()
         self._steps = epochs.steps_per_epoch

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tfps import _keras
+from tfps import _keras_metrics
 from tfps.model.metric_merging import MetricMerging
 from tfps.model.stateless_model import StatelessModel
 from tfps.model.step_logs import Logs
@@ -75,6 +75,6 @@ class MetricTotals:
             totals = self._merging.merge(self.start, [m for _, m in sorted(self._latest.items())])
         results = self._program.results.publish(totals)
         if self._logs is None or (final and self._logs.names == set(results)):
-            return _keras.to_floats(results)
+            return _keras_metrics.to_floats(results)
         metrics = self._program.results.cast(totals)
-        return _keras.to_floats(self._logs.result(metrics, self._extras, results))
+        return _keras_metrics.to_floats(self._logs.result(metrics, self._extras, results))

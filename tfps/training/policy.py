@@ -6,7 +6,7 @@ import json
 
 import keras
 
-from tfps import _keras, errors
+from tfps import _keras_optimizers, errors
 from tfps.training.schedule import RoundSchedule, Schedule
 
 
@@ -52,7 +52,7 @@ class Exchange:
         outer = self.outer
         if isinstance(outer, keras.optimizers.Optimizer):
             # Keras gives each optimizer of a process another name, and the rate may be changed.
-            config = _keras.config_without_rate(outer)
+            config = _keras_optimizers.config_without_rate(outer)
             config |= {"name": type(outer).__name__, "learning_rate": None}
             outer = json.dumps(keras.saving.serialize_keras_object(config), sort_keys=True)
         return f"in_rounds={self.in_rounds},staleness_scaling={self.staleness_scaling},{outer}"

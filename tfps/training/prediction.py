@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from tfps import _keras, _tf
+from tfps import _keras_models, _tf
 from tfps.training.feeds import Feed, Work
 from tfps.training.session import Session
 from tfps.training.work_loop import WorkLoop
@@ -113,7 +113,7 @@ class PredictionRun:
         begin = group * self._group
         batches = range(begin, begin + self._group)
         parts = [self._outputs[i] for i in batches if i in self._outputs]
-        outputs = parts[0] if len(parts) == 1 else _keras.concatenated(parts)
+        outputs = parts[0] if len(parts) == 1 else _keras_models.concatenated(parts)
         self._callbacks.on_predict_batch_end(begin + self._group - 1, {"outputs": outputs})
         self._own.load_if_changed()
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import keras
 
-from tfps import _keras, errors
+from tfps import _keras_optimizers, errors
 from tfps.model import optimizer_traits
 from tfps.model.optimizer_set import AnyOptimizer, OptimizerSet
 from tfps.store.aggregation import Applied, Summed
@@ -107,7 +107,10 @@ def require_local(optimizer: AnyOptimizer, plan: Plan | None) -> None:
             f"{list(optimizer.num_calls)} calls of its optimizers' apply; use Async, "
             "BoundedStaleness or Sync"
         )
-    if len(optimizers := optimizers_of(optimizer)) > 1 or len(_keras.nested(optimizers[0])) > 1:
+    if (
+        len(optimizers := optimizers_of(optimizer)) > 1
+        or len(_keras_optimizers.nested(optimizers[0])) > 1
+    ):
         raise errors.ConfigError(
             "LocalSteps does not go with several optimizers (MultiOptimizer), whose learning rates "
             "are on the servers; use one optimizer, or Async, BoundedStaleness or Sync"

@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 
-from tfps import _keras
+from tfps import _keras_models
 from tfps.cluster.calls import WorkerCalls
 from tfps.model.metric_merging import MetricMerging
 from tfps.model.own_build import build_own
@@ -111,9 +111,9 @@ class Session:
         """
         self.calls.settle()
         mode = "train" if train else "test" if targets else "predict"
-        own = _keras.overrides(self.model, f"{mode}_step") or self.model.run_eagerly
+        own = _keras_models.overrides(self.model, f"{mode}_step") or self.model.run_eagerly
         if not own:
-            _keras.build(self.model, feed.batch_spec, targets)
+            _keras_models.build(self.model, feed.batch_spec, targets)
         elif mode not in self._built:
             # Parts that no step uses are never built.
             build_own(self.model, feed.batch_spec, mode)

@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from tfps import _keras, _keras_variables, errors
+from tfps import _keras_metrics, _keras_models, _keras_optimizers, _keras_variables, errors
 from tfps.cluster import sockets
 from tfps.model import optimizer_traits
 from tfps.strategy import ParameterServerStrategy
@@ -142,7 +142,7 @@ class Trainer:
         self._session = Session(model, strategy, overlap, traffic, push_warmup, step_timeout)
         weakref.finalize(self, self._session.calls.close)
         self.consistency = consistency or Async()
-        _keras.detach_from_strategy(model)
+        _keras_models.detach_from_strategy(model)
 
     @property
     def consistency(self) -> ConsistencyPolicy:
@@ -219,18 +219,18 @@ class Trainer:
           StepTimeout: a call took longer than `step_timeout`.
         """
         model, session = self.model, self._session
-        _keras.check_compiled(model, "fit")
+        _keras_models.check_compiled(model, "fit")
         most = keras.config.max_epochs()
         if most and most < epochs:
             warnings.warn(f"Limiting epochs to {most}", stacklevel=3)
             epochs = most
         # Which optimizers an own `train_step` uses is found by tracing it.
-        if not _keras.overrides(model, "train_step"):
+        if not _keras_models.overrides(model, "train_step"):
             if model.optimizer is None:
                 raise errors.ConfigError("fit needs an optimizer; pass one to model.compile")
             optimizer_traits.require_supported(model.optimizer, self.strategy.cluster.num_ps)
         if validation_split and validation_data is None:
-            (x, y, sample_weight), validation_data = _keras.split_validation(
+            (x, y, sample_weight), validation_data = _keras_models.split_validation(
                 (x, y, sample_weight), validation_split=validation_split
             )
         feed = session.feed(
@@ -262,14 +262,14 @@ class Trainer:
             try:
                 if resumed is not None:
                     initial_epoch = self._resume(resumed, feed)
-                epochs_to_run = range(_keras.initial_epoch(model, initial_epoch), epochs)
+                epochs_to_run = range(_keras_models.initial_epoch(model, initial_epoch), epochs)
                 logs = self._train(feed, validation, validation_freq, epochs_to_run, hooks)
             finally:
                 session.state.end_fit()
             if epochs > 0:
                 session.calls.ask(store.finalize)
         if epochs > 0:
-            _keras.finalize(model)
+            _keras_optimizers.finalize(model)
         session.served.program.move_seeds()
         hooks.train_end(logs)
         return model.history
@@ -296,7 +296,7 @@ class Trainer:
             epoch = Epoch(session, feed, hooks, lambda: self.consistency)
             hooks.epoch_begin(number)
             logs = epoch.run()
-            if validation and _keras.should_evaluate(model, number, validation_freq):
+            if validation and _keras_models.should_evaluate(model, number, validation_freq):
                 evaluated = self._evaluate(validation, hooks.callbacks, verbose=0)
                 logs.update({f"val_{name}": value for name, value in evaluated.items()})
             stats = epoch.stats
@@ -327,12 +327,12 @@ class Trainer:
 
         The workers share the batches. With a `dataset_fn`, each worker's dataset is visited once.
         """
-        _keras.check_compiled(self.model, "evaluate")
+        _keras_models.check_compiled(self.model, "evaluate")
         feed = self._session.feed(
             x, steps, y=y, sample_weight=sample_weight, batch_size=batch_size, shuffle=False
         )
         logs = self._evaluate(feed, callbacks, verbose)
-        return logs if return_dict else _keras.flatten_metrics(self.model, logs)
+        return logs if return_dict else _keras_metrics.flatten_metrics(self.model, logs)
 
     @_errors_named
     def predict(
@@ -367,7 +367,7 @@ class Trainer:
             callbacks.on_predict_end()
         if not outputs:
             raise errors.DataError("predict was given no batch; the input is empty")
-        return _keras.concatenated(outputs)
+        return _keras_models.concatenated(outputs)
 
     def _resume(self, chief: ChiefState, feed: Feed) -> int:
         """Goes on where a restored state was exported; returns the epoch to begin with."""
@@ -381,7 +381,7 @@ class Trainer:
         if callable(validation_data):
             x, y, sample_weight = validation_data, None, None
         else:
-            x, y, sample_weight = _keras.unpack_batch(validation_data)
+            x, y, sample_weight = _keras_models.unpack_batch(validation_data)
         return self._session.feed(
             x,
             steps,
