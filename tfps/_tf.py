@@ -189,6 +189,8 @@ def functions_inlined() -> Iterator[None]:
     """Makes calls of `tf.function`s by this thread a part of the code around them.
 
     Otherwise what they assign to variables in a stateless scope would be tensors of other graphs.
+    Functions that Keras itself compiles with XLA assign nothing, and stay functions: what they do,
+    such as a convolution of groups on a processor, has no other kernel.
     """
     thread, function_class = threading.get_ident(), polymorphic_function.Function
     call = function_class.__call__
@@ -197,6 +199,8 @@ def functions_inlined() -> Iterator[None]:
         if threading.get_ident() != thread:
             return call(function, *args, **kwargs)
         python = function.python_function
+        if function._jit_compile and python.__module__.startswith("keras."):
+            return call(function, *args, **kwargs)
         # As TensorFlow binds them: to the signature if there is one, with its dtypes.
         bound = function_type_utils.canonicalize_function_inputs(
             args, kwargs, function.function_type, function._default_values

@@ -167,7 +167,7 @@ def test_what_the_chief_asks_has_a_limit(connect, monkeypatch):
     dispatcher = WorkerCalls(connect(workers=2).cluster, limit=0.3)
     release = threading.Event()
     with pytest.raises(
-        tfps.StepTimeout, match="has not answered the chief.* step_timeout above 0.3"
+        tfps.StepTimeout, match=r"has not answered the chief.* step_timeout above 0\.3"
     ):
         dispatcher.ask(lambda: release.wait(10))
     assert dispatcher.ask(lambda: 3) == 3  # What hangs is left behind.

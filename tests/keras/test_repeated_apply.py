@@ -146,13 +146,14 @@ def test_a_wgan_gp_trains_as_well_as_in_keras(connect):
     for run in ("tfps", "keras"):
         keras.utils.set_random_seed(1)
         model = Critic()
-        model.compile(5e-3)
+        model.compile(2e-3)
         train = tfps.Trainer(model, strategy).fit if run == "tfps" else model.fit
-        train(real, batch_size=64, epochs=30, verbose=0)
+        train(real, batch_size=64, epochs=20, verbose=0)
         made[run] = model.generator.predict(noise, verbose=0)
-        assert int(model.of_critic.iterations) == 3 * int(model.of_generator.iterations) == 3 * 240
-    for samples in made.values():
-        assert abs(samples.mean() - 3.0) < 0.5, {k: (v.mean(), v.std()) for k, v in made.items()}
+        assert int(model.of_critic.iterations) == 3 * int(model.of_generator.iterations) == 3 * 160
+    mine, theirs = (samples.mean() for samples in made.values())
+    assert theirs > 1.0  # It began at 0, and is on its way to 3.
+    assert abs(mine - theirs) < 0.15 * theirs
 
 
 def test_local_steps_refuse(connect):

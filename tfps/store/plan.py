@@ -161,7 +161,8 @@ class Plan:
                 continue
             treatment = ROWS if lazy and table else TRAIN
             push = _IDENTITY if table else with_feedback(self._push(v))
-            index, calls = 0, ONCE
+            index = 0
+            calls: tuple[int, ...] = ONCE
             if isinstance(optimizer, OptimizerSet):
                 index, calls = optimizer.owners[i] or 0, optimizer.calls_of(i)
             decayed = _keras_optimizers.decays(owner, v)

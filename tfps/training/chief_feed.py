@@ -24,7 +24,8 @@ class ChiefFeed:
         """Adapts what `keras.Model.fit` takes.
 
         Args:
-          steps_per_epoch: batches in an epoch; None for the whole input.
+          steps_per_epoch: batches in an epoch; None for the whole input. As in Keras, an epoch has
+            whole calls, and so up to `steps_per_execution - 1` batches more.
           steps_per_execution: batches in a call at most.
           **data: x, y, sample_weight, batch_size, shuffle, class_weight.
         """
@@ -35,6 +36,8 @@ class ChiefFeed:
         self._dataset = self._adapter.get_tf_dataset()
         self._steps = epochs.steps_per_epoch
         self.num_batches = epochs.num_batches
+        calls = math.inf if not self.num_batches else -(-self.num_batches // steps_per_execution)
+        self._most = calls * steps_per_execution
         self.batch_spec = without_optionals(self._dataset.element_spec)
         flat = tf.nest.flatten(self.batch_spec)
         self._is_plain = all(isinstance(s, tf.TensorSpec) for s in flat)
@@ -44,8 +47,9 @@ class ChiefFeed:
         self._used = 0  # batches of the present pass
         self._skip = 0  # batches to leave out of the next pass
 
-    def regroup(self, group: int) -> None:
+    def regroup(self, group: int, alike: bool = False) -> None:
         """See `feeds.Feed`; batches that are more than tensors do not come in groups."""
+        self._alike = alike
         self.group = group if self._stackable else 1
         self.source_spec = _stacked(self.batch_spec) if self.group > 1 else self.batch_spec
 
@@ -58,15 +62,35 @@ class ChiefFeed:
         self._adapter.on_epoch_begin()
         if self._steps is None or self._pass is None:
             self._begin_pass()
-        self._left = self.num_batches or math.inf
+        self._left = self._most
         self._taken = 0
         self._ahead = None
 
     def take(self, worker: int, most: float = math.inf) -> Work | None:
-        """See `feeds.WorkSource`; the batches of a work are alike in shape."""
+        """See `feeds.WorkSource`."""
         del worker
-        batches: list = []
-        while len(batches) < min(self.group, self._left, most):
+        parts: list[Work] = []
+        wanted = min(self.group, self._left, most)
+        # The end of the input sets what is left of `steps_per_epoch` to 0.
+        while min(wanted, self._left) > 0 and (batches := self._take_alike(wanted)):
+            if self.group == 1:
+                parts.append(Work(batches[0], 1, is_sure=True))
+            else:
+                stack = Stack(keras.tree.map_structure(_stack, *batches))
+                parts.append(Work(stack, len(batches), is_sure=True))
+            wanted -= len(batches)
+            if self._alike:
+                break
+        count = sum(part.count for part in parts)
+        self._left -= count
+        if len(parts) > 1:
+            return Work(None, count, is_sure=True, parts=tuple(parts))
+        return parts[0] if parts else None
+
+    def _take_alike(self, most: float) -> list[Any]:
+        """The next batches of the same shape; empty at the end of the epoch."""
+        batches: list[Any] = []
+        while len(batches) < most:
             batch = self._ahead if self._ahead is not None else self._next()
             self._ahead = None
             if batch is None:
@@ -75,12 +99,7 @@ class ChiefFeed:
                 self._ahead = batch
                 break
             batches.append(batch)
-        if not batches:
-            return None
-        self._left -= len(batches)
-        if self.group == 1:
-            return Work(batches[0], 1, is_sure=True)
-        return Work(Stack(keras.tree.map_structure(_stack, *batches)), len(batches), is_sure=True)
+        return batches
 
     def done(self, worker: int, work: Work, steps: int) -> None:
         """See `feeds.WorkSource`; every batch that was dealt out is used."""

@@ -66,7 +66,10 @@ class EvaluationRun:
 
         def call() -> Report:
             replace()
-            vector, own = step(handles, pulled, work.source, each[worker], work.count, number)
+            own, first = each[worker], number
+            for part in work.steps:
+                vector, own = step(handles, pulled, part.source, own, part.count, first)
+                own, first = own._replace(report=[vector]), first + part.count
             report, following = reports.take(worker, work, vector)
             each[worker] = own._replace(report=[following])
             return report

@@ -22,16 +22,24 @@ class Work:
       source: an iterator on the worker, one batch, or a `Stack` of batches.
       count: how many batches to take from the source at most.
       is_sure: whether the source has so many batches for sure.
+      parts: the works that this one consists of, one after the other in the same call, if its
+        batches differ in shape; `source` is None then. Otherwise empty.
     """
 
     source: Any
     count: int
     is_sure: bool = False
+    parts: tuple["Work", ...] = ()
 
     @property
     def takes(self) -> int:
         """How many batches to take from the source at most."""
         return self.count
+
+    @property
+    def steps(self) -> Sequence["Work"]:
+        """The works without parts, for each of which a step is called once."""
+        return self.parts or (self,)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +60,11 @@ class WorkAhead:
     def takes(self) -> int:
         """How many batches to take from the source: 1 or 0."""
         return int(self.following is not None)
+
+    @property
+    def steps(self) -> Sequence["WorkAhead"]:
+        """The work itself, for which a step is called once."""
+        return (self,)
 
     @property
     def is_sure(self) -> bool:
@@ -113,8 +126,13 @@ class Feed(WorkSource, Protocol):
     def take(self, worker: int, most: float = math.inf) -> Work | None:
         """See `WorkSource`."""
 
-    def regroup(self, group: int) -> None:
-        """Gives a `Work` at most so many batches, from the next one on."""
+    def regroup(self, group: int, alike: bool = False) -> None:
+        """Says of which batches a `Work` may consist, from the next one on.
+
+        Args:
+          group: how many at most.
+          alike: whether all batches of a work must have the same shape.
+        """
 
     def reset(self) -> None:
         """Makes the next epoch begin with the first batch."""

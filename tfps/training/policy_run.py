@@ -63,7 +63,9 @@ class PolicyRun:
         self._feed = feed
         self._policy = policy
         self._side = side
-        feed.regroup(policy.steps_per_call(session.model.steps_per_execution))
+        # A call of a round, or of local steps, is one step that is pushed by another call.
+        alike = policy.in_rounds or bool(policy.local_steps)
+        feed.regroup(policy.steps_per_call(session.model.steps_per_execution), alike)
         self._step = session.steps.training(side, policy, feed)
         self._defers = False  # whether hooks of batches look at nothing
         self._last_rate, self._rate_read = 0.0, -math.inf
@@ -121,9 +123,12 @@ class PolicyRun:
 
         def call() -> Report:
             replace()
-            vector, carries[worker], own = step(
-                handles, work.source, carries[worker], each[worker], work.takes, number, rate
-            )
+            own, first = each[worker], number
+            for part in work.steps:
+                vector, carries[worker], own = step(
+                    handles, part.source, carries[worker], own, part.takes, first, rate
+                )
+                own, first = own._replace(report=[vector]), first + part.takes
             report, following = reports.take(worker, work, vector)
             each[worker] = own._replace(report=[following])
             return report

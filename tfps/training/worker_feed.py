@@ -56,8 +56,9 @@ class WorkerFeed:
         self.batch_spec = without_optionals(self._datasets[0].element_spec)
         self.source_spec = self._iterator(0)
 
-    def regroup(self, group: int) -> None:
-        """See `feeds.Feed`."""
+    def regroup(self, group: int, alike: bool = False) -> None:
+        """See `feeds.Feed`; batches that workers read may differ in shape."""
+        del alike
         self.group = group
 
     def reset(self) -> None:
