@@ -26,8 +26,6 @@ NOT_OURS = {
     r"test_fit_sparse_": "watches the updates of the chief's optimizer; the servers make them",
     r"with_tf_distribute": "trains under MirroredStrategy, with variables of its kind",
     r"test_retracing\b": "counts traces, of which an own train_step needs more here",
-    r"steps_per_epoch_match_multi_epoch": "with steps_per_execution, Keras takes more batches than "
-    "the steps_per_epoch that it was given",
 }
 # Messages of tests for packages that are not installed.
 _MISSING = re.compile(r"No module named|requires the '[\w-]+' package")

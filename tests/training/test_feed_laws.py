@@ -56,8 +56,11 @@ def numbers(work):
                 break
             found += tf.nest.flatten(element.get_value())[0].numpy().tolist()
         return found
-    batches = work.source.batches if isinstance(work.source, Stack) else work.source
-    return tf.nest.flatten(batches)[0].numpy().reshape(-1).tolist()
+    found = []
+    for part in work.steps:
+        batches = part.source.batches if isinstance(part.source, Stack) else part.source
+        found += tf.nest.flatten(batches)[0].numpy().reshape(-1).tolist()
+    return found
 
 
 def epoch(feed, most=100):

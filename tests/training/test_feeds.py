@@ -23,8 +23,9 @@ def drain(feed, workers=2):
         if not works:
             break
         for w, work in works:
-            batches = work.source.batches if isinstance(work.source, Stack) else work.source
-            taken.append((w, work.count, batches))
+            for part in work.steps:
+                batches = part.source.batches if isinstance(part.source, Stack) else part.source
+                taken.append((w, part.count, batches))
             feed.done(w, work, work.count)
     feed.end_epoch()
     return taken
@@ -55,6 +56,25 @@ def test_batches_of_one_shape_travel_as_a_stack():
     feed = chief(column(11), batch_size=2, shuffle=False, group=3)
     stacks = [(count, tuple(inputs(batch).shape)) for _, count, batch in drain(feed)]
     assert stacks == [(3, (3, 2, 1)), (2, (2, 2, 1)), (1, (1, 1, 1))]
+
+
+def test_a_call_may_have_batches_of_several_shapes():
+    feed = chief(column(11), batch_size=2, shuffle=False, group=8)
+    feed.begin_epoch()
+    work = feed.take(0)
+    assert work.count == 6 and [part.count for part in work.parts] == [5, 1]
+    assert feed.take(0) is None
+    feed.regroup(8, alike=True)  # Not where a call is one exchange of local steps.
+    feed.begin_epoch()
+    assert [feed.take(0).count for _ in range(2)] == [5, 1]
+
+
+def test_an_epoch_has_whole_calls_as_in_keras():
+    feed = chief(column(10), batch_size=1, shuffle=False, steps=5, group=2)
+    assert feed.num_batches == 5
+    assert [count for _, count, _ in drain(feed)] == [2, 2, 2]
+    with pytest.warns(UserWarning, match="ended after 4 of steps_per_epoch=5"):
+        assert [count for _, count, _ in drain(feed)] == [2, 2]
 
 
 def test_steps_per_epoch_goes_on_where_the_last_epoch_ended():

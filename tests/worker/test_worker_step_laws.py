@@ -43,7 +43,7 @@ class Rig:
         self.data = tf.data.Dataset.from_tensor_slices((ones, ones)).batch(1)
         feed = self.session.feed(lambda context: self.data, None)
         self.session.prepare(feed, train=True)
-        feed.regroup(self.policy.steps_per_call(steps))
+        feed.regroup(self.policy.steps_per_call(steps), alike=True)
         side = self.session.state.side(self.policy.exchange, False)
         self.step = self.session.steps.training(side, self.policy, feed)
         self.handles = side.pusher.handles()

@@ -124,10 +124,11 @@ class StepFactory:
                 "last in a metric",
                 stacklevel=2,
             )
-        found = program.found_unlisted()
-        if list(map(id, found)) == list(map(id, program.unlisted)):
+        known = set(map(id, program.unlisted))
+        new = [v for v in program.found_unlisted() if id(v) not in known]
+        if not new:
             return step
-        program.unlisted = found
+        program.unlisted = [*program.unlisted, *new]
         self._traced = {key: one for key, one in self._traced.items() if key == "pull"}
         return make()
 
