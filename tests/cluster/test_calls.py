@@ -175,15 +175,13 @@ def test_what_the_chief_asks_has_a_limit(connect, monkeypatch):
     dispatcher.close()
 
 
-def test_what_the_chief_asks_of_a_lost_server_is_named(connect, monkeypatch):
+def test_what_the_chief_asks_of_a_lost_server_is_named(dispatcher, monkeypatch):
     monkeypatch.setattr(health, "PATIENCE", 0.05)
     monkeypatch.setattr(failures.sockets, "answers", lambda address, timeout: False)
-    dispatcher = WorkerCalls(connect(workers=2).cluster)
     release = threading.Event()
     with pytest.raises(tfps.TaskLost, match="no longer answer"):
         dispatcher.ask(lambda: release.wait(10))
     release.set()
-    dispatcher.close()
 
 
 def test_what_the_chief_asks_may_fail(dispatcher):
