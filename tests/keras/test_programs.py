@@ -169,3 +169,31 @@ def test_stats_are_in_logs_if_wanted(connect, tmp_path):
         assert all(len(values) == 2 for values in trainer.stats.values())
         for name in STATS & set(history):
             assert history[name] == trainer.stats[name]
+
+
+def test_a_last_batch_of_another_shape_is_part_of_its_call(connect):
+    """Calls, and so hooks of batches, are as many as in Keras."""
+    x, y = regression(36)
+    trainer, reference = both(connect(), mlp, steps_per_execution=8)
+    seen: list = [[], []]
+    for hooks, one in zip(seen, (trainer, reference), strict=True):
+        callback = keras.callbacks.LambdaCallback(
+            on_train_batch_begin=lambda batch, logs, hooks=hooks: hooks.append(batch),
+            on_train_batch_end=lambda batch, logs, hooks=hooks: hooks.append((batch, *logs)),
+        )
+        one.fit(x, y, batch_size=16, shuffle=False, verbose=0, callbacks=[callback])
+    assert seen[0] == seen[1]
+    assert_alike(trainer, reference, x, y)
+
+
+def test_grouped_convolutions_without_compilation(connect):
+    """Keras compiles them by itself, because processors have no other kernel for them."""
+
+    def make():
+        inputs = keras.Input([4, 4, 4, 4])
+        x = keras.layers.Conv3D(6, 2, groups=2)(inputs)
+        return keras.Model(inputs, keras.layers.Dense(1)(keras.layers.Flatten()(x)))
+
+    x = np.random.default_rng(0).normal(size=(24, 4, 4, 4, 4)).astype("float32")
+    y = x.mean(axis=(1, 2, 3, 4))[:, None]
+    assert_alike(*both(connect(), make, jit_compile=False), x, y, rtol=1e-4)
