@@ -207,8 +207,8 @@ class Trainer:
           x: what Keras takes, or `dataset_fn(context) -> tf.data.Dataset`, called once for each
             worker with a `tfps.Context`.
           steps_per_epoch: batches in an epoch, over all workers together. By default the input
-            once; with a `dataset_fn`, each worker's dataset once. As in Keras, batches that the chief
-            reads come in whole calls of `steps_per_execution`.
+            once; with a `dataset_fn`, each worker's dataset once. As in Keras, batches that the
+            chief reads come in whole calls of `steps_per_execution`.
 
         Returns:
           The history, with the keys that Keras gives it; the others are in `stats`.
