@@ -197,3 +197,24 @@ def test_grouped_convolutions_without_compilation(connect):
     x = np.random.default_rng(0).normal(size=(24, 4, 4, 4, 4)).astype("float32")
     y = x.mean(axis=(1, 2, 3, 4))[:, None]
     assert_alike(*both(connect(), make, jit_compile=False), x, y, rtol=1e-4)
+
+
+def test_another_model_trains_in_a_hook_of_a_batch(connect):
+    x, y = regression(48)
+    strategy, trained = connect(), []
+    for run in ("tfps", "keras"):
+        models = [mlp(), mlp(units=8)]
+        for model in models:
+            model.compile(keras.optimizers.SGD(0.05), "mse")
+        outer, inner = models
+        if run == "tfps":
+            outer, inner = (tfps.Trainer(model, strategy) for model in models)
+
+        def hook(batch, logs, inner=inner):
+            inner.fit(x, y, batch_size=16, shuffle=False, verbose=0)
+
+        callback = keras.callbacks.LambdaCallback(on_train_batch_end=hook)
+        outer.fit(x, y, batch_size=16, shuffle=False, verbose=0, callbacks=[callback])
+        trained.append(models)
+    for mine, theirs in zip(*trained, strict=True):
+        assert relative_error(mine, theirs) < 1e-5
