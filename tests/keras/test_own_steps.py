@@ -35,12 +35,14 @@ class OneTape(keras.Sequential):
         return {m.name: m.result() for m in self.metrics}
 
 
+@pytest.mark.soak  # The next test has all of this, compiled.
 def test_one_tape(connect):
     fit_both(connect, sequential(OneTape, metrics=["mae"]), *regression(160))
 
 
 def test_compiled_and_clipped(connect):
-    make = sequential(OneTape, jit_compile=True, optimizer=lambda: o.SGD(0.1, global_clipnorm=0.1))
+    clipped = lambda: o.Adam(1e-2, global_clipnorm=0.1)  # noqa: E731
+    make = sequential(OneTape, clipped, jit_compile=True, metrics=["mae"])
     fit_both(connect, make, *regression(160))
 
 
@@ -55,9 +57,9 @@ class WithSuper(keras.Sequential):
         return logs
 
 
-def test_super_and_logs_of_its_own(connect):
-    fit_both(connect, sequential(WithSuper), *regression(160))
-    fit_both(connect, sequential(WithSuper, steps_per_execution=4), *regression(160))
+@pytest.mark.parametrize("steps", [4, pytest.param(1, marks=pytest.mark.soak)])
+def test_super_and_logs_of_its_own(connect, steps):
+    fit_both(connect, sequential(WithSuper, steps_per_execution=steps), *regression(160))
 
 
 class VAE(keras.Model):

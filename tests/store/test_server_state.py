@@ -55,7 +55,13 @@ def comparable(states):
     return {k: v for k, v in found.items() if k[-1] not in ("versions", "counts")}
 
 
-@pytest.mark.parametrize("case", CASES)
+# The other cases have all that these have, and more, or `tests/training` holds it beside Keras.
+SOAK = "accumulation", "open round"
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=pytest.mark.soak if c in SOAK else []) for c in CASES]
+)
 def test_a_restored_store_goes_on_bit_by_bit(connect, case):
     """From two servers to three with small buckets, and from two to one."""
     whole = case == "adafactor"

@@ -49,7 +49,9 @@ def compiled(make, **settings):
     return model
 
 
-@pytest.mark.parametrize("make", [by_map, by_function, scaled, whole])
+@pytest.mark.parametrize(
+    "make", [pytest.param(by_map, marks=pytest.mark.soak), by_function, scaled, whole]
+)
 def test_several_optimizers_equal_keras(connect, make):
     x, y = regression(80)
     model, reference = compiled(make), compiled(make)

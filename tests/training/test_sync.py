@@ -37,8 +37,8 @@ OPTIMIZERS = {"momentum": lambda: o.SGD(0.02, momentum=0.9), "adam": lambda: o.A
 @pytest.mark.parametrize(
     "workers, shards, optimizer",
     [
-        (2, 2, "momentum"),
         (3, 2, "adam"),
+        pytest.param(2, 2, "momentum", marks=soak),
         pytest.param(2, 1, "adam", marks=soak),
         pytest.param(3, 1, "momentum", marks=soak),
     ],
@@ -224,7 +224,10 @@ class Picky(keras.Model):
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("policy", [tfps.Sync(), tfps.LocalSteps(2), tfps.BoundedStaleness(1)])
+@pytest.mark.parametrize(
+    "policy",
+    [tfps.Sync(), tfps.LocalSteps(2), pytest.param(tfps.BoundedStaleness(1), marks=soak)],
+)
 def test_an_error_in_a_round_names_the_worker_and_leaves_nothing_behind(connect, policy):
     strategy = connect(2)
     x, y = regression(80)
