@@ -189,7 +189,7 @@ print("codes", [p.returncode for p in cluster.ended], int(model.optimizer.iterat
     assert "[worker 0] worker 0: the job is done" in done.stderr
 
 
-@pytest.mark.parametrize("victim", ["worker", "ps"])
+@pytest.mark.parametrize("victim", [pytest.param("worker", marks=pytest.mark.soak), "ps"])
 def test_a_lost_server_ends_a_join(victim):
     with tfps.LocalCluster(workers=1, ps=1, processes=True) as cluster:
         coordinator = tfps.ClusterCoordinator(tfps.ParameterServerStrategy(cluster))
