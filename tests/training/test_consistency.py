@@ -142,8 +142,8 @@ def sequence():
 @pytest.mark.parametrize(
     "workers, overlap, steps",
     [
-        *[(2, 2, 2), (1, 1, 1)],
-        *[pytest.param(1, *case, marks=soak) for case in [(0, 2), (2, 1), (2, 2)]],
+        (2, 2, 2),
+        *[pytest.param(1, *case, marks=soak) for case in [(0, 2), (1, 1), (2, 1), (2, 2)]],
         *[pytest.param(2, *case, marks=soak) for case in [(0, 2), (1, 1), (2, 1)]],
     ],
 )

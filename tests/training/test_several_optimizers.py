@@ -50,7 +50,12 @@ def compiled(make, **settings):
 
 
 @pytest.mark.parametrize(
-    "make", [pytest.param(by_map, marks=pytest.mark.soak), by_function, scaled, whole]
+    "make",
+    [
+        *(pytest.param(make, marks=pytest.mark.soak) for make in (by_map, by_function)),
+        scaled,
+        whole,
+    ],
 )
 def test_several_optimizers_equal_keras(connect, make):
     x, y = regression(80)
