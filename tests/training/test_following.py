@@ -116,7 +116,7 @@ LOOKS = {
 @pytest.mark.parametrize(
     "look",
     [
-        pytest.param(look, id=name, marks=[] if name in ("evaluate", "slot") else soak)
+        pytest.param(look, id=name, marks=[] if name in ("pickle", "slot") else soak)
         for name, look in LOOKS.items()
     ],
 )

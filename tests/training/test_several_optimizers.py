@@ -54,7 +54,7 @@ def compiled(make, **settings):
     [
         *(pytest.param(make, marks=pytest.mark.soak) for make in (by_map, by_function)),
         scaled,
-        whole,
+        pytest.param(whole, marks=pytest.mark.soak),
     ],
 )
 def test_several_optimizers_equal_keras(connect, make):
