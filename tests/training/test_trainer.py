@@ -238,7 +238,7 @@ def ones(context):
 
 @pytest.mark.parametrize(
     "steps_per_execution, steps",
-    [(1, 200), (10, 1000), pytest.param(1, 2000, marks=soak), pytest.param(10, 8000, marks=soak)],
+    [(1, 100), (10, 400), pytest.param(1, 2000, marks=soak), pytest.param(10, 8000, marks=soak)],
 )
 def test_no_update_is_lost_or_doubled(connect, steps_per_execution, steps):
     model = Constant()
@@ -251,7 +251,7 @@ def test_no_update_is_lost_or_doubled(connect, steps_per_execution, steps):
         np.testing.assert_array_equal(value, np.full_like(value, -steps * 2.0**-8))
 
 
-@pytest.mark.parametrize("steps", [800, pytest.param(8000, marks=soak)])
+@pytest.mark.parametrize("steps", [400, pytest.param(8000, marks=soak)])
 def test_adam_under_load(connect, steps):
     model = Constant()
     model.compile(o.Adam(2.0**-8), lambda y, p: p, steps_per_execution=10, jit_compile=False)
