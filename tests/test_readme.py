@@ -3,10 +3,10 @@
 import os
 import pathlib
 import re
-import subprocess
-import sys
 
 import pytest
+
+from tests import warm
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -21,14 +21,8 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.S)
 )
 def test_example_runs(tmp_path, example, said):
     (tmp_path / "runs").mkdir()
-    done = subprocess.run(
-        [sys.executable, "-c", example],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=110,
-    )
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = warm.run(["-c", example], tmp_path, environ, tmp_path)
     assert done.returncode == 0, done.stderr
     assert said in done.stdout
     assert (tmp_path / "runs" / "readme.keras").exists() or said != "'mae'"

@@ -2,14 +2,14 @@
 
 import ast
 import functools
+import os
 import pathlib
 import re
-import subprocess
-import sys
 
 import pytest
 
 import tfps
+from tests import warm
 
 ROOT = pathlib.Path(tfps.__file__).parent.parent
 
@@ -33,10 +33,16 @@ RESERVED = {"layers", "ledger", "plan", "serving", "snapshot"}
 PUBLIC = {"tfps", *(f"tfps.{name}" for name in tfps.__all__), "tfps.errors"}
 
 
+@functools.cache
+def parsed(path: pathlib.Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@functools.cache
 def imports(path: pathlib.Path) -> list[str]:
     """Full names of everything that a file imports."""
     found = []
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             found += [a.name for a in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -100,7 +106,7 @@ def public_functions(tree: ast.Module) -> list[ast.FunctionDef]:
 @pytest.mark.parametrize("room", ORDER)
 def test_public_functions_are_annotated(room):
     for path in [p for p in sources("tfps") if room_of(p) == room]:
-        for f in public_functions(ast.parse(path.read_text())):
+        for f in public_functions(parsed(path)):
             arguments = [*f.args.posonlyargs, *f.args.args, *f.args.kwonlyargs]
             bare = [a.arg for a in arguments if not a.annotation and a.arg not in ("self", "cls")]
             where = f"{path.relative_to(ROOT)}:{f.lineno} {f.name}"
@@ -184,8 +190,9 @@ def test_errors_derive_from_the_base():
 
 
 @pytest.mark.processes
-def test_importing_leaves_tensorflow_to_be_configured():
+def test_importing_leaves_tensorflow_to_be_configured(tmp_path):
     program = (
         "import tensorflow as tf, tfps; tf.config.threading.set_intra_op_parallelism_threads(1)"
     )
-    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=60)
+    done = warm.run(["-c", program], ROOT, os.environ, tmp_path)
+    assert done.returncode == 0, done.stderr

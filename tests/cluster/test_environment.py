@@ -1,12 +1,11 @@
 """What XLA does on a ps."""
 
 import os
-import subprocess
-import sys
 
 import pytest
 import tensorflow as tf
 
+from tests import warm
 from tfps.cluster import environment
 
 # What XLA makes of the largest element of each row.
@@ -18,21 +17,19 @@ print("ynn" in largest.experimental_get_compiler_ir(x)(stage="optimized_hlo"))
 """
 
 
-def uses_the_library(environ):
+def uses_the_library(folder, environ):
     environ = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "XLA_FLAGS": "", **environ}
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env=environ, capture_output=True, text=True, timeout=100
-    )
+    done = warm.run(["-c", PROGRAM], folder, environ, folder)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()[-1] == "True"
 
 
 @pytest.mark.processes
-def test_reductions_on_a_ps_are_xlas_own():
+def test_reductions_on_a_ps_are_xlas_own(tmp_path):
     environ = {}
     environment.configure_xla(environ)
-    assert not uses_the_library(environ)
-    assert uses_the_library({})
+    assert not uses_the_library(tmp_path, environ)
+    assert uses_the_library(tmp_path, {})
 
 
 def test_users_flags_count(monkeypatch):

@@ -5,17 +5,15 @@ import os
 import pathlib
 import signal
 import socket
-import subprocess
-import sys
 import time
 
 import pytest
 import tensorflow as tf
 
 import tfps
+from tests import warm
 from tfps.cluster import sockets
 
-pytestmark = pytest.mark.processes
 pytestmark = pytest.mark.processes
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -45,20 +43,17 @@ class Tasks:
 
     def __init__(self, folder: pathlib.Path, spec: dict):
         self.folder, self.spec = folder, spec
-        self.processes: dict[str, subprocess.Popen] = {}
+        self.processes: dict = {}
 
     def start(self, job, index=0, *args):
         config = {"cluster": self.spec, "task": {"type": job, "index": index}}
         name = f"{job}{index}"
-        with open(self.folder / f"{name}.log", "w") as log:
-            self.processes[name] = subprocess.Popen(
-                [sys.executable, "-m", "models.gpt", *args],
-                env={**os.environ, "TF_CONFIG": json.dumps(config)},
-                cwd=ROOT,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-            )
+        self.processes[name] = warm.start(
+            ["-m", "models.gpt", *args],
+            ROOT,
+            {**os.environ, "TF_CONFIG": json.dumps(config)},
+            self.folder / f"{name}.log",
+        )
         return self.processes[name]
 
     def log(self, name):
@@ -178,7 +173,7 @@ def test_a_missing_server_is_named(cluster_of, text, tmp_path):
 
 
 @pytest.mark.timeout(120)
-def test_local_cluster_of_processes():
+def test_local_cluster_of_processes(tmp_path):
     program = """
 import numpy as np, keras, tfps
 with tfps.LocalCluster(workers=1, ps=1, processes=True) as cluster:
@@ -189,14 +184,12 @@ with tfps.LocalCluster(workers=1, ps=1, processes=True) as cluster:
     trainer.fit(np.ones([64, 4]), np.ones([64, 1]), verbose=0)
 print("codes", [p.returncode for p in cluster.ended], int(model.optimizer.iterations))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=100
-    )
+    done = warm.run(["-c", program], ROOT, os.environ, tmp_path)
     assert "codes [0, 0] 2" in done.stdout, done.stderr
     assert "[worker 0] worker 0: the job is done" in done.stderr
 
 
-@pytest.mark.parametrize("victim", ["worker", "ps"])
+@pytest.mark.parametrize("victim", [pytest.param("worker", marks=pytest.mark.soak), "ps"])
 def test_a_lost_server_ends_a_join(victim):
     with tfps.LocalCluster(workers=1, ps=1, processes=True) as cluster:
         coordinator = tfps.ClusterCoordinator(tfps.ParameterServerStrategy(cluster))

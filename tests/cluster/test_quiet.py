@@ -35,7 +35,7 @@ NOTE = re.compile(r"^[IWE]\d{4} \d\d:", re.MULTILINE)
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("asked", [False, True])
+@pytest.mark.parametrize("asked", [False, pytest.param(True, marks=pytest.mark.soak)])
 def test_servers_in_this_process_write_nothing_unless_asked(asked):
     environ = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
     if asked:

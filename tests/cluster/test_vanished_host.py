@@ -48,7 +48,7 @@ def test_users_options_count():
 
 @pytest.mark.processes
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("name", ["chief", "localhost"])
+@pytest.mark.parametrize("name", [pytest.param("chief", marks=pytest.mark.soak), "localhost"])
 def test_a_host_that_vanishes_is_named(tmp_path, name):
     if why := hosts.why_not():
         pytest.skip(f"no network namespaces: {why}")

@@ -42,7 +42,7 @@ def linear_model(strategy, **compiled):
     return model
 
 
-@pytest.mark.parametrize("steps_per_execution", [1, 5])
+@pytest.mark.parametrize("steps_per_execution", [pytest.param(1, marks=pytest.mark.soak), 5])
 def test_fit_with_a_dataset_creator(connect, steps_per_execution, tmp_path):
     strategy = connect(workers=2, partitioner=PARTITIONER)
     model = linear_model(

@@ -5,12 +5,11 @@ import json
 import os
 import pathlib
 import re
-import subprocess
-import sys
 
 import pytest
 
 import tfps
+from tests import warm
 from tfps.cluster import sockets
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -74,19 +73,15 @@ def test_the_tutorials_program_runs_as_every_task(tmp_path):
             "task": {"type": job, "index": 0},
         }
         environ = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CONFIG": json.dumps(config)}
-        processes[job] = subprocess.Popen(
-            [sys.executable, "train.py"],
-            cwd=tmp_path,
-            env=environ,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        log = tmp_path / f"{job}.log"
+        processes[job] = warm.start(["train.py"], tmp_path, environ, log)
     try:
-        said = {job: process.communicate(timeout=100)[0] for job, process in processes.items()}
+        for process in processes.values():
+            process.wait(100)
     finally:
         for process in processes.values():
             process.kill()
+    said = {job: (tmp_path / f"{job}.log").read_text() for job in processes}
     assert [p.returncode for p in processes.values()] == [0, 0, 0], said
     assert f"ps 0 serves at {ps}" in said["ps"] and "ps 0: the job is done" in said["ps"]
     assert "val_accuracy" in said["chief"] and "fullest/mean 1.000" in said["chief"]

@@ -3,29 +3,28 @@
 import os
 import pathlib
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+
+from tests import warm
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 
-def run(name: str) -> str:
-    """What an example prints."""
-    done = subprocess.run(
-        [sys.executable, f"examples/{name}.py"],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"},
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
-    assert done.returncode == 0, done.stderr
-    print(done.stdout)  # Pytest shows it where a test fails.
-    return done.stdout
+@pytest.fixture
+def run(tmp_path):
+    """`run(name)`: what an example prints."""
+
+    def run(name: str) -> str:
+        environ = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
+        done = warm.run([f"examples/{name}.py"], ROOT, environ, tmp_path)
+        assert done.returncode == 0, done.stderr
+        print(done.stdout)  # Pytest shows it where a test fails.
+        return done.stdout
+
+    return run
 
 
 def numbers(pattern: str, text: str) -> list[float]:
@@ -35,7 +34,7 @@ def numbers(pattern: str, text: str) -> list[float]:
 
 
 @pytest.mark.processes
-def test_fit():
+def test_fit(run):
     said = run("fit")
     assert "sequential/dense/kernel" in said
     losses = numbers(r"loss (\S+),", said)
@@ -47,7 +46,7 @@ def test_fit():
 
 
 @pytest.mark.processes
-def test_dataset_fn():
+def test_dataset_fn(run):
     said = run("dataset_fn")
     assert "worker 0 of 2 reads part-0.csv, part-2.csv" in said
     assert "worker 1 of 2 reads part-1.csv, part-3.csv" in said
@@ -57,7 +56,7 @@ def test_dataset_fn():
 
 
 @pytest.mark.processes
-def test_custom_codec():
+def test_custom_codec(run):
     said = run("custom_codec")
     (loss, size), (loss8, size8) = np.reshape(numbers(r"loss (\S+), (\S+) bytes", said), (2, 2))
     assert loss8 < 1.1 * loss
@@ -66,7 +65,7 @@ def test_custom_codec():
 
 
 @pytest.mark.processes
-def test_custom_policy():
+def test_custom_policy(run):
     said = run("custom_policy")
     found = np.reshape(numbers(r"be (\d+) ahead: (\d+) at most, in (\d+) starts", said), (-1, 3))
     allowed, ahead, starts = found.T
@@ -75,7 +74,7 @@ def test_custom_policy():
 
 
 @pytest.mark.processes
-def test_large_embedding():
+def test_large_embedding(run):
     said = run("large_embedding")
     assert re.search(r"table/embeddings +1/2 +0 +6,400,000", said)
     assert re.search(r"table/embeddings +2/2 +1 +6,400,000", said)
@@ -86,7 +85,7 @@ def test_large_embedding():
 
 
 @pytest.mark.processes
-def test_coordinator():
+def test_coordinator(run):
     said = run("coordinator")
     read, total, stored = re.search(
         r"read \[(.*)\]\n.*sum is (\d+); on the server: (\d+)", said

@@ -27,7 +27,7 @@ def masked():
     return keras.Sequential([keras.Input([8]), Masked(), keras.layers.Dense(1)])
 
 
-@pytest.mark.parametrize("eager", [False, True])
+@pytest.mark.parametrize("eager", [False, pytest.param(True, marks=pytest.mark.soak)])
 def test_a_mask_acts_in_every_step(connect, eager):
     x, y = regression(64)
     trainer, reference = both(connect(), masked, run_eagerly=eager)

@@ -1,8 +1,7 @@
 """Keras's own tests, unchanged, with a Trainer in the models' place.
 
 Keras's wheel ships its tests. Those that train, evaluate or predict must pass through a Trainer as
-they pass without one. `make test` runs those of some callbacks, `make soak` all of them, with one
-worker and with two.
+they pass without one. `make soak` runs them, with one worker and with two.
 """
 
 import os
@@ -83,6 +82,7 @@ def check(tests, workers, report, limit):
     return through
 
 
+@pytest.mark.soak
 @pytest.mark.processes
 @pytest.mark.timeout(400)
 def test_callbacks(tmp_path):

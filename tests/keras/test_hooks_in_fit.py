@@ -7,7 +7,9 @@ import tensorflow as tf
 
 import tfps
 from tests.conftest import mlp, regression, relative_error
+from tests.covering import covering
 
+soak = pytest.mark.soak
 DATA = regression(64)
 FIT = {"batch_size": 8, "shuffle": False, "verbose": 0}
 
@@ -23,7 +25,9 @@ def on_batch_end(function):
     return keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: function(batch))
 
 
-@pytest.mark.parametrize("watched", [False, True], ids=["deferred", "watched"])
+@pytest.mark.parametrize(
+    "watched", [False, pytest.param(True, marks=soak)], ids=["deferred", "watched"]
+)
 def test_iterations_after_an_error_of_the_input(connect, watched):
     x, y = DATA
 
@@ -77,7 +81,9 @@ def test_a_traced_own_step_does_not_look_at_weights(connect):
     assert len(fetched) > 8  # At the end everything is fetched.
 
 
-@pytest.mark.parametrize("before", [True, False], ids=["freeze", "unfreeze"])
+@pytest.mark.parametrize(
+    "before", [True, pytest.param(False, marks=soak)], ids=["freeze", "unfreeze"]
+)
 def test_trainable_is_changed_in_a_hook(connect, before):
     """As in Keras, the step that has been traced goes on."""
     models = []
@@ -112,8 +118,7 @@ class Largest(keras.metrics.Metric):
         return self.largest.value
 
 
-@pytest.mark.parametrize("what", ["predict", "evaluate"])
-@pytest.mark.parametrize("metrics", [[], [Largest]], ids=["summed", "carried"])
+@covering("what, metrics", ["evaluate", "predict"], [(Largest,), ()], strength=1)
 def test_predict_and_evaluate_in_a_batch_hook(connect, what, metrics):
     x, y = DATA
     results = []
@@ -134,7 +139,14 @@ def test_predict_and_evaluate_in_a_batch_hook(connect, what, metrics):
         np.testing.assert_allclose(history[name], values, rtol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("name", ["on_train_begin", "on_epoch_begin", "on_train_batch_end"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "on_train_batch_end",
+        pytest.param("on_train_begin", marks=soak),
+        pytest.param("on_epoch_begin", marks=soak),
+    ],
+)
 def test_a_held_variable_is_assigned_in_a_hook(connect, name):
     strategy, models = connect(), []  # Connecting may make the process's variables anew.
     for run in ("keras", "tfps"):
@@ -149,7 +161,7 @@ def test_a_held_variable_is_assigned_in_a_hook(connect, name):
     assert relative_error(mine, keras_model) < 1e-5
 
 
-@pytest.mark.parametrize("is_slot", [False, True], ids=["weight", "slot"])
+@pytest.mark.parametrize("is_slot", [pytest.param(False, marks=soak), True], ids=["weight", "slot"])
 def test_a_held_variable_is_read_in_batch_hooks(connect, is_slot):
     strategy, seen = connect(), {}
     for run in ("keras", "tfps"):

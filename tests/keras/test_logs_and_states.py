@@ -9,6 +9,7 @@ import tfps
 from tests.conftest import mlp, regression, relative_error
 
 o = keras.optimizers
+soak = pytest.mark.soak
 ARGS = {"batch_size": 8, "shuffle": False, "verbose": 0}
 
 
@@ -64,7 +65,7 @@ class Ratio(OwnTest):
     names = ("ratio",)
 
 
-@pytest.mark.parametrize("cls", [OwnTest, Ratio])
+@pytest.mark.parametrize("cls", [pytest.param(OwnTest, marks=soak), Ratio])
 def test_logs_of_an_own_test_step(connect, cls):
     strategy = connect()
     x, y = regression(32)
@@ -93,7 +94,9 @@ class Two(keras.Sequential):
         return {"loss": loss}
 
 
-@pytest.mark.parametrize("factors", [(1024.0, None), (None, 512.0), (8.0, 2.0)])
+@pytest.mark.parametrize(
+    "factors", [(1024.0, None), *(pytest.param(f, marks=soak) for f in [(None, 512.0), (8.0, 2.0)])]
+)
 def test_each_optimizer_has_a_loss_scale_factor_of_its_own(connect, factors):
     strategy = connect()
     x, y = regression(16)
@@ -127,7 +130,7 @@ class OwnLogs(keras.Sequential):
 
 
 @pytest.mark.filterwarnings("ignore:the model was compiled with run_eagerly")
-@pytest.mark.parametrize("returns", ["batch", "metric"])
+@pytest.mark.parametrize("returns", ["batch", pytest.param("metric", marks=soak)])
 def test_logs_of_an_own_step_that_runs_eagerly(connect, returns):
     strategy = connect()
     x, y = regression(32)
@@ -247,7 +250,8 @@ class OwnEvaluate(keras.Model):
 
 @pytest.mark.filterwarnings("ignore:the model was compiled with run_eagerly")
 @pytest.mark.parametrize(
-    ("cls", "eager"), [(OwnPredict, False), (OwnEvaluate, False), (keras.Model, True)]
+    ("cls", "eager"),
+    [(OwnPredict, False), pytest.param(OwnEvaluate, False, marks=soak), (keras.Model, True)],
 )
 def test_states_are_kept_before_any_fit(connect, cls, eager):
     strategy = connect()

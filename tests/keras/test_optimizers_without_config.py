@@ -42,7 +42,9 @@ class HeavyBall(keras.optimizers.Optimizer):
         self.assign_sub(variable, ops.cast(learning_rate, variable.dtype) * velocity)
 
 
-@pytest.mark.parametrize("make", [keras.optimizers.Adam, HeavyBall])
+@pytest.mark.parametrize(
+    "make", [pytest.param(keras.optimizers.Adam, marks=pytest.mark.soak), HeavyBall]
+)
 def test_a_schedule_without_config(connect, make):
     x, y = regression(64)
     trainer, reference = both(connect(), mlp, optimizer=make(Warmup(0.02, 5)))

@@ -44,7 +44,7 @@ def made(loss="mse"):
     return model
 
 
-@pytest.mark.parametrize("loss", ["mse", python_loss])
+@pytest.mark.parametrize("loss", [pytest.param("mse", marks=pytest.mark.soak), python_loss])
 def test_decorated_calls_and_functions_of_python(connect, loss):
     x, y = regression(80)
     strategy = connect()

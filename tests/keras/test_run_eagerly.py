@@ -34,7 +34,11 @@ def made(cls=Peeking, **compile_args):
     return model
 
 
-@pytest.mark.parametrize("consistency", [None, tfps.Sync()], ids=["async", "sync"])
+@pytest.mark.parametrize(
+    "consistency",
+    [pytest.param(None, marks=pytest.mark.soak), tfps.Sync()],
+    ids=["async", "sync"],
+)
 def test_one_worker_equals_keras_op_by_op(connect, consistency):
     strategy = connect()
     x, y = regression(80)

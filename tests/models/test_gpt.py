@@ -4,8 +4,6 @@ import math
 import os
 import pathlib
 import re
-import subprocess
-import sys
 import zipfile
 
 import keras
@@ -18,6 +16,7 @@ from absl.testing import flagsaver
 import tfps
 from models.gpt import __main__ as binary, model as gpt, sample, text, tokenizers
 from models.gpt.progress import bits_per_byte
+from tests import warm
 
 ROOT = pathlib.Path(tfps.__file__).parent.parent
 CODE = b"def f(x):\n    return x + 1\n\n\nclass A:\n\tname = 'b  c'\n" * 20
@@ -117,16 +116,9 @@ def test_bits_per_byte():
     assert bits_per_byte(math.log(256), 4.0) == pytest.approx(2)
 
 
-def run(*args, **environ):
-    return subprocess.run(
-        [sys.executable, "-m", "models.gpt", *args],
-        cwd=ROOT,
-        env={**{k: v for k, v in os.environ.items() if k != "TF_CONFIG"}, **environ},
-        capture_output=True,
-        text=True,
-        timeout=100,
-        stdin=subprocess.DEVNULL,
-    )
+def run(tmp_path, *args):
+    environ = {k: v for k, v in os.environ.items() if k != "TF_CONFIG"}
+    return warm.run(["-m", "models.gpt", *args], ROOT, environ, tmp_path)
 
 
 def in_process(capsys, *args):
@@ -169,6 +161,7 @@ def test_a_loss_that_is_lost_gets_one_line(tmp_path):
     """As a process: TensorFlow's own words must not surround it."""
     (tmp_path / "long.txt").write_bytes(CODE)
     done = run(
+        tmp_path,
         f"--data={tmp_path}/long.txt", "--learning_rate=1e30", "--warmup_steps=0", "--context=16",
         "--layers=1", "--width=16", f"--save={tmp_path}/m.keras", f"--log_dir={tmp_path}/log",
         "--steps_per_epoch=40", "--epochs=2",
@@ -188,6 +181,7 @@ def test_wordpiece_run_and_generation(tmp_path, capsys):
         "--generate_tokens=5",
     ]  # fmt: skip
     done = run(
+        tmp_path,
         f"--data={tmp_path}/text.txt", "--tokenizer=wordpiece", "--vocabulary=300",
         f"--log_dir={tmp_path}/log", "--epochs=2", "--steps_per_epoch=6", "--validation_steps=2",
         "--mixed_precision=bfloat16", "--dropout=0.1", *small,

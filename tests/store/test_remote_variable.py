@@ -7,6 +7,8 @@ import pytest
 import tfps
 from tfps.store.remote_variable import RemoteVariable
 
+soak = pytest.mark.soak
+
 
 def model(initializer="uniform", rows=90, **kwargs):
     return keras.Sequential(
@@ -59,7 +61,7 @@ def test_an_initializer_that_needs_the_whole_is_refused(strategy):
         model("orthogonal")
 
 
-@pytest.mark.parametrize("sparse_updates", ["exact", "lazy"])
+@pytest.mark.parametrize("sparse_updates", ["exact", pytest.param("lazy", marks=soak)])
 def test_it_trains_like_a_variable_of_the_chief(strategy, sparse_updates, tmp_path):
     with strategy.scope():
         net = model()
@@ -96,7 +98,7 @@ def test_values_set_by_the_user_are_trained_on(strategy):
     np.testing.assert_array_equal(net.get_weights()[0], weights[0])
 
 
-@pytest.mark.parametrize("sparse_updates", ["exact", "lazy"])
+@pytest.mark.parametrize("sparse_updates", [pytest.param("exact", marks=soak), "lazy"])
 def test_its_slots_go_on_and_are_saved(strategy, sparse_updates, tmp_path):
     """They stay on the servers, where another Trainer finds them."""
     with strategy.scope():

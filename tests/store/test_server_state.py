@@ -1,5 +1,7 @@
 """What is on the servers can be read, and written back in whatever way it is laid out."""
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
@@ -55,9 +57,21 @@ def comparable(states):
     return {k: v for k, v in found.items() if k[-1] not in ("versions", "counts")}
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_a_restored_store_goes_on_bit_by_bit(connect, case):
-    """From two servers to three with small buckets, and from two to one."""
+# The other cases have all that these have, and more, or `tests/training` holds it beside Keras.
+SOAK = "accumulation", "open round"
+THREE, ONE = (3, 48, TWO_SHARDS), (1, 1 << 20, None)
+
+
+@pytest.mark.parametrize(
+    "case, to",
+    [
+        pytest.param(case, to, marks=[] if case not in SOAK and to is mine else pytest.mark.soak)
+        for case, mine in zip(CASES, itertools.cycle([THREE, ONE]))
+        for to in (THREE, ONE)
+    ],
+)
+def test_a_restored_store_goes_on_bit_by_bit(connect, case, to):
+    """From two servers to three with small buckets, or from two to one."""
     whole = case == "adafactor"
     expected = CASES[case][3]
     first = make(connect(), case)
@@ -68,14 +82,14 @@ def test_a_restored_store_goes_on_bit_by_bit(connect, case):
     after = state_of(first)
     assert flat(dict(enumerate(before))) != flat(dict(enumerate(after)))
 
-    for ps, bucket_bytes, partitioner in [(3, 48, TWO_SHARDS), (1, 1 << 20, None)]:
-        strategy = connect(ps=ps, partitioner=None if whole else partitioner)
-        other = make(strategy, case, bucket_bytes=bucket_bytes, seed=2)
-        other.store.restore(before[0])
-        other.pusher.restore(before[1])
-        assert comparable(state_of(other)) == comparable(before)
-        other.push(3, expected=expected)
-        assert comparable(state_of(other)) == comparable(after)
+    ps, bucket_bytes, partitioner = to
+    strategy = connect(ps=ps, partitioner=None if whole else partitioner)
+    other = make(strategy, case, bucket_bytes=bucket_bytes, seed=2)
+    other.store.restore(before[0])
+    other.pusher.restore(before[1])
+    assert comparable(state_of(other)) == comparable(before)
+    other.push(3, expected=expected)
+    assert comparable(state_of(other)) == comparable(after)
 
 
 def test_the_model_gets_the_values(connect):

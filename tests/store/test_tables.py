@@ -7,11 +7,13 @@ import tensorflow as tf
 from keras import ops
 
 import tfps
+from tests.covering import covering
 from tfps.model.row_ids import row_ids
 from tfps.model.stateless_model import StatelessModel
 from tfps.store.tables import Ids
 
 ROWS = 60
+soak = pytest.mark.soak
 
 
 class Tied(keras.layers.Layer):
@@ -47,8 +49,7 @@ def dense_reference(optimizer):
     return reference
 
 
-@pytest.mark.parametrize("partitioner", [None, tfps.partitioners.FixedShards(2)])
-@pytest.mark.parametrize("steps", [1, 4])
+@covering("partitioner, steps", [tfps.partitioners.FixedShards(2), None], [1, 4], strength=1)
 def test_exact_updates_equal_plain_keras(connect, partitioner, steps):
     strategy = connect(partitioner=partitioner)
     net = model()
@@ -63,7 +64,7 @@ def test_exact_updates_equal_plain_keras(connect, partitioner, steps):
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("overlap", [0, 1])
+@pytest.mark.parametrize("overlap", [pytest.param(0, marks=soak), 1])
 def test_lazy_updates_leave_other_rows_bit_identical(connect, overlap):
     strategy = connect(partitioner=tfps.partitioners.FixedShards(2))
     net = model()
@@ -82,9 +83,9 @@ def test_lazy_updates_leave_other_rows_bit_identical(connect, overlap):
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: keras.optimizers.SGD(0.1),
-        lambda: keras.optimizers.Adagrad(0.1),
-        lambda: keras.optimizers.RMSprop(0.01),
+        pytest.param(lambda: keras.optimizers.SGD(0.1), marks=soak),
+        pytest.param(lambda: keras.optimizers.Adagrad(0.1), marks=soak),
+        pytest.param(lambda: keras.optimizers.RMSprop(0.01), marks=soak),
         lambda: keras.optimizers.Nadam(0.01),
         lambda: keras.optimizers.SGD(0.1, momentum=0.9, use_ema=True, ema_momentum=0.9),
     ],
@@ -141,7 +142,7 @@ def test_the_same_table_looked_up_twice(connect):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("overlap", [0, 2])
+@pytest.mark.parametrize("overlap", [pytest.param(0, marks=soak), 2])
 def test_constant_ids(connect, overlap):
     """Positions are looked up with ids that do not depend on the batch."""
     keras.utils.set_random_seed(0)

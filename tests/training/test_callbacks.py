@@ -159,7 +159,10 @@ def test_early_stopping_restores_the_best(connect):
 @pytest.mark.parametrize(
     "callback",
     [
-        lambda: c.LearningRateScheduler(lambda epoch: 0.0 if epoch else 0.1),
+        pytest.param(
+            lambda: c.LearningRateScheduler(lambda epoch: 0.0 if epoch else 0.1),
+            marks=pytest.mark.soak,
+        ),
         lambda: c.ReduceLROnPlateau(monitor="loss", factor=1e-30, patience=1, min_delta=100),
     ],
 )

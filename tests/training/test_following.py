@@ -116,9 +116,7 @@ LOOKS = {
 @pytest.mark.parametrize(
     "look",
     [
-        pytest.param(
-            look, id=name, marks=soak if name in ("ops", "call", "predict", "copy") else []
-        )
+        pytest.param(look, id=name, marks=[] if name in ("pickle", "slot") else soak)
         for name, look in LOOKS.items()
     ],
 )

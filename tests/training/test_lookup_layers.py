@@ -8,6 +8,7 @@ import tensorflow as tf
 import tfps
 from tfps.cluster import table_copies
 
+soak = pytest.mark.soak
 WORDS = ["good film", "bad film", "so so", "great"]
 
 
@@ -49,7 +50,7 @@ def recommender():
     return model
 
 
-@pytest.mark.parametrize("made", ["before", "in the scope", "after"])
+@pytest.mark.parametrize("made", ["before", "in the scope", pytest.param("after", marks=soak)])
 def test_one_worker_trains_as_keras(connect, made):
     connect(workers=2)
     reference = recommender()
@@ -74,7 +75,9 @@ def test_one_worker_trains_as_keras(connect, made):
     )
 
 
-@pytest.mark.parametrize("consistency", [tfps.Async(), tfps.Sync(), tfps.LocalSteps(2)])
+@pytest.mark.parametrize(
+    "consistency", [tfps.Async(), pytest.param(tfps.Sync(), marks=soak), tfps.LocalSteps(2)]
+)
 def test_two_workers(connect, consistency):
     strategy = connect(workers=2)
     with strategy.scope():
@@ -87,7 +90,7 @@ def test_two_workers(connect, consistency):
     )
 
 
-@pytest.mark.parametrize("scoped", [False, True])
+@pytest.mark.parametrize("scoped", [False, pytest.param(True, marks=soak)])
 def test_each_worker_looks_in_a_copy(connect, scoped, monkeypatch):
     made = []
     copy = table_copies._copy

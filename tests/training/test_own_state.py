@@ -22,9 +22,7 @@ WAYS = {
     "local, rounds": (tfps.LocalSteps(3, keras.optimizers.SGD(1.0)), 0, 1),
 }
 ways = pytest.mark.parametrize(
-    "way",
-    ["async", "prefetch", "sync"]
-    + [pytest.param(w, marks=soak) for w in WAYS if w not in ("async", "prefetch", "sync")],
+    "way", [pytest.param(w, marks=[] if w in ("prefetch", "sync") else soak) for w in WAYS]
 )
 
 
@@ -143,7 +141,7 @@ def dealt(x, y):
     return dataset
 
 
-@pytest.mark.parametrize("policy", [tfps.Async(), tfps.Sync()])
+@pytest.mark.parametrize("policy", [pytest.param(tfps.Async(), marks=soak), tfps.Sync()])
 def test_several_workers_compare_and_add(connect, policy):
     x, y = regression(100)
     model = compiled(Largest())
@@ -230,7 +228,9 @@ def test_one_worker_carries_the_states_as_keras_does(connect, way):
     assert np.abs(states(mine)[0]).max() > 0.01
 
 
-@pytest.mark.parametrize("layer", [keras.layers.GRU, keras.layers.SimpleRNN])
+@pytest.mark.parametrize(
+    "layer", [keras.layers.GRU, pytest.param(keras.layers.SimpleRNN, marks=soak)]
+)
 def test_evaluate_and_predict_carry_them(connect, layer):
     x, y = sequences(5)
     mine, theirs = lstm(layer), lstm(layer)
@@ -259,7 +259,13 @@ class Reset(keras.callbacks.Callback):
 
 
 @pytest.mark.parametrize(
-    "hook", ["on_epoch_begin", "on_epoch_end", "on_train_batch_begin", "on_train_batch_end"]
+    "hook",
+    [
+        "on_epoch_end",
+        "on_train_batch_begin",
+        pytest.param("on_epoch_begin", marks=soak),
+        pytest.param("on_train_batch_end", marks=soak),
+    ],
 )
 def test_callbacks_reset_them(connect, hook):
     x, y = sequences(5)

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 import tfps
 from tests.conftest import mlp, regression
+from tests.covering import covering
 from tfps.worker.tally import Report
 
 BATCHES = 20
@@ -63,8 +64,7 @@ def fitted(connect, x, callbacks=(), policy=None, overlap=0, workers=1, steps=1,
     return history.history, model.get_weights()
 
 
-@pytest.mark.parametrize("x", [arrays, known, endless])
-@pytest.mark.parametrize("steps", [1, 3])
+@covering("x, steps", [arrays, known, endless], [1, 3], strength=1)
 def test_a_report_stays_until_the_end_of_an_epoch(connect, brought, x, steps):
     limits = {"steps_per_epoch": BATCHES} if x is endless else {}
     logs, weights = fitted(connect, x, steps=steps, **limits)
@@ -80,7 +80,12 @@ def test_a_report_stays_until_the_end_of_an_epoch(connect, brought, x, steps):
 
 @pytest.mark.parametrize(
     "x, policy, overlap",
-    [(unknown, None, 0), (arrays, tfps.Sync(), 0), (arrays, None, 1), (known, None, 2)],
+    [
+        (unknown, None, 0),
+        (known, None, 2),
+        pytest.param(arrays, tfps.Sync(), 0, marks=pytest.mark.soak),
+        pytest.param(arrays, None, 1, marks=pytest.mark.soak),
+    ],
 )
 def test_the_logs_are_those_of_keras(connect, x, policy, overlap):
     logs, _ = fitted(connect, x, policy=policy, overlap=overlap)

@@ -49,7 +49,14 @@ def compiled(make, **settings):
     return model
 
 
-@pytest.mark.parametrize("make", [by_map, by_function, scaled, whole])
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(pytest.param(make, marks=pytest.mark.soak) for make in (by_map, by_function)),
+        scaled,
+        pytest.param(whole, marks=pytest.mark.soak),
+    ],
+)
 def test_several_optimizers_equal_keras(connect, make):
     x, y = regression(80)
     model, reference = compiled(make), compiled(make)

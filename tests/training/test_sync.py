@@ -38,7 +38,7 @@ OPTIMIZERS = {"momentum": lambda: o.SGD(0.02, momentum=0.9), "adam": lambda: o.A
     "workers, shards, optimizer",
     [
         (2, 2, "momentum"),
-        (3, 2, "adam"),
+        pytest.param(3, 2, "adam", marks=soak),
         pytest.param(2, 1, "adam", marks=soak),
         pytest.param(3, 1, "momentum", marks=soak),
     ],
@@ -96,6 +96,7 @@ def test_rows_of_tables_are_summed_over_the_workers(connect, updates):
     assert relative_error(*models) < 1e-5
 
 
+@pytest.mark.soak  # A sum of rows is applied as rows are, of which `tests/store` holds it.
 def test_lazy_updates_leave_other_rows_bit_identical(connect):
     model = sparse_model()
     model.compile(o.AdamW(0.01, weight_decay=0.1), "mse")
@@ -153,7 +154,7 @@ def scaled(scale):
     return model
 
 
-@pytest.mark.parametrize("overflows", [[1], [0, 1], pytest.param([0], marks=soak)])
+@pytest.mark.parametrize("overflows", [[1], *(pytest.param(w, marks=soak) for w in ([0], [0, 1]))])
 def test_workers_that_overflow_are_left_out_of_the_round(connect, overflows):
     strategy = connect(2)
     x, y = regression(16)
@@ -224,7 +225,14 @@ class Picky(keras.Model):
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("policy", [tfps.Sync(), tfps.LocalSteps(2), tfps.BoundedStaleness(1)])
+@pytest.mark.parametrize(
+    "policy",
+    [
+        tfps.Sync(),
+        pytest.param(tfps.LocalSteps(2), marks=soak),
+        pytest.param(tfps.BoundedStaleness(1), marks=soak),
+    ],
+)
 def test_an_error_in_a_round_names_the_worker_and_leaves_nothing_behind(connect, policy):
     strategy = connect(2)
     x, y = regression(80)

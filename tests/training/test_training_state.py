@@ -46,16 +46,16 @@ OUTER = o.SGD(0.7, momentum=0.9, nesterov=True)
 CASES = {
     "async": (tfps.Async, 1, {}),
     "feedback": (tfps.Async, 1, {"push": TopK(0.2, min_bytes=0), "overlap": 2}),
-    "warm-up": (tfps.Async, 1, {"push": OneBit(min_bytes=0), "push_warmup": 6}),
+    "warm-up": (tfps.Async, 1, {"push": OneBit(min_bytes=0), "push_warmup": 6, "overlap": 2}),
     "sync": (tfps.Sync, 2, {}),
     "sync with feedback": (tfps.Sync, 2, {"push": TopK(0.2, min_bytes=0)}),
     "local steps": (lambda: tfps.LocalSteps(3, OUTER), 1, {}),
-    "local steps each": (lambda: tfps.LocalSteps(3, "average", "each", delay=1), 1, {}),
+    "local steps each": (lambda: tfps.LocalSteps(3, OUTER, "each", delay=1), 1, {}),
 }
 
 
 # The other cases have all that these have, and more.
-PLAIN = ("async", "sync")
+PLAIN = "async", "feedback", "sync", "local steps"
 
 
 @pytest.mark.parametrize(
@@ -149,8 +149,11 @@ def test_the_position_in_the_data_goes_on(connect, fed):
     assert resumed.state.export().chief.position.batches == (8,)
 
 
-def test_what_is_listed(connect):
-    """Every part has a name and a type, and nothing in it lives on a server or a worker."""
+def test_what_is_listed_and_when_and_of_which_layout(connect):
+    """Every part has a name and a type, and nothing in it lives on a server or a worker.
+
+    Residuals lie by bucket, so they cannot go to another number of servers, and that is said.
+    """
     trainer = trainer_on(connect, "feedback", seed=1)
     trainer.model.optimizer.learning_rate = 0.02
     trainer.fit(data(), verbose=0)
@@ -164,6 +167,20 @@ def test_what_is_listed(connect):
     assert exported.chief.learning_rate == pytest.approx(0.02)
     leaves = tf.nest.flatten([exported.servers.values, exported.workers, exported.chief.seeds])
     assert leaves and all(isinstance(leaf, np.ndarray) for leaf in leaves)
+
+    class InBatch(keras.callbacks.Callback):
+        """No call of the one worker is pending then, but the epoch is not over."""
+
+        def on_train_batch_end(self, batch, logs=None):
+            trainer.state.export()
+
+    with pytest.raises(tfps.ConfigError, match="middle of an epoch"):
+        trainer.fit(data(), verbose=0, callbacks=[InBatch()])
+
+    other = trainer_on(connect, "feedback", seed=2, ps=1)
+    other.state.restore(exported)
+    with pytest.raises(tfps.ConfigError, match="with as many servers"):
+        other.fit(data(), verbose=0)
 
 
 def test_what_cannot_be_exported_or_restored(connect):
@@ -207,29 +224,6 @@ def test_models_of_another_shape_are_refused(connect):
     for _ in range(2):  # Nor is a second try training from scratch.
         with pytest.raises(tfps.ConfigError):
             second.fit(data(), verbose=0)
-
-
-def test_memory_is_of_a_layout(connect):
-    """Residuals lie by bucket, so they cannot go to another number of servers; and that is said."""
-    trainer = trainer_on(connect, "feedback", seed=1)
-    trainer.fit(data(), verbose=0)
-    exported = trainer.state.export()
-    other = trainer_on(connect, "feedback", seed=2, ps=1)
-    other.state.restore(exported)
-    with pytest.raises(tfps.ConfigError, match="with as many servers"):
-        other.fit(data(), verbose=0)
-
-
-def test_one_worker_has_no_cut_in_a_hook_of_a_batch_either(connect):
-    """No call is pending there, but the epoch is not over."""
-    trainer = trainer_on(connect, "feedback", seed=1)
-
-    class InBatch(keras.callbacks.Callback):
-        def on_train_batch_end(self, batch, logs=None):
-            trainer.state.export()
-
-    with pytest.raises(tfps.ConfigError, match="middle of an epoch"):
-        trainer.fit(data(), verbose=0, callbacks=[InBatch()])
 
 
 class Interrupt(keras.callbacks.Callback):

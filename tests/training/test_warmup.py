@@ -7,7 +7,6 @@ import tensorflow as tf
 
 import tfps
 from tests.conftest import mlp, regression
-from tests.covering import covering
 from tests.training.test_codecs import examples, linear
 from tfps.compression import OneBit, TopK, with_feedback
 
@@ -38,7 +37,16 @@ def by_hand(x, y, rate, epochs, decay):
     return w
 
 
-@covering("decay, policy", [0.0, 0.1], [tfps.Async, tfps.Sync], strength=1)
+@pytest.mark.parametrize(
+    "decay, policy",
+    [
+        (0.1, tfps.Sync),
+        *(
+            pytest.param(*case, marks=pytest.mark.soak)
+            for case in [(0.0, tfps.Async), (0.0, tfps.Sync), (0.1, tfps.Async)]
+        ),
+    ],
+)
 def test_equals_adam_by_hand(connect, policy, decay):
     """The codec begins, and the squares stay, after exactly so many updates, for good."""
     x, y = examples()

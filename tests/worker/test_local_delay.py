@@ -36,9 +36,9 @@ class Counted(keras.Model):
 @pytest.mark.parametrize(
     "steps, delay, merge, fed",
     [
-        (1, 1, "each", "worker"),
         (3, 1, "round", "worker"),
         (3, 3, "each", "chief"),
+        pytest.param(1, 1, "each", "worker", marks=soak),
         pytest.param(1, 1, "round", "chief", marks=soak),
         pytest.param(3, 1, "each", "chief", marks=soak),
         pytest.param(3, 3, "each", "worker", marks=soak),
@@ -167,7 +167,9 @@ def test_no_update_is_lost(connect, delay):
     np.testing.assert_allclose(sent, [13 * 20, 34 * 20])
 
 
-@pytest.mark.parametrize("merge, fed", [("each", "chief"), ("round", "worker")])
+@pytest.mark.parametrize(
+    "merge, fed", [("round", "worker"), pytest.param("each", "chief", marks=soak)]
+)
 def test_the_first_steps_wait_for_no_server(connect, merge, fed):
     """And no condition spans the servers."""
     x, y = regression(64)

@@ -1,5 +1,7 @@
 """`LocalSteps`: workers that train on copies and exchange what they learned."""
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
@@ -7,7 +9,6 @@ import tensorflow as tf
 
 import tfps
 from tests.conftest import Counting, mlp, regression, relative_error
-from tests.covering import covering
 
 o = keras.optimizers
 
@@ -100,9 +101,17 @@ OUTER = {
     "decay": (tfps.ModelAverage(0.25), lambda: mean(0.25)),
     "diloco": ("diloco", diloco),
 }
+QUICK = ("diloco", "adam"), ("decay", "sgd")
 
 
-@covering("outer, optimizer", list(OUTER), list(OPTIMIZERS), strength=1)
+# An average is a decay of 0.
+@pytest.mark.parametrize(
+    "outer, optimizer",
+    [
+        pytest.param(*case, marks=[] if case in QUICK else soak)
+        for case in itertools.product(OUTER, OPTIMIZERS)
+    ],
+)
 def test_equals_keras_models_merged_by_hand(connect, optimizer, outer):
     optimizer, (outer, exchanged) = OPTIMIZERS[optimizer], OUTER[outer]
     model = mlp()
@@ -131,7 +140,9 @@ def test_the_workers_optimizers_go_on_from_epoch_to_epoch(connect):
 
 
 @pytest.mark.parametrize(
-    "outer, each", [(o.SGD(1.0), 1.0), ("average", 0.5)], ids=["sgd", "average"]
+    "outer, each",
+    [(o.SGD(1.0), 1.0), pytest.param("average", 0.5, marks=soak)],
+    ids=["sgd", "average"],
 )
 def test_merging_each_loses_no_update(connect, outer, each):
     """80 and 20 batches, which end in the middle of an exchange."""
@@ -161,7 +172,8 @@ def test_rounds_of_uneven_ends_lose_no_step(connect):
     assert int(model.batches) == 18
 
 
-@pytest.mark.parametrize("merge", ["each", pytest.param("round", marks=soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("merge", ["each", "round"])
 def test_diloco_trains(connect, merge):
     model, history = trained(connect(2), tfps.LocalSteps(4, merge=merge), o.SGD(0.01), epochs=4)
     assert history["loss"][-1] < 0.5 * history["loss"][0]

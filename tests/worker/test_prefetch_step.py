@@ -17,7 +17,7 @@ from tfps.worker.overlapped_step import OverlappedStep
 from tfps.worker.prefetch_step import PrefetchStep
 
 soak = pytest.mark.soak
-FED = pytest.mark.parametrize("fed", ["by the chief", "by datasets of the workers"])
+FED = covering("fed, overlap", ["by the chief", "by datasets of the workers"], [2, 1], strength=1)
 
 
 def delayed_sgd(model, x, y, delay, rate=0.05):
@@ -38,7 +38,11 @@ def delayed_sgd(model, x, y, delay, rate=0.05):
 
 @pytest.mark.parametrize(
     "overlap, steps",
-    [(0, 4), (1, 4), (2, 4), *(pytest.param(overlap, 1, marks=soak) for overlap in (0, 1, 2))],
+    [
+        (1, 4),
+        (2, 4),
+        *(pytest.param(*case, marks=soak) for case in [(0, 4), (0, 1), (1, 1), (2, 1)]),
+    ],
 )
 def test_one_worker_misses_just_its_last_updates(connect, overlap, steps):
     x, y = regression()
@@ -77,7 +81,7 @@ def test_rows_of_tables_are_as_old_as_all_else(connect, overlap):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
-@covering("overlap, length", [2, 1], [3, 100], strength=1)
+@pytest.mark.parametrize("overlap, length", [(2, 3), pytest.param(1, 100, marks=soak)])
 def test_datasets_go_on_where_the_last_epoch_ended(connect, overlap, length):
     """The weight is the sum of the batches used: 0, 1, 2.., from 0 again after the last."""
     model = keras.Sequential([keras.Input([1]), keras.layers.Dense(1, use_bias=False)])
@@ -102,7 +106,7 @@ def test_datasets_go_on_where_the_last_epoch_ended(connect, overlap, length):
 
 
 @pytest.mark.parametrize(
-    "overlap, updates", [(1, 400), (2, 400), *(pytest.param(i, 2000, marks=soak) for i in (1, 2))]
+    "overlap, updates", [(2, 400), *(pytest.param(i, 2000, marks=soak) for i in (1, 2))]
 )
 def test_no_update_is_lost(connect, overlap, updates):
     """The gradient is 1, so the weight counts the updates."""
@@ -119,7 +123,10 @@ def test_no_update_is_lost(connect, overlap, updates):
     assert trainer.stats["staleness"][0] >= overlap * 0.9
 
 
-@covering("overlap, steps", [0, 1, 2], [3, 1], strength=1)
+@pytest.mark.parametrize(
+    "overlap, steps",
+    [(1, 1), (2, 3), *(pytest.param(*case, marks=soak) for case in [(0, 3), (1, 3), (2, 1)])],
+)
 def test_datasets_of_workers_that_end(connect, overlap, steps):
     """Every batch of 5 and of 3 is used once in each epoch, and what is no batch never."""
     model = keras.Sequential([keras.Input([1]), keras.layers.Dense(1, use_bias=False)])
@@ -170,14 +177,16 @@ def with_a_table(connect, overlap, fed, steps=1) -> PrefetchStep:
 
 
 @FED
-@pytest.mark.parametrize("overlap", [1, 2])
 def test_servers_need_not_be_told_of_a_condition(connect, overlap, fed):
     """They would learn of it only after all of the last update had arrived."""
     step = with_a_table(connect, overlap, fed)
     assert not any("ps" in device for device in conditional_devices(step._run))
 
 
-@covering("fed, overlap", ["by the chief", "by datasets of the workers"], [1, 2], strength=1)
+@pytest.mark.parametrize(
+    "fed, overlap",
+    [("by datasets of the workers", 2), pytest.param("by the chief", 1, marks=soak)],
+)
 def test_a_loop_over_the_steps_of_a_call_spans_the_servers(connect, overlap, fed):
     """So what is found above is no mistake of the search."""
     step = with_a_table(connect, overlap, fed, steps=2)
@@ -185,7 +194,6 @@ def test_a_loop_over_the_steps_of_a_call_spans_the_servers(connect, overlap, fed
 
 
 @FED
-@pytest.mark.parametrize("overlap", [1, 2])
 def test_computing_waits_for_no_server(connect, overlap, fed):
     """All that it takes, rows of tables and the scale of the loss too, came before."""
     step = with_a_table(connect, overlap, fed)
@@ -196,7 +204,6 @@ def test_computing_waits_for_no_server(connect, overlap, fed):
 
 
 @FED
-@pytest.mark.parametrize("overlap", [1, 2])
 def test_a_lock_is_not_held_while_anything_is_on_its_way(connect, overlap, fed):
     """What TensorFlow itself makes an update wait for, such as reads of rows, included."""
     step = with_a_table(connect, overlap, fed)
@@ -211,7 +218,7 @@ def test_a_lock_is_not_held_while_anything_is_on_its_way(connect, overlap, fed):
         assert {op.device for op in (later | before) - given if op.inputs} == {lock.device}
 
 
-@pytest.mark.parametrize("overlap", [1, 2])
+@pytest.mark.parametrize("overlap", [pytest.param(1, marks=soak), 2])
 def test_nothing_is_updated_in_a_call_whose_input_fails(connect, overlap):
     def check(number):
         if number == 3:
@@ -284,7 +291,7 @@ def test_what_a_worker_carries_is_on_the_worker(connect, overlap, steps):
     assert not tf.nest.flatten(rest._replace(residuals={}))
 
 
-@pytest.mark.parametrize("overlap", [1, 2])
+@pytest.mark.parametrize("overlap", [pytest.param(1, marks=soak), 2])
 def test_ragged_batches(connect, overlap):
     """Of these nothing can stand in for a batch that does not exist."""
     ids = tf.ragged.constant([[1, 2], [3], [4, 5, 6], [7]] * 4, dtype=tf.int64)
@@ -308,7 +315,7 @@ def test_ragged_batches(connect, overlap):
     assert model.w.numpy() == -8.0
 
 
-@pytest.mark.parametrize("overlap", [0, 2])
+@pytest.mark.parametrize("overlap", [pytest.param(0, marks=soak), 2])
 def test_dynamic_loss_scale_and_state(connect, overlap):
     """What is no push must change neither the scale nor the statistics."""
     x, y = regression()

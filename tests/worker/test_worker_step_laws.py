@@ -30,6 +30,10 @@ CASES = {
 }
 
 
+# Another case has the same class of step, and more of it.
+SOAK = "async", "overlap 1, 3 steps a call", "local, each"
+
+
 class Rig:
     """A step, called as the chief calls it, on a model that learns to count batches."""
 
@@ -78,7 +82,10 @@ class Rig:
             return reports, self.step.rest(carry)
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(c, marks=pytest.mark.soak if c in SOAK else []) for c in CASES],
+)
 def rig(request, connect):
     return Rig(connect(workers=1, ps=2), request.param)
 
