@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable
 
 import keras
@@ -90,6 +91,11 @@ class Mirrored:
         return steps
 
     def trainer(self, model: keras.Model) -> keras.Model:
+        # Keras 3.15's loop over several steps fails under this strategy with TensorFlow 2.21: "You
+        # must feed a value for placeholder tensor".
+        model.steps_per_execution = 1
+        # Keras says of every dataset that it is not shuffled again.
+        warnings.filterwarnings("ignore", "`shuffle=True` was passed", UserWarning)
         return model
 
     def callbacks(self, log_dir: str) -> list[keras.callbacks.Callback]:
@@ -212,9 +218,7 @@ def _run_worker(train: Callable[[Callable], None], found: workers.Workers, timeo
             way = MultiWorker(found, watch, timeout, scratch)
             train(lambda: way)
         except _PEER_LOST as e:
-            silent = found.silent()
-            who = f"no answer from {silent}" if silent else "a worker was lost"
-            give_up(f"{who} ({errors.summary(e.message)}); start the job again")
+            give_up(f"{found.lost(e.message)}; start the job again")
 
 
 def check_flags() -> None:

@@ -2,15 +2,18 @@
 
 import json
 import os
+import re
 import socket
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import tensorflow as tf
 
-from tfps import ClusterConfigError
+from tfps import ClusterConfigError, errors
 
 _EXAMPLE = '{"cluster": {"worker": ["a:2222", "b:2222"]}, "task": {"type": "worker", "index": 0}}'
+
+_LONGEST = 120  # characters of TensorFlow's reason in a line
 
 
 class Workers(NamedTuple):
@@ -43,6 +46,15 @@ class Workers(NamedTuple):
         """Names the other processes that accept no connection within `timeout` s each; or ""."""
         silent = [f"{n} at {a}" for n, a in self.others.items() if not _answers(a, timeout)]
         return ", ".join(silent)
+
+    def lost(self, message: str) -> str:
+        """Says who was lost, from TensorFlow's message and from who answers now."""
+        addresses = self.others
+        named = re.findall(r"/job:(\w+)/(?:replica:\d+/)?task:(\d+)", message)
+        names = [name for name in (f"{job} {i}" for job, i in named) if name in addresses]
+        who = ", ".join(f"{name} at {addresses[name]}" for name in dict.fromkeys(names))
+        reason = errors.summary(message).removeprefix("Collective ops is aborted by: ")
+        return f"lost {self.silent() or who or 'a worker'} (TensorFlow: {reason[:_LONGEST]})"
 
     def resolver(self) -> tf.distribute.cluster_resolver.ClusterResolver:
         """Returns the description in the form that TensorFlow's strategies take."""

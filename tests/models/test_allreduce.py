@@ -237,7 +237,8 @@ def test_a_lost_worker_ends_the_others(how, lost, tmp_path):
         code, _, err = outcome(processes[f"worker {1 - lost}"])
     assert code == 75
     (line,) = err.strip().splitlines()
-    assert line.startswith("error: no answer ")
+    assert line.startswith(f"error: lost worker {lost} at 127.0.0.1:")
+    assert line.endswith("; start the job again")
 
 
 @pytest.mark.processes
