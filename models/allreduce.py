@@ -91,6 +91,7 @@ class Mirrored:
         return steps
 
     def trainer(self, model: keras.Model) -> keras.Model:
+        check_model(model)
         # Keras 3.15's loop over several steps fails under this strategy with TensorFlow 2.21: "You
         # must feed a value for placeholder tensor".
         model.steps_per_execution = 1
@@ -154,6 +155,7 @@ class MultiWorker:
         return steps
 
     def trainer(self, model: keras.Model) -> Trainer:
+        check_model(model)
         return Trainer(model, self.strategy, self._limit)
 
     def callbacks(self, log_dir: str) -> list[keras.callbacks.Callback]:
@@ -243,6 +245,20 @@ def check_flags() -> None:
         raise ConfigError(
             "TF_CONFIG is set, but --strategy=mirrored is one process; unset it, or use "
             "--strategy=multiworker"
+        )
+
+
+def check_model(model: keras.Model) -> None:
+    """Checks that a compiled model trains as it would in one process.
+
+    Raises:
+      ConfigError: the loss is scaled. Keras 3 decides by the gradients of the first replica alone
+        whether they are finite, before gradients are added up.
+    """
+    if isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer):
+        raise ConfigError(
+            "float16 needs a scaled loss, and under all-reduce Keras looks for overflow in the "
+            "first replica only; use bfloat16 or float32, or --strategy=ps"
         )
 
 

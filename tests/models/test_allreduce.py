@@ -131,6 +131,14 @@ def test_mirrored_is_one_process(monkeypatch):
         allreduce.check_flags()
 
 
+def test_a_scaled_loss_is_refused():
+    made = program.model()
+    allreduce.check_model(made)
+    made.compile(keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1)), "mse")
+    with pytest.raises(tfps.ConfigError, match="use bfloat16 or float32, or --strategy=ps"):
+        allreduce.check_model(made)
+
+
 def config(cluster, job="worker", index=0):
     return json.dumps({"cluster": cluster, "task": {"type": job, "index": index}})
 
