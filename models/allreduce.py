@@ -17,7 +17,7 @@ import keras
 import tensorflow as tf
 from absl import flags
 
-from models import watchdog, workers
+from models import _tf, watchdog, workers
 from models.multiworker import Trainer
 from tfps import ConfigError, Error, errors
 
@@ -136,13 +136,11 @@ class MultiWorker:
             implementation=kind[FLAGS.communication.upper()],
             timeout_seconds=FLAGS.collective_timeout,
         )
-        with watch.limit(
-            startup_timeout,
-            lambda: f"from {found.silent() or 'the other workers'} (--startup_timeout)",
-        ):
-            self.strategy = tf.distribute.MultiWorkerMirroredStrategy(
-                found.resolver(), communication_options=options
-            )
+        resolver = found.resolver()
+        _tf.limit_startup(resolver.cluster_spec(), startup_timeout)
+        self.strategy = tf.distribute.MultiWorkerMirroredStrategy(
+            resolver, communication_options=options
+        )
         self.batches_per_step = self.strategy.num_replicas_in_sync
 
     def scope(self) -> contextlib.AbstractContextManager:
@@ -218,6 +216,13 @@ def _run_worker(train: Callable[[Callable], None], found: workers.Workers, timeo
         watch = watchdog.Watchdog(give_up)
         try:
             way = MultiWorker(found, watch, timeout, scratch)
+        except _PEER_LOST:
+            who = found.silent() or "some of the workers"
+            give_up(
+                f"no answer within {timeout:g} s from {who} (--startup_timeout); start the missing "
+                "workers, or check the addresses in TF_CONFIG"
+            )
+        try:
             train(lambda: way)
         except _PEER_LOST as e:
             give_up(f"{found.lost(e.message)}; start the job again")

@@ -24,7 +24,7 @@ from benchmarks.wire.systems import System, available, select
 FLAGS = flags.FLAGS
 flags.DEFINE_list(
     "bandwidth",
-    ["100mbit", "1gbit", "none"],
+    ["none", "1gbit", "100mbit"],
     "Of each host's link, both ways, as tc writes it; `none` is what the kernel can.",
 )
 flags.DEFINE_list("networks", ["dense", "embedding"], "Which of `networks.NETWORKS`.")

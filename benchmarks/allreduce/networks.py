@@ -47,7 +47,7 @@ class Network:
 
 NETWORKS = {
     "dense": Network(inputs=256, units=(1024, 1024, 1024, 1), batch=64),
-    "embedding": Network(inputs=8, units=(64, 1), batch=256, rows=2_000_000, width=16),
+    "embedding": Network(inputs=8, units=(64, 1), batch=256, rows=2_000_000, width=8),
     # For comparing weights.
     "small dense": Network(inputs=16, units=(32, 32, 1), batch=16),
     "small embedding": Network(inputs=8, units=(16, 1), batch=16, rows=100, width=4),

@@ -22,6 +22,7 @@ def table(places: dict[str, list[dict]]) -> str:
       places: place -> `report.result` of each system there. A system that was not measured at a
         place has no cell.
     """
+    places = {place: places[place] for place in sorted(places, key=_order)}
     names = list(dict.fromkeys(r["system"] for results in places.values() for r in results))
     lines = [
         f"| system | {' | '.join(title(place) for place in places)} |",
@@ -31,6 +32,12 @@ def table(places: dict[str, list[dict]]) -> str:
         cells = [_cell(name, results) for results in places.values()]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _order(place: str) -> tuple[bool, int]:
+    link, _, slow = place.partition(" ")
+    known = list(PLACES)
+    return bool(slow), known.index(link) if link in known else len(known)
 
 
 def _cell(name: str, results: list[dict]) -> str:
