@@ -12,10 +12,13 @@ import tensorflow as tf
 from absl import flags
 
 import tfps
-from models import network
+from models import allreduce, network
+from models.parameter_servers import ParameterServers
+from models.way import Way
 from tfps import errors
 
 FLAGS = flags.FLAGS
+flags.adopt_module_key_flags(allreduce)
 
 flags.DEFINE_integer("workers", 2, "Workers of the local cluster.", lower_bound=1)
 flags.DEFINE_integer("ps", 2, "Parameter servers of the local cluster.", lower_bound=1)
@@ -29,26 +32,33 @@ flags.DEFINE_enum(
 flags.DEFINE_float(
     "startup_timeout",
     60.0,
-    "Seconds that the chief waits for all workers and ps to answer.",
+    "Seconds that the chief waits for all workers and ps to answer; with --strategy=multiworker, "
+    "seconds that each worker waits for the others.",
     lower_bound=0.0,
 )
 
-Connect = Callable[[], tfps.ParameterServerStrategy]
+Connect = Callable[[], Way]
 
 
 def run(train: Callable[[Connect], None]) -> int:
     """Runs this process's task: a worker or ps serves until the job ends, the chief trains.
 
+    In an all-reduce (--strategy), all workers train.
+
     Args:
       train: what the chief runs. It is given a function that connects to the cluster, to be called
-        after the input was found to be good.
+        after the input was found to be good, and returns a `Way`.
 
     Returns:
-      The exit code: 0, or 1 after one line about what went wrong.
+      The exit code: 0, or 1 after one line about what went wrong. A worker of an all-reduce that
+      has lost another ends the process with 75.
     """
+    if FLAGS.strategy != "ps":
+        return allreduce.run(train, FLAGS.startup_timeout)
     cluster = None
     failure = None
     try:
+        allreduce.check_flags()
         if os.environ.get("TF_CONFIG"):
             cluster = tfps.Cluster.from_env()
             if cluster.task_type in ("worker", "ps"):
@@ -65,9 +75,10 @@ def run(train: Callable[[Connect], None]) -> int:
                 cluster = tfps.LocalCluster(
                     FLAGS.workers, FLAGS.ps, processes=FLAGS.cluster == "processes"
                 )
-            return tfps.ParameterServerStrategy(
+            strategy = tfps.ParameterServerStrategy(
                 cluster, network.partitioner(), startup_timeout=FLAGS.startup_timeout
             )
+            return ParameterServers(strategy)
 
         train(connect)
         return 0

@@ -6,7 +6,6 @@ Two workers, two parameter servers and a chief, each with a link of its own, mad
 Linux network namespaces; that takes root. A bandwidth of `none` means loopback.
 """
 
-import importlib.util
 import os
 import signal
 import sys
@@ -14,7 +13,7 @@ import time
 
 from absl import app, flags
 
-from benchmarks.wire import fleet as fleets, hosts, report, sizes, systems
+from benchmarks.wire import fleet as fleets, hosts, report, sizes, systems, turns
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list(
@@ -43,90 +42,16 @@ flags.DEFINE_integer(
 flags.DEFINE_float("timeout", 300.0, "Seconds that one start or turn may take.")
 flags.DEFINE_string("output", "runs/wire", "Folder for logs, JSON and plot.")
 
-# The first turn compiles everything and measures how long a step takes. It has one step before the
-# clock starts and one step after.
-_PROBE = (1, 1)
-# On a slow link one step is warm-up enough.
-_LONGEST_WARMUP = 4.0  # s, but for the one step that there has to be
-
-
-def _available(wanted: list[systems.System]) -> list[systems.System]:
-    found = []
-    missing = {}
-    for system in wanted:
-        module = systems.NEEDS[system.family]
-        if importlib.util.find_spec(module):
-            found.append(system)
-        else:
-            missing.setdefault(module, []).append(system.name)
-    for module, names in missing.items():
-        print(f"left out, for {module} is not installed: {', '.join(names)}")
-    return found
-
-
-class Table:
-    """Runs the turns of all systems on one link."""
-
-    def __init__(self, link: str, fleet: fleets.Fleet, chosen: list[systems.System]):
-        self._link, self._fleet = link, fleet
-        self._chosen = chosen
-        self._turns: dict[str, list[dict]] = {s.name: [] for s in chosen}
-        self._errors: dict[str, str] = {}
-        self._last: dict[str, float] = {}
-
-    def run(self, rounds: int) -> None:
-        """One turn that does not count, then `rounds` that do, each through all systems.
-
-        By taking turns, a machine's moods hit all alike.
-        """
-        for number in range(rounds + 1):
-            for system in self._chosen:
-                if system.name not in self._errors:
-                    self._turn(system, number)
-
-    def _turn(self, system: systems.System, number: int) -> None:
-        probe = number == 0
-        warmup, steps = (system.stride * n for n in _PROBE) if probe else self._steps(system)
-        try:
-            answer = self._fleet.turn(system, warmup, steps)
-        except fleets.Failed as e:
-            self._errors[system.name] = str(e)
-            self._say(f"{system.name} failed: {e}")
-            return
-        step = fleets.step_time(answer)
-        self._last[system.name] = step
-        if not probe:
-            self._turns[system.name].append({"step": step, **answer})
-        place = "probe" if probe else f"round {number}"
-        self._say(f"{place}: {system.name}: {1e3 * step:,.0f} ms a step ({steps} steps)")
-
-    def _steps(self, system: systems.System) -> tuple[int, int]:
-        """Of a worker, before the clock starts and after."""
-        stride = system.stride
-        last = self._last[system.name] * stride
-        warmup = max(1, min(FLAGS.warmup, int(_LONGEST_WARMUP / last)))
-        steps = FLAGS.steps or fleets.steps_for(last, FLAGS.seconds, FLAGS.least_steps)
-        return warmup * stride, steps * stride
-
-    def _say(self, text: str) -> None:
-        print(f"{time.strftime('%H:%M:%S')} [{self._link}] {text}", flush=True)
-
-    def results(self) -> list[dict]:
-        return [
-            report.result(s, self._turns[s.name], self._errors.get(s.name)) for s in self._chosen
-        ]
-
 
 def _measure(links: list[str], network, chosen, folder: str, found: dict) -> None:
     """Adds link -> results to `found`. All links share the processes, which compile only once."""
+    length = turns.Length(FLAGS.rounds, FLAGS.warmup, FLAGS.steps, FLAGS.seconds, FLAGS.least_steps)
     if links == ["none"]:
         print("bandwidth none: on loopback, where nobody's bytes can be told apart", flush=True)
     with network, fleets.Fleet(network, folder, FLAGS.threads, FLAGS.timeout) as fleet:
         for link in links:
             network.limit(link)
-            table = Table(link, fleet, chosen)
-            table.run(FLAGS.rounds)
-            found[link] = table.results()
+            found[link] = turns.run(link, fleet, chosen, length)
             print(f"\n{_title(link)}\n\n{report.table(found[link])}\n", flush=True)
 
 
@@ -157,7 +82,7 @@ def main(argv) -> int:
             except ValueError as e:
                 print(f"error: {e}", file=sys.stderr)
                 return 1
-    chosen = _available(systems.select(FLAGS.systems))
+    chosen = systems.available(systems.select(FLAGS.systems))
     if not chosen:
         known = ", ".join(s.name for s in systems.SYSTEMS)
         print(f"error: --systems={FLAGS.systems} selects none of: {known}", file=sys.stderr)

@@ -10,6 +10,8 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from benchmarks.wire.hosts import Traffic
 from benchmarks.wire.sizes import WORKERS
@@ -17,7 +19,7 @@ from benchmarks.wire.systems import System
 
 _WORKER_HOSTS = tuple(f"worker{i}" for i in range(WORKERS))
 # In namespaces every host has its own ports, so only two families must not use the same ports.
-_PORTS = {"tfps": 2222, "stock": 2223, "mwms": 2224, "ddp": 2225, "local": 2226, "traffic": 2227}
+_FIRST_PORT = 2222
 
 # How often a family's processes may be lost. Each loss costs a timeout and a new start.
 _LOSSES = 3
@@ -114,6 +116,10 @@ class Program:
             process.kill()
             process.wait()
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def kill(self) -> None:
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGKILL)
@@ -126,8 +132,22 @@ class Refused(Failed):
 class Family:
     """The processes that systems of one family share, from its first turn on."""
 
-    def __init__(self, name: str, network, folder: str, environ: dict, timeout: float):
-        self.name, self._network, self._folder = name, network, folder
+    def __init__(
+        self, name: str, start: "Start", port: int, network, folder: str, environ: dict, timeout
+    ):
+        """Starts nothing yet.
+
+        Args:
+          name: of the family.
+          start: starts its processes, by `spawn`.
+          port: on which its processes listen, each on its host.
+          network: a `hosts.Network` or `hosts.Loopback`, entered.
+          folder: for the processes' logs.
+          environ: of the processes.
+          timeout: seconds that a start or a turn may take.
+        """
+        self.name, self._start, self._port = name, start, port
+        self._network, self._folder = network, folder
         self._environ, self._timeout = environ, timeout
         self._programs: list[Program] = []
         self.speakers: list[Program] = []
@@ -138,11 +158,31 @@ class Family:
         Raises:
           Failed: one of them did not come up.
         """
-        _STARTS[self.name](self)
+        self._start(self)
         for program in self._programs:
             # tfps.serve does not print lines, and tfps's chief itself waits for the servers.
             if program.says_ready:
                 program.answer(self._timeout, "start")
+
+    def ask(self, message: dict, what: str) -> list[dict]:
+        """Sends a message to all that answer, and returns the answers; starts the processes first.
+
+        Args:
+          message: to each of them.
+          what: the message in words.
+
+        Raises:
+          Failed: with one line about what went wrong.
+        """
+        if not self._programs:
+            self.start()
+        for program in self.speakers:
+            program.tell(message)
+        return [program.answer(self._timeout, what) for program in self.speakers]
+
+    def pid(self, host: str) -> int | None:
+        """The process of this family on a host; None before the first turn."""
+        return next((p.pid for p in self._programs if p.name.split()[1] == host), None)
 
     def run(self, system: System, warmup: int, steps: int) -> dict:
         """One turn.
@@ -159,14 +199,9 @@ class Family:
         Raises:
           Failed: with one line about what went wrong.
         """
-        if not self._programs:
-            self.start()
         message = {"settings": system.settings, "stride": system.stride}
         message |= {"warmup": warmup, "steps": steps}
-        what = f"{warmup} + {steps} steps of {system.name}"
-        for program in self.speakers:
-            program.tell(message)
-        answers = [program.answer(self._timeout, what) for program in self.speakers]
+        answers = self.ask(message, f"{warmup} + {steps} steps of {system.name}")
         taken = sum(a["steps"] for a in answers)
         first, *_, last = self.speakers[0].marks
         up, down = _per_step(first, last, taken)
@@ -188,7 +223,15 @@ class Family:
             program.end()
         self._programs, self.speakers = [], []
 
-    def _spawn(self, module: str, host: str, extra: dict, speaks: bool) -> None:
+    def spawn(self, module: str, host: str, extra: dict, speaks: bool) -> None:
+        """Starts a Python module on a host.
+
+        Args:
+          module: its name. A module of the benchmarks says when it is ready (`lines.serve`).
+          host: name of the host.
+          extra: variables of its environment, besides the ones that all processes have.
+          speaks: whether it is given orders and answers.
+        """
         program = Program(
             f"{self.name} {host}",
             [*self._network.command(host), sys.executable, "-m", module],
@@ -201,67 +244,101 @@ class Family:
         if speaks:
             self.speakers.append(program)
 
-    def _address(self, host: str) -> str:
-        return self._network.address(host, _PORTS[self.name])
+    def address(self, host: str) -> str:
+        """Where the family's process on a host listens."""
+        return self._network.address(host, self._port)
 
-    def _spec(self, *jobs: str) -> dict[str, list[str]]:
+    @property
+    def interface(self) -> str:
+        """Name of the network interface of each host."""
+        return self._network.interface
+
+    def spec(self, *jobs: str) -> dict[str, list[str]]:
+        """The addresses of jobs, as TF_CONFIG has them."""
         hosts = {"chief": ("chief",), "worker": _WORKER_HOSTS, "ps": ("ps0", "ps1")}
-        return {job: [self._address(host) for host in hosts[job]] for job in jobs}
+        return {job: [self.address(host) for host in hosts[job]] for job in jobs}
 
-    def _start_cluster(self, server: str, chief: str) -> None:
-        spec = self._spec("chief", "worker", "ps")
+
+Start = Callable[[Family], None]
+
+
+def parameter_servers(server: str, chief: str) -> Start:
+    """Starts a chief, which answers, workers and ps, by the names of their modules."""
+
+    def start(family: Family) -> None:
+        spec = family.spec("chief", "worker", "ps")
         for job, addresses in reversed(spec.items()):
             for i in range(len(addresses)):
                 host = "chief" if job == "chief" else f"{job}{i}"
                 module = chief if job == "chief" else server
-                config = _tf_config(spec, job, i)
-                self._spawn(module, host, config, speaks=job == "chief")
+                family.spawn(module, host, _tf_config(spec, job, i), speaks=job == "chief")
 
-    def _start_tfps(self) -> None:
-        self._start_cluster("tfps.serve", "benchmarks.wire.tfps_chief")
+    return start
 
-    def _start_stock(self) -> None:
-        self._start_cluster("benchmarks.wire.stock_server", "benchmarks.wire.stock_chief")
 
-    def _start_alone(self) -> None:
+def alone(module: str, *hosts: str) -> Start:
+    """Starts a module on each of the hosts, by default the workers'; they do not communicate."""
+
+    def start(family: Family) -> None:
+        for i, host in enumerate(hosts or _WORKER_HOSTS):
+            family.spawn(module, host, {"RANK": str(i)}, speaks=True)
+
+    return start
+
+
+def tensorflow_workers(module: str) -> Start:
+    """Starts a module as each worker of a TF_CONFIG without ps."""
+
+    def start(family: Family) -> None:
+        spec = family.spec("worker")
         for i, host in enumerate(_WORKER_HOSTS):
-            place = {"RANK": str(i)}
-            self._spawn("benchmarks.wire.alone_worker", host, place, speaks=True)
+            family.spawn(module, host, _tf_config(spec, "worker", i), speaks=True)
 
-    def _start_mwms(self) -> None:
-        spec = self._spec("worker")
-        for i, host in enumerate(_WORKER_HOSTS):
-            config = _tf_config(spec, "worker", i)
-            self._spawn("benchmarks.wire.mwms_worker", host, config, speaks=True)
+    return start
 
-    def _start_ddp(self) -> None:
-        address, _, port = self._address("worker0").rpartition(":")
+
+def torch_workers(module: str) -> Start:
+    """Starts a module as each rank of a process group of PyTorch's."""
+
+    def start(family: Family) -> None:
+        address, _, port = family.address("worker0").rpartition(":")
         for i, host in enumerate(_WORKER_HOSTS):
             place = {
                 "MASTER_ADDR": address,
                 "MASTER_PORT": port,
                 "RANK": str(i),
                 "WORLD_SIZE": str(WORKERS),
-                "GLOO_SOCKET_IFNAME": self._network.interface,
+                "GLOO_SOCKET_IFNAME": family.interface,
             }
-            self._spawn("benchmarks.wire.ddp_worker", host, place, speaks=True)
+            family.spawn(module, host, place, speaks=True)
+
+    return start
 
 
-_STARTS = {
-    "tfps": Family._start_tfps,
-    "traffic": Family._start_tfps,
-    "local": Family._start_tfps,
-    "alone": Family._start_alone,
-    "stock": Family._start_stock,
-    "mwms": Family._start_mwms,
-    "ddp": Family._start_ddp,
+_TFPS = parameter_servers("tfps.serve", "benchmarks.wire.tfps_chief")
+
+STARTS: dict[str, Start] = {
+    "tfps": _TFPS,
+    "traffic": _TFPS,
+    "local": _TFPS,
+    "alone": alone("benchmarks.wire.alone_worker"),
+    "stock": parameter_servers("benchmarks.wire.stock_server", "benchmarks.wire.stock_chief"),
+    "mwms": tensorflow_workers("benchmarks.wire.mwms_worker"),
+    "ddp": torch_workers("benchmarks.wire.ddp_worker"),
 }
 
 
 class Fleet:
     """All families on one network; a context manager that ends their processes."""
 
-    def __init__(self, network, folder: str, threads: int, timeout: float):
+    def __init__(
+        self,
+        network,
+        folder: str,
+        threads: int,
+        timeout: float,
+        starts: Mapping[str, Start] = STARTS,
+    ):
         """Starts nothing yet.
 
         Args:
@@ -269,9 +346,13 @@ class Fleet:
           folder: for the processes' logs.
           threads: compute threads of each process, the same for all systems.
           timeout: seconds that a start or a turn may take.
+          starts: name of a family -> what starts its processes.
         """
         environ = _environ(threads)
-        self._families = {name: Family(name, network, folder, environ, timeout) for name in _STARTS}
+        self._families = {
+            name: Family(name, start, _FIRST_PORT + i, network, folder, environ, timeout)
+            for i, (name, start) in enumerate(starts.items())
+        }
         self._losses: collections.Counter = collections.Counter()
 
     def __enter__(self) -> "Fleet":
@@ -288,11 +369,23 @@ class Fleet:
           Failed: what no longer answers is ended. Its family starts anew with the
             next turn, unless that was so too often.
         """
+        return self._of(system, lambda family: family.run(system, warmup, steps))
+
+    def ask(self, system: System, message: dict, what: str) -> list[dict]:
+        """Sends a message to a system's family; see `Family.ask`. Raises as `turn` does."""
+        return self._of(system, lambda family: family.ask(message, what))
+
+    def pids(self, host: str) -> list[int]:
+        """The processes that run on a host."""
+        found = [family.pid(host) for family in self._families.values()]
+        return [pid for pid in found if pid is not None]
+
+    def _of(self, system: System, call: Callable[[Family], Any]) -> Any:
         if self._losses[system.family] >= _LOSSES:
             raise Failed(f"processes of {system.family} were lost {_LOSSES} times; given up")
         family = self._families[system.family]
         try:
-            return family.run(system, warmup, steps)
+            return call(family)
         except Failed as e:
             # If other workers take part, they now wait for this worker in the middle of a step.
             if not isinstance(e, Refused) or len(family.speakers) > 1:

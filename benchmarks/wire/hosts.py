@@ -126,12 +126,16 @@ class Network:
         return _run("ip", "-n", self._prefix + host, *arguments)
 
     def limit(self, bandwidth: str) -> None:
-        """Gives every host a link of the bandwidth, from now on."""
-        bucket = ["rate", bandwidth, "burst", str(burst_bytes(bandwidth)), "latency", LATENCY]
+        """Gives every host a link of the bandwidth, from now on; "none" is what the kernel can."""
+        if bandwidth == "none":
+            discipline = ["noqueue"]
+        else:
+            burst = str(burst_bytes(bandwidth))
+            discipline = ["tbf", "rate", bandwidth, "burst", burst, "latency", LATENCY]
         for host in HOSTS:
             for at, device in ((host, "eth0"), ("switch", host)):
-                place = ["dev", device, "root", "tbf"]
-                _run("tc", "-n", self._prefix + at, "qdisc", "replace", *place, *bucket)
+                place = ["dev", device, "root"]
+                _run("tc", "-n", self._prefix + at, "qdisc", "replace", *place, *discipline)
 
     def unplug(self, host: str) -> None:
         """Sets a host's link down, so that the host vanishes without closing its connections."""

@@ -1,6 +1,7 @@
 """The systems that are compared, and the bars that tfps has to reach."""
 
 import dataclasses
+import importlib.util
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +98,21 @@ NEEDS = {
     "mwms": "tf_keras",
     "ddp": "torch",
 }
+
+
+def available(wanted: list[System], needs: dict[str, str] = NEEDS) -> list[System]:
+    """The systems whose modules (`needs`, by family) are installed; says which are left out."""
+    found = []
+    missing: dict[str, list[str]] = {}
+    for system in wanted:
+        module = needs[system.family]
+        if importlib.util.find_spec(module):
+            found.append(system)
+        else:
+            missing.setdefault(module, []).append(system.name)
+    for module, names in missing.items():
+        print(f"left out, for {module} is not installed: {', '.join(names)}")
+    return found
 
 
 def select(wanted: list[str], systems=SYSTEMS) -> list[System]:

@@ -96,29 +96,33 @@ def train(connect: task.Connect) -> None:
     _check_flags()
     started = time.perf_counter()
     tokenizer, training, validation = _load()
-    strategy = connect()
+    way = connect()
+    say = print if way.chief else _silence
     keras.utils.set_random_seed(FLAGS.seed)
-    steps = FLAGS.steps_per_epoch or max(1, training.count // FLAGS.batch_size)
-    with strategy.scope():
-        updates = network.updates(steps * FLAGS.epochs, strategy.cluster.num_workers)
-        model = _compiled_model(tokenizer.vocabulary, updates)
+    together = way.batches_per_step
+    batches = FLAGS.steps_per_epoch or training.count // FLAGS.batch_size
+    steps = max(1, batches // together)
+    with way.scope():
+        model = _compiled_model(tokenizer.vocabulary, way.updates(steps * FLAGS.epochs))
     log_dir = FLAGS.log_dir or os.path.join("runs", "gpt", time.strftime("%Y%m%d-%H%M%S"))
-    cluster = strategy.cluster
-    print(
-        f"{model.count_params():,} parameters on {cluster.num_ps} ps, "
-        f"{cluster.num_workers} workers, {len(training.tokens):,} tokens of training text",
+    say(
+        f"{model.count_params():,} parameters on {way.describe()}, {len(training.tokens):,} tokens "
+        "of training text",
         flush=True,
     )
-    trainer = tfps.Trainer(model, strategy, **network.arguments())
+    trainer = way.trainer(model)
+    shown = Progress(FLAGS.batch_size * together * FLAGS.context, validation.bytes_per_token)
     history = trainer.fit(
-        training.shuffled(FLAGS.batch_size, FLAGS.seed),
+        training.shuffled(FLAGS.batch_size * together, FLAGS.seed),
         epochs=FLAGS.epochs,
         steps_per_epoch=steps,
-        validation_data=validation.spread(FLAGS.batch_size, FLAGS.validation_steps),
+        validation_data=validation.spread(
+            FLAGS.batch_size * together, max(1, FLAGS.validation_steps // together)
+        ),
         callbacks=[
-            network.ShowPlacement(strategy, log_dir),
-            Progress(FLAGS.batch_size * FLAGS.context, validation.bytes_per_token),
-            keras.callbacks.TensorBoard(log_dir, update_freq=50, write_graph=False),
+            *way.callbacks(log_dir),
+            *([shown] if way.chief else []),
+            keras.callbacks.TensorBoard(way.path(log_dir), update_freq=50, write_graph=False),
             keras.callbacks.TerminateOnNaN(),
         ],
         verbose=0,
@@ -129,7 +133,9 @@ def train(connect: task.Connect) -> None:
             f"smaller --learning_rate (now {FLAGS.learning_rate:g}) or more --warmup_steps; "
             "nothing was saved"
         )
-    _save(model, tokenizer)
+    _save(model, tokenizer, way.path(FLAGS.save))
+    if not way.chief:
+        return
     loss = history.history["val_loss"][-1]
     print("\n--- a sample ---")
     print(sample.text(model, tokenizer, "def ", FLAGS.generate_tokens, FLAGS.temperature))
@@ -139,7 +145,8 @@ def train(connect: task.Connect) -> None:
         f"{bits_per_byte(loss, validation.bytes_per_token):.3f} bits per byte "
         f"after {time.perf_counter() - started:.0f} s"
     )
-    print(network.traffic(trainer))
+    if traffic := way.traffic(trainer):
+        print(traffic)
     print(f"saved: {FLAGS.save}")
     print(f"look at the run: {_program('tensorboard')} --logdir {log_dir}", flush=True)
 
@@ -225,13 +232,17 @@ def _compiled_model(vocabulary: int, updates: int) -> keras.Model:
     return model
 
 
-def _save(model: keras.Model, tokenizer: tokenizers.Tokenizer) -> None:
-    model.save(FLAGS.save)
-    vocabulary = tokenizers.vocabulary_path(FLAGS.save)
+def _save(model: keras.Model, tokenizer: tokenizers.Tokenizer, path: str) -> None:
+    model.save(path)
+    vocabulary = tokenizers.vocabulary_path(path)
     if isinstance(tokenizer, tokenizers.WordPiece):
         tokenizer.save(vocabulary)
     elif os.path.exists(vocabulary):
         os.remove(vocabulary)  # It belonged to an earlier model of this name.
+
+
+def _silence(*args, **kwargs) -> None:
+    """Stands in for `print` in processes that are not the chief."""
 
 
 def _program(name: str) -> str:

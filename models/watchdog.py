@@ -1,0 +1,77 @@
+"""Ends a process whose call does not return, where nothing inside TensorFlow has a time limit."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+LOST = 75  # exit code: a peer was lost or did not come; starting the job again is worthwhile
+
+
+def give_up(message: str) -> None:
+    """Prints one line and ends the process at once with the exit code `LOST`.
+
+    Threads of TensorFlow may be in a call that never returns, and TensorFlow's own clean-up waits
+    for the lost peer. So neither is waited for.
+
+    Args:
+      message: what happened and what to do.
+    """
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(LOST)
+
+
+class Watchdog:
+    """Limits how long blocks of code may take, and lets SIGTERM end the process meanwhile."""
+
+    _INTERVAL = 0.2  # s between two looks at the clock
+
+    def __init__(self, on_expiry: Callable[[str], None] = give_up):
+        """Starts a thread that looks at the clock.
+
+        Args:
+          on_expiry: called from that thread with a text that says what took how long.
+        """
+        self._on_expiry = on_expiry
+        self._limit: tuple[float, float, Callable[[], str]] | None = None
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(self._INTERVAL)
+            _let_sigterm_end_this()
+            current = self._limit
+            if current and time.monotonic() > current[0]:
+                self._limit = None
+                self._on_expiry(f"no answer within {current[1]:g} s {current[2]()}")
+
+    @contextlib.contextmanager
+    def limit(self, seconds: float, what: Callable[[], str]) -> Iterator[None]:
+        """Calls `on_expiry` if the block takes longer than `seconds`.
+
+        Args:
+          seconds: the longest time that the block may take. A limit within another limit replaces
+            the outer limit while the inner block runs.
+          what: returns what follows "no answer within 5 s" in the text; called on expiry only.
+        """
+        outer = self._limit
+        self._limit = time.monotonic() + seconds, seconds, what
+        try:
+            yield
+        finally:
+            self._limit = outer
+
+
+def _let_sigterm_end_this() -> None:
+    """Takes SIGTERM back from TensorFlow, unless the program has a handler of its own.
+
+    TensorFlow's coordination service takes the signal for a notice, and the process goes on.
+    Python's `signal.signal` does not work in a thread, nor while the main thread is in a call.
+    """
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        ctypes.CDLL(None).signal(int(signal.SIGTERM), ctypes.c_void_p(0))
