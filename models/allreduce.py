@@ -213,7 +213,7 @@ def _run_worker(train: Callable[[Callable], None], found: workers.Workers, timeo
             shutil.rmtree(scratch, ignore_errors=True)
             watchdog.give_up(message)
 
-        watch = watchdog.Watchdog(give_up)
+        watch = watchdog.Watchdog(give_up, ends_by_sigterm=True)
         try:
             way = MultiWorker(found, watch, timeout, scratch)
         except _PEER_LOST:
