@@ -192,9 +192,8 @@ def test_watchdog():
 def test_who_was_lost():
     cluster = {"worker": addresses(2), "chief": addresses(1)}  # Nobody listens there.
     found = workers.from_env({"TF_CONFIG": config(cluster, index=1)})
-    assert found.lost("") == (
-        f"lost chief 0 at {cluster['chief'][0]}, worker 0 at {cluster['worker'][0]} (TensorFlow: )"
-    )
+    both = f"lost chief 0 at {cluster['chief'][0]}, worker 0 at {cluster['worker'][0]} ("
+    assert found.lost("Socket closed").startswith(both)
     with socket.socket() as one, socket.socket() as two:
         for name, listener in [("chief", one), ("worker", two)]:
             listener.bind(("127.0.0.1", 0))
