@@ -28,6 +28,7 @@ class Plot(NamedTuple):
 PLOTS = {
     "wire": Plot("benchmarks.md", ("1 Gb/s", "100 Mb/s")),
     "dispatch": Plot("benchmarks.md", ("Scheduling functions",)),
+    "allreduce": Plot("allreduce.md", ("Dense network", "Table of 2 million rows")),
     "quality": Plot("compression.md", ("What they cost in quality",)),
 }
 
@@ -89,6 +90,30 @@ def draw_dispatch(pyplot, panels):
     axis.set_xticks(range(len(rows)), [r[0] for r in rows])
     axis.set(ylabel="µs a function, 2 workers")
     axis.legend(frameon=False)
+    return figure
+
+
+def draw_allreduce(pyplot, panels):
+    """Bars of step times, a panel for each network and a group for each system."""
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.6), layout="constrained", sharey=True)
+    places = ("100 Mb/s", "1 Gb/s", "no limit", "1 Gb/s, one worker slow")
+    shades = ("#004d40", "#00796b", "#80cbc4", "#f9a825")
+    for axis, title, rows in zip(axes, PLOTS["allreduce"].headings, panels, strict=True):
+        for i, shade in enumerate(shades):
+            measured = [(y, row[i + 1]) for y, row in enumerate(rows) if row[i + 1] != "—"]
+            ys = [y + 0.2 * (i - 1.5) for y, _ in measured]
+            steps = [first_number(cell) for _, cell in measured]
+            bars = axis.barh(ys, steps, 0.19, color=shade)
+            axis.bar_label(bars, [f"{s:,.0f}" for s in steps], padding=2, fontsize=6)
+        axis.set(xscale="log", title=title, xlabel="ms a step")
+        axis.set_yticks(range(len(rows)), [row[0] for row in rows], fontsize=7)
+        axis.set_xticks([20, 50, 100, 200, 500, 1000, 2000], minor=False)
+        axis.xaxis.set_major_formatter("{x:,.0f}")
+        axis.minorticks_off()
+        axis.margins(x=0.1)
+    axes[0].invert_yaxis()  # In the order of the table.
+    handles = [pyplot.Rectangle((0, 0), 1, 1, color=shade) for shade in shades]
+    figure.legend(handles, places, frameon=False, fontsize=7, ncols=4, loc="outside lower center")
     return figure
 
 

@@ -207,13 +207,14 @@ def run(train: Callable[[Callable], None], startup_timeout: float) -> int:
 
 
 def _run_worker(train: Callable[[Callable], None], found: workers.Workers, timeout: float) -> None:
-    with tempfile.TemporaryDirectory(prefix="worker") as scratch:
+    with _scratch(found) as scratch:
 
         def give_up(message: str) -> None:
-            shutil.rmtree(scratch, ignore_errors=True)
+            if scratch:
+                shutil.rmtree(scratch, ignore_errors=True)
             watchdog.give_up(message)
 
-        watch = watchdog.Watchdog(give_up)
+        watch = watchdog.Watchdog(give_up, ends_by_sigterm=True)
         try:
             way = MultiWorker(found, watch, timeout, scratch)
         except _PEER_LOST:
@@ -226,6 +227,13 @@ def _run_worker(train: Callable[[Callable], None], found: workers.Workers, timeo
             train(lambda: way)
         except _PEER_LOST as e:
             give_up(f"{found.lost(e.message)}; start the job again")
+
+
+def _scratch(found: workers.Workers) -> contextlib.AbstractContextManager[str]:
+    """A folder for what a worker writes that is not the chief; the chief needs none."""
+    if found.chief:
+        return contextlib.nullcontext("")
+    return tempfile.TemporaryDirectory(prefix="tfps-worker-")
 
 
 def check_flags() -> None:

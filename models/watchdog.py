@@ -27,24 +27,29 @@ def give_up(message: str) -> None:
 
 
 class Watchdog:
-    """Limits how long blocks of code may take, and lets SIGTERM end the process meanwhile."""
+    """Limits how long blocks of code may take, and lets SIGTERM end the process."""
 
     _INTERVAL = 0.2  # s between two looks at the clock
 
-    def __init__(self, on_expiry: Callable[[str], None] = give_up):
+    def __init__(self, on_expiry: Callable[[str], None] = give_up, ends_by_sigterm: bool = False):
         """Starts a thread that looks at the clock.
 
         Args:
           on_expiry: called from that thread with a text that says what took how long.
+          ends_by_sigterm: true: SIGTERM ends the process at once, whatever it does. TensorFlow's
+            coordination service takes the signal for a notice, and the process would go on.
         """
         self._on_expiry = on_expiry
+        self._ends_by_sigterm = ends_by_sigterm
         self._limit: tuple[float, float, Callable[[], str]] | None = None
         threading.Thread(target=self._watch, daemon=True).start()
 
     def _watch(self) -> None:
         while True:
             time.sleep(self._INTERVAL)
-            _let_sigterm_end_this()
+            if self._ends_by_sigterm:
+                # Python's `signal.signal` works in the main thread only, which may be in a call.
+                ctypes.CDLL(None).signal(int(signal.SIGTERM), ctypes.c_void_p(0))  # SIG_DFL
             current = self._limit
             if current and time.monotonic() > current[0]:
                 self._limit = None
@@ -65,13 +70,3 @@ class Watchdog:
             yield
         finally:
             self._limit = outer
-
-
-def _let_sigterm_end_this() -> None:
-    """Takes SIGTERM back from TensorFlow, unless the program has a handler of its own.
-
-    TensorFlow's coordination service takes the signal for a notice, and the process goes on.
-    Python's `signal.signal` does not work in a thread, nor while the main thread is in a call.
-    """
-    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
-        ctypes.CDLL(None).signal(int(signal.SIGTERM), ctypes.c_void_p(0))

@@ -38,7 +38,8 @@ class Workers(NamedTuple):
     @property
     def others(self) -> dict[str, str]:
         """Name -> address of every other process."""
-        named = {f"{job} {i}": a for job, all_ in self.spec.items() for i, a in enumerate(all_)}
+        spec = sorted(self.spec.items())  # The chief first.
+        named = {f"{job} {i}": a for job, all_ in spec for i, a in enumerate(all_)}
         del named[f"{self.job} {self.index}"]
         return named
 
@@ -52,6 +53,8 @@ class Workers(NamedTuple):
         addresses = self.others
         named = re.findall(r"/job:(\w+)/(?:replica:\d+/)?task:(\d+)", message)
         names = [name for name in (f"{job} {i}" for job, i in named) if name in addresses]
+        if not names and "Heartbeat" in message:
+            names = list(addresses)[:1]  # The heartbeats go to the first task.
         who = ", ".join(f"{name} at {addresses[name]}" for name in dict.fromkeys(names))
         reason = errors.summary(message).removeprefix("Collective ops is aborted by: ")
         return f"lost {self.silent() or who or 'a worker'} (TensorFlow: {reason[:_LONGEST]})"

@@ -46,7 +46,7 @@ def test_the_reference_has_every_public_name():
     assert names - described <= {"compression", "consistency", "data"}
 
 
-@pytest.mark.parametrize("name", ["wire", "dispatch", "quality"])
+@pytest.mark.parametrize("name", ["wire", "dispatch", "allreduce", "quality"])
 def test_plots_show_the_tables(name):
     spec = importlib.util.spec_from_file_location("plots", DOCS / "plots.py")
     plots = importlib.util.module_from_spec(spec)
