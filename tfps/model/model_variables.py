@@ -48,7 +48,7 @@ class ModelVariables:
             )
         self.model = model
         self.optimizers = [model.optimizer] if getattr(model, "optimizer", None) else []
-        # To "differentiate" by the others gives their new values: they are state that a step writes.
+        # The gradients of the others are their new values: they are state that a step writes.
         self.trainable = [v for v in model.trainable_variables if not v.overwrite_with_gradient]
         self.owner: list[int | None] = [0] * len(self.trainable)
         trainable = {id(v) for v in self.trainable}
