@@ -27,7 +27,8 @@ class ModelVariables:
       num_calls: per optimizer, how often a step applies it; likewise empty.
       trainable: the variables that an optimizer updates: the model's trainable variables, or what
         an own `train_step` applies gradients to.
-      state: all other weights of the model: batch-norm statistics, counters, frozen layers.
+      state: all other weights of the model: batch-norm statistics, counters, frozen layers, and
+        what takes its gradient for its new value (the scales of float8 layers).
       metrics: the variables of the compiled metrics and of the mean loss, and those that an own
         `train_step` updates.
       unlisted: variables that the model assigns and does not list among its weights, such as the
@@ -51,7 +52,8 @@ class ModelVariables:
             )
         self.model = model
         self.optimizers = [model.optimizer] if getattr(model, "optimizer", None) else []
-        self.trainable = list(model.trainable_variables)
+        # The gradients of the others are their new values: they are state that a step writes.
+        self.trainable = [v for v in model.trainable_variables if not v.overwrite_with_gradient]
         self.owner: list[int | None] = [0] * len(self.trainable)
         self.calls: list[tuple[int, ...]] = []
         self.num_calls: list[int] = []
@@ -61,7 +63,7 @@ class ModelVariables:
         self.unlisted: list[keras.Variable] = []
         self.counts: list[keras.Variable] = []
         self.logs: Logs | None = None
-        self._listed = list(self.trainable), list(self.metrics)
+        self._listed = list(model.trainable_variables), list(self.metrics)
         self._compilation = _keras_models.compilation(model)
         self._seeds = _keras_models.seed_states(model)
         self.base_seeds = [v.numpy() for v in self._seeds]
@@ -69,6 +71,21 @@ class ModelVariables:
         self._noted: set[int] | None = None  # `id`s of what is assigned within `noting`.
         self._results: MetricResults | None = None
         self._rates = self._current_rates()
+
+    @property
+    def overwritten(self) -> list[int]:
+        """The indices in `state` of trainable variables whose gradient is their new value."""
+        return [i for i, v in enumerate(self.state) if v.trainable and v.overwrite_with_gradient]
+
+    @property
+    def optimized(self) -> list[keras.Variable]:
+        """The variables that Keras builds an optimizer for: those trained and those overwritten."""
+        own = {id(v) for v in [*self.trainable, *(self.state[i] for i in self.overwritten)]}
+        listed = [v for v in self.model.trainable_variables if id(v) in own]
+        if not self.overwritten:
+            return self.trainable
+        known = set(map(id, listed))
+        return [*listed, *(v for v in self.trainable if id(v) not in known)]
 
     @property
     def seed_ids(self) -> set[int]:

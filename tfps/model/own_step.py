@@ -141,8 +141,15 @@ class Recorder:
                 "gradients of zero where nothing is to change, or set the optimizer's "
                 "gradient_accumulation_steps"
             )
-        if len(gradients):
-            self.applied.append(Applied(optimizer, gradients, list(variables)))
+        pairs = []
+        for gradient, variable in zip(gradients, variables, strict=True):
+            if not getattr(variable, "overwrite_with_gradient", False):
+                pairs.append((gradient, variable))
+            elif gradient is not None:
+                variable.assign(gradient)  # As Keras does: the gradient is the new value.
+        if pairs:
+            given, trained = map(list, zip(*pairs, strict=True))
+            self.applied.append(Applied(optimizer, given, trained))
 
     def scale_loss(self, optimizer: keras.optimizers.Optimizer, loss: tf.Tensor) -> tf.Tensor:
         """Takes the place of an optimizer's `scale_loss`."""

@@ -105,14 +105,18 @@ class StatelessModel(ModelVariables):
           trainable, state, metrics, step, loss_scale, batch: see `train`.
           sources: the tensors for which gradients are returned.
         """
+        overwritten = self.overwritten
+        watched = [*sources, *(state[i] for i in overwritten)]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(sources)
+            tape.watch(watched)
             with self.scope(trainable, state, metrics, step) as scope:
                 loss = self.loss(batch, training=True, metrics=True)
             scaled = loss * tf.cast(loss_scale, loss.dtype)
-        gradients = tape.gradient(scaled, sources)
+        gradients = tape.gradient(scaled, watched)
         updates = self.updates_in(scope, state)
-        return Trained(gradients, updates, self.values_in(scope), length(batch))
+        for i, value in zip(overwritten, gradients[len(sources) :], strict=True):
+            updates[i] = updates[i] if value is None else value
+        return Trained(gradients[: len(sources)], updates, self.values_in(scope), length(batch))
 
     def _train_own_way(
         self, trainable, state, metrics, step, loss_scale, batch, sources, counts

@@ -68,7 +68,7 @@ class OptimizerCopy:
           ValueError: Keras's own, if one was built for other variables.
         """
         for optimizer in optimizers_of(self._optimizer):
-            mine = self._trainable
+            mine = self._plan.optimized
             if isinstance(self._optimizer, OptimizerSet) and self._optimizer.whole is None:
                 k = self._optimizer.optimizers.index(optimizer)
                 mine = [self._trainable[i] for i in self._optimizer.owned(k)]

@@ -31,8 +31,9 @@ class Plan:
 
     Attributes:
       num_ps: number of parameter servers.
-      variables: the model's trainable variables, then its state.
-      num_trainable: how many of the variables are trainable.
+      variables: the variables that an optimizer trains, then the model's state.
+      num_trainable: how many of the variables an optimizer trains.
+      optimized: the variables for which Keras builds the model's optimizer.
       remote: variable -> its `RemoteVariable`, for variables that are on the servers already.
       specs: per variable, what placement needs to know of it.
       shards: where each element of each variable lives.
@@ -77,6 +78,7 @@ class Plan:
         self.num_ps = num_ps
         self.variables = [*program.trainable, *program.state]
         self.num_trainable = len(program.trainable)
+        self.optimized = program.optimized
         self.remote = {
             i: v.value for i, v in enumerate(self.variables) if isinstance(v.value, RemoteVariable)
         }
