@@ -5,7 +5,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
-from launch import agent, errors
+from launch import errors
+from launch.agent import facts as agent_facts
 
 LIMIT = 20.0  # s for all hosts together
 
@@ -59,7 +60,7 @@ def require(argv: Sequence[str], hosts: Sequence[tuple[Named, Mapping[str, Any]]
             raise errors.ProgramError(f"host {host.name}: {facts['missing']}; {remedy}")
     first, expected = hosts[0]
     for host, facts in hosts:
-        if agent.is_python(argv[0]):
+        if agent_facts.is_python(argv[0]):
             for what, found, wanted in (
                 ("Python", _minor(facts["python"]), _minor(expected["python"])),
                 ("TensorFlow", facts["tensorflow"], expected["tensorflow"]),

@@ -2,6 +2,7 @@
 
 import os
 import re
+from typing import Any
 
 from absl import flags
 
@@ -68,10 +69,8 @@ def roles() -> tuple[topology.Role, ...]:
         FLAGS.workers,
         FLAGS.ps,
         FLAGS.chief,
-        cores={name: FLAGS[f"cores_per_{name}"].value for name in names},
-        memory={
-            name: memory(f"memory_per_{name}", FLAGS[f"memory_per_{name}"].value) for name in names
-        },
+        cores={name: _value(f"cores_per_{name}") for name in names},
+        memory={name: memory(f"memory_per_{name}", _value(f"memory_per_{name}")) for name in names},
         gpus_per_worker=FLAGS.gpus_per_worker,
     )
 
@@ -80,10 +79,7 @@ def policy() -> job.Policy:
     """Returns what the flags allow to be started again."""
     once = FLAGS.no_restart
     return job.Policy(
-        {
-            role: 0 if once else FLAGS[f"{role}_restarts"].value
-            for role in ("worker", "ps", "chief")
-        },
+        {role: 0 if once else _value(f"{role}_restarts") for role in ("worker", "ps", "chief")},
         0 if once else FLAGS.job_restarts,
         FLAGS.grace,
     )
@@ -109,6 +105,10 @@ def environ() -> dict[str, str]:
             )
         found[name] = value if given else os.environ[name]
     return found
+
+
+def _value(name: str) -> Any:
+    return FLAGS[name].value
 
 
 def memory(flag: str, text: str) -> int:

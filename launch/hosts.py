@@ -41,10 +41,31 @@ def boot(python: str) -> list[str]:
     return [python, "-u", "-c", program]
 
 
+# Makes modules of the agent's sources, where there is no package `launch`.
+_UNPACK = """
+import sys, types
+for name, source in SOURCES.items():
+    module = sys.modules[name] = types.ModuleType(name)
+    module.__path__ = []
+    parent, _, last = name.rpartition(".")
+    if parent:
+        setattr(sys.modules[parent], last, module)
+    exec(compile(source, name, "exec"), module.__dict__)
+sys.modules["launch.agent.serving"].Agent().run()
+"""
+
+# In the order of their imports.
+_MODULES = ("processes", "lines", "ports", "facts", "keeper", "children", "serving")
+
+
 def source() -> bytes:
     """Returns the agent's source as the line that `boot` expects."""
-    text = importlib.resources.files("launch").joinpath("agent.py").read_bytes()
-    return base64.b64encode(zlib.compress(text, 9)) + b"\n"
+    folder = importlib.resources.files("launch.agent")
+    sources = {"launch": "", "launch.agent": ""}
+    for name in _MODULES:
+        sources[f"launch.agent.{name}"] = folder.joinpath(f"{name}.py").read_text("utf-8")
+    program = f"SOURCES = {sources!r}\n{_UNPACK}"
+    return base64.b64encode(zlib.compress(program.encode(), 9)) + b"\n"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +172,7 @@ class Host:
     # Threads of the connection.
 
     def _write(self, process: subprocess.Popen) -> None:
+        assert process.stdin is not None
         outbox = self._outbox
         try:
             while (message := outbox.get()) is not None:
@@ -162,6 +184,7 @@ class Host:
             process.stdin.close()
 
     def _read(self, process: subprocess.Popen) -> None:
+        assert process.stdout is not None
         for data in process.stdout:
             _before, mark, message = data.decode("utf-8", "replace").rpartition(_MARK)
             if not mark:
@@ -175,6 +198,7 @@ class Host:
             self.lose(self._cause(status))
 
     def _read_noise(self, process: subprocess.Popen) -> None:
+        assert process.stderr is not None
         noise = self._noise
         for data in process.stderr:
             if text := data.decode("utf-8", "replace").strip():
@@ -322,12 +346,19 @@ class HostsLauncher:
             except errors.HostError as e:
                 failed[host.machine.name] = e
 
-        checks.at_once(connect, [h for h in self._hosts.values() if h.lost is not None])
+        lost = [h for h in self._hosts.values() if h.lost is not None]
+        checks.at_once(connect, lost)
+        for host in lost:
+            if host.machine.name not in failed and not host.facts:
+                failed[host.machine.name] = errors.HostError(
+                    f"host {host.machine.name}: it was not ready within {checks.LIMIT:g} s"
+                )
         if failed and not (again and len(failed) < len(self._hosts)):
             raise checks.together(failed)
 
     def _reach(self, host: Host) -> None:
         """Connects to a host, and keeps there the ports that its tasks have."""
+        host.facts = {}
         host.connect()
         addresses = [h.machine.address for h in self._hosts.values()]
         host.facts = host.ask(

@@ -4,8 +4,8 @@ The rules (`exit_codes.py` has the codes):
 
 - When the chief has ended with 0, or all workers where there is no chief, the job is done.
 - A task that ended by an error of the user's own is never started again: the job ends.
-- A task that a signal killed, that lost a peer, or whose host is gone, is started again alone, while
-  its role has restarts left in this hour. Otherwise the job ends.
+- A task that a signal killed, that lost a peer, or whose host is gone, is started again alone,
+  while its role has restarts left in this hour. Otherwise the job ends.
 - A chief that lost a peer says that the job as a whole cannot go on: the job ends.
 - A job that ended for want of a peer or of restarts begins again as a whole, if it may.
 """
@@ -31,13 +31,13 @@ class Policy:
     """What may be started again.
 
     Attributes:
-      restarts: role -> restarts an hour of all its tasks together.
+      budgets: role -> restarts an hour of all its tasks together.
       job_restarts: how often the job as a whole may begin again.
       grace: seconds between SIGTERM and SIGKILL.
       backoff: the delays before restarts.
     """
 
-    restarts: dict[str, int]
+    budgets: dict[str, int]
     job_restarts: int = 0
     grace: float = 30.0
     backoff: restarts.Backoff = dataclasses.field(default_factory=restarts.Backoff)
@@ -106,7 +106,7 @@ class Job:
         self._launcher, self._roles, self._policy = launcher, tuple(roles), policy
         self._output, self._clock = output, clock
         self._budgets = {
-            role.name: restarts.Budget(policy.restarts.get(role.name, 0), policy.backoff)
+            role.name: restarts.Budget(policy.budgets.get(role.name, 0), policy.backoff)
             for role in roles
         }
         self._told: list[int] = []

@@ -101,5 +101,5 @@ class Launcher(Protocol):
         ...
 
     def close(self) -> None:
-        """Ends what the launcher itself has started, and waits until nothing is left, 10 s at most."""
+        """Ends what the launcher has started, and waits until nothing is left, 10 s at most."""
         ...

@@ -1,5 +1,6 @@
 """A task as its agent sees it."""
 
+import contextlib
 import os
 import signal
 
@@ -16,10 +17,8 @@ class Child:
         self.lines = Lines()
 
     def tell(self, word, value):
-        try:
-            os.write(self.control, (f"{word} {value}\n").encode())
-        except OSError:
-            pass  # The keeper has ended.
+        with contextlib.suppress(OSError):  # The keeper has ended.
+            os.write(self.control, f"{word} {value}\n".encode())
 
 
 def start(name, request):

@@ -87,9 +87,9 @@ def missing_module(name, folder, environ):
         if spec is None:
             return "there is no module {}".format(".".join(parts[: i + 1]))
         path = list(spec.submodule_search_locations or ())
-    if spec is not None and spec.submodule_search_locations is not None:
-        if found_spec(name + ".__main__", path) is None:
-            return f"the package {name} has no __main__.py"
+    is_package = spec is not None and spec.submodule_search_locations is not None
+    if is_package and found_spec(name + ".__main__", path) is None:
+        return f"the package {name} has no __main__.py"
     return None
 
 

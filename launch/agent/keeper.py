@@ -58,7 +58,7 @@ def keep(request, control, output, status):
 
     Args:
       request: what to run.
-      control: a pipe with lines "signal n" and "stop seconds"; its end means that the agent is gone.
+      control: a pipe with lines "signal n" and "stop seconds"; it ends when the agent is gone.
       output: the pipe for what the task writes.
       status: the pipe for its exit status.
     """
@@ -82,10 +82,8 @@ def keep(request, control, output, status):
     os.close(output)
     code = Keeper(task, control, wakeups).run()
     kill_below(me)
-    try:
+    with contextlib.suppress(OSError):  # The agent is gone.
         os.write(status, b"%d\n" % code)
-    except OSError:
-        pass  # The agent is gone.
     os._exit(0)
 
 

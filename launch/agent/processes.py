@@ -52,7 +52,7 @@ def reap(spared=()):
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
             return
-        with open("/proc/self/task/%d/children" % os.getpid()) as f:
+        with open(f"/proc/self/task/{os.getpid()}/children") as f:
             for pid in f.read().split():
                 if int(pid) not in spared:
                     os.waitpid(int(pid), os.WNOHANG)

@@ -125,7 +125,7 @@ class Agent:
                 self._lost_lines += 1
                 continue
             if self._lost_lines:
-                note = "(%d lines were dropped: the launcher did not read them)" % self._lost_lines
+                note = f"({self._lost_lines} lines were dropped: the launcher did not read them)"
                 self._lost_lines = 0
                 self._send({"line": [child.name, note, "\n"]})
             self._send({"line": [child.name, text.decode("utf-8", "replace"), end]})
@@ -216,16 +216,17 @@ class Agent:
                 try:
                     self._ports[port] = keep_port(port)
                 except OSError as e:
-                    raise OSError(e.errno, "port %d: %s" % (port, os.strerror(e.errno))) from e
+                    raise OSError(e.errno, f"port {port}: {e.strerror}") from e
         found = list(request.get("ports", ()))
         candidates = iter(request.get("among") or ())
         while len(found) < request.get("count", 0):
             port = next(candidates, None) if request.get("among") else 0
             if port is None:
+                among = request["among"]
                 raise OSError(
                     errno.EADDRINUSE,
-                    "only %d ports are free of %d to %d, and %d are needed"
-                    % (len(found), request["among"][0], request["among"][-1], request["count"]),
+                    f"only {len(found)} ports from {among[0]} to {among[-1]} are free, but "
+                    f"{request['count']} are needed; give a larger range",
                 )
             try:
                 held = keep_port(port)
