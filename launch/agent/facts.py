@@ -95,7 +95,8 @@ def missing_module(name, folder, environ):
 
 def found_spec(name, path):
     importlib.machinery.PathFinder.invalidate_caches()
-    for finder in [importlib.machinery.PathFinder, *list(sys.meta_path)]:
+    finders: list = [importlib.machinery.PathFinder, *sys.meta_path]
+    for finder in finders:
         try:
             spec = finder.find_spec(name, path)
         except Exception:
