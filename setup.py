@@ -23,6 +23,7 @@ setup(
         "test": [
             "hypothesis",
             "jax",
+            "kubernetes-validate",
             "mypy",
             "pytest",
             "pytest-timeout",

@@ -2,6 +2,8 @@
 
   python -m launch local --workers=4 --ps=2 -- python -m models.gpt --epochs=1
   python -m launch ssh --hosts=hosts.txt --workers=8 --ps=2 -- python -m models.gpt
+  python -m launch slurm --workers=8 --ps=2 --gpus_per_worker=1 -- python -m models.gpt
+  python -m launch kubernetes --workers=8 --ps=2 --image=gpt:1 --apply -- python -m models.gpt
 
 What follows `--` runs as every task; TF_CONFIG tells it which one it is. `python` there stands for
 the Python of the launcher, or that of --python on other hosts.
@@ -19,7 +21,7 @@ from launch.job import Job
 from launch.launcher import Launcher
 from launch.output import Output
 
-LAUNCHERS = ("local", "ssh")
+LAUNCHERS = ("local", "ssh", "slurm", "kubernetes")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -35,8 +37,14 @@ def main(argv: Sequence[str]) -> int:
         module, program = _parsed(argv)
         if module is None:
             return exit_codes.DONE
-        run = getattr(module, "run", None)  # For launchers that do not stay to supervise.
-        return run(program) if run else supervise(module.make(program))
+        if not program:
+            return module.stop()
+        # A launcher may hand the job over, to sbatch or to Kubernetes.
+        code = module.run(program) if hasattr(module, "run") else None
+        if code is None:
+            code = supervise(module.make(program))
+            code = module.after(code) if hasattr(module, "after") else code
+        return code
     except errors.LaunchError as e:
         for line in str(e).splitlines():
             print(f"error: {line}", file=sys.stderr, flush=True)
@@ -44,7 +52,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parsed(argv: Sequence[str]):
-    """Returns the launcher's module and the program, with the flags parsed; or None for --help."""
+    """Returns the launcher's module and the program, with the flags parsed.
+
+    The module is None for --help; the program is empty for `stop`.
+    """
     name, *rest = argv
     if name not in LAUNCHERS:
         raise errors.FlagError(
@@ -63,6 +74,8 @@ def _parsed(argv: Sequence[str]):
     except flags.Error as e:
         raise errors.FlagError(f"{e}; `launch {name} --help` lists the flags") from e
     program = rest[len(own) + 1 :]
+    if others == ["stop"] and hasattr(module, "stop"):
+        return module, []
     if others or not program:
         wrong = f"unexpected {others[0]!r} before" if others else "there is no program after"
         raise errors.FlagError(
