@@ -35,7 +35,15 @@ flags.DEFINE_multi_string(
 
 _TIMEOUT = 60.0  # s for one of Slurm's commands
 # What is given again to the launcher within the allocation is not for sbatch alone.
-_SBATCH_ONLY = {"sbatch", "partition", "ps_partition", "time", "job_name", "dry_run"}
+_SBATCH_ONLY = {
+    "sbatch",
+    "partition",
+    "ps_partition",
+    "time",
+    "workers_per_node",
+    "job_name",
+    "dry_run",
+}
 
 
 def run(program: Sequence[str]) -> int | None:
