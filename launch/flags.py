@@ -54,6 +54,12 @@ flags.DEFINE_bool("no_restart", False, "Start nothing again: the first loss ends
 flags.DEFINE_float(
     "grace", 30.0, "Seconds between SIGTERM, by which tasks are told to end, and SIGKILL.", 0.0
 )
+flags.DEFINE_float(
+    "settle",
+    5.0,
+    "Seconds that the other tasks have to end by themselves when the job is done or has failed.",
+    lower_bound=0.0,
+)
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -82,6 +88,7 @@ def policy() -> job.Policy:
         {role: 0 if once else _value(f"{role}_restarts") for role in ("worker", "ps", "chief")},
         0 if once else FLAGS.job_restarts,
         FLAGS.grace,
+        FLAGS.settle,
     )
 
 

@@ -20,8 +20,6 @@ from launch.launcher import Event, Exited, HostLost, Launcher, Line
 from launch.output import Output
 from launch.topology import CHIEF, Role, Task, Topology
 
-SETTLE = 10.0  # s that tasks have to end by themselves after the job is done: tfps servers do
-SETTLE_FAILED = 4.0  # s likewise after a failure
 FORGOTTEN = 600.0  # s after which a task that was started again is no longer why others fail
 POLL = 0.2  # s
 
@@ -34,12 +32,15 @@ class Policy:
       budgets: role -> restarts an hour of all its tasks together.
       job_restarts: how often the job as a whole may begin again.
       grace: seconds between SIGTERM and SIGKILL.
+      settle: seconds that the other tasks have to end by themselves, as tfps servers do, before they
+        are told to.
       backoff: the delays before restarts.
     """
 
     budgets: dict[str, int]
     job_restarts: int = 0
     grace: float = 30.0
+    settle: float = 5.0
     backoff: restarts.Backoff = dataclasses.field(default_factory=restarts.Backoff)
 
 
@@ -287,7 +288,7 @@ class Attempt:
     def _wind_up(self) -> None:
         """Lets tasks end by themselves for a while, and then ends them."""
         done = self._verdict == Verdict(exit_codes.DONE)
-        self._collect(SETTLE if done else SETTLE_FAILED)
+        self._collect(self._policy.settle)
         self._end()
         if done:
             for failure in self._failures:

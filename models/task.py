@@ -9,11 +9,11 @@ import sys
 from collections.abc import Callable
 
 import tensorflow as tf
-from absl import flags
+from absl import app, flags
 
 import tfps
 from models import network
-from tfps import errors
+from tfps import errors, exit_codes
 
 FLAGS = flags.FLAGS
 
@@ -44,8 +44,13 @@ def run(train: Callable[[Connect], None]) -> int:
         after the input was found to be good.
 
     Returns:
-      The exit code: 0, or 1 after one line about what went wrong.
+      The exit code, one of `tfps.exit_codes`; unless it is 0, after one line about what went wrong.
     """
+    with exit_codes.on_sigterm():
+        return _run(train)
+
+
+def _run(train: Callable[[Connect], None]) -> int:
     cluster = None
     failure = None
     try:
@@ -53,7 +58,7 @@ def run(train: Callable[[Connect], None]) -> int:
             cluster = tfps.Cluster.from_env()
             if cluster.task_type in ("worker", "ps"):
                 tfps.serve(cluster)
-                return 0
+                return exit_codes.DONE
             if cluster.task_type != "chief":
                 raise tfps.ConfigError(
                     f"task type is {cluster.task_type!r}; this program runs as chief, worker or ps"
@@ -70,20 +75,58 @@ def run(train: Callable[[Connect], None]) -> int:
             )
 
         train(connect)
-        return 0
+        return exit_codes.DONE
     except tfps.Error as e:
-        failure = str(e)
+        failure, code = str(e), exit_codes.of(e)
     except tf.errors.OpError as e:
-        failure = errors.summary(e.message)
+        failure, code = errors.summary(e.message), exit_codes.FAILED
     except KeyboardInterrupt:
-        failure = "interrupted"
+        failure, code = "interrupted", exit_codes.FAILED
+    except SystemExit as e:
+        if e.code != exit_codes.TERMINATED:
+            failure = f"the chief ended with {e.code}"
+            raise
+        failure, code = "told to end by SIGTERM", exit_codes.TERMINATED
     except BaseException as e:
         failure = f"{type(e).__name__}: {e}"
         raise
     finally:
         _part(cluster, failure)
     print(f"error: {failure}", file=sys.stderr, flush=True)
-    return 1
+    return code
+
+
+def main(program: Callable[[list[str]], int]) -> None:
+    """Runs a binary's main function with the flags of the command line, and exits.
+
+    A wrong flag is an exit code of its own, 2, so that a launcher does not try again.
+
+    Args:
+      program: is given the arguments that are left, and returns the exit code.
+    """
+    app.run(_with_usage(program), flags_parser=_parsed)
+
+
+def _with_usage(program: Callable[[list[str]], int]) -> Callable[[list[str]], int]:
+    def run(argv: list[str]) -> int:
+        try:
+            return program(argv)
+        except app.UsageError as e:
+            return _bad_flags(e)
+
+    return run
+
+
+def _parsed(argv: list[str]) -> list[str]:
+    try:
+        return FLAGS(argv)
+    except flags.Error as e:
+        sys.exit(_bad_flags(e))
+
+
+def _bad_flags(error: Exception) -> int:
+    print(f"error: {error}; --help lists the flags", file=sys.stderr, flush=True)
+    return exit_codes.FLAGS
 
 
 def _part(cluster, failure: str | None) -> None:

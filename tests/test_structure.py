@@ -15,7 +15,7 @@ ROOT = pathlib.Path(tfps.__file__).parent.parent
 
 # Packages and modules of `tfps`, from the ground up: each may import only from those before it.
 ORDER = [
-    *("_quiet", "errors", "parsing", "_tf", "_keras", "_keras_variables"),
+    *("_quiet", "errors", "exit_codes", "parsing", "_tf", "_keras", "_keras_variables"),
     *("cluster", "model", "compression", "coordinator", "store"),
     "strategy",
     *("worker", "training"),
