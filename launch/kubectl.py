@@ -124,8 +124,8 @@ class Kubectl:
             ) from e
         except subprocess.TimeoutExpired as e:
             raise errors.HostError(
-                f"kubectl {arguments[0]} did not end within {_TIMEOUT:g} s; see whether the cluster "
-                "of its context answers: kubectl version"
+                f"kubectl {arguments[0]} did not end within {_TIMEOUT:g} s; see whether the "
+                "cluster of its context answers: kubectl version"
             ) from e
 
 

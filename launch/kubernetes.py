@@ -1,7 +1,7 @@
 """`launch kubernetes`: every task is a pod; Kubernetes starts it again.
 
-The manifests are printed. With --apply they are created by `kubectl`, and the job is followed to its
-end; it goes on if this process ends. `launch kubernetes --name=NAME stop` ends it.
+The manifests are printed. With --apply they are created by `kubectl`, and the job is followed to
+its end; it goes on if this process ends. `launch kubernetes --name=NAME stop` ends it.
 """
 
 import sys
@@ -24,7 +24,8 @@ flags.DEFINE_string(
     "volume",
     "",
     "Name of a PersistentVolumeClaim for what the job writes, the working folder of all tasks. It "
-    "has to be ReadWriteMany if they run on several nodes. Default: a folder that ends with its pod.",
+    "has to be ReadWriteMany if they run on several nodes. Default: a folder that ends with its "
+    "pod.",
 )
 flags.DEFINE_string("folder", "/job", "Where the volume is in the container.")
 flags.DEFINE_multi_string(
@@ -81,7 +82,7 @@ def described(program: Sequence[str]) -> pods.Job:
     """
     if not FLAGS.image:
         raise errors.FlagError(
-            "--image is not set; name an image with the program in it (launch/Dockerfile builds one)"
+            "--image is not set; name an image that has the program (launch/Dockerfile builds one)"
         )
     policy = common.policy()
     job = pods.Job(

@@ -29,8 +29,8 @@ def create(job: Job, cluster: Kubectl) -> None:
     """Creates a job's objects.
 
     The leader's Job (or the JobSet) comes first and suspended, the others belong to it, and then
-    it begins. Whatever happens to this process, Kubernetes deletes all objects with the owner, which
-    it deletes `job.keep` seconds after its end; and no pod is there before the network policy.
+    it begins. Whatever happens to this process, Kubernetes deletes all objects with the owner,
+    which it deletes `job.keep` seconds after its end. No pod is there before the network policy.
 
     Raises:
       LaunchError: the cluster refuses. What was created is deleted.

@@ -41,7 +41,7 @@ def require_names(job: Job) -> None:
     """
     if not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", job.name):
         raise errors.FlagError(
-            f"--name={job.name} is no DNS label; use small letters, digits and dashes, such as gpt-1"
+            f"--name={job.name} is no DNS label; write small letters, digits and dashes, as gpt-1"
         )
     longest = max(len(job.host(r.name, r.count - 1)) for r in job.roles) + _SUFFIX
     if longest > _NAME_LIMIT:

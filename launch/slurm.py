@@ -29,6 +29,14 @@ flags.DEFINE_string(
     "signal", "TERM@120", "Notice before the time is over: a signal and seconds. Empty for none."
 )
 flags.DEFINE_bool("requeue", False, "Queue the job again when it is preempted or its time is over.")
+flags.DEFINE_enum(
+    "pin",
+    "none",
+    ["none", "cores", "numa"],
+    "What each task is pinned to, of what the job has on its node: cores that no other task has, or "
+    "the cores of one NUMA node.",
+)
+flags.DEFINE_string("ports", None, "Ports to choose from, such as 20000-20999. Default: free ones.")
 flags.DEFINE_multi_string(
     "sbatch", [], "A further option of sbatch, such as --sbatch=--account=physics."
 )
@@ -79,14 +87,15 @@ def make(argv: Sequence[str]) -> Launcher:
     Raises:
       LaunchError: Slurm's variables or answers cannot be read.
     """
-    return HostsLauncher(machines(os.environ), argv, common.environ())
+    ports = common.ports("ports", FLAGS.ports)
+    return HostsLauncher(machines(os.environ), argv, common.environ(), ports, FLAGS.pin)
 
 
 def after(code: int) -> int:
     """Queues the job again if it was ended by a notice that its time is over.
 
-    Slurm does so by itself when it preempts a job or a node fails. A job that somebody has cancelled
-    is no longer running for Slurm, and is left alone.
+    Slurm does so by itself when it preempts a job or a node fails. A job that somebody has
+    cancelled is no longer running for Slurm, and is left alone.
 
     Args:
       code: what the job ended with.
@@ -163,7 +172,8 @@ def machines(environ: Mapping[str, str]) -> list[Machine]:
       HostError: Slurm does not answer.
     """
     nodes = _with_gpus(slurm_variables.allocation(environ), environ)
-    addresses = node_addresses(_call(["scontrol", "show", "node", "--oneliner", _names(nodes)]))
+    listed = _call(["scontrol", "show", "node", "--oneliner", _names(nodes)])
+    addresses = slurm_variables.node_addresses(listed)
     counted = [n.tasks for n in nodes if n.group != 0]
     slots = all(counted) and sum(t or 0 for t in counted) >= FLAGS.workers
     return [
@@ -189,14 +199,6 @@ def _roles(node: Node) -> tuple[str, ...]:
 
 def _names(nodes: Sequence[Node]) -> str:
     return ",".join(dict.fromkeys(node.name for node in nodes))
-
-
-def node_addresses(text: str) -> dict[str, str]:
-    """Returns the address of each node that `scontrol show node --oneliner` lists.
-
-    Slurm itself reaches a node by it; the node's name need not be one that other nodes know.
-    """
-    return dict(re.findall(r"^NodeName=(\S+) .*?\bNodeAddr=(\S+)", text, re.MULTILINE))
 
 
 def _with_gpus(nodes: Sequence[Node], environ: Mapping[str, str]) -> list[Node]:

@@ -125,6 +125,14 @@ def gpus_by_node(job: str) -> dict[str, int]:
     return found
 
 
+def node_addresses(text: str) -> dict[str, str]:
+    """Returns the address of each node that `scontrol show node --oneliner` lists.
+
+    Slurm itself reaches a node by it; the node's name need not be one that other nodes know.
+    """
+    return dict(re.findall(r"^NodeName=(\S+) .*?\bNodeAddr=(\S+)", text, re.MULTILINE))
+
+
 def _component(environ: Mapping[str, str], suffix: str, group: int | None) -> list[Node]:
     """The nodes of a job, or of one component of a heterogeneous job."""
     listed = environ.get(f"SLURM_JOB_NODELIST{suffix}") or environ.get(f"SLURM_NODELIST{suffix}")

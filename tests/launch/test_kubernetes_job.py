@@ -98,7 +98,7 @@ def test_the_leader_owns_what_is_created_and_begins_last(cluster):
         "PodDisruptionBudget",
         "Service",
     ]
-    verbs = [[a for a in call if not a.startswith("-")][0] for call in cluster.calls]
+    verbs = [next(a for a in call if not a.startswith("-")) for call in cluster.calls]
     assert verbs == ["create", "create", "patch"]
     assert '--patch={"spec": {"suspend": false}}' in cluster.calls[-1]
     assert all("--namespace=team" in call for call in cluster.calls)
@@ -106,7 +106,7 @@ def test_the_leader_owns_what_is_created_and_begins_last(cluster):
 
 def test_a_name_that_is_taken(cluster):
     kubernetes_job.create(JOB, cluster.kubectl)
-    with pytest.raises(errors.FlagError, match="--name=gpt exists already.*stop"):
+    with pytest.raises(errors.FlagError, match=r"--name=gpt exists already.*stop"):
         kubernetes_job.create(JOB, cluster.kubectl)
     assert cluster.objects  # The other job's were left alone.
 

@@ -9,14 +9,15 @@ import time
 
 import pytest
 
-from launch import exit_codes, slurm
+import launch
+from launch import exit_codes
 from tests.launch import peers, slurm_cluster
 from tests.launch.processes import with_word
 from tests.launch.slurm_cluster import wait_until
 
 pytestmark = pytest.mark.processes
 
-ROOT = pathlib.Path(slurm.__file__).parent.parent
+ROOT = pathlib.Path(launch.__file__).parent.parent
 LAUNCH = [sys.executable, "-m", "launch", "slurm"]
 
 
@@ -104,7 +105,6 @@ ASKED = [
     "--gpus-per-task=1",
     "--gres=gpu:2",
     "--gpus-per-node=2",
-    "--gpus-per-node=gpu:2",
     "--gpus=4",
 ]
 
@@ -141,7 +141,7 @@ def test_the_users_own_error_is_the_jobs(cluster, tmp_path, code):
     job = Submitted(cluster, tmp_path, "worker", "1", str(code))
     assert job.wait() == code
     assert len(job.note("worker-1")) == 1
-    assert f"worker 1 on n1 (127.0.0.1:" in job.output
+    assert "worker 1 on n1 (127.0.0.1:" in job.output
 
 
 def test_a_task_that_is_killed_is_started_again(cluster, tmp_path):
@@ -227,5 +227,5 @@ def test_two_jobs_on_the_same_nodes(cluster, tmp_path):
 
 
 def test_what_slurm_refuses(cluster, tmp_path):
-    with pytest.raises(AssertionError, match="error: sbatch: .*invalid partition"):
+    with pytest.raises(AssertionError, match=r"error: sbatch: .*invalid partition"):
         Submitted(cluster, tmp_path, flags=["--partition=nowhere"])

@@ -138,3 +138,10 @@ def test_gpus_that_scontrol_lists():
    MinCPUsNode=1
 """
     assert variables.gpus_by_node(text) == {"n3": 1, "n4": 2, "n5": 2, "n6": 0}
+
+
+def test_addresses_that_scontrol_lists():
+    text = """NodeName=n1 Arch=x86_64 CPUAlloc=0 NodeAddr=10.0.0.1 NodeHostName=h1 Version=22.05
+NodeName=n2 CoresPerSocket=1 NodeAddr=n2.example.org NodeHostName=n2
+"""
+    assert variables.node_addresses(text) == {"n1": "10.0.0.1", "n2": "n2.example.org"}
