@@ -33,8 +33,8 @@ flags.DEFINE_enum(
     "pin",
     "none",
     ["none", "cores", "numa"],
-    "What each task is pinned to, of what the job has on its node: cores that no other task has, or "
-    "the cores of one NUMA node.",
+    "What each task is pinned to, of what the job has on its node: cores that no other task has, "
+    "or the cores of one NUMA node.",
 )
 flags.DEFINE_string("ports", None, "Ports to choose from, such as 20000-20999. Default: free ones.")
 flags.DEFINE_multi_string(
@@ -152,7 +152,7 @@ def _again() -> list[str]:
         if not flag.present or flag.name in _SBATCH_ONLY:
             continue
         if flag.name == "env":
-            found += [f"--env={item.partition('=')[0]}" for item in flag.value]
+            found += [f"--env={item.partition('=')[0]}" for item in flag.value or ()]
         else:
             found.append(flag.serialize())
     return found

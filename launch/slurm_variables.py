@@ -118,7 +118,7 @@ def gpus_by_node(job: str) -> dict[str, int]:
       job: the command's output. A node's line is
         `Nodes=n[3-4] CPU_IDs=0-1 Mem=0 GRES=gpu:a100:2(IDX:0-1)`.
     """
-    found = {}
+    found: dict[str, int] = {}
     for nodes, gres in re.findall(r"^\s*Nodes=(\S+) CPU_IDs=\S* Mem=\S* GRES=(\S*)", job, re.M):
         gpus = ",".join(g for g in _split(gres, brackets="()") if g.startswith("gpu"))
         found |= dict.fromkeys(expand_hosts(nodes), gpu_count(gpus) if gpus else 0)
@@ -175,7 +175,7 @@ def _names_a_kind(text: str) -> bool:
 
 def _split(text: str, brackets: str = "[]") -> list[str]:
     """Splits at the commas that are outside of brackets."""
-    opening, closing = brackets
+    opening, closing = brackets[0], brackets[1]
     parts, depth, current = [], 0, ""
     for c in text.strip():
         depth += (c == opening) - (c == closing)

@@ -4,7 +4,7 @@ import textwrap
 
 import pytest
 
-from tests.launch import rigs
+from tests.launch import rigs, slurm_cluster
 
 
 @pytest.fixture(scope="session")
@@ -17,10 +17,31 @@ def ssh(tmp_path_factory):
     made.close()
 
 
-@pytest.fixture(params=["local", "ssh"])
+@pytest.fixture(scope="session")
+def cluster():
+    """A real Slurm with four nodes."""
+    if why := slurm_cluster.missing():
+        pytest.skip(f"no Slurm: {why}")
+    made = slurm_cluster.SlurmCluster()
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()
+
+
+@pytest.fixture(scope="session")
+def slurm(cluster):
+    """An allocation of two nodes."""
+    made = slurm_cluster.Slurm(cluster)
+    yield made
+    made.close()
+
+
+@pytest.fixture(params=["local", "ssh", "slurm"])
 def rig(request):
     """Each launcher that runs tasks on hosts."""
-    return rigs.Local() if request.param == "local" else request.getfixturevalue("ssh")
+    return rigs.Local() if request.param == "local" else request.getfixturevalue(request.param)
 
 
 @pytest.fixture

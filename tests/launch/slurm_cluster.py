@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 import time
 
+from tests.launch import rigs
 from tests.launch.processes import free_ports
 
 NEEDED = ("munged", "slurmctld", "slurmd", "srun", "sbatch", "scancel", "scontrol", "squeue")
@@ -143,6 +144,30 @@ class SlurmCluster:
     def exit_code(self, job: str) -> int:
         shown = self.run("scontrol", "show", "job", job)
         return int(shown.split("ExitCode=")[1].split(":")[0])
+
+
+class Slurm(rigs.Local):
+    """`launch slurm` within an allocation of half of n1 and n2."""
+
+    name = "slurm"
+    hosts = ("n1", "n2")
+
+    def __init__(self, cluster: SlurmCluster):
+        size = ["--nodes=2", "--ntasks-per-node=4", "--partition=cpu"]
+        said = cluster.run("salloc", "--no-shell", *size)
+        self.job = said.split("Granted job allocation ")[1].split()[0]
+        self._cluster = cluster
+        variables = {
+            "SLURM_CONF": cluster.environ["SLURM_CONF"],
+            "SLURM_JOB_ID": self.job,
+            "SLURM_JOB_NODELIST": "n[1-2]",
+            "SLURM_TASKS_PER_NODE": "4(x2)",
+            "SLURM_JOB_CPUS_PER_NODE": "4(x2)",
+        }
+        self.prefix = ("env", *(f"{name}={value}" for name, value in variables.items()))
+
+    def close(self) -> None:
+        self._cluster.run("scancel", self.job)
 
 
 def alive(pid: int) -> bool:

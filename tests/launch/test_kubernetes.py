@@ -6,7 +6,7 @@ import sys
 import pytest
 import yaml
 
-from tests.launch.test_kubernetes_job import cluster, ended  # noqa: F401  A fixture.
+from tests.launch.test_kubernetes_job import ended, kube  # noqa: F401  A fixture.
 
 PROGRAM = ["--", "python", "-m", "models.gpt", "--epochs=1"]
 
@@ -56,26 +56,26 @@ def test_flags_that_are_wrong(flags, says):
 
 
 @pytest.mark.processes
-def test_a_job_is_created_followed_and_ended(cluster):  # noqa: F811
+def test_a_job_is_created_followed_and_ended(kube):  # noqa: F811
     """The stand-in's pods are there before the job, so that the job has already failed."""
-    cluster.pod("worker", 0, ended(1), "error: no data\n")
-    flags = [f"--kubectl={cluster.program}", "--name=gpt", "--image=x", "--apply"]
+    kube.pod("worker", 0, ended(1), "error: no data\n")
+    flags = [f"--kubectl={kube.program}", "--name=gpt", "--image=x", "--apply"]
     command = [sys.executable, "-m", "launch", "kubernetes", *flags, *PROGRAM]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         line = process.stderr.readline()
         assert "end it with: python -m launch kubernetes --name=gpt stop" in line
-        cluster.finish("Job", "gpt-worker", "Failed")
+        kube.finish("Job", "gpt-worker", "Failed")
         rest = process.communicate(timeout=30)[1]
     finally:
         process.kill()
     assert process.returncode == 1
     assert rest.splitlines()[-1] == "[worker 0] error: no data"
-    assert cluster.objects == []
+    assert kube.objects == []
 
 
 @pytest.mark.processes
-def test_stop(cluster):  # noqa: F811
-    done = launch(f"--kubectl={cluster.program}", "--name=gpt", "stop")
+def test_stop(kube):  # noqa: F811
+    done = launch(f"--kubectl={kube.program}", "--name=gpt", "stop")
     assert done.returncode == 0, done.stderr
-    assert cluster.calls[-1][0] == "delete"
+    assert kube.calls[-1][0] == "delete"

@@ -67,7 +67,7 @@ class Cluster:
 
 
 @pytest.fixture
-def cluster(tmp_path):
+def kube(tmp_path):
     return Cluster(tmp_path)
 
 
@@ -86,9 +86,9 @@ class Screen:
         self.out, self.err = (s.getvalue().decode().splitlines() for s in (out, err))
 
 
-def test_the_leader_owns_what_is_created_and_begins_last(cluster):
-    kubernetes_job.create(JOB, cluster.kubectl)
-    owner, *others = cluster.objects
+def test_the_leader_owns_what_is_created_and_begins_last(kube):
+    kubernetes_job.create(JOB, kube.kubectl)
+    owner, *others = kube.objects
     assert (owner["kind"], owner["metadata"]["name"]) == ("Job", "gpt-chief")
     assert owner["spec"]["suspend"]
     assert {o["metadata"]["ownerReferences"][0]["uid"] for o in others} == {"uid-Job-gpt-chief"}
@@ -98,24 +98,24 @@ def test_the_leader_owns_what_is_created_and_begins_last(cluster):
         "PodDisruptionBudget",
         "Service",
     ]
-    verbs = [next(a for a in call if not a.startswith("-")) for call in cluster.calls]
+    verbs = [next(a for a in call if not a.startswith("-")) for call in kube.calls]
     assert verbs == ["create", "create", "patch"]
-    assert '--patch={"spec": {"suspend": false}}' in cluster.calls[-1]
-    assert all("--namespace=team" in call for call in cluster.calls)
+    assert '--patch={"spec": {"suspend": false}}' in kube.calls[-1]
+    assert all("--namespace=team" in call for call in kube.calls)
 
 
-def test_a_name_that_is_taken(cluster):
-    kubernetes_job.create(JOB, cluster.kubectl)
+def test_a_name_that_is_taken(kube):
+    kubernetes_job.create(JOB, kube.kubectl)
     with pytest.raises(errors.FlagError, match=r"--name=gpt exists already.*stop"):
-        kubernetes_job.create(JOB, cluster.kubectl)
-    assert cluster.objects  # The other job's were left alone.
+        kubernetes_job.create(JOB, kube.kubectl)
+    assert kube.objects  # The other job's were left alone.
 
 
-def test_what_is_refused_is_taken_back(cluster):
-    cluster._write("objects.json", [{"kind": "Service", "metadata": {"name": "gpt", "labels": {}}}])
+def test_what_is_refused_is_taken_back(kube):
+    kube._write("objects.json", [{"kind": "Service", "metadata": {"name": "gpt", "labels": {}}}])
     with pytest.raises(errors.FlagError):
-        kubernetes_job.create(JOB, cluster.kubectl)
-    assert "delete" in cluster.calls[-1]
+        kubernetes_job.create(JOB, kube.kubectl)
+    assert "delete" in kube.calls[-1]
 
 
 def test_without_kubectl():
@@ -123,24 +123,24 @@ def test_without_kubectl():
         Kubectl("gpt", program="no-such-kubectl").get("pods")
 
 
-def test_success_is_the_chiefs(cluster):
-    kubernetes_job.create(JOB, cluster.kubectl)
-    cluster.pod("chief", 0, ended(0), "loss 1\nloss 0\n")
-    cluster.pod("worker", 0, {"running": {}}, "serves\n")
-    threading.Timer(0.4, cluster.pod, ("worker", 0, ended(0), "serves\ndone\n")).start()
-    threading.Timer(0.6, cluster.finish, ("Job", "gpt-chief", "Complete")).start()
-    screen = Screen(cluster)
+def test_success_is_the_chiefs(kube):
+    kubernetes_job.create(JOB, kube.kubectl)
+    kube.pod("chief", 0, ended(0), "loss 1\nloss 0\n")
+    kube.pod("worker", 0, {"running": {}}, "serves\n")
+    threading.Timer(0.4, kube.pod, ("worker", 0, ended(0), "serves\ndone\n")).start()
+    threading.Timer(0.6, kube.finish, ("Job", "gpt-chief", "Complete")).start()
+    screen = Screen(kube)
     assert screen.code == 0 and not screen.err
     assert [x for x in screen.out if "chief" in x] == ["[chief 0] loss 1", "[chief 0] loss 0"]
     assert [x for x in screen.out if "worker" in x] == ["[worker 0] serves", "[worker 0] done"]
 
 
-def test_who_failed_first_comes_last(cluster):
-    kubernetes_job.create(JOB, cluster.kubectl)
-    cluster.pod("chief", 0, ended(75, "2026-01-01T00:00:00Z"), "lost worker 0\n")
-    cluster.pod("worker", 0, ended(1, "2026-01-01T00:00:01Z"), "error: no data\n")
-    cluster.finish("Job", "gpt-worker", "Failed")
-    screen = Screen(cluster)
+def test_who_failed_first_comes_last(kube):
+    kubernetes_job.create(JOB, kube.kubectl)
+    kube.pod("chief", 0, ended(75, "2026-01-01T00:00:00Z"), "lost worker 0\n")
+    kube.pod("worker", 0, ended(1, "2026-01-01T00:00:01Z"), "error: no data\n")
+    kube.finish("Job", "gpt-worker", "Failed")
+    screen = Screen(kube)
     assert screen.code == 1
     assert screen.err[-2:] == [
         "[launch] worker 0 (gpt-worker-0-a on n1) ended with exit code 1; "
@@ -149,38 +149,38 @@ def test_who_failed_first_comes_last(cluster):
     ]
 
 
-def test_what_a_pod_waits_for_is_told_once(cluster):
-    kubernetes_job.create(JOB, cluster.kubectl)
-    cluster.pod("chief", 0, {"waiting": {"reason": "ErrImagePull", "message": "no such image"}})
+def test_what_a_pod_waits_for_is_told_once(kube):
+    kubernetes_job.create(JOB, kube.kubectl)
+    kube.pod("chief", 0, {"waiting": {"reason": "ErrImagePull", "message": "no such image"}})
     message = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
     unschedulable = {"type": "PodScheduled", "status": "False", "message": message}
-    cluster.pod("worker", 0, {}, conditions=[unschedulable])
-    threading.Timer(0.8, cluster.finish, ("Job", "gpt-chief", "Failed")).start()
-    assert [line for line in Screen(cluster).err if "waits" in line] == [
+    kube.pod("worker", 0, {}, conditions=[unschedulable])
+    threading.Timer(0.8, kube.finish, ("Job", "gpt-chief", "Failed")).start()
+    assert [line for line in Screen(kube).err if "waits" in line] == [
         "[launch] chief 0 waits for Kubernetes: ErrImagePull no such image",
         f"[launch] worker 0 waits for Kubernetes: {message}",
     ]
 
 
-def test_a_job_that_somebody_deletes_has_failed(cluster):
-    kubernetes_job.create(JOB, cluster.kubectl)
-    kubernetes_job.stop(False, cluster.kubectl)
-    assert Screen(cluster).code == 1
+def test_a_job_that_somebody_deletes_has_failed(kube):
+    kubernetes_job.create(JOB, kube.kubectl)
+    kubernetes_job.stop(False, kube.kubectl)
+    assert Screen(kube).code == 1
 
 
-def test_a_cluster_that_is_away_for_a_while(cluster):
-    kubernetes_job.create(JOB, cluster.kubectl)
-    cluster.finish("Job", "gpt-chief", "Complete")
-    (cluster.folder / "unreachable").touch()
-    threading.Timer(0.5, (cluster.folder / "unreachable").unlink).start()
+def test_a_cluster_that_is_away_for_a_while(kube):
+    kubernetes_job.create(JOB, kube.kubectl)
+    kube.finish("Job", "gpt-chief", "Complete")
+    (kube.folder / "unreachable").touch()
+    threading.Timer(0.5, (kube.folder / "unreachable").unlink).start()
     began = time.monotonic()
-    assert Screen(cluster).code == 0
+    assert Screen(kube).code == 0
     assert time.monotonic() - began > 0.4
 
 
-def test_a_jobset_is_one_object(cluster):
+def test_a_jobset_is_one_object(kube):
     job = pods.Job("gpt", topology.roles(1, 1), "image", ("python",), jobset=True)
-    kubernetes_job.create(job, cluster.kubectl)
-    assert [o["kind"] for o in cluster.objects if "Job" in o["kind"]] == ["JobSet"]
-    cluster.finish("JobSet", "gpt", "Completed")
-    assert Screen(cluster, job).code == 0
+    kubernetes_job.create(job, kube.kubectl)
+    assert [o["kind"] for o in kube.objects if "Job" in o["kind"]] == ["JobSet"]
+    kube.finish("JobSet", "gpt", "Completed")
+    assert Screen(kube, job).code == 0

@@ -21,19 +21,6 @@ ROOT = pathlib.Path(launch.__file__).parent.parent
 LAUNCH = [sys.executable, "-m", "launch", "slurm"]
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    why = slurm_cluster.missing()
-    if why:
-        pytest.skip(why)
-    cluster = slurm_cluster.SlurmCluster()
-    try:
-        cluster.start()
-        yield cluster
-    finally:
-        cluster.stop()
-
-
 class Submitted:
     """A job of peers."""
 
