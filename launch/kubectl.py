@@ -63,7 +63,7 @@ class Kubectl:
         Raises:
           HostError: the cluster refuses.
         """
-        kind = f"{manifest['kind']}.{manifest['apiVersion'].partition('/')[0]}"
+        kind = f"{manifest['kind'].lower()}.{manifest['apiVersion'].partition('/')[0]}"
         patch = json.dumps({"spec": {"suspend": False}})
         self._require(
             ["patch", kind, manifest["metadata"]["name"], "--type=merge", f"--patch={patch}"]
