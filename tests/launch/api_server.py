@@ -72,7 +72,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, *_):
         pass
 
-    def do_GET(self):  # noqa: N802
+    def do_GET(self):
         url = urllib.parse.urlsplit(self.path)
         match = _OBJECT.fullmatch(url.path)
         if match:
@@ -94,7 +94,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         ]
         return self._answer({"kind": "List", "apiVersion": "v1", "metadata": {}, "items": items})
 
-    def do_POST(self):  # noqa: N802
+    def do_POST(self):
         kind, item = _OBJECT.fullmatch(self.path.partition("?")[0])["kind"], self._body()
         name = item["metadata"]["name"]
         if (kind, name) in self.cluster.objects:
@@ -104,14 +104,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.cluster.objects[kind, name] = item
         return self._answer(item, status=201)
 
-    def do_PATCH(self):  # noqa: N802
+    def do_PATCH(self):
         match = _OBJECT.fullmatch(self.path.partition("?")[0])
         item = self.cluster.objects[match["kind"], match["name"]]
         assert self.headers["Content-Type"] == "application/merge-patch+json"
         item["spec"] |= self._body()["spec"]
         self._answer(item)
 
-    def do_DELETE(self):  # noqa: N802
+    def do_DELETE(self):
         self._body()
         match = _OBJECT.fullmatch(self.path.partition("?")[0])
         self.cluster.objects.pop((match["kind"], match["name"]), None)

@@ -28,9 +28,8 @@ def server():
 def kubectl(server, tmp_path):
     (tmp_path / "config").write_text(server.config)
     program = tmp_path / "kubectl"
-    program.write_text(
-        f'#!/bin/sh\nKUBECONFIG={tmp_path}/config HOME={tmp_path} exec {shutil.which("kubectl")} "$@"\n'
-    )
+    variables = f"KUBECONFIG={tmp_path}/config HOME={tmp_path}"
+    program.write_text(f'#!/bin/sh\n{variables} exec {shutil.which("kubectl")} "$@"\n')
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     return Kubectl("gpt", program=os.fspath(program))
 
@@ -68,5 +67,5 @@ def test_pods_and_what_they_write(server, kubectl):
 
 def test_a_cluster_that_does_not_answer(server, kubectl):
     server.close()
-    with pytest.raises(errors.HostError, match="kubectl get: .*refused"):
+    with pytest.raises(errors.HostError, match=r"kubectl get: .*refused"):
         kubectl.get("pods")

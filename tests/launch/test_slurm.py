@@ -216,3 +216,29 @@ def test_two_jobs_on_the_same_nodes(cluster, tmp_path):
 def test_what_slurm_refuses(cluster, tmp_path):
     with pytest.raises(AssertionError, match=r"error: sbatch: .*invalid partition"):
         Submitted(cluster, tmp_path, flags=["--partition=nowhere"])
+
+
+def test_a_notice_that_comes_too_late(cluster, tmp_path):
+    with pytest.raises(AssertionError, match="TERM@60 comes 60 s before the end, but --grace=90"):
+        Submitted(cluster, tmp_path, flags=["--signal=TERM@60", "--grace=90"])
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(300)
+def test_a_tfps_job(cluster, tmp_path):
+    """Chief and servers on two nodes; the servers end by themselves."""
+    (tmp_path / "text").write_text("the quick brown fox jumps over the lazy dog\n" * 200)
+    small = (
+        "--layers=1 --width=16 --heads=2 --context=16 --batch_size=4 --epochs=1 "
+        "--steps_per_epoch=8 --steps_per_execution=2 --validation_steps=2 --generate_tokens=4"
+    )
+    files = [f"--data={tmp_path}/text", f"--save={tmp_path}/m.keras", f"--logdir={tmp_path}/logs"]
+    output = [f"--sbatch=--output={tmp_path}/out", "--sbatch=--nodes=2"]
+    flags = ["--workers=2", "--ps=1", *output]
+    words = ["python", "-m", "models.gpt", *small.split(), *files]
+    said = cluster.run(*LAUNCH, *flags, "--", *words, cwd=ROOT)
+    job = re.search(r"job (\d+) is submitted", said)[1]
+    read = (tmp_path / "out").read_text
+    wait_until(lambda: cluster.states(job) in ("COMPLETED", "FAILED"), 240, lambda: read())
+    assert cluster.states(job) == "COMPLETED", read()
+    assert "[worker 1] worker 1: the job is done" in read()
