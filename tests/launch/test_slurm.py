@@ -232,7 +232,7 @@ def test_a_tfps_job(cluster, tmp_path):
         "--layers=1 --width=16 --heads=2 --context=16 --batch_size=4 --epochs=1 "
         "--steps_per_epoch=8 --steps_per_execution=2 --validation_steps=2 --generate_tokens=4"
     )
-    files = [f"--data={tmp_path}/text", f"--save={tmp_path}/m.keras", f"--logdir={tmp_path}/logs"]
+    files = [f"--data={tmp_path}/text", f"--save={tmp_path}/m.keras", f"--log_dir={tmp_path}/logs"]
     output = [f"--sbatch=--output={tmp_path}/out", "--sbatch=--nodes=2"]
     flags = ["--workers=2", "--ps=1", *output]
     words = ["python", "-m", "models.gpt", *small.split(), *files]
