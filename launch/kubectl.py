@@ -1,6 +1,7 @@
 """What is asked of a Kubernetes cluster, by way of the user's own `kubectl` and its context."""
 
 import json
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -31,7 +32,7 @@ class Kubectl:
 
         Raises:
           FlagError: an object of that name exists already.
-          HostError: the cluster does not take the objects.
+          LaunchError: the cluster does not answer, or does not take the objects.
         """
         done = self._run(
             ["create", "--filename=-", "--output=json"], stdin=yaml_text.documents(manifests)
@@ -43,25 +44,25 @@ class Kubectl:
                     f"a job --name={self._name} exists already; choose another name, or end it: "
                     f"python -m launch kubernetes --name={self._name} stop"
                 )
-            raise errors.HostError(f"kubectl create: {said or 'failed without a word'}")
+            raise _refusal("create", said)
         return _objects(done.stdout)
 
     def get(self, *kinds: str) -> list[Manifest]:
         """Returns the job's objects of some kinds, such as `pods` and `jobs`.
 
         Raises:
-          HostError: the cluster does not answer.
+          LaunchError: the cluster does not answer, or refuses.
         """
         done = self._run(["get", ",".join(kinds), self._selector, "--output=json"])
         if done.returncode:
-            raise errors.HostError(f"kubectl get: {done.stderr.strip()}")
+            raise _refusal("get", done.stderr)
         return json.loads(done.stdout)["items"]
 
     def resume(self, manifest: Manifest) -> None:
         """Lets a suspended Job or JobSet begin.
 
         Raises:
-          HostError: the cluster refuses.
+          LaunchError: the cluster does not answer, or refuses.
         """
         kind = f"{manifest['kind'].lower()}.{manifest['apiVersion'].partition('/')[0]}"
         patch = json.dumps({"spec": {"suspend": False}})
@@ -76,7 +77,7 @@ class Kubectl:
           The names of what was deleted.
 
         Raises:
-          HostError: the cluster refuses.
+          LaunchError: the cluster does not answer, or refuses.
         """
         return self._require(
             [
@@ -105,7 +106,7 @@ class Kubectl:
     def _require(self, arguments: list[str]) -> str:
         done = self._run(arguments)
         if done.returncode:
-            raise errors.HostError(f"kubectl {arguments[0]}: {done.stderr.strip()}")
+            raise _refusal(arguments[0], done.stderr)
         return done.stdout
 
     def _run(self, arguments: list[str], stdin: str = "") -> subprocess.CompletedProcess[str]:
@@ -118,7 +119,7 @@ class Kubectl:
                 timeout=_TIMEOUT,
             )
         except FileNotFoundError as e:
-            raise errors.HostError(
+            raise errors.ProgramError(
                 f"there is no {self._command[0]!r}; install it, or print the manifests "
                 "(without --apply) and create them elsewhere"
             ) from e
@@ -127,6 +128,14 @@ class Kubectl:
                 f"kubectl {arguments[0]} did not end within {_TIMEOUT:g} s; see whether the "
                 "cluster of its context answers: kubectl version"
             ) from e
+
+
+def _refusal(verb: str, said: str) -> errors.LaunchError:
+    """The error for what kubectl said: a cluster that is away may be tried again, a refusal not."""
+    line = " ".join(said.split()) or "failed without a word"
+    away = re.search("unable to connect|was refused|connection refused|timeout|timed out|unavailable|EOF", line, re.I)
+    kind = errors.HostError if away else errors.SpecificationError
+    return kind(f"kubectl {verb}: {line}")
 
 
 def _objects(text: str) -> list[Manifest]:

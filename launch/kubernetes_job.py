@@ -112,6 +112,7 @@ class Watch:
 
         Raises:
           HostError: the cluster has not answered for 5 minutes.
+          SpecificationError: the cluster refuses to tell.
         """
         answered = time.monotonic()
         while True:

@@ -168,8 +168,7 @@ def machines(environ: Mapping[str, str]) -> list[Machine]:
       environ: Slurm's variables.
 
     Raises:
-      SpecificationError: the variables are not those of an allocation.
-      HostError: Slurm does not answer.
+      LaunchError: the variables are not those of an allocation, or Slurm does not answer.
     """
     nodes = _with_gpus(slurm_variables.allocation(environ), environ)
     listed = _call(["scontrol", "show", "node", "--oneliner", _names(nodes)])
@@ -226,14 +225,16 @@ def _call(
     """Runs one of Slurm's commands; returns what it writes.
 
     Raises:
-      HostError: it is not there, fails, or does not end.
+      ProgramError: the command is not there.
+      HostError: it does not end, or Slurm's controller does not answer.
+      SpecificationError: Slurm refuses.
     """
     try:
         done = subprocess.run(
             command, input=stdin, env=environ, capture_output=True, text=True, timeout=_TIMEOUT
         )
     except FileNotFoundError as e:
-        raise errors.HostError(
+        raise errors.ProgramError(
             f"there is no {command[0]!r} here; start this on a machine with Slurm's commands, or "
             "see the script with --dry_run"
         ) from e
@@ -242,5 +243,7 @@ def _call(
             f"{command[0]} did not end within {_TIMEOUT:g} s; see whether Slurm answers: sinfo"
         ) from e
     if done.returncode:
-        raise errors.HostError(f"{command[0]}: {done.stderr.strip() or 'failed without a word'}")
+        said = " ".join(done.stderr.split()) or "failed without a word"
+        away = re.search("unable to contact|timed out|connection", said, re.IGNORECASE)
+        raise (errors.HostError if away else errors.SpecificationError)(f"{command[0]}: {said}")
     return done.stdout

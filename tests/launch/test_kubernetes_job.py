@@ -119,7 +119,7 @@ def test_what_is_refused_is_taken_back(kube):
 
 
 def test_without_kubectl():
-    with pytest.raises(errors.HostError, match="no 'no-such-kubectl'; install it"):
+    with pytest.raises(errors.ProgramError, match="no 'no-such-kubectl'; install it"):
         Kubectl("gpt", program="no-such-kubectl").get("pods")
 
 
