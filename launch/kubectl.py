@@ -133,7 +133,11 @@ class Kubectl:
 def _refusal(verb: str, said: str) -> errors.LaunchError:
     """The error for what kubectl said: a cluster that is away may be tried again, a refusal not."""
     line = " ".join(said.split()) or "failed without a word"
-    away = re.search("unable to connect|was refused|connection refused|timeout|timed out|unavailable|EOF", line, re.I)
+    away = re.search(
+        "unable to connect|was refused|connection refused|timeout|timed out|unavailable|EOF",
+        line,
+        re.I,
+    )
     kind = errors.HostError if away else errors.SpecificationError
     return kind(f"kubectl {verb}: {line}")
 

@@ -44,10 +44,10 @@ JobAcctGatherType=jobacct_gather/none
 GresTypes=gpu
 KillWait=5
 MailProg=/bin/true
-NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=8 RealMemory=4000
-NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=8 RealMemory=4000
-NodeName=n3 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[3]} CPUs=8 RealMemory=4000 Gres=gpu:2
-NodeName=n4 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[4]} CPUs=8 RealMemory=4000 Gres=gpu:2
+NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=32 RealMemory=4000
+NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=32 RealMemory=4000
+NodeName=n3 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[3]} CPUs=32 RealMemory=4000 Gres=gpu:2
+NodeName=n4 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[4]} CPUs=32 RealMemory=4000 Gres=gpu:2
 PartitionName=cpu Nodes=n1,n2 Default=YES State=UP
 PartitionName=gpu Nodes=n3,n4 State=UP
 PartitionName=all Nodes=n1,n2,n3,n4 State=UP

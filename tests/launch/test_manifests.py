@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import pathlib
+import re
 
 import hypothesis
 import kubernetes_validate
@@ -188,3 +190,14 @@ def test_names(name, why):
         name += "x"
     with pytest.raises(errors.FlagError, match=why):
         manifests.require_names(dataclasses.replace(BARE, name=name))
+
+
+def test_what_the_image_is_built_of_is_there():
+    folder = pathlib.Path(manifests.__file__).parent
+    text = (folder / "Dockerfile").read_text()
+    copied = [
+        name for line in re.findall(r"^COPY (.*) \S+$", text, re.MULTILINE) for name in line.split()
+    ]
+    assert "tfps" in copied and all((folder.parent / name).exists() for name in copied)
+    assert f"USER {pods.USER}:{pods.USER}" in text
+    assert all(line.startswith("CMD [") for line in text.splitlines() if "CMD" in line)
