@@ -20,7 +20,7 @@ NEEDED = ("munged", "slurmctld", "slurmd", "srun", "sbatch", "scancel", "scontro
 _CONFIG = """
 ClusterName=tfps
 SlurmctldHost={host}(127.0.0.1)
-SlurmctldPort={ports[0]}
+SlurmctldPort={port}
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.sock
 CredType=cred/munge
@@ -44,14 +44,14 @@ JobAcctGatherType=jobacct_gather/none
 GresTypes=gpu
 KillWait=5
 MailProg=/bin/true
-NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=32 RealMemory=4000
-NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=32 RealMemory=4000
-NodeName=n3 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[3]} CPUs=32 RealMemory=4000 Gres=gpu:2
-NodeName=n4 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[4]} CPUs=32 RealMemory=4000 Gres=gpu:2
+{nodes}
 PartitionName=cpu Nodes=n1,n2 Default=YES State=UP
 PartitionName=gpu Nodes=n3,n4 State=UP
 PartitionName=all Nodes=n1,n2,n3,n4 State=UP
 """
+
+
+_NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=32{gres}"
 
 
 def missing() -> str:
@@ -81,9 +81,13 @@ class SlurmCluster:
     def start(self) -> None:
         folder = self.folder
         host = socket.gethostname().partition(".")[0]
-        (folder / "slurm.conf").write_text(
-            _CONFIG.format(folder=folder, host=host, ports=free_ports(5))
+        port, *ports = free_ports(5)
+        gres = ("", "", " Gres=gpu:2", " Gres=gpu:2")
+        nodes = "\n".join(
+            _NODE.format(name=f"n{i + 1}", host=host, port=ports[i], gres=gres[i]) for i in range(4)
         )
+        config = _CONFIG.format(folder=folder, host=host, port=port, nodes=nodes)
+        (folder / "slurm.conf").write_text(config)
         (folder / "gres.conf").write_text(f"NodeName=n3,n4 Name=gpu File={folder}/nvidia[0-1]\n")
         for i in range(2):
             os.mknod(folder / f"nvidia{i}", 0o600 | 0o020000, os.makedev(195, i))
