@@ -32,8 +32,8 @@ class Policy:
       budgets: role -> restarts an hour of all its tasks together.
       job_restarts: how often the job as a whole may begin again.
       grace: seconds between SIGTERM and SIGKILL.
-      settle: seconds that the other tasks have to end by themselves, as tfps servers do, before they
-        are told to.
+      settle: seconds that tasks have to end by themselves, as tfps servers do when the job is over,
+        before they are told to.
       backoff: the delays before restarts.
     """
 

@@ -47,8 +47,8 @@ flags.DEFINE_string("ssh", "ssh", "The ssh command, with options if needed.")
 
 _KEYS = ("slots", "gpus", "address", "python", "folder", "roles")
 _COPY = 600.0  # s that rsync may take
-# Of an option's values ssh takes the first: what --ssh says comes before these, and these before the
-# user's configuration. They keep ssh from asking, and from waiting for a host that is gone.
+# They keep ssh from asking, and from waiting for a host that is gone. Of an option's values ssh
+# takes the first: --ssh comes before these, and these before the user's configuration.
 _OPTIONS = (
     *("-T", "-x", "-o", "BatchMode=yes", "-o", "ConnectTimeout=8"),
     *("-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3"),

@@ -214,3 +214,9 @@ def living(folder: pathlib.Path) -> list[int]:
         if str(folder) in command and " -m launch " not in command and state != "Z":
             found.append(int(path.name))
     return found
+
+
+def version(python: pathlib.Path) -> str:
+    """The version of a Python, such as "3.9.18"; empty if it does not run."""
+    command = [python, "-c", "import platform; print(platform.python_version())"]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
