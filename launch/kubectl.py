@@ -132,7 +132,9 @@ class Kubectl:
 
 def _refusal(verb: str, said: str) -> errors.LaunchError:
     """The error for what kubectl said: a cluster that is away may be tried again, a refusal not."""
-    line = " ".join(said.split()) or "failed without a word"
+    # Lines of the client's own log, such as "E1126 17:30:34 memcache.go", say nothing more.
+    lines = [line for line in said.split("\n") if not re.match(r"[EWI]\d{4} ", line)]
+    line = " ".join(" ".join(lines).split()) or "failed without a word"
     away = re.search(
         "unable to connect|was refused|connection refused|timeout|timed out|unavailable|EOF",
         line,

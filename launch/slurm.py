@@ -243,7 +243,8 @@ def _call(
             f"{command[0]} did not end within {_TIMEOUT:g} s; see whether Slurm answers: sinfo"
         ) from e
     if done.returncode:
-        said = " ".join(done.stderr.split()) or "failed without a word"
+        lines = [x.removeprefix(f"{command[0]}: ") for x in done.stderr.splitlines()]
+        said = " ".join(" ".join(lines).split()) or "failed without a word"
         away = re.search("unable to contact|timed out|connection", said, re.IGNORECASE)
         raise (errors.HostError if away else errors.SpecificationError)(f"{command[0]}: {said}")
     return done.stdout

@@ -205,7 +205,7 @@ def test_slurm_gives_notice_before_the_time_is_over(cluster, tmp_path):
 
 
 def test_what_slurm_refuses(cluster, tmp_path):
-    with pytest.raises(AssertionError, match=r"error: sbatch: .*invalid partition"):
+    with pytest.raises(AssertionError, match=r"error: sbatch: .*[Ii]nvalid partition"):
         Submitted(cluster, tmp_path, flags=["--partition=nowhere"])
 
 
