@@ -105,6 +105,8 @@ def supervise(launcher: Launcher) -> int:
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(signum) is not signal.SIG_IGN:  # As under nohup.
             signal.signal(signum, lambda number, _: job.tell(number))
+    # A launcher that is suspended would be given up by the agents.
+    signal.signal(signal.SIGTSTP, signal.SIG_IGN)
     try:
         return job.run()
     finally:

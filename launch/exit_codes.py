@@ -13,8 +13,6 @@ TERMINATED = 143  # Ended by SIGTERM, after what had to be saved or handed back.
 NOT_EXECUTABLE = 126
 NOT_FOUND = 127
 
-NEVER_RETRIED = frozenset({FAILED, FLAGS, CLUSTER, NOT_EXECUTABLE, NOT_FOUND})
-
 
 def of_status(status: int) -> int:
     """Returns the exit code of a process as a shell would.
@@ -31,7 +29,8 @@ def may_be_retried(status: int) -> bool:
     Args:
       status: what the task's process ended with; `-n` if signal n ended it.
     """
-    return status < 0 or status in (LOST, TERMINATED) or status > 128
+    # A shell says 128 + n for a command that signal n ended.
+    return status < 0 or status == LOST or 128 < status <= 128 + signal.SIGRTMAX
 
 
 def described(status: int) -> str:

@@ -29,6 +29,7 @@ CONNECT = 10.0  # s that a host may take to start its agent
 ANSWER = 8.0  # s that an agent may take to answer
 PING = 2.0  # s between two pings
 PATIENCE = 20.0  # s of silence after which the launcher and a remote agent give each other up
+BACKLOG = 10_000  # events that wait for the supervisor before agents are left unread
 _MARK = "\x1e"  # As in agent.py.
 
 
@@ -113,7 +114,7 @@ class Host:
       machine: where it is.
       lost: why the host counts as lost, or None.
       heard: when something last came from it (s, monotonic).
-      facts: what the agent has found out about the host; see `agent.probe`.
+      facts: what the agent has found out about the host; see `agent/facts.py`.
     """
 
     def __init__(self, machine: Machine, events: "queue.Queue[Event]"):
@@ -130,6 +131,7 @@ class Host:
         self.ports: list[int] = []
         self._numbers = itertools.count()
         self._closing = False
+        self._hello = threading.Event()
 
     def connect(self, timeout: float = CONNECT) -> None:
         """Starts the agent.
@@ -169,6 +171,11 @@ class Host:
             raise errors.HostError(f"host {self.machine.name}: {why}")
         self.tell("ping", patience=PATIENCE if self.machine.remote else None)
 
+    @property
+    def ready(self) -> bool:
+        """Whether the agent is there and listens."""
+        return self.lost is None and self._hello.is_set()
+
     # Threads of the connection.
 
     def _write(self, process: subprocess.Popen) -> None:
@@ -192,6 +199,9 @@ class Host:
                 continue
             self.heard = time.monotonic()
             self._receive(json.loads(message))
+            while self._events.qsize() > BACKLOG and self.lost is None:
+                time.sleep(0.01)
+                self.heard = time.monotonic()  # The silence is ours.
         status = process.wait()
         if process is self._process and not self._closing:
             time.sleep(0.1)  # For the last words on standard error.
@@ -308,12 +318,13 @@ class HostsLauncher:
           ports: numbers from which ports are chosen; empty for any that are free.
           pin: "cores", "numa" or "none": to what tasks are pinned.
         """
-        self._events: queue.Queue[Event] = queue.Queue(10_000)
+        self._events: queue.Queue[Event] = queue.Queue()
         self._hosts = {m.name: Host(m, self._events) for m in machines}
         self._argv, self._environ = list(argv), dict(environ or {})
         self._ports, self._pin = list(ports), pin
         self._topology: Topology | None = None
-        self._pinged = 0.0
+        self._closed = threading.Event()
+        threading.Thread(target=self._ping, daemon=True).start()
 
     def check(self, roles: Sequence[Role], again: bool = False) -> Topology:
         """Connects, asks every host what it has, places the tasks and keeps ports for them.
@@ -424,22 +435,18 @@ class HostsLauncher:
 
     def watch(self, timeout: float) -> Event | None:
         """Returns the next event, or None after `timeout` seconds."""
-        self._ping()
         try:
             return self._events.get(timeout=timeout)
         except queue.Empty:
             return None
 
     def _ping(self) -> None:
-        now = time.monotonic()
-        if now - self._pinged < PING:
-            return
-        self._pinged = now
-        for host in self._hosts.values():
-            if host.lost is None and host.machine.remote:
+        """Lets the agents know, in a thread, that the launcher lives, and notices who is silent."""
+        while not self._closed.wait(PING):
+            for host in [h for h in self._hosts.values() if h.machine.remote and h.ready]:
                 host.tell("ping", patience=PATIENCE)
-                if now - host.heard > PATIENCE:
-                    host.lose(f"nothing was heard of it for {now - host.heard:.0f} s")
+                if (silent := time.monotonic() - host.heard) > PATIENCE:
+                    host.lose(f"nothing was heard of it for {silent:.0f} s")
 
     def signal(self, task: Task, signum: int) -> None:
         """Sends a signal to the process group of a task."""
@@ -455,5 +462,6 @@ class HostsLauncher:
 
     def close(self) -> None:
         """Ends all agents, and with them all that is left."""
+        self._closed.set()
         deadline = time.monotonic() + 8.0
         checks.at_once(lambda host: host.close(deadline), list(self._hosts.values()))

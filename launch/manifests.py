@@ -141,15 +141,16 @@ def _failure_rules(job: Job, role: Role) -> list[Manifest]:
         # says more than the exit code of a program that was told to end.
         disrupted = [{"type": "DisruptionTarget", "status": "True"}]
         rules.append({"action": "Ignore", "onPodConditions": disrupted})
-    rules.append(_exit_rule("FailJob", sorted(exit_codes.NEVER_RETRIED)))
+    again = [code for code in range(1, 256) if exit_codes.may_be_retried(code)]
+    rules.append(_exit_rule("FailJob", "NotIn", again))
     # The chief says that the job cannot go on: all tasks end. A JobSet then may begin again.
     if role.name == topology.CHIEF and (job.jobset or not job.job_restarts):
-        rules.append(_exit_rule("FailIndex", [exit_codes.LOST]))
+        rules.append(_exit_rule("FailIndex", "In", [exit_codes.LOST]))
     return rules
 
 
-def _exit_rule(action: str, codes: list[int]) -> Manifest:
-    on = {"containerName": pods.CONTAINER, "operator": "In", "values": codes}
+def _exit_rule(action: str, operator: str, codes: list[int]) -> Manifest:
+    on = {"containerName": pods.CONTAINER, "operator": operator, "values": codes}
     return {"action": action, "onExitCodes": on}
 
 

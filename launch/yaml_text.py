@@ -26,16 +26,21 @@ def text(value: Any) -> str:
 def _lines(value: Any) -> list[str]:
     if isinstance(value, Mapping) and value:
         return [line for key, item in value.items() for line in _entry(f"{_scalar(key)}:", item)]
-    if isinstance(value, list | tuple) and value:
+    if isinstance(value, list | tuple) and value and not _in_a_row(value):
         return [line for item in value for line in _item(item)]
     return [_scalar(value)]
 
 
 def _entry(head: str, item: Any) -> list[str]:
     """The lines of a mapping's entry: what is nested stands below its key."""
-    if isinstance(item, Mapping | list | tuple) and item:
+    if isinstance(item, Mapping | list | tuple) and item and not _in_a_row(item):
         return [head, *(f"  {line}" for line in _lines(item))]
     return [f"{head} {_scalar(item)}"]
+
+
+def _in_a_row(value: Any) -> bool:
+    """Whether a value is a list of numbers, which is written in one line."""
+    return isinstance(value, list | tuple) and all(type(item) is int for item in value)
 
 
 def _item(item: Any) -> list[str]:
@@ -45,8 +50,10 @@ def _item(item: Any) -> list[str]:
 
 
 def _scalar(value: Any) -> str:
-    if isinstance(value, Mapping | list | tuple) and not value:
-        return "{}" if isinstance(value, Mapping) else "[]"
+    if isinstance(value, Mapping) and not value:
+        return "{}"
+    if _in_a_row(value):
+        return f"[{', '.join(map(str, value))}]"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, int):

@@ -1,8 +1,11 @@
 """A task as its agent sees it."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 import signal
+from typing import Any
 
 from launch.agent.keeper import keep
 from launch.agent.lines import Lines
@@ -11,17 +14,20 @@ from launch.agent.lines import Lines
 class Child:
     """A task, as the agent sees it: its keeper, and the pipes to both."""
 
-    def __init__(self, name, pid, control, output, status):
+    def __init__(self, name: str, pid: int, control: int, output: int, status: int):
+        """Notes the keeper's process, and the agent's ends of the pipes; see `keeper.keep`."""
         self.name, self.pid = name, pid
-        self.control, self.output, self.status = control, output, status
+        self.control, self.status = control, status
+        self.output: int | None = output  # None when nobody can write any more.
         self.lines = Lines()
 
-    def tell(self, word, value):
+    def tell(self, word: str, value: float) -> None:
+        """Says "signal n" or "stop seconds" to the keeper."""
         with contextlib.suppress(OSError):  # The keeper has ended.
             os.write(self.control, f"{word} {value}\n".encode())
 
 
-def start(name, request):
+def start(name: str, request: dict[str, Any]) -> Child:
     """Starts a keeper with its task; returns the `Child`."""
     control, control_end = os.pipe2(os.O_CLOEXEC)
     output_end, output = os.pipe2(os.O_CLOEXEC)

@@ -1,5 +1,7 @@
 """What a host is: versions, GPUs, cores, and whether the program is there."""
 
+from __future__ import annotations
+
 import importlib.machinery
 import os
 import platform
@@ -8,9 +10,11 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 
-def probe(request):
+def probe(request: dict[str, Any]) -> dict[str, Any]:
     """Returns what the launcher checks before it starts anything."""
     return {
         "python": platform.python_version(),
@@ -25,7 +29,7 @@ def probe(request):
     }
 
 
-def version_of(package):
+def version_of(package: str) -> str | None:
     """Returns the version of an installed package, without importing it, or None."""
     try:
         from importlib import metadata
@@ -35,18 +39,20 @@ def version_of(package):
         return None
 
 
-def resolves(address):
+def resolves(address: str) -> bool:
+    """Returns whether this host knows a name or address."""
     try:
         return bool(socket.getaddrinfo(address, None))
     except OSError:
         return False
 
 
-def is_python(word):
+def is_python(word: str) -> bool:
+    """Returns whether a command is a Python."""
     return re.match(r"python[\d.]*$", os.path.basename(word)) is not None
 
 
-def missing(argv, folder, environ):
+def missing(argv: list[str], folder: str, environ: dict[str, str]) -> str | None:
     """Returns why a command cannot be started on this host, or None."""
     if not os.path.isdir(folder):
         return f"there is no folder {folder}"
@@ -60,7 +66,7 @@ def missing(argv, folder, environ):
     return missing_in_python(argv, folder, environ) if is_python(argv[0]) else None
 
 
-def missing_in_python(argv, folder, environ):
+def missing_in_python(argv: list[str], folder: str, environ: dict[str, str]) -> str | None:
     """Returns why a Python would not find what `argv` says, or None."""
     options = iter(argv[1:])
     for word in options:
@@ -77,7 +83,7 @@ def missing_in_python(argv, folder, environ):
     return None
 
 
-def missing_module(name, folder, environ):
+def missing_module(name: str, folder: str, environ: dict[str, str]) -> str | None:
     """Returns why `python -m name` would not find the module, which is not imported, or None."""
     given = environ.get("PYTHONPATH", os.environ.get("PYTHONPATH", "")).split(os.pathsep)
     path = [folder] + [os.path.join(folder, p) for p in given if p] + [p for p in sys.path if p]
@@ -93,7 +99,8 @@ def missing_module(name, folder, environ):
     return None
 
 
-def found_spec(name, path):
+def found_spec(name: str, path: list[str]) -> Any:
+    """Returns where a module is, on a path, or None; nothing is imported."""
     importlib.machinery.PathFinder.invalidate_caches()
     finders: list = [importlib.machinery.PathFinder, *sys.meta_path]
     for finder in finders:
@@ -106,7 +113,7 @@ def found_spec(name, path):
     return None
 
 
-def gpus():
+def gpus() -> list[str]:
     """Returns the names of this host's GPUs, as CUDA_VISIBLE_DEVICES takes them."""
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if allowed is not None:
@@ -124,7 +131,7 @@ def gpus():
     return done.stdout.decode().split() if done.returncode == 0 else []
 
 
-def numa_nodes(folder="/sys/devices/system/node"):
+def numa_nodes(folder: str = "/sys/devices/system/node") -> list[list[int]]:
     """Returns the cores of each NUMA node that this process may use."""
     allowed, found = os.sched_getaffinity(0), []
     try:
@@ -139,7 +146,7 @@ def numa_nodes(folder="/sys/devices/system/node"):
     return found or [sorted(allowed)]
 
 
-def cores_of(text):
+def cores_of(text: str) -> Iterator[int]:
     """Yields the numbers of a list such as "0-3,8"."""
     for part in text.strip().split(","):
         if part:

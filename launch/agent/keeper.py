@@ -1,10 +1,13 @@
 """A keeper: starts one task, passes signals on to it, and ends all that it has started."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 import select
 import signal
 import time
+from typing import Any, NoReturn
 
 from launch.agent.processes import (
     LIBC,
@@ -19,7 +22,7 @@ from launch.agent.processes import (
 ORPHANED_GRACE = 5.0  # s between SIGTERM and SIGKILL where the agent or the launcher is gone
 
 
-def execute(keeper, request, output):
+def execute(keeper: int, request: dict[str, Any], output: int) -> NoReturn:
     """Makes this process the task; never returns."""
     try:
         if LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) or os.getppid() != keeper:
@@ -45,7 +48,7 @@ def execute(keeper, request, output):
         os._exit(127 if missing else 126)
 
 
-def open_limit():
+def open_limit() -> int:
     """One more than the highest number of a file that this process may have open."""
     try:
         return max(int(fd) for fd in os.listdir("/proc/self/fd")) + 1
@@ -53,7 +56,7 @@ def open_limit():
         return 4096
 
 
-def keep(request, control, output, status):
+def keep(request: dict[str, Any], control: int, output: int, status: int) -> NoReturn:
     """Runs a task and ends all that it has started; the life of a keeper, which never returns.
 
     Args:
@@ -90,12 +93,21 @@ def keep(request, control, output, status):
 class Keeper:
     """Waits for a task while it does what the agent says."""
 
-    def __init__(self, task, control, wakeups):
-        self._task, self._control, self._wakeups = task, control, wakeups
-        self._code = None
-        self._deadline = None  # When what is left is killed; None while nothing has to stop.
+    def __init__(self, task: int, control: int, wakeups: Wakeups):
+        """Watches a task.
 
-    def run(self):
+        Args:
+          task: its process, and its process group.
+          control: the pipe from the agent.
+          wakeups: wakes up when a child has ended.
+        """
+        self._task, self._control, self._wakeups = task, control, wakeups
+        self._code: int | None = None
+        self._deadline: float | None = (
+            None  # When what is left is killed; None while nothing has to stop.
+        )
+
+    def run(self) -> int:
         """Returns the task's exit status, when it and what it should wait for have ended."""
         waited_for = [self._control, self._wakeups.fd]
         while True:

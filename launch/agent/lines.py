@@ -1,5 +1,7 @@
 """Cuts what a task writes into lines; progress bars and lines without an end are among it."""
 
+from __future__ import annotations
+
 import re
 
 LONGEST = 64 * 1024  # bytes of a line that are kept before they are passed on without its end
@@ -15,12 +17,13 @@ class Lines:
 
     _END = re.compile(rb"\r\n|\n|\r(?=[^\n])")
 
-    def __init__(self):
+    def __init__(self) -> None:
+        """Begins at the beginning of a line."""
         self._kept = b""
-        self._bar = None
+        self._bar: bytes | None = None
         self._bar_shown = self._since = -PATIENCE
 
-    def feed(self, data, now):
+    def feed(self, data: bytes, now: float) -> list[tuple[bytes, str]]:
         """Returns the lines that `data` completes at time `now` (s)."""
         found, begin = [], 0
         data = self._kept + data
@@ -47,7 +50,7 @@ class Lines:
         self._kept, self._since = rest, now
         return found
 
-    def waited(self, now):
+    def waited(self, now: float) -> list[tuple[bytes, str]]:
         """Returns the beginning of a line, or a bar, for which nothing has come in a while."""
         if now - self._since < PATIENCE:
             return []
@@ -59,10 +62,11 @@ class Lines:
         return found
 
     @property
-    def waits(self):
+    def waits(self) -> bool:
+        """Whether something was not passed on yet."""
         return bool(self._bar or self._kept)
 
-    def rest(self):
+    def rest(self) -> list[tuple[bytes, str]]:
         """Returns what was not passed on, when the task has ended."""
         text = self._kept.rstrip(b"\r") or self._bar or b""
         self._kept, self._bar = b"", None

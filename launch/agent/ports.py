@@ -1,9 +1,11 @@
 """Ports that are chosen for tasks, and kept for them."""
 
+from __future__ import annotations
+
 import socket
 
 
-def keep_port(port):
+def keep_port(port: int) -> socket.socket:
     """Returns a socket that holds a port without listening.
 
     Nobody gets the port by asking for any free one, but a task can listen on it, if it sets

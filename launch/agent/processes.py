@@ -1,17 +1,20 @@
 """Processes: who is below whom, how all of them are killed, and how a signal wakes a `select`."""
 
+from __future__ import annotations
+
 import collections
 import contextlib
 import ctypes
 import os
 import signal
 import time
+from collections.abc import Collection
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # <linux/prctl.h>
 
 
-def descendants(root):
+def descendants(root: int) -> list[int]:
     """Returns the ids of the living processes below process `root`."""
     children = collections.defaultdict(list)
     for name in os.listdir("/proc"):
@@ -31,7 +34,7 @@ def descendants(root):
     return found
 
 
-def kill_below(root, spared=(), limit=5.0):
+def kill_below(root: int, spared: Collection[int] = (), limit: float = 5.0) -> None:
     """Kills all processes below `root`, also those that are started meanwhile."""
     deadline = time.monotonic() + limit
     while time.monotonic() < deadline:
@@ -45,7 +48,7 @@ def kill_below(root, spared=(), limit=5.0):
         time.sleep(0.01)
 
 
-def reap(spared=()):
+def reap(spared: Collection[int] = ()) -> None:
     """Takes the exit codes of children that have ended, but for those in `spared`."""
     try:
         if not spared:
@@ -60,13 +63,13 @@ def reap(spared=()):
         pass  # There is no child, or none is listed.
 
 
-def become_subreaper():
+def become_subreaper() -> None:
     """Makes this process the parent of all below it that lose theirs."""
     if LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
 
 
-def exit_status(status):
+def exit_status(status: int) -> int:
     """Returns the exit code, or -n for signal n, of what `waitpid` gives."""
     return -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
 
@@ -74,14 +77,15 @@ def exit_status(status):
 class Wakeups:
     """A pipe that becomes readable when one of the signals comes."""
 
-    def __init__(self, *signals):
+    def __init__(self, *signals: int):
+        """Begins to listen; the signals no longer do what they did."""
         self.fd, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._write = write
         signal.set_wakeup_fd(write)
         for signum in signals:
             signal.signal(signum, lambda *_: None)
 
-    def taken(self):
+    def taken(self) -> list[int]:
         """Returns the numbers of the signals that have come."""
         try:
             return list(os.read(self.fd, 4096))

@@ -1,15 +1,18 @@
 """The agent's loop: between the launcher, by JSON on standard input and output, and the tasks."""
 
+from __future__ import annotations
+
 import errno
 import fcntl
 import json
 import os
 import select
 import signal
+import socket
 import time
 
 from launch.agent import facts
-from launch.agent.children import start
+from launch.agent.children import Child, start
 from launch.agent.keeper import ORPHANED_GRACE
 from launch.agent.ports import keep_port
 from launch.agent.processes import (
@@ -29,7 +32,8 @@ STUCK = 5.0  # s after which a launcher that reads nothing loses lines, so that 
 class Agent:
     """Serves the launcher until it says goodbye, or is gone."""
 
-    def __init__(self):
+    def __init__(self) -> None:
+        """Makes this process an agent."""
         become_subreaper()
         self._wakeups = Wakeups(signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
         os.set_blocking(0, False)
@@ -40,13 +44,15 @@ class Agent:
         self._unsent = bytearray()  # What the launcher has not read yet.
         self._read_at = time.monotonic()  # When the launcher has last read something.
         self._lost_lines = 0
-        self._children = {}
-        self._ports = {}
-        self._patience = None  # s that may pass between two messages; None if a pipe tells the end
+        self._children: dict[str, Child] = {}
+        self._ports: dict[int, socket.socket] = {}
+        self._patience: float | None = (
+            None  # s that may pass between two messages; None if a pipe tells the end
+        )
         self._heard = time.monotonic()
-        self._deadline = None  # When the agent ends, whatever is left.
+        self._deadline: float | None = None  # When the agent ends, whatever is left.
 
-    def run(self):
+    def run(self) -> None:
         """Runs until all is over."""
         self._send({"hello": os.getpid()})
         try:

@@ -106,10 +106,14 @@ class Job:
         for rule in self.spec["podFailurePolicy"]["rules"]:
             if pod.disrupted and "onPodConditions" in rule:
                 return rule["action"]
-            on = rule.get("onExitCodes", {"values": ()})
-            if code in on["values"]:
+            if "onExitCodes" in rule and matches(code, rule["onExitCodes"]):
                 return rule["action"]
         return "Count"
+
+
+def matches(code: int, on: dict) -> bool:
+    """Whether a rule is for an exit code, which is not 0."""
+    return (code in on["values"]) == (on["operator"] == "In")
 
 
 def exit_code(pod: Pod) -> int:

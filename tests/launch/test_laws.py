@@ -371,3 +371,23 @@ def test_a_dry_run_starts_nothing(rig, launch, tmp_path):
         ["chief", "0"],
     ]
     assert all(any(host in line for host in rig.hosts) for line in run.out[1:])
+
+
+@pytest.mark.parametrize("victim", ["agent", "keeper"])
+def test_who_holds_tasks_may_be_killed(launch, tmp_path, victim):
+    """What a killed keeper held is ended by the agent, and what a killed agent held by keepers."""
+    program = """
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        subprocess.Popen(["setsid", "sh", "-c", "trap '' TERM; sleep 1000; : " + here])
+        print("up", os.getppid(), flush=True)
+        time.sleep(1000)
+    """
+    run = launch(rigs.Local(), program, "--workers=1", "--ps=1", "--no_restart", "--grace=2")
+    for task in ("chief 0", "worker 0", "ps 0"):
+        line = run.saw(rf"\[{task}\] up")
+    keeper = int(line.split()[-1])
+    stat = pathlib.Path(f"/proc/{keeper}/stat").read_text()
+    agent = int(stat.rpartition(")")[2].split()[1])
+    os.kill({"agent": agent, "keeper": keeper}[victim], signal.SIGKILL)
+    gone(tmp_path, 10)
+    assert run.wait() == {"agent": 75, "keeper": 137}[victim], run.err

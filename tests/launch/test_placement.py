@@ -65,7 +65,7 @@ def test_fewer_gpus_than_a_host_should_have():
     class Machine:
         name, slots, gpus, roles = "a", None, 8, ()
 
-    with pytest.raises(errors.SpecificationError, match="a should have 8 GPUs, but .* shows 1"):
+    with pytest.raises(errors.SpecificationError, match=r"a should have 8 GPUs, .* shows 1"):
         Room.of(Machine(), {"gpus": ["0"], "nodes": [[0]]})
 
 
