@@ -89,7 +89,7 @@ def test_what_a_program_is_given(cluster):
     assert refused[2] in ("1000", "0")
 
 
-@pytest.mark.parametrize("code", sorted(exit_codes.NEVER_RETRIED))
+@pytest.mark.parametrize("code", [1, 2, 3, 42, 127])
 def test_the_users_own_error_fails_its_job_at_once(cluster, code):
     cluster.apply(manifests.of_job(job("worker", "1", str(code))))
     cluster.until(lambda: cluster.jobs["worker"].reason is not None)
