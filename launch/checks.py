@@ -7,6 +7,7 @@ from typing import Any, Protocol, TypeVar
 
 from launch import errors
 from launch.agent import facts as agent_facts
+from launch.topology import Task
 
 LIMIT = 20.0  # s for all hosts together
 
@@ -75,6 +76,28 @@ def require(argv: Sequence[str], hosts: Sequence[tuple[Named, Mapping[str, Any]]
             raise errors.SpecificationError(
                 f"host {host.name} does not know the name(s) {', '.join(facts['unresolved'])}; "
                 "give those hosts an address= that all hosts know"
+            )
+
+
+def require_ways(
+    blocked: Mapping[str, Sequence[tuple[str, int, str]]], tasks: Mapping[tuple[str, int], Task]
+) -> None:
+    """Checks that hosts get through to one another.
+
+    Args:
+      blocked: host -> address, port and cause of each connection that it could not make.
+      tasks: (address, port) -> the task that will listen there.
+
+    Raises:
+      SpecificationError: a host does not get through; names both, the task, and the cause.
+    """
+    for host, failed in blocked.items():
+        for address, port, why in failed:
+            task = tasks[address, port]
+            raise errors.SpecificationError(
+                f"host {host} does not reach host {task.host}, where {task.name} will listen at "
+                f"{task.endpoint}: {why}; open the ports between the hosts (--ports chooses from a "
+                "range), or correct the address= of the host"
             )
 
 

@@ -345,6 +345,7 @@ class HostsLauncher:
         used = {p.host for p in placed}
         checks.require(self._argv, [(h.machine, h.facts) for h in hosts if h.machine.name in used])
         self._topology = self._with_ports(placed)
+        self._try_ways(self._topology)
         return self._topology
 
     def _connect(self, again: bool) -> None:
@@ -413,6 +414,29 @@ class HostsLauncher:
                 for p in placed
             )
         )
+
+    def _try_ways(self, topology: Topology) -> None:
+        """Lets each host connect to a port of each other host, where there are several.
+
+        Raises:
+          SpecificationError: a host does not get through to another one's task.
+        """
+        first = {task.host: task for task in reversed(topology.tasks)}
+        if len(first) < 2:
+            return
+        hosts = [self._hosts[name] for name in first]
+        for host in hosts:
+            host.ask("listen", ports=[first[host.machine.name].port])
+        blocked: dict[str, list] = {}
+
+        def reach(host: Host) -> None:
+            others = [(t.address, t.port) for t in first.values() if t.host != host.machine.name]
+            blocked[host.machine.name] = host.ask("reach", addresses=others)
+
+        checks.at_once(reach, hosts)
+        for host in hosts:
+            host.ask("listen", ports=[])
+        checks.require_ways(blocked, {(t.address, t.port): t for t in first.values()})
 
     def start(self, task: Task, environ: Mapping[str, str]) -> None:
         """Starts a task; a host that was lost is connected to again.

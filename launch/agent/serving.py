@@ -14,7 +14,7 @@ import time
 from launch.agent import facts
 from launch.agent.children import Child, start
 from launch.agent.keeper import ORPHANED_GRACE
-from launch.agent.ports import keep_port
+from launch.agent.ports import keep_port, listen, unreachable
 from launch.agent.processes import (
     Wakeups,
     become_subreaper,
@@ -46,6 +46,7 @@ class Agent:
         self._lost_lines = 0
         self._children: dict[str, Child] = {}
         self._ports: dict[int, socket.socket] = {}
+        self._trials: list[socket.socket] = []  # They listen while hosts try to reach one another.
         self._patience: float | None = (
             None  # s that may pass between two messages; None if a pipe tells the end
         )
@@ -247,6 +248,16 @@ class Agent:
             self._ports[number] = held
             found.append(number)
         return found
+
+    def _do_listen(self, request):
+        """Listens on ports for a while; no ports for the end of it."""
+        while self._trials:
+            self._trials.pop().close()
+        self._trials += [listen(port) for port in request["ports"]]
+
+    def _do_reach(self, request):
+        """Returns to which addresses no connection is made, and why."""
+        return unreachable(request["addresses"])
 
     def _do_start(self, request):
         if request["task"] in self._children:

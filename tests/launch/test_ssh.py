@@ -168,6 +168,24 @@ def test_another_tensorflow(ssh, tmp_path):
 
 
 @pytest.mark.processes
+def test_hosts_that_do_not_reach_each_other(ssh, tmp_path):
+    """A route that leads nowhere, on one of them, as a firewall between them would have it."""
+    address = ssh.network.address("ps0", 0).rpartition(":")[0]
+    route = ["route", "add", "unreachable", address]
+    ssh.network._ip("worker0", *route)
+    try:
+        code, (line,) = refused(ssh, tmp_path, "worker0\nps0\n")
+    finally:
+        ssh.network._ip("worker0", "route", "del", "unreachable", address)
+    assert code == 3
+    assert line.startswith(
+        "error: host worker0 does not reach host ps0, where worker 1 will listen"
+    )
+    assert f"{address}:" in line
+    assert "no route to host" in line
+
+
+@pytest.mark.processes
 def test_a_folder_that_is_not_there(ssh, tmp_path):
     code, (line,) = refused(ssh, tmp_path, f"worker0\nps0 folder={tmp_path}/none\n")
     assert code == 127
