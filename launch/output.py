@@ -63,11 +63,9 @@ class Console:
             self._dropped, self._stuck = 0, False
             self._waiting.put((self._err, note.encode()))
         try:
-            # Once it is stuck, the next line does not wait as long again.
-            self._waiting.put(
-                (stream, (text + "\n").encode("utf-8", "replace")),
-                timeout=0.001 if self._stuck else STUCK,
-            )
+            # Once it is stuck, no further line waits until it has taken one.
+            item = (stream, (text + "\n").encode("utf-8", "replace"))
+            self._waiting.put(item, block=not self._stuck, timeout=STUCK)
         except queue.Full:
             self._stuck = True
             self._dropped += 1

@@ -47,6 +47,9 @@ def of(error: BaseException) -> int:
     return next((code for kind, code in _CODES if isinstance(error, kind)), FAILED)
 
 
+_noted: list[int] = []  # The code of what ends this process.
+
+
 @contextlib.contextmanager
 def on_sigterm() -> Iterator[None]:
     """Raises SystemExit with 143 where SIGTERM finds the main thread, so that `finally` is run.
@@ -62,6 +65,7 @@ def on_sigterm() -> Iterator[None]:
 
     def end(signum: int, frame: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # The way out is not left again.
+        _noted.append(TERMINATED)
         raise SystemExit(TERMINATED)
 
     signal.signal(signal.SIGTERM, end)
@@ -70,9 +74,6 @@ def on_sigterm() -> Iterator[None]:
     finally:
         if signal.getsignal(signal.SIGTERM) is end:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-_noted: list[int] = []  # The code of the error that ends this process.
 
 
 def follow() -> None:
@@ -94,6 +95,7 @@ def follow() -> None:
 
 
 def _leave() -> None:
+    # To take the interpreter apart would wait for the threads of TensorFlow's server.
     if _noted and _noted[-1] != FAILED:
         sys.stdout.flush()
         sys.stderr.flush()

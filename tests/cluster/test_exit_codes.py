@@ -100,7 +100,7 @@ def start(kind, config):
 
 
 @pytest.mark.processes
-@pytest.mark.timeout(100)
+@pytest.mark.timeout(280)
 def test_programs_that_catch_nothing():
     ports = sockets.free_ports(3)
     cluster = {
@@ -116,7 +116,7 @@ def test_programs_that_catch_nothing():
         for kind in expected
     }
     # Whatever happens, no process is left: nobody starts a chief for the server.
-    guards = [threading.Timer(90, p.kill) for p in processes.values()]
+    guards = [threading.Timer(240, p.kill) for p in processes.values()]
     for guard in guards:
         guard.start()
     try:
@@ -124,7 +124,7 @@ def test_programs_that_catch_nothing():
         while "serves at" not in (line := server.stderr.readline()):
             assert line
         server.send_signal(signal.SIGTERM)
-        said = {kind: p.communicate(timeout=60) for kind, p in processes.items()}
+        said = {kind: p.communicate(timeout=240) for kind, p in processes.items()}
     finally:
         for guard in guards:
             guard.cancel()

@@ -82,3 +82,14 @@ def test_a_killed_worker_ends_the_job_or_begins_it_again(gpt, again):
     assert "worker 0 on localhost" in said
     assert "was killed by SIGKILL" in said
     assert line in run.out
+
+
+def test_sigterm_ends_every_task_in_order(gpt):
+    run = gpt("--workers=1", "--ps=1", "--grace=30", epochs=1000)
+    run.saw(r"\[chief 0\] .*validation: perplexity", timeout=120)
+    told = time.monotonic()
+    run.process.send_signal(signal.SIGTERM)
+    assert run.wait(60) == 143, (run.out, run.err)
+    assert time.monotonic() - told < 30  # Nobody had to be killed.
+    assert "[chief 0] error: told to end by SIGTERM" in run.out
+    assert not any("Traceback" in line for line in run.out)

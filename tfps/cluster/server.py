@@ -73,7 +73,11 @@ def serve(
       SystemExit: SIGTERM came, and the program has no handler for it; the code is 143.
     """
     with exit_codes.on_sigterm():
-        _serve(cluster, startup_timeout, orphaned, report)
+        try:
+            _serve(cluster, startup_timeout, orphaned, report)
+        except SystemExit:
+            report(f"{cluster.task_type} {cluster.task_index}: told to end by SIGTERM")
+            raise
 
 
 def _serve(
@@ -85,13 +89,9 @@ def _serve(
     name = f"{cluster.task_type} {cluster.task_index}"
     server = start(cluster, cluster.task_type, cluster.task_index)
     report(f"{name} serves at {cluster.address}")
-    try:
-        message = shutdown.Receiver(server, cluster).wait(
-            startup_timeout, orphaned, lambda line: report(f"{name}: {line}")
-        )
-    except SystemExit:
-        report(f"{name}: told to end by SIGTERM")
-        raise
+    message = shutdown.Receiver(server, cluster).wait(
+        startup_timeout, orphaned, lambda line: report(f"{name}: {line}")
+    )
     if message != shutdown.DONE:
         raise errors.ChiefLost(f"the job failed: {message}")
     report(f"{name}: the job is done")
