@@ -6,7 +6,8 @@ setup(
     name="tfps",
     version="0.1.0",
     description="Parameter-server training for Keras 3 on stock TensorFlow",
-    packages=find_packages(include=["tfps", "tfps.*", "models", "models.*"]),
+    packages=find_packages(include=["tfps", "tfps.*", "launch", "launch.*", "models", "models.*"]),
+    entry_points={"console_scripts": ["tfps-launch = launch.__main__:run"]},
     package_data={"tfps": ["py.typed"]},
     python_requires=">=3.11",
     install_requires=[
@@ -22,6 +23,7 @@ setup(
         "test": [
             "hypothesis",
             "jax",
+            "kubernetes-validate",
             "mypy",
             "pytest",
             "pytest-timeout",

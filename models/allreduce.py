@@ -19,7 +19,7 @@ from absl import flags
 
 from models import _tf, watchdog, workers
 from models.multiworker import Trainer
-from tfps import ConfigError, Error, errors
+from tfps import ConfigError, Error, errors, exit_codes
 
 FLAGS = flags.FLAGS
 
@@ -185,8 +185,9 @@ def run(train: Callable[[Callable], None], startup_timeout: float) -> int:
       startup_timeout: seconds that the workers of an all-reduce may take to come.
 
     Returns:
-      The exit code: 0, or 1 after one line about what went wrong. When another worker is lost, the
-      process ends with 75 after one line, and the function does not return.
+      The exit code, one of `tfps.exit_codes`; unless it is 0, after one line about what went wrong.
+      When another worker is lost, the process ends with 75 after one line, and the function does
+      not return.
     """
     try:
         check_flags()
@@ -195,15 +196,15 @@ def run(train: Callable[[Callable], None], startup_timeout: float) -> int:
             train(lambda: way)
         else:
             _run_worker(train, workers.from_env(), startup_timeout)
-        return 0
+        return exit_codes.DONE
     except Error as e:
-        failure = str(e)
+        failure, code = str(e), exit_codes.of(e)
     except tf.errors.OpError as e:
-        failure = errors.summary(e.message)
+        failure, code = errors.summary(e.message), exit_codes.FAILED
     except KeyboardInterrupt:
-        failure = "interrupted"
+        failure, code = "interrupted", exit_codes.FAILED
     print(f"error: {failure}", file=sys.stderr, flush=True)
-    return 1
+    return code
 
 
 def _run_worker(train: Callable[[Callable], None], found: workers.Workers, timeout: float) -> None:

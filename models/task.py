@@ -9,13 +9,13 @@ import sys
 from collections.abc import Callable
 
 import tensorflow as tf
-from absl import flags
+from absl import app, flags
 
 import tfps
 from models import allreduce, network
 from models.parameter_servers import ParameterServers
 from models.way import Way
-from tfps import errors
+from tfps import errors, exit_codes
 
 FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(allreduce)
@@ -50,11 +50,16 @@ def run(train: Callable[[Connect], None]) -> int:
         after the input was found to be good, and returns a `Way`.
 
     Returns:
-      The exit code: 0, or 1 after one line about what went wrong. A worker of an all-reduce that
-      has lost another ends the process with 75.
+      The exit code, one of `tfps.exit_codes`; unless it is 0, after one line about what went wrong.
+      A worker of an all-reduce that has lost another ends the process with 75.
     """
-    if FLAGS.strategy != "ps":
-        return allreduce.run(train, FLAGS.startup_timeout)
+    with exit_codes.on_sigterm():
+        if FLAGS.strategy != "ps":
+            return allreduce.run(train, FLAGS.startup_timeout)
+        return _run(train)
+
+
+def _run(train: Callable[[Connect], None]) -> int:
     cluster = None
     failure = None
     try:
@@ -63,7 +68,7 @@ def run(train: Callable[[Connect], None]) -> int:
             cluster = tfps.Cluster.from_env()
             if cluster.task_type in ("worker", "ps"):
                 tfps.serve(cluster)
-                return 0
+                return exit_codes.DONE
             if cluster.task_type != "chief":
                 raise tfps.ConfigError(
                     f"task type is {cluster.task_type!r}; this program runs as chief, worker or ps"
@@ -81,20 +86,58 @@ def run(train: Callable[[Connect], None]) -> int:
             return ParameterServers(strategy)
 
         train(connect)
-        return 0
+        return exit_codes.DONE
     except tfps.Error as e:
-        failure = str(e)
+        failure, code = str(e), exit_codes.of(e)
     except tf.errors.OpError as e:
-        failure = errors.summary(e.message)
+        failure, code = errors.summary(e.message), exit_codes.FAILED
     except KeyboardInterrupt:
-        failure = "interrupted"
+        failure, code = "interrupted", exit_codes.FAILED
+    except SystemExit as e:
+        if e.code != exit_codes.TERMINATED:
+            failure = f"the chief ended with {e.code}"
+            raise
+        failure, code = "told to end by SIGTERM", exit_codes.TERMINATED
     except BaseException as e:
         failure = f"{type(e).__name__}: {e}"
         raise
     finally:
         _part(cluster, failure)
     print(f"error: {failure}", file=sys.stderr, flush=True)
-    return 1
+    return code
+
+
+def main(program: Callable[[list[str]], int]) -> None:
+    """Runs a binary's main function with the flags of the command line, and exits.
+
+    A wrong flag is an exit code of its own, 2, so that a launcher does not try again.
+
+    Args:
+      program: is given the arguments that are left, and returns the exit code.
+    """
+    app.run(_with_usage(program), flags_parser=_parsed)
+
+
+def _with_usage(program: Callable[[list[str]], int]) -> Callable[[list[str]], int]:
+    def run(argv: list[str]) -> int:
+        try:
+            return program(argv)
+        except app.UsageError as e:
+            return _bad_flags(e)
+
+    return run
+
+
+def _parsed(argv: list[str]) -> list[str]:
+    try:
+        return FLAGS(argv)
+    except flags.Error as e:
+        sys.exit(_bad_flags(e))
+
+
+def _bad_flags(error: Exception) -> int:
+    print(f"error: {error}; --help lists the flags", file=sys.stderr, flush=True)
+    return exit_codes.FLAGS
 
 
 def _part(cluster, failure: str | None) -> None:

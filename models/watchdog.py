@@ -9,11 +9,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-LOST = 75  # exit code: a peer was lost or did not come; starting the job again is worthwhile
+from tfps import exit_codes
 
 
 def give_up(message: str) -> None:
-    """Prints one line and ends the process at once with the exit code `LOST`.
+    """Prints one line and ends the process at once with the exit code 75.
 
     Threads of TensorFlow may be in a call that never returns, and TensorFlow's own clean-up waits
     for the lost peer. So neither is waited for.
@@ -23,7 +23,7 @@ def give_up(message: str) -> None:
     """
     print(f"error: {message}", file=sys.stderr, flush=True)
     sys.stdout.flush()
-    os._exit(LOST)
+    os._exit(exit_codes.LOST)
 
 
 class Watchdog:

@@ -29,7 +29,7 @@ def test_example_runs(tmp_path, example, said):
 
 
 def test_files_and_targets_exist():
-    for path in re.findall(r"`((?:tfps|models|docs|tests|benchmarks)/[\w/.]*)`", README):
+    for path in re.findall(r"`((?:tfps|launch|models|docs|tests|benchmarks)/[\w/.]*)`", README):
         assert (ROOT / path).exists(), path
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"`?make (demo|test|lint)\b", README):

@@ -5,6 +5,7 @@ import functools
 import os
 import pathlib
 import re
+import sys
 
 import pytest
 
@@ -15,7 +16,7 @@ ROOT = pathlib.Path(tfps.__file__).parent.parent
 
 # Packages and modules of `tfps`, from the ground up: each may import only from those before it.
 ORDER = [
-    *("_quiet", "errors", "parsing", "_tf"),
+    *("_quiet", "errors", "exit_codes", "parsing", "_tf"),
     *("_keras_models", "_keras_optimizers", "_keras_metrics", "_keras_creation"),
     *("_keras_interception", "_keras_variables"),
     *("cluster", "model", "compression", "coordinator", "store"),
@@ -103,9 +104,13 @@ def public_functions(tree: ast.Module) -> list[ast.FunctionDef]:
     return [f for f in found if not f.name.startswith("_") or f.name in ("__init__", "__call__")]
 
 
-@pytest.mark.parametrize("room", ORDER)
+@pytest.mark.parametrize("room", [*ORDER, "launch"])
 def test_public_functions_are_annotated(room):
-    for path in [p for p in sources("tfps") if room_of(p) == room]:
+    if room == "launch":
+        paths = sources(room)
+    else:
+        paths = [p for p in sources("tfps") if room_of(p) == room]
+    for path in paths:
         for f in public_functions(parsed(path)):
             arguments = [*f.args.posonlyargs, *f.args.args, *f.args.kwonlyargs]
             bare = [a.arg for a in arguments if not a.annotation and a.arg not in ("self", "cls")]
@@ -133,6 +138,43 @@ def test_core_imports_nothing_that_is_built_on_it():
     for path in sources("tfps"):
         for name in imports(path):
             assert name.split(".")[0] not in ("models", "launch", "benchmarks", "examples"), path
+
+
+LAUNCHERS = sources("launch")
+
+
+def test_launchers_need_nothing_to_be_installed():
+    """They start at once where there is no TensorFlow; the agent, where there is no `launch`."""
+    for path in LAUNCHERS:
+        allowed = {"launch", *sys.stdlib_module_names}
+        if path.parent.name != "agent":
+            allowed.add("absl")
+        assert {name.split(".")[0] for name in imports(path)} <= allowed, path
+        if path.parent.name == "agent":
+            ours = [name for name in imports(path) if name.startswith("launch")]
+            assert all(name.startswith("launch.agent") for name in ours), path
+    for folder in ("models", "examples"):
+        for path in sources(folder):
+            assert not [n for n in imports(path) if n.split(".")[0] == "launch"], path
+
+
+@pytest.mark.parametrize("package", ["launch", "launch/agent"])
+def test_launchers_state_their_contract(package):
+    text = ast.get_docstring(ast.parse((ROOT / package / "__init__.py").read_text()))
+    assert "\n\nMay import: " in text
+
+
+def test_files_of_launch_do_not_import_each_other():
+    needs = {module_name(p): {i for i in imports(p)} for p in LAUNCHERS}
+    needs = {
+        name: {n for n in needs if n != name and "." in n and not name.startswith(f"{n}.")}
+        & {i if i in needs else i.rpartition(".")[0] for i in found}
+        for name, found in needs.items()
+    }
+    while needs:
+        free = [name for name, found in needs.items() if not found & needs.keys()]
+        assert free, f"these import one another: {sorted(needs)}"
+        needs = {name: found for name, found in needs.items() if name not in free}
 
 
 @pytest.mark.parametrize("folder", ["models", "examples"])
@@ -172,7 +214,7 @@ def test_readme_tour_names_every_module():
     readme = (ROOT / "README.md").read_text()
     # A point of the tour names a folder, then the files in it.
     points = re.split(r"\n\d+\. ", readme[readme.index("## A tour of the files") :])
-    for path in [p for p in sources("tfps") if p.name != "__init__.py"]:
+    for path in [p for p in (*sources("tfps"), *LAUNCHERS) if p.name != "__init__.py"]:
         folder = f"`{path.parent.relative_to(ROOT)}/`"
         point = "".join(p for p in points if folder in p)
         assert f"`{path.name}`" in point, f"the tour does not name {path.name} in {folder}"

@@ -87,7 +87,7 @@ def main(argv: list[str]) -> int:
         generate()
     except tfps.Error as e:
         print(f"error: {e}", file=sys.stderr)
-        return 1
+        return tfps.exit_codes.of(e)
     return 0
 
 
@@ -252,4 +252,4 @@ def _program(name: str) -> str:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    task.main(main)

@@ -139,7 +139,7 @@ def test_servers_notice_that_the_chief_died(cluster_of, text, tmp_path):
     codes = tasks.exit_codes(30)
     assert time.monotonic() - killed < 30
     for name in ("worker0", "ps0"):
-        assert codes[name] == 1
+        assert codes[name] == 75
         assert f"the chief at {tasks.spec['chief'][0]} died" in tasks.log(name)
 
 
@@ -153,11 +153,11 @@ def test_a_lost_server_ends_the_job_with_its_name(cluster_of, text, tmp_path, vi
     tasks.wait_for_line("chief0", "validation:", 90)
     tasks.processes[victim].kill()
     codes = tasks.exit_codes(60)
-    assert codes["chief0"] == 1
+    assert codes["chief0"] == 75
     last = tasks.log("chief0").strip().splitlines()[-1]
     assert last.startswith("error: ")
     assert victim[:-1] + " 0" in last
-    assert codes[survivor] == 1
+    assert codes[survivor] == 75
     assert "the job failed" in tasks.log(survivor)
 
 
@@ -167,7 +167,7 @@ def test_a_missing_server_is_named(cluster_of, text, tmp_path):
     with socket.create_server(sockets.split(tasks.spec["worker"][0])):  # It answers.
         tasks.start("chief", 0, *chief_args(text, tmp_path, "--startup_timeout=1"))
         codes = tasks.exit_codes(60)
-    assert codes["chief0"] == 1
+    assert codes["chief0"] == 75
     assert f"from ps 0 at {tasks.spec['ps'][0]};" in tasks.log("chief0")
     assert "Traceback" not in tasks.log("chief0")
 

@@ -15,7 +15,7 @@ from tfps.cluster import sockets
 ROOT = pathlib.Path(__file__).parent.parent.parent
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
-FOLDERS = "tfps|models|docs|tests|benchmarks|examples"
+FOLDERS = "tfps|launch|models|docs|tests|benchmarks|examples"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

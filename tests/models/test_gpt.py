@@ -130,19 +130,19 @@ def in_process(capsys, *args):
 
 
 @pytest.mark.parametrize(
-    ("args", "environ", "said"),
+    ("args", "environ", "said", "expected"),
     [
-        (["--data={tmp}/nothing*"], {}, "matches no file"),
-        (["--data={tmp}/empty.txt"], {}, "empty.txt is empty"),
-        (["--data={tmp}/binary"], {}, "is binary (a zero byte at offset 3)"),
-        (["--data={tmp}/short.txt", "--context=64"], {}, "fewer than one window of --context=64"),
-        (["--width=10", "--heads=4"], {}, "--width=10 is not a multiple of --heads=4"),
-        (["--save=model.h5"], {}, "does not end in .keras"),
-        (["--generate=x", "--save={tmp}/none.keras"], {}, "none.keras does not exist"),
-        ([], {"TF_CONFIG": "{"}, "TF_CONFIG is not JSON"),
+        (["--data={tmp}/nothing*"], {}, "matches no file", 1),
+        (["--data={tmp}/empty.txt"], {}, "empty.txt is empty", 1),
+        (["--data={tmp}/binary"], {}, "is binary (a zero byte at offset 3)", 1),
+        (["--data={tmp}/short.txt", "--context=64"], {}, "fewer than one window of --con", 1),
+        (["--width=10", "--heads=4"], {}, "--width=10 is not a multiple of --heads=4", 2),
+        (["--save=model.h5"], {}, "does not end in .keras", 2),
+        (["--generate=x", "--save={tmp}/none.keras"], {}, "none.keras does not exist", 2),
+        ([], {"TF_CONFIG": "{"}, "TF_CONFIG is not JSON", 3),
     ],
 )  # fmt: skip
-def test_bad_input_gets_one_line(tmp_path, monkeypatch, capsys, args, environ, said):
+def test_bad_input_gets_one_line(tmp_path, monkeypatch, capsys, args, environ, said, expected):
     (tmp_path / "empty.txt").write_bytes(b"")
     (tmp_path / "binary").write_bytes(b"abc\0def")
     (tmp_path / "short.txt").write_bytes(b"short")
@@ -150,7 +150,7 @@ def test_bad_input_gets_one_line(tmp_path, monkeypatch, capsys, args, environ, s
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
     code, _, printed = in_process(capsys, *(a.format(tmp=tmp_path) for a in args))
-    assert code == 1
+    assert code == expected
     (line,) = printed.strip().splitlines()
     assert line.startswith("error: ")
     assert said in line

@@ -79,7 +79,7 @@ class LocalCluster(Cluster):
         """Ends the server processes; embedded servers end with this process.
 
         Args:
-          message: `DONE`, or why the job failed; then the servers exit with 1 instead of 0.
+          message: `DONE`, or why the job failed; then the servers exit with 75 instead of 0.
           timeout: seconds after which a process that does not end is killed.
         """
         if not self._processes:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from tfps import errors
+from tfps import errors, exit_codes
 from tfps.cluster import environment, shutdown, sockets
 from tfps.cluster.spec import Cluster
 
@@ -70,7 +70,22 @@ def serve(
       PortInUse: the task's port is taken.
       StartupTimeout: the chief did not appear.
       ChiefLost: the chief died, or reported that the job failed.
+      SystemExit: SIGTERM came, and the program has no handler for it; the code is 143.
     """
+    with exit_codes.on_sigterm():
+        try:
+            _serve(cluster, startup_timeout, orphaned, report)
+        except SystemExit:
+            report(f"{cluster.task_type} {cluster.task_index}: told to end by SIGTERM")
+            raise
+
+
+def _serve(
+    cluster: Cluster,
+    startup_timeout: float,
+    orphaned: Callable[[], bool],
+    report: Callable[[str], None],
+) -> None:
     name = f"{cluster.task_type} {cluster.task_index}"
     server = start(cluster, cluster.task_type, cluster.task_index)
     report(f"{name} serves at {cluster.address}")
@@ -83,7 +98,7 @@ def serve(
 
 
 def main() -> None:
-    """Serves TF_CONFIG's task; exits with 0 when the job is done and 1 otherwise."""
+    """Serves TF_CONFIG's task; the exit code is one of `tfps.exit_codes`."""
     parent = os.environ.get("TFPS_PARENT")
     orphaned = (lambda: os.getppid() != int(parent)) if parent else (lambda: False)
     try:
@@ -93,9 +108,11 @@ def main() -> None:
                 f"task type is {cluster.task_type!r}; tfps.serve runs a worker or a ps"
             )
         serve(cluster, orphaned=orphaned)
-        code = 0
+        code = exit_codes.DONE
+    except SystemExit as e:
+        code = int(e.code or 0)
     except errors.Error as e:
         print(f"error: {e}", file=sys.stderr, flush=True)
-        code = 1
+        code = exit_codes.of(e)
     # TensorFlow's server threads would keep the interpreter from ending.
     os._exit(code)

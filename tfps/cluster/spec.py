@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import tensorflow as tf
 
-from tfps import errors
+from tfps import errors, exit_codes
 from tfps.cluster import shutdown, sockets
 
 JOBS = ("chief", "worker", "ps", "evaluator")
@@ -50,10 +50,13 @@ class Cluster:
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> "Cluster":
         """Makes the cluster that the environment variable `TF_CONFIG` describes.
 
+        From then on an uncaught error of tfps ends the process with the code of `tfps.exit_codes`.
+
         Raises:
           ClusterConfigError: the variable is missing, is not JSON, or describes
             a cluster that cannot work.
         """
+        exit_codes.follow()
         text = environ.get("TF_CONFIG", "")
         if not text.strip():
             raise errors.ClusterConfigError(
@@ -130,7 +133,7 @@ class Cluster:
 
         Args:
           message: `DONE`, or why the job failed. The servers exit with 0 after `DONE`, otherwise
-            with 1.
+            with 75.
         """
         shutdown.send(self, message)
 

@@ -1,0 +1,366 @@
+"""The supervisor: drives a launcher through a job, and decides what an exit means.
+
+The rules (`exit_codes.py` has the codes):
+
+- When the chief has ended with 0, or all workers where there is no chief, the job is done.
+- A task that ended by an error of the user's own is never started again: the job ends.
+- A task that a signal killed, that lost a peer, or whose host is gone, is started again alone,
+  while its role has restarts left in this hour. Otherwise the job ends.
+- A chief that lost a peer says that the job as a whole cannot go on: the job ends.
+- A job that ended for want of a peer or of restarts begins again as a whole, if it may.
+"""
+
+import dataclasses
+import signal
+import time
+from collections.abc import Callable, Sequence
+
+from launch import errors, exit_codes, restarts
+from launch.launcher import Event, Exited, HostLost, Launcher, Line
+from launch.output import Output
+from launch.topology import CHIEF, Role, Task, Topology
+
+FORGOTTEN = 600.0  # s after which a task that was started again is no longer why others fail
+POLL = 0.2  # s
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """What may be started again.
+
+    Attributes:
+      budgets: role -> restarts an hour of all its tasks together.
+      job_restarts: how often the job as a whole may begin again.
+      grace: seconds between SIGTERM and SIGKILL.
+      settle: seconds that tasks have to end by themselves, as tfps servers do when the job is over,
+        before they are told to.
+      backoff: the delays before restarts.
+    """
+
+    budgets: dict[str, int]
+    job_restarts: int = 0
+    grace: float = 30.0
+    settle: float = 5.0
+    backoff: restarts.Backoff = dataclasses.field(default_factory=restarts.Backoff)
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """A task's bad end.
+
+    Attributes:
+      task: whose.
+      status: its exit code, or `-n` for signal n; None if its host was lost or did not start it.
+      why: in words, such as "was killed by SIGKILL (exit code 137)".
+      when: seconds on the supervisor's clock.
+    """
+
+    task: Task
+    status: int | None
+    why: str
+    when: float
+
+    @property
+    def code(self) -> int:
+        """The exit code that a job ends with that ends because of it."""
+        return exit_codes.LOST if self.status is None else exit_codes.of_status(self.status)
+
+    def __str__(self) -> str:
+        return f"{self.task.name} on {self.task.host} ({self.task.endpoint}) {self.why}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """How an attempt ended.
+
+    Attributes:
+      code: the exit code of the job.
+      again: whether the job as a whole might succeed if it began again.
+      because: why, in words; empty if the job is done.
+    """
+
+    code: int
+    again: bool = False
+    because: str = ""
+
+
+class Job:
+    """Runs a job to its end."""
+
+    def __init__(
+        self,
+        launcher: Launcher,
+        roles: Sequence[Role],
+        policy: Policy,
+        output: Output,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        """Starts nothing yet.
+
+        Args:
+          launcher: what runs the tasks.
+          roles: the tasks.
+          policy: what may be started again.
+          output: what the user sees.
+          clock: returns the time in seconds.
+        """
+        self._launcher, self._roles, self._policy = launcher, tuple(roles), policy
+        self._output, self._clock = output, clock
+        self._budgets = {
+            role.name: restarts.Budget(policy.budgets.get(role.name, 0), policy.backoff)
+            for role in roles
+        }
+        self._told: list[int] = []
+
+    def tell(self, signum: int) -> None:
+        """Notes that the launcher got a signal; called by signal handlers."""
+        self._told.append(signum)
+
+    def run(self) -> int:
+        """Runs the job; returns the exit code.
+
+        Raises:
+          LaunchError: the job could not begin.
+        """
+        try:
+            return self._run()
+        finally:
+            self._launcher.close()
+
+    def _run(self) -> int:
+        topology = self._launcher.check(self._roles)
+        for begun_again in range(self._policy.job_restarts + 1):
+            attempt = Attempt(
+                self._launcher,
+                topology,
+                self._policy,
+                self._budgets,
+                self._output,
+                self._clock,
+                self._told,
+            )
+            verdict = attempt.run()
+            left = self._policy.job_restarts - begun_again
+            if not (verdict.again and left) or self._told:
+                break
+            delay = self._policy.backoff.delay(begun_again)
+            self._output.say(
+                f"{verdict.because}; the job begins again in {delay:.1f} s "
+                f"({begun_again + 1} of {self._policy.job_restarts} times)",
+                bad=True,
+            )
+            if self._interrupted_in(delay):
+                break
+            try:
+                topology = self._launcher.check(self._roles, again=True)
+            except errors.LaunchError as e:
+                self._output.say(f"the job cannot begin again: {e}", bad=True)
+                break
+        attempt.explain(verdict)
+        return verdict.code
+
+    def _interrupted_in(self, seconds: float) -> bool:
+        until = self._clock() + seconds
+        while self._clock() < until and not self._told:
+            if isinstance(event := self._launcher.watch(POLL), Line):
+                self._output.line(event)
+        return bool(self._told)
+
+
+class Attempt:
+    """The job from its start to its end or failure."""
+
+    def __init__(
+        self,
+        launcher: Launcher,
+        topology: Topology,
+        policy: Policy,
+        budgets: dict[str, restarts.Budget],
+        output: Output,
+        clock: Callable[[], float],
+        told: list[int],
+    ):
+        """Starts nothing yet; see `Job`.
+
+        Args:
+          launcher: what runs the tasks.
+          topology: the tasks and their places.
+          policy: what may be started again.
+          budgets: role -> what is left of its restarts.
+          output: what the user sees.
+          clock: returns the time in seconds.
+          told: signals that the launcher has got; the list grows.
+        """
+        self._launcher, self._topology, self._policy = launcher, topology, policy
+        self._budgets, self._output, self._clock, self._told = budgets, output, clock, told
+        self._running: set[str] = set()
+        self._due = {task.name: 0.0 for task in topology.tasks}  # When to start what is not up.
+        self._succeeded: set[str] = set()
+        self._failures: list[Failure] = []
+        self._restarted: dict[str, float] = {}  # When a task was last started again.
+        self._verdict: Verdict | None = None
+
+    def run(self) -> Verdict:
+        """Runs until the job is done or has failed, and all its tasks have ended."""
+        while self._verdict is None and not self._told:
+            self._start_what_is_due()
+            if self._verdict is None and (event := self._launcher.watch(POLL)):
+                self._on(event)
+        if self._verdict is None:
+            return self._preempted(self._told[0])
+        self._wind_up()
+        return self._verdict
+
+    # Starting.
+
+    def _start_what_is_due(self) -> None:
+        for name in [n for n, when in self._due.items() if when <= self._clock()]:
+            task = self._topology.task(name)
+            self._output.begin(name, f"{task.host} {task.endpoint}")
+            del self._due[name]
+            try:
+                self._launcher.start(task, self._topology.environ(task))
+            except errors.HostError as e:
+                self._failed(task, None, f"could not be started: {e}")
+            else:
+                self._running.add(name)
+            if self._verdict or self._told:
+                return
+
+    # What happens.
+
+    def _on(self, event: Event) -> None:
+        if isinstance(event, Line):
+            self._output.line(event)
+        elif isinstance(event, Exited):
+            self._on_exit(self._topology.task(event.task), event.status)
+        else:
+            self._on_host_lost(event)
+
+    def _on_exit(self, task: Task, status: int) -> None:
+        if task.name not in self._running:
+            return
+        self._running.discard(task.name)
+        if status == exit_codes.DONE:
+            self._succeeded.add(task.name)
+            if self._succeeded.issuperset(self._topology.leaders):
+                self._verdict = self._verdict or Verdict(exit_codes.DONE)
+        else:
+            self._failed(task, status, exit_codes.described(status))
+
+    def _on_host_lost(self, event: HostLost) -> None:
+        self._output.say(f"host {event.host} is lost: {event.why}", bad=True)
+        for task in self._topology.tasks:
+            if task.host == event.host and task.name in self._running:
+                self._running.discard(task.name)
+                self._failed(task, None, f"is lost with its host: {event.why}", event.silent)
+
+    def _failed(self, task: Task, status: int | None, why: str, ago: float = 0.0) -> None:
+        failure = Failure(task, status, why, self._clock() - ago)
+        self._failures.append(failure)
+        if self._verdict is not None:
+            return
+        if status is not None and not exit_codes.may_be_retried(status):
+            self._verdict = Verdict(failure.code, because=str(failure))
+        elif status == exit_codes.LOST and task.role == CHIEF:
+            self._verdict = Verdict(exit_codes.LOST, again=True, because=str(failure))
+        else:
+            self._retry(failure)
+
+    def _retry(self, failure: Failure) -> None:
+        task, budget = failure.task, self._budgets[failure.task.role]
+        delay = budget.spend(task.name, self._clock())
+        if delay is None:
+            used = f", and {task.role} tasks have used their {budget.limit} restarts of this hour"
+            because = f"{failure}{used if budget.limit else ''}"
+            self._verdict = Verdict(failure.code, again=True, because=because)
+            return
+        self._due[task.name] = self._restarted[task.name] = self._clock() + delay
+        self._output.say(
+            f"{failure}; it is started again in {delay:.1f} s "
+            f"({budget.used(self._clock())} of {budget.limit} restarts of {task.role} tasks this "
+            "hour)",
+            bad=True,
+        )
+
+    # The end.
+
+    def _wind_up(self) -> None:
+        """Lets tasks end by themselves for a while, and then ends them."""
+        done = self._verdict == Verdict(exit_codes.DONE)
+        self._collect(self._policy.settle)
+        self._end()
+        if done:
+            for failure in self._failures:
+                if failure.task.name not in self._succeeded:
+                    self._output.say(f"{failure}, but the job was done")
+
+    def _end(self) -> None:
+        """Ends all tasks; what they end with now is nobody's failure."""
+        known = len(self._failures)
+        if self._running:
+            grace = self._policy.grace
+            self._launcher.stop(grace)
+            self._collect(grace + 5.0)
+        if self._running:
+            self._output.say(f"these did not end: {', '.join(sorted(self._running))}", bad=True)
+        # A host that was lost was so before it was told to stop.
+        self._failures[known:] = [f for f in self._failures[known:] if f.status is None]
+
+    def _collect(self, seconds: float) -> None:
+        """Waits until no task runs any more, for so many seconds at most."""
+        deadline, told = self._clock() + seconds, len(self._told)
+        while self._running and self._clock() < deadline:
+            if event := self._launcher.watch(POLL):
+                self._on(event)
+            if len(self._told) > told:  # Somebody is in a hurry.
+                self._launcher.stop(0.0)
+                told = len(self._told)
+        while isinstance(event := self._launcher.watch(0.0), Line):
+            self._on(event)
+
+    def _preempted(self, signum: int) -> Verdict:
+        """Passes a signal to end on to all tasks."""
+        name = signal.Signals(signum).name
+        self._output.say(
+            f"{name}: the tasks are told to end, and have {self._policy.grace:g} s; "
+            "a second one kills them"
+        )
+        self._verdict = Verdict(128 + signum, because=f"the launcher was told to end by {name}")
+        self._end()
+        if self._succeeded.issuperset(self._topology.leaders):
+            self._verdict = Verdict(exit_codes.DONE)
+        return self._verdict
+
+    # The account.
+
+    def first_failure(self) -> Failure | None:
+        """Returns the failure with which it began.
+
+        To lose a peer follows from another failure, so such an end comes first only if there is no
+        other. What was started again and then lived for ten minutes has been got over.
+        """
+        latest = max((f.when for f in self._failures), default=0.0)
+        causes = [
+            f
+            for f in self._failures
+            if latest - f.when < FORGOTTEN or self._restarted.get(f.task.name, 0.0) < f.when
+        ]
+        own = [f for f in causes if f.status != exit_codes.LOST]
+        return min(own or causes, key=lambda f: f.when, default=None)
+
+    def explain(self, verdict: Verdict) -> None:
+        """Says how the job ended; the last lines of who failed first come last."""
+        if not verdict.because:
+            return
+        first = self.first_failure()
+        ends = f"the job ends with exit code {verdict.code}"
+        if first is None or self._told:
+            self._output.say(f"{verdict.because}; {ends}", bad=True)
+            return
+        if str(first) != verdict.because:
+            self._output.say(f"{verdict.because}; {ends}", bad=True)
+            ends = "it failed first"
+        lines = "its last lines:" if self._output.has_said(first.task.name) else "it wrote nothing"
+        self._output.say(f"{first}; {ends}; {lines}", bad=True)
+        self._output.show_last(first.task.name)

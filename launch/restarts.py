@@ -1,0 +1,77 @@
+"""How often and how soon a lost task is started again. Plain arithmetic, with a clock given."""
+
+import collections
+import dataclasses
+import random
+from collections.abc import Callable
+
+HOUR = 3600.0  # s
+
+
+@dataclasses.dataclass(frozen=True)
+class Backoff:
+    """Delays that double with each failure, with jitter, so that tasks do not return together.
+
+    The delay before restart n (from 0) is `min(most, first * 2**n)` s, times a random factor from
+    `1 - jitter` to 1.
+    """
+
+    first: float = 1.0  # s
+    most: float = 60.0  # s
+    jitter: float = 0.5
+
+    def delay(self, failures: int, uniform: Callable[[], float] = random.random) -> float:
+        """Returns the delay in seconds.
+
+        Args:
+          failures: how often the task has been started again lately.
+          uniform: returns a random number from 0 to 1.
+        """
+        longest = min(self.most, self.first * 2.0 ** min(failures, 60))
+        return longest * (1.0 - self.jitter * uniform())
+
+
+class Budget:
+    """How many restarts the tasks of one role may have within a sliding hour, together."""
+
+    def __init__(
+        self,
+        limit: int,
+        backoff: Backoff | None = None,
+        period: float = HOUR,
+        uniform: Callable[[], float] = random.random,
+    ):
+        """Begins with nothing spent.
+
+        Args:
+          limit: restarts within any `period`.
+          backoff: the delays; they grow with the restarts of the same task within the period.
+          period: seconds.
+          uniform: returns a random number from 0 to 1.
+        """
+        self.limit = limit
+        self._backoff = backoff or Backoff()
+        self._period, self._uniform = period, uniform
+        self._spent: collections.deque[tuple[float, str]] = collections.deque()
+
+    def used(self, now: float) -> int:
+        """Returns how many restarts the hour before `now` (s) has seen."""
+        while self._spent and self._spent[0][0] <= now - self._period:
+            self._spent.popleft()
+        return len(self._spent)
+
+    def spend(self, task: str, now: float) -> float | None:
+        """Takes a restart from the budget.
+
+        Args:
+          task: the name of the task that was lost.
+          now: the time in seconds; never less than in an earlier call.
+
+        Returns:
+          Seconds after which the task is to be started, or None if the budget is used up.
+        """
+        if self.used(now) >= self.limit:
+            return None
+        failures = sum(name == task for _, name in self._spent)
+        self._spent.append((now, task))
+        return self._backoff.delay(failures, self._uniform)

@@ -1,0 +1,217 @@
+"""What the supervisor decides, with a launcher and a clock that tests make."""
+
+import io
+
+import pytest
+
+from launch import errors, job, output, restarts, topology
+from launch.launcher import Exited, HostLost, Line
+
+
+class Scripted:
+    """A launcher whose tasks do what a script says.
+
+    Attributes:
+      started: names of tasks, in the order in which they were started.
+      stops: the graces with which all tasks were told to end.
+    """
+
+    def __init__(self, script, hosts=("a", "b"), on_stop=0):
+        """Takes the script.
+
+        Args:
+          script: list of (time in s, event), or of (time, function) that is called.
+          hosts: tasks are placed on them in turn.
+          on_stop: what tasks end with that are told to end; None if they do not end.
+        """
+        self.now = 0.0
+        self.script = sorted(script, key=lambda item: item[0])
+        self.hosts, self.on_stop = hosts, on_stop
+        self.started, self.stops, self.checks, self.closed = [], [], [], False
+        self.running, self.refused, self.stopping = set(), {}, False
+
+    def check(self, roles, again=False):
+        self.checks.append(again)
+        self.stopping = False
+        names = [(role.name, i) for role in roles for i in range(role.count)]
+        return topology.Topology(
+            tuple(
+                topology.Task(role, i, self.hosts[n % len(self.hosts)], "1.2.3.4", n + 1)
+                for n, (role, i) in enumerate(names)
+            )
+        )
+
+    def start(self, task, environ):
+        assert "TF_CONFIG" in environ
+        if self.refused.get(task.name, 0):
+            self.refused[task.name] -= 1
+            raise errors.HostError(f"host {task.host}: no answer")
+        self.started.append(task.name)
+        self.running.add(task.name)
+
+    def watch(self, timeout):
+        if self.script and self.script[0][0] <= self.now:
+            event = self.script.pop(0)[1]
+            if callable(event):
+                return event()
+            if isinstance(event, Exited):
+                self.running.discard(event.task)
+            return event
+        if self.stopping and self.on_stop is not None and self.running:
+            return Exited(self.running.pop(), self.on_stop)
+        self.now += max(timeout, 0.01)
+        return None
+
+    def signal(self, task, signum):
+        raise AssertionError("nobody asked for it")
+
+    def stop(self, grace):
+        self.stops.append(grace)
+        self.stopping = True
+
+    def close(self):
+        self.closed = True
+
+
+def run(script, *, workers=2, ps=1, budgets=None, job_restarts=0, told=None, **arguments):
+    """The exit code, the launcher, and what was said on standard error."""
+    launcher = Scripted(script, **arguments)
+    out, err = io.BytesIO(), io.BytesIO()
+    shown = output.Output(out=out, err=err, colour=(False, False))
+    budgets = {"worker": 10, "ps": 3, "chief": 3} if budgets is None else budgets
+    policy = job.Policy(budgets, job_restarts, backoff=restarts.Backoff(1.0, 60.0, 0.0))
+    made = job.Job(launcher, topology.roles(workers, ps), policy, shown, clock=lambda: launcher.now)
+    for when, signum in told or ():
+        launcher.script.append((when, lambda signum=signum: made.tell(signum)))
+    launcher.script.sort(key=lambda item: item[0])
+    code = made.run()
+    shown.close()
+    assert launcher.closed
+    return code, launcher, err.getvalue().decode().splitlines()
+
+
+def test_a_server_that_ends_badly_after_the_chief_is_told_of():
+    script = [(5, Exited("chief 0", 0)), (6, Exited("ps 0", 75)), (6, Exited("worker 0", 0))]
+    code, launcher, err = run(script)
+    assert code == 0
+    assert launcher.stops == [30.0]  # Worker 1 did not end by itself.
+    (line,) = err
+    assert "ps 0" in line
+    assert "but the job was done" in line
+
+
+def test_a_peer_that_is_lost_is_no_first_failure():
+    """Servers tell of the lost chief before the launcher is told how the chief ended."""
+    script = [
+        (5, Line("chief 0", "the reason")),
+        (5, Exited("ps 0", 75)),
+        (5, Exited("worker 1", 75)),
+        (5.5, Exited("chief 0", 1)),
+    ]
+    code, launcher, err = run(script)
+    assert code == 1
+    assert err[-1] == "[chief 0] the reason"
+    assert launcher.started == ["ps 0", "worker 0", "worker 1", "chief 0"]
+
+
+def test_a_host_is_lost_when_it_was_last_heard():
+    """The chief notices sooner than the launcher; the host comes first all the same."""
+    script = [
+        (50, Exited("chief 0", 75)),
+        (50.5, Exited("ps 0", 1)),
+        (52, HostLost("b", "silence", silent=20.0)),
+    ]
+    code, _, err = run(script)  # worker 0 and the chief are on host b.
+    assert code == 75
+    assert any(
+        line.startswith("[launch] worker 0 on b") and "it failed first" in line for line in err
+    )
+
+
+def test_what_was_got_over_is_not_the_reason():
+    script = [
+        (5, Exited("worker 0", -9)),
+        (5 + job.FORGOTTEN + 10, Exited("ps 0", -11)),
+        (5 + job.FORGOTTEN + 11, Exited("chief 0", 75)),
+    ]
+    code, launcher, err = run(script)
+    assert code == 75
+    assert launcher.started.count("worker 0") == 2
+    (line,) = [line for line in err if "it failed first" in line]
+    assert "ps 0" in line
+
+
+def test_delays_double_and_budgets_end():
+    script = [(0.5 + 100 * i, Exited("ps 0", -6)) for i in range(4)]
+    code, launcher, err = run(script)
+    assert code == 134
+    assert launcher.started.count("ps 0") == 4
+    delays = [line.split("again in ")[1].split(" s")[0] for line in err if "again in" in line]
+    assert delays == ["1.0", "2.0", "4.0"]
+
+
+def test_a_host_that_cannot_be_reached_costs_restarts():
+    def run_with(refusals):
+        launcher_script = [(200, Exited("chief 0", 0))]
+        made = Scripted(launcher_script)
+        made.refused["worker 1"] = refusals
+        shown = output.Output(out=io.BytesIO(), err=io.BytesIO(), colour=(False, False))
+        policy = job.Policy({"worker": 3}, backoff=restarts.Backoff(1.0, 60.0, 0.0))
+        code = job.Job(made, topology.roles(2, 1), policy, shown, lambda: made.now).run()
+        shown.close()
+        return code, made.started.count("worker 1")
+
+    assert run_with(3) == (0, 1)
+    assert run_with(4) == (75, 0)
+
+
+def test_a_job_that_begins_again():
+    script = [
+        (5, Exited("worker 1", -9)),
+        (5.2, Exited("chief 0", 75)),
+        (60, Exited("chief 0", 75)),
+        (120, Exited("chief 0", 0)),
+    ]
+    code, launcher, err = run(script, job_restarts=2)
+    assert code == 0
+    assert launcher.checks == [False, True, True]
+    assert launcher.started.count("chief 0") == 3
+    assert sum("the job begins again" in line for line in err) == 2
+    code, launcher, _ = run(script, job_restarts=1)
+    assert code == 75
+    assert launcher.checks == [False, True]
+
+
+def test_users_own_errors_are_never_retried():
+    code, launcher, _ = run([(5, Exited("worker 1", 3))], job_restarts=5)
+    assert code == 3
+    assert launcher.checks == [False]
+
+
+@pytest.mark.parametrize(("signum", "code"), [(15, 143), (2, 130), (1, 129)])
+def test_signals(signum, code):
+    found, launcher, err = run([], told=[(5, signum)], on_stop=143)
+    assert found == code
+    assert launcher.stops == [30.0]
+    assert not any("failed first" in line for line in err)
+
+
+def test_a_second_signal_kills():
+    script = [(7, lambda: None)]
+    code, launcher, _ = run(script, told=[(5, 2), (6, 2)], on_stop=None)
+    assert code == 130
+    assert launcher.stops == [30.0, 0.0]
+
+
+def test_a_chief_that_is_done_when_it_is_told_to_end():
+    code, _, _ = run([(5.1, Exited("chief 0", 0))], told=[(5, 15)])
+    assert code == 0
+
+
+def test_without_a_chief_workers_lead():
+    script = [(5, Exited("worker 1", 0)), (9, Exited("worker 0", 0))]
+    code, launcher, _ = run(script, ps=0)
+    assert code == 0
+    assert launcher.now >= 9
+    code, launcher, _ = run([(5, Exited("worker 1", 0)), (9, Exited("worker 0", 1))], ps=0)
+    assert code == 1

@@ -1,0 +1,95 @@
+"""A reference model as a job: all of its tasks are processes that the launcher starts."""
+
+import os
+import pathlib
+import re
+import signal
+import time
+
+import pytest
+
+from tests.launch import rigs
+
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
+
+
+@pytest.fixture
+def gpt(tmp_path):
+    """`gpt(*flags, epochs)`: a launcher that trains a tiny model."""
+    (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 200)
+    runs = []
+
+    def start(*flags, epochs=1):
+        program = [
+            *("python", "-m", "models.gpt", f"--data={tmp_path}/text.txt"),
+            *(f"--save={tmp_path}/m.keras", f"--log_dir={tmp_path}/board"),
+            *("--layers=1", "--width=16", "--heads=2", "--context=16", "--batch_size=4"),
+            *(f"--epochs={epochs}", "--steps_per_epoch=8", "--steps_per_execution=2"),
+            *("--validation_steps=2", "--generate_tokens=4", "--startup_timeout=120"),
+        ]
+        command = rigs.Local().command(
+            *flags, "--settle=20", f"--log_dir={tmp_path}/logs", program=program
+        )
+        runs.append(rigs.Run(command, tmp_path, {}))
+        return runs[-1]
+
+    yield start
+    for run in runs:
+        run.end()
+
+
+def process_of(task: str) -> int:
+    """The id of a task's process, by the TF_CONFIG that it was given."""
+    role, index = task.split()
+    told = f'"task": {{"type": "{role}", "index": {index}}}'.encode()
+    for path in pathlib.Path("/proc").glob("[0-9]*"):
+        try:
+            if (
+                told in (path / "environ").read_bytes()
+                and b"models.gpt" in (path / "cmdline").read_bytes()
+            ):
+                return int(path.name)
+        except OSError:
+            continue
+    raise AssertionError(f"no process of {task}")
+
+
+def test_a_model_is_trained(gpt, tmp_path):
+    run = gpt("--workers=2", "--ps=1")
+    assert run.wait(240) == 0, (run.out, run.err)
+    assert any(re.match(r"\[chief 0\] validation: .* bits per byte", line) for line in run.out)
+    for server in ("worker 0", "worker 1", "ps 0"):
+        assert f"[{server}] {server}: the job is done" in run.out
+    assert not run.err, run.err
+    assert (tmp_path / "m.keras").exists()
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_killed_worker_ends_the_job_or_begins_it_again(gpt, again):
+    # Long enough to be killed, and when it begins again, short enough to end.
+    run = gpt("--workers=1", "--ps=1", f"--job_restarts={int(again)}", epochs=40)
+    run.saw(r"\[chief 0\] .*validation: perplexity", timeout=120)
+    os.kill(process_of("worker 0"), signal.SIGKILL)
+    killed = time.monotonic()
+    line = run.saw(r"\[chief 0\] error: .*worker 0 .* no longer answers", timeout=60)
+    if again:
+        assert run.wait(240) == 0, (run.out, run.err)
+        assert any("the job begins again" in line for line in run.err)
+        return
+    assert run.wait(60) == 75
+    assert time.monotonic() - killed < 60
+    (said,) = [line for line in run.err if "it failed first" in line]
+    assert "worker 0 on localhost" in said
+    assert "was killed by SIGKILL" in said
+    assert line in run.out
+
+
+def test_sigterm_ends_every_task_in_order(gpt):
+    run = gpt("--workers=1", "--ps=1", "--grace=30", epochs=1000)
+    run.saw(r"\[chief 0\] .*validation: perplexity", timeout=120)
+    told = time.monotonic()
+    run.process.send_signal(signal.SIGTERM)
+    assert run.wait(60) == 143, (run.out, run.err)
+    assert time.monotonic() - told < 30  # Nobody had to be killed.
+    assert "[chief 0] error: told to end by SIGTERM" in run.out
+    assert not any("Traceback" in line for line in run.out)

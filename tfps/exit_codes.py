@@ -1,0 +1,102 @@
+"""The exit codes of tasks, by which whoever started them knows whether to start them again.
+
+| code | meaning |
+|---|---|
+| 0 | done |
+| 1 | the program's own error; the same again would fail again |
+| 2 | a flag or an argument is wrong |
+| 3 | the specification of the cluster is wrong |
+| 75 | a peer was lost or did not come: start me again |
+| 143 | ended by SIGTERM, in order |
+
+A program that connects by TF_CONFIG ends with these codes when an error of tfps ends it. The
+launchers have the same table.
+"""
+
+import atexit
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+
+from tfps import errors
+
+DONE = 0
+FAILED = 1
+FLAGS = 2
+CLUSTER = 3
+LOST = 75
+TERMINATED = 143
+
+# The first class that fits says the code.
+_CODES: tuple[tuple[type[BaseException], int], ...] = (
+    (errors.TaskLost, LOST),
+    (errors.ChiefLost, LOST),
+    (errors.StartupTimeout, LOST),
+    (errors.ClusterConfigError, CLUSTER),
+    (errors.PortInUse, CLUSTER),
+    (errors.DataError, FAILED),
+    (errors.ConfigError, FLAGS),
+)
+
+
+def of(error: BaseException) -> int:
+    """Returns the exit code of a process that an error ends."""
+    return next((code for kind, code in _CODES if isinstance(error, kind)), FAILED)
+
+
+_noted: list[int] = []  # The code of what ends this process.
+
+
+@contextlib.contextmanager
+def on_sigterm() -> Iterator[None]:
+    """Raises SystemExit with 143 where SIGTERM finds the main thread, so that `finally` is run.
+
+    Does nothing in another thread, or where the program has a handler of its own.
+    """
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+    ):
+        yield
+        return
+
+    def end(signum: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # The way out is not left again.
+        _noted.append(TERMINATED)
+        raise SystemExit(TERMINATED)
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGTERM) is end:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def follow() -> None:
+    """From now on, an uncaught error of tfps ends this process with its code instead of 1.
+
+    The error is printed as always. What `atexit` was given later than now still runs.
+    """
+    if hasattr(sys.excepthook, "tfps"):
+        return
+    shown = sys.excepthook
+
+    def note(kind, error, traceback) -> None:
+        shown(kind, error, traceback)
+        _noted.append(of(error))
+
+    note.tfps = True  # type: ignore[attr-defined]
+    sys.excepthook = note
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    # To take the interpreter apart would wait for the threads of TensorFlow's server.
+    if _noted and _noted[-1] != FAILED:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(_noted[-1])
