@@ -10,6 +10,7 @@ the Python of the launcher, or that of --python on other hosts.
 """
 
 import importlib
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -115,8 +116,12 @@ def supervise(launcher: Launcher) -> int:
 
 def run() -> None:
     """Runs the launcher as a program."""
-    code = main(sys.argv[1:])
-    sys.stdout.flush()
+    try:
+        code = main(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # As in `launch local --help | head`.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 128 + signal.SIGPIPE
     sys.stderr.flush()
     sys.exit(code)
 

@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class Named(Protocol):
-    """What a `hosts.Machine` is called, and where."""
+    """What a `machine.Machine` is called, and where."""
 
     @property
     def name(self) -> str: ...

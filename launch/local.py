@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from absl import flags
 
 from launch import flags as common
-from launch.hosts import HostsLauncher, Machine
+from launch.hosts import HostsLauncher
 from launch.launcher import Launcher
+from launch.machine import Machine
 
 FLAGS = flags.FLAGS
 

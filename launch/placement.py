@@ -10,7 +10,7 @@ from launch.topology import CHIEF, PS, WORKER, Role
 
 
 class Limits(Protocol):
-    """What a `hosts.Machine` says about itself."""
+    """What a `machine.Machine` says about itself."""
 
     @property
     def name(self) -> str: ...

@@ -14,8 +14,9 @@ from collections.abc import Mapping, Sequence
 from absl import flags
 
 from launch import errors, exit_codes, flags as common, slurm_script, slurm_variables, topology
-from launch.hosts import HostsLauncher, Machine
+from launch.hosts import HostsLauncher
 from launch.launcher import Launcher
+from launch.machine import Machine
 from launch.slurm_variables import Node
 
 FLAGS = flags.FLAGS

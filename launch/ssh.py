@@ -16,8 +16,9 @@ from collections.abc import Mapping, Sequence
 from absl import flags
 
 from launch import checks, errors, flags as common
-from launch.hosts import HostsLauncher, Machine
+from launch.hosts import HostsLauncher
 from launch.launcher import Launcher
+from launch.machine import Machine
 from launch.topology import CHIEF, PS, WORKER
 
 FLAGS = flags.FLAGS

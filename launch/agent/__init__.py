@@ -1,7 +1,8 @@
 """What runs on each host of a job: it starts tasks, passes on what they write, ends all of it.
 
 The launcher sends the sources of this package over the standard input of a Python on the host
-(`launch/hosts.py`), so nothing has to be installed there, and then speaks with it in lines of JSON.
+(`launch/machine.py`), so nothing has to be installed there, and then speaks with it in lines of
+JSON (`launch/host.py`).
 
 May import: the standard library; what is written here must run on other versions of Python too
 (3.7 and later), because a wrong version has to be told.
