@@ -253,9 +253,9 @@ def test_a_language_model_on_two_devices(tmp_path):
     ("how", "lost"),
     [
         (signal.SIGKILL, 0),
-        (signal.SIGKILL, 1),
-        (signal.SIGSTOP, 0),
-        (signal.SIGTERM, 1),
+        pytest.param(signal.SIGKILL, 1, marks=pytest.mark.soak),
+        pytest.param(signal.SIGSTOP, 0, marks=pytest.mark.soak),
+        pytest.param(signal.SIGTERM, 1, marks=pytest.mark.soak),
     ],
 )
 def test_a_lost_worker_ends_the_others(how, lost, tmp_path):
@@ -279,7 +279,7 @@ def test_a_lost_worker_ends_the_others(how, lost, tmp_path):
 
 @pytest.mark.processes
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("absent", [0, 1])
+@pytest.mark.parametrize("absent", [pytest.param(0, marks=pytest.mark.soak), 1])
 def test_a_worker_that_does_not_come(absent):
     """Worker 0 leads TensorFlow's coordination service, so its absence is another case."""
     cluster = addresses(2)
