@@ -17,6 +17,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 from keras.src.backend.common import global_state
+from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
+from keras.src.backend.common.stateless_scope import get_stateless_scope
 from keras.src.backend.tensorflow.trainer import potentially_ragged_concat
 from keras.src.initializers.random_initializers import compute_fans
 from keras.src.optimizers.base_optimizer import BaseOptimizer
@@ -38,6 +40,8 @@ __all__ = [
     "autocast",
     "build",
     "call",
+    "calls_on",
+    "calls_replaced",
     "check_compiled",
     "clip_gradients",
     "compilation",
@@ -57,7 +61,9 @@ __all__ = [
     "intercepted",
     "is_built",
     "is_keras_metric",
+    "layers_of",
     "learning_rate_of",
+    "mask_of",
     "merged",
     "metrics_of",
     "moving_averages",
@@ -69,11 +75,14 @@ __all__ = [
     "pythonify_logs",
     "require_known",
     "seed_states",
+    "set_mask",
     "settings_of",
     "should_evaluate",
     "slot_names",
     "slots_of",
     "split_validation",
+    "stateful_layers",
+    "stateless_scope",
     "to_floats",
     "unbuild",
     "unchanged_variables",
@@ -87,6 +96,8 @@ __all__ = [
 
 split_validation = array_slicing.train_validation_split
 unpack_batch = data_adapter_utils.unpack_x_y_sample_weight
+mask_of, set_mask = get_keras_mask, set_keras_mask
+stateless_scope = get_stateless_scope
 
 
 def detach_from_strategy(model: keras.Model) -> None:
@@ -352,6 +363,60 @@ def _with_subclasses(cls: type) -> list[type]:
 def call(model: keras.Model, x: Any, training: bool) -> Any:
     """Runs the forward pass, with `training` if the model's `call` takes the argument."""
     return model(x, training=training) if model._call_has_training_arg else model(x)
+
+
+@contextlib.contextmanager
+def calls_replaced(layer: keras.Layer, instead: Callable[..., Any]) -> Iterator[None]:
+    """A context in which a layer's `call` is another function.
+
+    What Keras does around `call` (it converts arguments, finds masks, opens scopes) is done once.
+
+    Args:
+      layer: a layer or a model.
+      instead: called with the layer's own `call` before the arguments.
+    """
+    attributes = vars(layer)  # `setattr` would have Keras look for something to track.
+    before, original = attributes.get("call"), layer.call
+    attributes["call"] = functools.partial(instead, original)
+    try:
+        yield
+    finally:
+        if before is None:
+            del attributes["call"]
+        else:
+            attributes["call"] = before
+
+
+@contextlib.contextmanager
+def calls_on(model: keras.Model, devices: Mapping[int, str]) -> Iterator[None]:
+    """A context in which layers of a model run on devices.
+
+    Args:
+      model: the model.
+      devices: `id` of a layer -> its device. The layers inside of it run there too, unless they
+        have devices of their own.
+    """
+
+    def instead(device: str, original: Callable, *args: Any, **kwargs: Any) -> Any:
+        with tf.device(device):
+            return original(*args, **kwargs)
+
+    with contextlib.ExitStack() as stack:
+        for layer in layers_of(model):
+            if id(layer) in devices:
+                placed = functools.partial(instead, devices[id(layer)])
+                stack.enter_context(calls_replaced(layer, placed))
+        yield
+
+
+def layers_of(model: keras.Model) -> list[keras.Layer]:
+    """All layers of a model, also those inside of others, each once."""
+    return list({id(one): one for one in model._flatten_layers(include_self=False)}.values())
+
+
+def stateful_layers(model: keras.Model) -> list[str]:
+    """The names of layers that keep a state of the batch's shape (`stateful=True` of an RNN)."""
+    return [layer.name for layer in layers_of(model) if getattr(layer, "stateful", False) is True]
 
 
 def compute_loss(
