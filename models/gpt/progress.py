@@ -41,11 +41,12 @@ class Progress(keras.callbacks.Callback):
         if self._first is None:
             # The first steps include the time to compile them, so speed is measured from here.
             self._first = (batch, now)
-        last = batch + 1 >= self.params["steps"]
-        if now - self._printed < self._interval and not last:
+        # With several steps in a call, Keras counts the last call of an epoch in full.
+        done = min(batch + 1, self.params["steps"])
+        if now - self._printed < self._interval and done < self.params["steps"]:
             return
         self._printed = now
-        line = self._line(batch + 1, now, logs or {})
+        line = self._line(done, now, logs or {})
         self._out.write(f"\r{line}\x1b[K" if self._tty else f"{line}\n")
         self._out.flush()
 
