@@ -307,26 +307,27 @@ _JOINING = ("AddN", "ConcatV2", "Pack")
 
 
 def _device_of_forward(
-    name: str, inputs: Sequence[Any], outputs: Sequence[Any], graph: tf.Graph
+    name: str, inputs: Sequence[Any] | None, outputs: Sequence[Any] | None, graph: tf.Graph
 ) -> str | None:
     """The device of the operation of which a tape wants the gradient.
 
     Args:
       name: type of the operation.
-      inputs, outputs: of the operation; None in the place of what the gradient does not need.
+      inputs, outputs: of the operation; None in the place of what the gradient does not need, and
+        in place of all if it needs none.
       graph: to which the operation belongs, if it is one of a graph.
     """
 
     def is_here(tensor):
         return isinstance(tensor, tf.Tensor) and getattr(tensor, "graph", None) is graph
 
-    for one in filter(is_here, outputs):
+    for one in filter(is_here, outputs or ()):
         return one.op.device
-    for one in filter(is_here, inputs):
+    for one in filter(is_here, inputs or ()):
         for op in one.consumers():
             if op.type == name and all(
                 mine is None or mine is theirs
-                for mine, theirs in zip(inputs, op.inputs, strict=False)
+                for mine, theirs in zip(inputs or (), op.inputs, strict=False)
             ):
                 return op.device
     return None

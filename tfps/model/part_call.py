@@ -28,7 +28,8 @@ class _PartScope(NotingScope):
             return own
         value = self._around.get_current_value(variable)
         if value is not None and self._index and id(variable) in self._seeds:
-            value = self.state_mapping[id(variable)] = tf.random.fold_in(value, self._index)
+            drawn = tf.cast(tf.random.fold_in(value, self._index), value.dtype)
+            value = self.state_mapping[id(variable)] = drawn
         return value
 
 
