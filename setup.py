@@ -18,6 +18,7 @@ setup(
         "tensorboard",
     ],
     extras_require={
+        "cuda": ["tensorflow[and-cuda]==2.21.*"],
         "compare": ["matplotlib", "tf-keras==2.21.*"],
         "docs": ["mermaidx", "mkdocs-material==9.*", "mkdocstrings[python]"],
         "test": [

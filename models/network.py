@@ -35,6 +35,13 @@ flags.DEFINE_integer(
     lower_bound=0,
     upper_bound=2,
 )
+flags.DEFINE_integer(
+    "devices_per_worker",
+    None,
+    "Devices over which a worker splits each batch. Default: all of its GPUs, or its CPU. A worker "
+    "without GPUs gets as many CPU devices, to try it.",
+    lower_bound=1,
+)
 flags.DEFINE_enum(
     "sparse_updates",
     "exact",
@@ -77,7 +84,7 @@ def arguments() -> dict:
             f"--pull={FLAGS.pull} does not work for parameters: {reason}; use float16, bfloat16 "
             "or int8"
         )
-    plain = ("push_warmup", "overlap", "sparse_updates")
+    plain = ("push_warmup", "overlap", "sparse_updates", "devices_per_worker")
     return {**parsed, **{name: FLAGS[name].value for name in plain}}
 
 

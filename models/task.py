@@ -67,7 +67,7 @@ def _run(train: Callable[[Connect], None]) -> int:
         if os.environ.get("TF_CONFIG"):
             cluster = tfps.Cluster.from_env()
             if cluster.task_type in ("worker", "ps"):
-                tfps.serve(cluster)
+                tfps.serve(cluster, cpu_devices=FLAGS.devices_per_worker)
                 return exit_codes.DONE
             if cluster.task_type != "chief":
                 raise tfps.ConfigError(
@@ -78,11 +78,15 @@ def _run(train: Callable[[Connect], None]) -> int:
             nonlocal cluster
             if cluster is None:
                 cluster = tfps.LocalCluster(
-                    FLAGS.workers, FLAGS.ps, processes=FLAGS.cluster == "processes"
+                    FLAGS.workers,
+                    FLAGS.ps,
+                    processes=FLAGS.cluster == "processes",
+                    cpu_devices=FLAGS.devices_per_worker or 1,
                 )
             strategy = tfps.ParameterServerStrategy(
                 cluster, network.partitioner(), startup_timeout=FLAGS.startup_timeout
             )
+            print(strategy.device_table(), flush=True)
             return ParameterServers(strategy)
 
         train(connect)

@@ -120,17 +120,17 @@ class _Connected(tfps.ParameterServerStrategy):
 
 @pytest.fixture(scope="session")
 def connect():
-    """`connect(workers, ps, partitioner)`: a strategy on an embedded cluster.
+    """`connect(workers, ps, partitioner, cpu_devices)`: a strategy on an embedded cluster.
 
     Servers never end, and have a hundred threads each, so there is one cluster of a size.
     A process is connected to one at a time, each time from a port that no other server of
     its own has.
     """
 
-    def get(workers=1, ps=2, partitioner=None):
-        size = workers, ps
+    def get(workers=1, ps=2, partitioner=None, cpu_devices=1):
+        size = workers, ps, cpu_devices
         if size not in _clusters:
-            _clusters[size] = tfps.LocalCluster(workers, ps)
+            _clusters[size] = tfps.LocalCluster(workers, ps, cpu_devices=cpu_devices)
         cluster = _clusters[size]
         if _is_connected(cluster):
             return _Connected(cluster, partitioner)

@@ -18,7 +18,7 @@ ROOT = pathlib.Path(tfps.__file__).parent.parent
 ORDER = [
     *("_quiet", "errors", "exit_codes", "parsing", "_tf"),
     *("_keras_models", "_keras_optimizers", "_keras_metrics", "_keras_creation"),
-    *("_keras_interception", "_keras_variables"),
+    *("_keras_interception", "_keras_placement", "_keras_variables"),
     *("cluster", "model", "compression", "coordinator", "store"),
     "strategy",
     *("worker", "training"),

@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfps import _keras_creation, _tf, errors
-from tfps.cluster import environment, sockets
+from tfps.cluster import devices, environment, sockets
 from tfps.cluster.made_before import MadeBefore
 from tfps.cluster.spec import Cluster
 from tfps.coordinator.coordinator import ClusterCoordinator
@@ -88,6 +88,7 @@ class ParameterServerStrategy(tf.distribute.ParameterServerStrategy):
         self._placement = Placement([], self.cluster.num_ps)
         self._require_port()
         environment.configure_channels()
+        environment.hide_gpus()
         self.cluster.wait(startup_timeout)
         super().__init__(resolver, variable_partitioner=variable_partitioner)
         self.cluster.connected = True
@@ -163,6 +164,10 @@ class ParameterServerStrategy(tf.distribute.ParameterServerStrategy):
         `str()` of the placement is a table. It is empty until a `Trainer` has filled the servers.
         """
         return self._placement
+
+    def device_table(self) -> str:
+        """Returns a table of the cluster's tasks: address, CPU and GPU devices."""
+        return devices.table(self.cluster.spec)
 
     def placed(self, placement: Placement) -> None:
         """Notes where a trainer has put a model's variables."""

@@ -61,6 +61,9 @@ flags.DEFINE_integer("steps_per_execution", 8, "Steps in one call to a worker.",
 flags.DEFINE_enum(
     "mixed_precision", "none", ["none", "bfloat16", "float16"], "What the layers compute in."
 )
+flags.DEFINE_boolean(
+    "jit_compile", None, "Compile with XLA. Default: where Keras thinks that the model allows it."
+)
 flags.DEFINE_integer("seed", 0, "Of weights, data order and dropout.")
 
 flags.DEFINE_string(
@@ -228,6 +231,7 @@ def _compiled_model(vocabulary: int, updates: int) -> keras.Model:
         optimizer,
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         steps_per_execution=FLAGS.steps_per_execution,
+        jit_compile="auto" if FLAGS.jit_compile is None else FLAGS.jit_compile,
     )
     return model
 

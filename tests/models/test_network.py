@@ -24,6 +24,7 @@ def test_flags_become_arguments():
             "push_warmup": 9,
             "overlap": 2,
             "sparse_updates": "lazy",
+            "devices_per_worker": None,
         }
     with flagsaver.flagsaver(partitioner="balanced"):
         assert isinstance(network.partitioner(), tfps.partitioners.Balanced)

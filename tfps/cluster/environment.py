@@ -4,10 +4,13 @@ They have to be set before the process makes its first connection or first uses 
 has set stays in force.
 """
 
+import contextlib
 import os
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 
 import tensorflow as tf
+
+from tfps import errors
 
 # TensorFlow (2.21) reads this variable when a process makes its first channel. The names and
 # meanings of the options are those of gRPC's channel arguments.
@@ -24,6 +27,9 @@ CHANNEL_OPTIONS = {
 }
 
 XLA_VARIABLE = "XLA_FLAGS"
+
+# How many CPU devices a worker's process has; see `cpu_devices`.
+CPU_VARIABLE = "TFPS_CPU_DEVICES"
 
 # XLA for CPUs in TensorFlow 2.21 gives some reductions, such as the largest magnitude of each
 # block of `Int8`, to a library (YNNPACK), which compiles a program when a reduction first runs. A
@@ -44,6 +50,32 @@ def configure_channels(environ: MutableMapping[str, str] = os.environ) -> None:
     named = {option.split("=")[0] for option in given.split(",")}
     own = [f"{name}={value}" for name, value in CHANNEL_OPTIONS.items() if name not in named]
     environ[CHANNEL_VARIABLE] = ",".join(([given] if given else []) + own)
+
+
+def hide_gpus() -> None:
+    """Keeps this process's own operations off its GPUs; the chief and a ps call this.
+
+    A TensorFlow process that sees a GPU takes memory there, which the workers on the same machine
+    need. A process that has used a device before keeps what it has, since TensorFlow can then hide
+    nothing any more. Servers within this process have a configuration of their own.
+    """
+    with contextlib.suppress(RuntimeError):
+        tf.config.set_visible_devices([], "GPU")
+
+
+def cpu_devices(environ: Mapping[str, str] = os.environ) -> int:
+    """Returns how many CPU devices TFPS_CPU_DEVICES gives a worker, by default 1.
+
+    Raises:
+      ClusterConfigError: the variable is no number above 0.
+    """
+    given = environ.get(CPU_VARIABLE, "1")
+    if not given.isdecimal() or int(given) < 1:
+        raise errors.ClusterConfigError(
+            f"{CPU_VARIABLE}={given!r} is not a number of devices; set it to 1 or more, or not at "
+            "all"
+        )
+    return int(given)
 
 
 def configure_xla(environ: MutableMapping[str, str] = os.environ) -> None:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable
 
 from tfps import errors
-from tfps.cluster import server, shutdown, sockets
+from tfps.cluster import environment, gpus, server, shutdown, sockets
 from tfps.cluster.spec import Cluster
 
 
@@ -28,18 +28,22 @@ class LocalCluster(Cluster):
       ended: the server processes that `close` has ended.
     """
 
-    def __init__(self, workers: int = 2, ps: int = 2, processes: bool = False):
+    def __init__(
+        self, workers: int = 2, ps: int = 2, processes: bool = False, cpu_devices: int = 1
+    ):
         """Starts the servers.
 
         Args:
           workers: number of workers, at least 1.
           ps: number of parameter servers, at least 1.
-          processes: whether each server is a process of its own.
+          processes: whether each server is a process of its own. The machine's GPUs are then dealt
+            out to the workers, while embedded workers all see all of them.
+          cpu_devices: how many devices of the CPU each worker has, to try what is for GPUs.
 
         Raises:
           ClusterConfigError: a number is below 1.
         """
-        for name, count in (("workers", workers), ("ps", ps)):
+        for name, count in (("workers", workers), ("ps", ps), ("cpu_devices", cpu_devices)):
             if count < 1:
                 raise errors.ClusterConfigError(f"{name}={count}; a cluster needs at least 1")
         ports = iter(sockets.free_ports(1 + workers + ps))
@@ -53,13 +57,20 @@ class LocalCluster(Cluster):
         self._servers = []
         tasks = [(job, i) for job in ("worker", "ps") for i in range(len(spec[job]))]
         if processes:
-            self._processes = [self._spawn(job, i) for job, i in tasks]
+            ids = gpus.visible()
+            own = gpus.dealt(ids, workers)
+            counted = {environment.CPU_VARIABLE: str(cpu_devices)}
+            self._processes = [
+                self._spawn(job, i, {**counted, **own[i]} if job == "worker" else gpus.hidden(ids))
+                for job, i in tasks
+            ]
         else:
-            self._servers = [server.start(self, job, i) for job, i in tasks]
+            self._servers = [server.start(self, job, i, cpu_devices) for job, i in tasks]
 
-    def _spawn(self, job: str, index: int) -> subprocess.Popen:
+    def _spawn(self, job: str, index: int, devices: dict[str, str]) -> subprocess.Popen:
         config = {"cluster": self.spec, "task": {"type": job, "index": index}}
         environ = dict(os.environ, TF_CONFIG=json.dumps(config), TFPS_PARENT=str(os.getpid()))
+        environ.update(devices)
         # The child must find the packages that this program has found.
         environ["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
         environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -26,7 +26,7 @@ def inter_op_threads(num_workers: int) -> int:
     return max(16, 8 * num_workers)
 
 
-def start(cluster: Cluster, job: str, index: int) -> tf.distribute.Server:
+def start(cluster: Cluster, job: str, index: int, cpu_devices: int = 1) -> tf.distribute.Server:
     """Starts the gRPC server of one task in this process.
 
     The server listens on every interface without credentials, as TensorFlow's servers do. Whoever
@@ -36,6 +36,8 @@ def start(cluster: Cluster, job: str, index: int) -> tf.distribute.Server:
       cluster: the cluster of the task.
       job: `worker` or `ps`.
       index: the task's index in its job.
+      cpu_devices: how many devices of the CPU a worker has, all of the same processor. A worker
+        also has all GPUs that its process sees; a ps has none.
 
     Raises:
       PortInUse: something listens on the task's port already.
@@ -45,8 +47,11 @@ def start(cluster: Cluster, job: str, index: int) -> tf.distribute.Server:
     if job == "ps":
         environment.configure_xla()
     config = tf.compat.v1.ConfigProto(
-        inter_op_parallelism_threads=inter_op_threads(cluster.num_workers)
+        inter_op_parallelism_threads=inter_op_threads(cluster.num_workers),
+        device_count={"CPU": cpu_devices} if job == "worker" else {"GPU": 0},
     )
+    # Otherwise the first process on a GPU takes all of its memory.
+    config.gpu_options.allow_growth = True
     return tf.distribute.Server(
         cluster.served_spec(), job_name=job, task_index=index, protocol="grpc", config=config
     )
@@ -57,6 +62,7 @@ def serve(
     startup_timeout: float = _CHIEF_TIMEOUT,
     orphaned: Callable[[], bool] = lambda: False,
     report: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
+    cpu_devices: int | None = None,
 ) -> None:
     """Serves this process's task until the chief says that the job is done.
 
@@ -65,8 +71,11 @@ def serve(
       startup_timeout: seconds that the chief may take to appear.
       orphaned: returns whether the process that started this one is gone.
       report: called with lines about what the server waits for.
+      cpu_devices: how many devices of the CPU a worker has, to try what is for GPUs; None for what
+        the environment variable TFPS_CPU_DEVICES says, or 1.
 
     Raises:
+      ClusterConfigError: TFPS_CPU_DEVICES is no number of devices.
       PortInUse: the task's port is taken.
       StartupTimeout: the chief did not appear.
       ChiefLost: the chief died, or reported that the job failed.
@@ -74,7 +83,7 @@ def serve(
     """
     with exit_codes.on_sigterm():
         try:
-            _serve(cluster, startup_timeout, orphaned, report)
+            _serve(cluster, startup_timeout, orphaned, report, cpu_devices)
         except SystemExit:
             report(f"{cluster.task_type} {cluster.task_index}: told to end by SIGTERM")
             raise
@@ -85,9 +94,13 @@ def _serve(
     startup_timeout: float,
     orphaned: Callable[[], bool],
     report: Callable[[str], None],
+    cpu_devices: int | None,
 ) -> None:
     name = f"{cluster.task_type} {cluster.task_index}"
-    server = start(cluster, cluster.task_type, cluster.task_index)
+    if cluster.task_type == "ps":
+        environment.hide_gpus()
+    count = environment.cpu_devices() if cpu_devices is None else cpu_devices
+    server = start(cluster, cluster.task_type, cluster.task_index, count)
     report(f"{name} serves at {cluster.address}")
     message = shutdown.Receiver(server, cluster).wait(
         startup_timeout, orphaned, lambda line: report(f"{name}: {line}")

@@ -11,6 +11,7 @@ import tensorflow as tf
 from tfps import _keras_models, _keras_optimizers, _tf
 from tfps.model.metric_results import MetricResults
 from tfps.model.own_step import NotingScope
+from tfps.model.step_devices import StepDevices
 from tfps.model.step_logs import Logs
 
 
@@ -37,6 +38,10 @@ class ModelVariables:
       logs: what an own `train_step` returns, or None if it is what the metrics are.
       base_seeds: the values of all random seeds that the model draws from, int arrays. Each step
         folds its number into them.
+      devices: where a worker computes a step.
+      named_devices: the devices that the model's own code names, such as "GPU:1", as far as steps
+        were traced.
+      branches: whether a step that was traced has loops or conditionals.
     """
 
     def __init__(self, model: keras.Model):
@@ -67,6 +72,9 @@ class ModelVariables:
         self._compilation = _keras_models.compilation(model)
         self._seeds = _keras_models.seed_states(model)
         self.base_seeds = [v.numpy() for v in self._seeds]
+        self.devices = StepDevices(model, self.seed_ids, None, {}, compiles=False)
+        self.named_devices: set[str] = set()
+        self.branches = False
         self._assigned: dict[int, keras.Variable] = {}  # In any scope until now, by `id`.
         self._noted: set[int] | None = None  # `id`s of what is assigned within `noting`.
         self._results: MetricResults | None = None
@@ -228,6 +236,10 @@ class ModelVariables:
         self._assigned.update(scope.written)
         if self._noted is not None:
             self._noted |= scope.written.keys()
+        if not tf.executing_eagerly():
+            graph = tf.compat.v1.get_default_graph()
+            self.named_devices |= _tf.devices_named(graph)
+            self.branches = self.branches or _tf.branches(graph)
 
     def pairs(
         self, trainable: Sequence[tf.Tensor], state: Sequence[tf.Tensor]

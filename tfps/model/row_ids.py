@@ -65,7 +65,7 @@ def _traced(model: StatelessModel, tables, step, batch, mode) -> dict[int, list[
     metrics = [_zeros(v) for v in [*model.metrics, *model.unlisted]]
     counts = [tf.zeros([], v.dtype) for v in model.counts]
     scope = model.scope(trainable, state, metrics, step, counts)
-    with looking_up(model.trainable, finds) as lookups, scope:
+    with looking_up(model.trainable, finds) as lookups, model.devices.looking(), scope:
         model.dry_run(mode, batch, trainable, state)
     return {i: lookup.ids for i, lookup in lookups.items()}
 

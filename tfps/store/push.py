@@ -4,6 +4,7 @@ Every method takes the resource handles as arguments, never as captures: a step 
 once goes on after a variable was replaced.
 """
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -81,22 +82,38 @@ class Updates(NamedTuple):
 
 
 class Pusher:
-    """Brings a step's updates from a worker into a store, inside of `tf.function`s."""
+    """Brings a step's updates from a worker into a store, inside of `tf.function`s.
 
-    def __init__(self, store: ParameterStore, aggregation: Aggregation, scaled: bool = False):
+    Attributes:
+      host: the worker's device on which pushes are encoded; None for the device in scope.
+    """
+
+    def __init__(
+        self,
+        store: ParameterStore,
+        aggregation: Aggregation,
+        scaled: bool = False,
+        host: str | None = None,
+    ):
         """Reads from the optimizer which buckets a step pushes.
 
         Args:
           store: with the variables.
           aggregation: what the servers do with a push.
           scaled: whether the learning rate of a push is divided by its staleness.
+          host: see the attribute.
         """
+        self.host = host
         self._store = store
         self._plan = store.plan
         self._aggregation = aggregation
         self._scaled = scaled
         every = range(len(self._plan.buckets))
         self._sent = [i for i in every if aggregation.optimizer.sends(i)]
+
+    def on_host(self) -> contextlib.AbstractContextManager[None]:
+        """The scope of the worker's device on which pushes are encoded."""
+        return tf.device(self.host) if self.host else contextlib.nullcontext()
 
     def handles(self) -> ServerHandles:
         """The resource handles of everything on the servers, arguments of every step."""

@@ -16,6 +16,7 @@ from tfps.store.parameter_store import ParameterStore
 from tfps.store.plan import Plan
 from tfps.store.pull import Puller
 from tfps.strategy import ParameterServerStrategy
+from tfps.training.placing import Placing
 
 Codecs = Codec | Callable[[Any], Codec] | None
 
@@ -67,6 +68,7 @@ class ServedModel:
         traffic: Traffic,
         batch_spec: Any,
         mode: str,
+        placing: Placing,
     ) -> "ServedModel":
         """Creates the variables on the servers and fills them from the model.
 
@@ -77,9 +79,11 @@ class ServedModel:
           batch_spec: nested specs of a batch.
           mode: the step to be made: "train", for which the servers need an optimizer, "test" or
             "predict".
+          placing: on which devices of a worker the model runs.
 
         Raises:
-          ConfigError: the optimizer, the partitioner and the codecs do not go together.
+          ConfigError: the optimizer, the partitioner and the codecs do not go together, or the
+            workers do not have the devices.
         """
         train = mode == "train"
         if program.model.run_eagerly:
@@ -100,6 +104,7 @@ class ServedModel:
                 program.num_calls,
             )
         program.unlisted = list(inspection.unlisted)
+        program.devices = placing.devices_for(program, strategy.cluster.num_workers)
         plan = Plan(
             strategy.cluster.num_ps,
             strategy.variable_partitioner,

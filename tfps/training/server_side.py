@@ -75,7 +75,8 @@ class ServerSide:
             optimizer = OuterOptimizer(store, jit_compile, self.outer)
         skips = overlap > 0 or self.outer is not None
         update = Summed(optimizer) if exchange.in_rounds else Applied(optimizer, skips)
-        self.pusher = Pusher(store, update, exchange.staleness_scaling)
+        host = served.program.devices.host
+        self.pusher = Pusher(store, update, exchange.staleness_scaling, host)
 
     def export(self) -> SideState:
         """What the servers remember for the exchange, as arrays."""

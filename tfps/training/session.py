@@ -14,6 +14,7 @@ from tfps.store.pull import Pulled
 from tfps.strategy import ParameterServerStrategy
 from tfps.training.feeds import Feed
 from tfps.training.input import feed_of
+from tfps.training.placing import Placing
 from tfps.training.policy import ConsistencyPolicy
 from tfps.training.served_model import ServedModel, Traffic
 from tfps.training.server_side import ServerSide
@@ -40,6 +41,7 @@ class Session:
         strategy: ParameterServerStrategy,
         overlap: int,
         traffic: Traffic,
+        placing: Placing,
         warmup: int,
         limit: float,
     ):
@@ -50,6 +52,7 @@ class Session:
           strategy: connected.
           overlap: how many of its own updates a gradient may miss; see `tfps.Trainer`.
           traffic: how the model travels.
+          placing: on which devices of a worker the model runs.
           warmup: how many updates are applied before gradients pass through codecs.
           limit: seconds that a call on a worker may take.
         """
@@ -58,7 +61,7 @@ class Session:
         self.state = TrainingState(self.calls, overlap, warmup)
         self._strategy = strategy
         self._overlap = overlap
-        self._traffic = traffic
+        self._traffic, self._placing = traffic, placing
         self._served: ServedModel | None = None
         self._steps: StepFactory | None = None
         self._built: set[str] = set()  # which own steps have been traced to build the model
@@ -133,7 +136,9 @@ class Session:
         self._served = self._steps = served = None
         self.state.end()
         gc.collect()
-        served = ServedModel.create(program, self._strategy, self._traffic, feed.batch_spec, mode)
+        served = ServedModel.create(
+            program, self._strategy, self._traffic, feed.batch_spec, mode, self._placing
+        )
         self._steps = StepFactory(served, self._overlap)
         self._begin(served)
 

@@ -16,6 +16,7 @@ from tfps.training.epoch import Epoch
 from tfps.training.evaluation import EvaluationRun
 from tfps.training.feeds import Feed
 from tfps.training.hooks import Hooks
+from tfps.training.placing import LayerDevice, Placing
 from tfps.training.policy import ConsistencyPolicy
 from tfps.training.prediction import PredictionRun
 from tfps.training.served_model import Codecs, Traffic
@@ -78,6 +79,8 @@ class Trainer:
         push_warmup: int = 0,
         step_timeout: float = 3600.0,
         log_stats: bool = False,
+        devices_per_worker: int | None = None,
+        layer_device: LayerDevice | None = None,
     ):
         """Checks the arguments; the servers are filled when training starts.
 
@@ -114,6 +117,13 @@ class Trainer:
             `steps_per_execution` steps, or an exchange of `LocalSteps`; the first call includes
             its compilation. After that time `fit`, `evaluate` and `predict` raise `StepTimeout`.
           log_stats: whether the logs of `fit` carry the entries of `stats` besides Keras's own.
+          devices_per_worker: over how many of its devices a worker splits each batch. The worker
+            adds up their gradients and pushes once. None for all GPUs that a worker has, for its
+            CPU if it has no GPU, and for no split if the model names devices for its layers. With
+            `run_eagerly` the chief computes, on its CPU.
+          layer_device: a function from a layer to the device that computes it, such as "GPU:1" (a
+            worker's own), or None for any (model parallelism). A model's own code may say the same
+            with `tf.device("GPU:1")`.
 
         Raises:
           ConfigError: an argument is none of these.
@@ -139,7 +149,10 @@ class Trainer:
         if not step_timeout > 0:
             raise errors.ConfigError(f"step_timeout={step_timeout!r} must be above 0 s")
         traffic = Traffic(push, pull, lazy=sparse_updates == "lazy")
-        self._session = Session(model, strategy, overlap, traffic, push_warmup, step_timeout)
+        placing = Placing(devices_per_worker, layer_device)
+        self._session = Session(
+            model, strategy, overlap, traffic, placing, push_warmup, step_timeout
+        )
         weakref.finalize(self, self._session.calls.close)
         self.consistency = consistency or Async()
         _keras_models.detach_from_strategy(model)

@@ -4,7 +4,6 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfps import _tf
 from tfps.cluster.remote_function import RemoteFunction
 from tfps.model.lookups import Rows
 from tfps.model.row_ids import row_ids
@@ -59,7 +58,7 @@ class EvalStep:
         self._puller = puller
         self._single = single
         self.own = own
-        self._compute = tf.function(self._metrics, jit_compile=jit_compile, autograph=False)
+        self._compute = program.devices.graph(self._metrics, jit_compile)
         handles = puller.store.handles()
         pulled = form(_exact_pull(puller), handles)
         numbers = {"count": COUNT, "first": STEP_NUMBER}
@@ -80,7 +79,7 @@ class EvalStep:
     def _metrics(self, pulled, rows, batch, metrics, number):
         variables = self._puller.unpack(pulled, rows, exact=True)
         n = len(self._program.trainable)
-        with _tf.python_on_chief():
+        with self._program.devices.computing():
             return self._program.evaluate(
                 variables[:n], variables[n:], metrics, number, batch, self.own.logs
             )
@@ -117,11 +116,12 @@ class PredictStep:
         n = len(program.trainable)
         self.own = own
 
-        @tf.function(jit_compile=jit_compile, autograph=False)
-        def compute(pulled, rows, values, batch, number):
+        def computed(pulled, rows, values, batch, number):
             variables = puller.unpack(pulled, rows, exact=True)
-            with _tf.python_on_chief():
+            with program.devices.computing():
                 return program.predict(variables[:n], variables[n:], values, number, batch)
+
+        compute = program.devices.graph(computed, jit_compile)
 
         def run(handles, pulled, source, own, number):
             batch = source.get_next() if is_iterator(source) else source

@@ -4,7 +4,6 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tfps import _tf
 from tfps.model.gradients import unscale_and_clip
 from tfps.model.row_ids import row_ids
 from tfps.model.stateless_model import StatelessModel
@@ -97,7 +96,7 @@ class Gradient:
         self._optimizer = optimizer
         self._compute = self._computed
         if not program.model.run_eagerly:
-            self._compute = tf.function(self._computed, jit_compile=jit_compile, autograph=False)
+            self._compute = program.devices.graph(self._computed, jit_compile)
 
     def pull(self, handles: ServerHandles, batch: Any, number: tf.Tensor) -> Parameters:
         """Brings what a step needs to the worker.
@@ -193,7 +192,7 @@ class Gradient:
         variables = self.puller.unpack(pulled, rows)
         n = len(self.program.trainable)
         trainable, state = variables[:n], variables[n:]
-        with _tf.python_on_chief():
+        with self.program.devices.computing():
             gradients, new_state, metrics, examples = self.program.train(
                 trainable, state, metrics, number, scale, batch, counts
             )
@@ -224,9 +223,10 @@ def encoded(
     updates = Updates(change.buckets, change.rows)
     if share is not None:
         updates = pusher.shared(updates, share * tf.cast(change.finite, tf.float32))
-    payloads, rows, residuals = pusher.encode(
-        updates, change.ids, residuals, seed_of(number), change.finite
-    )
+    with pusher.on_host():
+        payloads, rows, residuals = pusher.encode(
+            updates, change.ids, residuals, seed_of(number), change.finite
+        )
     live = tf.constant(True)
     sent = Push(payloads, rows, change.versions, live, change.finite, change.loss_scale)
     return sent, residuals

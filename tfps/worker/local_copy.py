@@ -3,7 +3,6 @@
 import keras
 import tensorflow as tf
 
-from tfps import _tf
 from tfps.model import optimizer_traits
 from tfps.model.gradients import unscale_and_clip
 from tfps.model.server_optimizer import ServerOptimizer
@@ -52,7 +51,7 @@ class LocalCopy:
         store = puller.store
         placed = [(self.inner, self._trained)]
         restore_optimizers(Layout(store.plan), placed, store.export_optimizer())
-        self.step = tf.function(self._step, jit_compile=jit_compile, autograph=False)
+        self.step = program.devices.graph(self._step, jit_compile)
 
     def _step(self, values, inner, batch, metrics, number, learning_rate):
         """One training step.
@@ -74,7 +73,7 @@ class LocalCopy:
         state = [whole[i] for i in range(n, len(whole))]
         scale = tf.constant(optimizer_traits.static_loss_scale(self._optimizer))
         counts = [tf.cast(self.inner.count(inner), v.dtype) for v in self.program.counts]
-        with _tf.python_on_chief():
+        with self.program.devices.computing():
             gradients, new_state, metrics, examples = self.program.train(
                 trainable, state, metrics, number, scale, batch, counts
             )
