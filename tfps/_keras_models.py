@@ -82,8 +82,12 @@ def build(model: keras.Model, batch_spec: Any, targets: bool) -> None:
     attributes = vars(model)
     kept = {name: attributes.get(name) for name in names}
     attributes.update(dict.fromkeys(names))
+    layers_are_built = all(layer.built for layer in model._flatten_layers())
     try:
-        with _tf.functions_inlined():
+        with _tf.functions_inlined(), warnings.catch_warnings():
+            if layers_are_built:
+                # What their code warns of now, it will warn of when the step is traced.
+                warnings.simplefilter("ignore")
             model._symbolic_build(data_batch=batch_spec)
     finally:
         attributes.update(kept)

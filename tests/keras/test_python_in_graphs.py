@@ -1,5 +1,7 @@
 """Python in the graphs of a model: decorated calls, functions of Python, summaries."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -83,3 +85,26 @@ def test_summaries_of_layers_reach_tensorboard(connect, tmp_path):
     tfps.Trainer(model, strategy).fit(x, y, batch_size=16, verbose=0, callbacks=[board])
     events = b"".join(f.read_bytes() for f in tmp_path.rglob("events*"))
     assert events.count(b"mean_of_x") == 4
+
+
+def test_the_model_warns_as_often_as_in_keras(connect):
+    class Warns(keras.layers.Layer):
+        def call(self, x):
+            warnings.warn("this layer warns", stacklevel=1)
+            return 2 * x
+
+    def counts(trains):
+        """How many warnings come of a prediction and of a fit."""
+        model = keras.Sequential([keras.Input([3]), keras.layers.Dense(1), Warns()])
+        model.compile("sgd", "mse")
+        x, y = np.ones([4, 3]), np.ones([4, 1])
+        by = trains(model)
+        for run in (lambda: by.predict(x, verbose=0), lambda: by.fit(x, y, verbose=0)):
+            with warnings.catch_warnings(record=True) as noted:
+                warnings.simplefilter("always")
+                run()
+            yield [str(w.message) for w in noted].count("this layer warns")
+
+    strategy = connect(1, 1)
+    expected = list(counts(lambda model: model))
+    assert list(counts(lambda model: tfps.Trainer(model, strategy))) == expected

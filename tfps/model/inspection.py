@@ -1,7 +1,8 @@
 """What a step does with the variables of a model, found by tracing one step."""
 
+import contextlib
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -83,13 +84,14 @@ def inspect(model: StatelessModel, batch_spec: Any, mode: str = "train") -> Insp
         updated = [u is not None for u in updates]
         found.append(Inspection(connected, updated, tables, model.found_unlisted()))
 
-    tf.function(trace, autograph=False).get_concrete_function(
-        _specs(model.trainable),
-        _specs(model.trainable[i] for i in candidates),
-        _specs(model.state),
-        _specs([*model.metrics, *model.unlisted]),
-        batch_spec,
-    )
+    with _warnings_to_come():
+        tf.function(trace, autograph=False).get_concrete_function(
+            _specs(model.trainable),
+            _specs(model.trainable[i] for i in candidates),
+            _specs(model.state),
+            _specs([*model.metrics, *model.unlisted]),
+            batch_spec,
+        )
     if train:
         require_trainable(model, found[0].connected)
     return found[0]
@@ -102,13 +104,22 @@ def _unlisted(model: StatelessModel, batch_spec: Any, mode: str) -> list[keras.V
         with model.scope(trainable, state, metrics, tf.constant(0, tf.int64)):
             model.dry_run(mode, batch, trainable, state)
 
-    tf.function(trace, autograph=False).get_concrete_function(
-        _specs(model.trainable),
-        _specs(model.state),
-        _specs([*model.metrics, *model.unlisted]),
-        batch_spec,
-    )
+    with _warnings_to_come():
+        tf.function(trace, autograph=False).get_concrete_function(
+            _specs(model.trainable),
+            _specs(model.state),
+            _specs([*model.metrics, *model.unlisted]),
+            batch_spec,
+        )
     return model.found_unlisted()
+
+
+@contextlib.contextmanager
+def _warnings_to_come() -> Iterator[None]:
+    """Drops what the model's code warns of, which the trace of the step itself will warn of."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _specs(variables: Iterable[keras.Variable]) -> list[tf.TensorSpec]:
