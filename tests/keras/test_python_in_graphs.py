@@ -1,5 +1,7 @@
 """Python in the graphs of a model: decorated calls, functions of Python, summaries."""
 
+import os
+import pathlib
 import warnings
 
 import keras
@@ -8,7 +10,10 @@ import pytest
 import tensorflow as tf
 
 import tfps
+from tests import warm
 from tests.conftest import regression, relative_error
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 o = keras.optimizers
 ARGS = {"batch_size": 16, "shuffle": False, "verbose": 0, "epochs": 2}
@@ -58,16 +63,28 @@ def test_decorated_calls_and_functions_of_python(connect, loss):
         np.testing.assert_allclose(mine[name], theirs[name], rtol=1e-5)
 
 
+PROGRAM = """
+import keras, numpy as np, tensorflow as tf, tfps
+from tests.keras.test_python_in_graphs import made, python_loss
+
+if {before}:
+    tf.zeros([1]).numpy()  # The device has its name from now on.
+with tfps.LocalCluster(workers=1, ps=1, processes=True) as cluster:
+    strategy = tfps.ParameterServerStrategy(cluster)
+    trainer = tfps.Trainer(made(python_loss), strategy, step_timeout=60.0)
+    history = trainer.fit(np.ones([32, 8]), np.ones([32, 1]), verbose=0).history
+    print("finite", bool(np.isfinite(history["loss"]).all()))
+"""
+
+
 @pytest.mark.processes
-def test_functions_of_python_run_on_the_chief():
-    x, y = regression(32)
-    cluster = tfps.LocalCluster(workers=1, ps=1, processes=True)
-    try:
-        model = made(python_loss)
-        trainer = tfps.Trainer(model, tfps.ParameterServerStrategy(cluster), step_timeout=60.0)
-        assert np.isfinite(trainer.fit(x, y, verbose=0).history["loss"]).all()
-    finally:
-        cluster.close()
+@pytest.mark.parametrize("before", [pytest.param(False, marks=pytest.mark.soak), True])
+def test_functions_of_python_run_on_the_chief(before, tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM.format(before=before))
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "TFPS_TEST_JOB": "localhost"}
+    done = warm.run([str(program)], ROOT, environ, tmp_path)
+    assert "finite True" in done.stdout, done.stderr
 
 
 def test_summaries_of_layers_reach_tensorboard(connect, tmp_path):
