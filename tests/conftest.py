@@ -19,7 +19,7 @@ import tensorflow as tf
 from tensorflow.python.eager import context
 
 import tfps
-from tfps import _tf
+from tfps import _tf, _tf_resources
 from tfps.cluster import sockets
 
 # `make soak` looks for longer; the default is what `make test` can afford.
@@ -41,7 +41,7 @@ gc.freeze()
 # run under the other name.
 _local_job = _tf.local_job
 if os.environ.get("TFPS_TEST_JOB", "chief") == "chief":
-    _tf.local_job = lambda: _local_job() if _tf.connection() else None
+    _tf.local_job = lambda: _local_job() if _tf_resources.connection() else None
 
 
 def pytest_collection_modifyitems(items):
@@ -88,8 +88,8 @@ def _renamed():
 
     Those are in the optimizers of policies that tests are parametrized with.
     """
-    first = _tf.connection() is None and _tf.local_job() is None
-    (variables,) = _tf.live(keras.Variable) if first else [[]]
+    first = _tf_resources.connection() is None and _tf.local_job() is None
+    (variables,) = _tf_resources.live(keras.Variable) if first else [[]]
     kept = [(v, v.numpy(), v.value._unique_id) for v in variables if v._value is not None]
     yield
     for variable, value, identity in kept:

@@ -12,7 +12,7 @@ import keras
 import tensorflow as tf
 from keras.src.optimizers.base_optimizer import BaseOptimizer
 
-from tfps import _tf
+from tfps import _tf_tracing
 
 __all__ = [
     "handles_are",
@@ -31,7 +31,7 @@ def unchanged_variables() -> Iterator[None]:
         if threading.get_ident() != thread:
             original(variable, value)
 
-    with _tf.patching:
+    with _tf_tracing.patching:
         keras.Variable._direct_assign = assign
         try:
             yield
@@ -64,7 +64,7 @@ def handles_are(tensors: Mapping[int, tf.Tensor]) -> Iterator[None]:
         tensor = tensors.get(id(variable)) if threading.get_ident() == thread else None
         return original.__get__(variable) if tensor is None else tensor
 
-    with _tf.patching:
+    with _tf_tracing.patching:
         keras.Variable.handle = property(handle)
         try:
             yield
@@ -105,7 +105,7 @@ def intercepted(
     def scaled(optimizer, loss):
         return scale_loss(optimizer, loss)
 
-    with _tf.patching:
+    with _tf_tracing.patching:
         patched = [
             (cls, name, vars(cls)[name], function)
             for cls in _with_subclasses(BaseOptimizer)

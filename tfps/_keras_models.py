@@ -14,7 +14,7 @@ from keras.src.trainers.data_adapters import array_slicing, data_adapter_utils
 from keras.src.trainers.epoch_iterator import EpochIterator
 from keras.src.trainers.trainer import Trainer as BaseTrainer
 
-from tfps import _tf
+from tfps import _tf_tracing
 
 __all__ = [
     "EpochIterator",
@@ -84,7 +84,7 @@ def build(model: keras.Model, batch_spec: Any, targets: bool) -> None:
     attributes.update(dict.fromkeys(names))
     layers_are_built = all(layer.built for layer in model._flatten_layers())
     try:
-        with _tf.functions_inlined(), warnings.catch_warnings():
+        with _tf_tracing.functions_inlined(), warnings.catch_warnings():
             if layers_are_built:
                 # What their code warns of now, it will warn of when the step is traced.
                 warnings.simplefilter("ignore")

@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfps import _keras_creation, _tf, errors
+from tfps import _keras_creation, _tf, _tf_resources, errors
 from tfps.cluster import devices, environment, sockets
 from tfps.cluster.made_before import MadeBefore
 from tfps.cluster.spec import Cluster
@@ -95,7 +95,9 @@ class ParameterServerStrategy(tf.distribute.ParameterServerStrategy):
         self._stock_create_variable = self.extended._create_variable
         self.extended._create_variable = self._create_variable
         stock_scopes = self.extended._resource_creator_scope
-        self.extended._resource_creator_scope = lambda: _tf.scoped_tables(self, stock_scopes())
+        self.extended._resource_creator_scope = lambda: _tf_resources.scoped_tables(
+            self, stock_scopes()
+        )
         # Otherwise the first `scope()` would make TensorFlow's coordinator.
         ClusterCoordinator(self)
 
@@ -103,7 +105,7 @@ class ParameterServerStrategy(tf.distribute.ParameterServerStrategy):
         """Checks that the chief's port is free, unless this process listens on it already."""
         if "chief" in self.cluster.spec and not self.cluster.connected:
             (address,) = self.cluster.spec["chief"]
-            present = _tf.connection()
+            present = _tf_resources.connection()
             if present is None or address != present[-1]:
                 sockets.require_free(address, "chief 0")
 

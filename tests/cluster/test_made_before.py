@@ -9,7 +9,7 @@ import tensorflow as tf
 
 import tfps
 from tests.conftest import mlp, regression
-from tfps import _tf
+from tfps import _tf_resources
 
 
 @pytest.fixture
@@ -62,9 +62,9 @@ def test_a_function_without_its_variables_follows_them(connected_anew):
 def test_a_variable_without_a_value_is_left_alone(connected_anew):
     v = tf.Variable(tf.zeros([2]))
     handle = tf.raw_ops.VarHandleOp(dtype=tf.float32, shape=[2], shared_name="no value")
-    _tf.set_handle(v, handle)
+    _tf_resources.set_handle(v, handle)
     connected_anew()
-    assert _tf.handle_of(v) is handle
+    assert _tf_resources.handle_of(v) is handle
     v.assign([1.0, 2.0])
     assert v.numpy().tolist() == [1, 2]
 

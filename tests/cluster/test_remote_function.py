@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 import tfps
-from tfps import _tf
+from tfps import _tf_functions
 from tfps.cluster.devices import ps_device, worker_device
 from tfps.cluster.remote_function import RemoteFunction
 
@@ -85,13 +85,13 @@ def test_numbers_that_do_not_fit(worker, given, error):
 
 def test_numbers_cross_as_bytes_that_the_worker_has(worker, monkeypatch):
     given = []
-    call = _tf.FlatFunction.__call__
+    call = _tf_functions.FlatFunction.__call__
 
     def noted(self, inputs):
         given.append(inputs)
         return call(self, inputs)
 
-    monkeypatch.setattr(_tf.FlatFunction, "__call__", noted)
+    monkeypatch.setattr(_tf_functions.FlatFunction, "__call__", noted)
     x = tf.constant(2.0)
     f = RemoteFunction(lambda x, count, number, rate: rate + x, RATE, numbers=NUMBERS)
     for number in range(3):

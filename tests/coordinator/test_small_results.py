@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from tests.coordinator.conftest import BOTH, UNRAISABLE
-from tfps import _tf
+from tfps import _tf, _tf_functions
 from tfps.cluster.byte_row import ByteRow
 from tfps.coordinator import result_buffer
 
@@ -120,9 +120,10 @@ def test_seeded_numbers_go_on_whoever_keeps_them(make, kind):
 def test_they_leave_no_tensors_on_the_worker(make, several, monkeypatch):
     coordinator = make(workers=1)
     returned = []
-    call = _tf.FlatFunction.__call__
+    flat = _tf_functions.FlatFunction
+    call = flat.__call__
     monkeypatch.setattr(
-        _tf.FlatFunction, "__call__", lambda *args: returned.append(call(*args)) or returned[-1]
+        flat, "__call__", lambda *args: returned.append(call(*args)) or returned[-1]
     )
     large = tf.function(lambda i: tf.fill([65], i))
     for function in (several, large):

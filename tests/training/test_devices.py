@@ -11,7 +11,7 @@ import tensorflow as tf
 
 import tfps
 from tests.conftest import mlp, regression, relative_error
-from tfps import _tf
+from tfps import _tf_placement
 from tfps.cluster.calls import WorkerCalls
 from tfps.cluster.devices import own_device
 from tfps.cluster.remote_function import RemoteFunction
@@ -368,7 +368,7 @@ def products(trainer, x, y):
     side = session.enter(trainer.consistency, False)
     step = session.steps.training(side, trainer.consistency, feed)
     found = {}
-    for op in _tf.operations(step._run.graph):
+    for op in _tf_placement.operations(step._run.graph):
         if op.type == "MatMul":
             device = op.device.rpartition("device:")[2]
             found[device] = found.get(device, 0) + 1

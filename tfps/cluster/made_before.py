@@ -2,12 +2,12 @@
 
 import tensorflow as tf
 
-from tfps import _tf
+from tfps import _tf, _tf_resources
 
 # What tfps has carried over lives since then, at the earliest. What is older may have ended.
 _since = 0
 
-# The connection that tfps has made last; see `_tf.connection`.
+# The connection that tfps has made last; see `_tf_resources.connection`.
 _made: tuple | None = None
 
 
@@ -29,15 +29,16 @@ class MadeBefore:
         """Looks through all objects of the process, before the connection."""
         global _since
         self.lost: list[str] = []
-        if _tf.local_job() is None or _tf.connection() != _made:
+        if _tf.local_job() is None or _tf_resources.connection() != _made:
             # No device has been used yet, or somebody else has connected meanwhile.
-            _since = _tf.now()
-        variables, tables, writers = _tf.live(_tf.VARIABLES, _tf.TABLES, _tf.WRITERS)
-        self._variables = [v for v in variables if _tf.is_here(_tf.handle_of(v), _since)]
-        self._tables = [
-            (t, _tf.contents(t)) for t in tables if _tf.is_here(_tf.named_handle_of(t), _since)
-        ]
-        if writable := sum(_tf.is_open(w, _since) for w in writers):
+            _since = _tf_resources.now()
+        variables, tables, writers = _tf_resources.live(
+            _tf_resources.VARIABLES, _tf_resources.TABLES, _tf_resources.WRITERS
+        )
+        is_here, named = _tf_resources.is_here, _tf_resources.named_handle_of
+        self._variables = [v for v in variables if is_here(_tf_resources.handle_of(v), _since)]
+        self._tables = [(t, _tf_resources.contents(t)) for t in tables if is_here(named(t), _since)]
+        if writable := sum(_tf_resources.is_open(w, _since) for w in writers):
             self.lost.append(
                 f"{writable} tf.summary writer(s) made before the strategy can no longer be "
                 "written to; make them after it"
@@ -46,10 +47,10 @@ class MadeBefore:
     def carry_over(self) -> None:
         """Moves everything to its new place, after the connection."""
         global _since, _made
-        connected = _tf.connection()
+        connected = _tf_resources.connection()
         if connected != _made:
             # Other threads may have made something on servers until now, which has ended.
-            _since = _tf.now()
+            _since = _tf_resources.now()
             self._move()
         _made = connected
 
@@ -57,17 +58,17 @@ class MadeBefore:
         # The old handles are kept until the end: they are recognized by their `id`.
         moved: dict[int, tuple[tf.Tensor, tf.Tensor]] = {}
         for variable in self._variables:
-            old = _tf.handle_of(variable)
-            if id(old) not in moved and (new := _tf.rehomed(variable)) is not None:
+            old = _tf_resources.handle_of(variable)
+            if id(old) not in moved and (new := _tf_resources.rehomed(variable)) is not None:
                 moved[id(old)] = old, new
         handles = {key: new for key, (_, new) in moved.items()}
         for variable in self._variables:
-            new = handles.get(id(_tf.handle_of(variable)))
+            new = handles.get(id(_tf_resources.handle_of(variable)))
             if new is not None:
-                _tf.set_handle(variable, new)
+                _tf_resources.set_handle(variable, new)
         for table, contents in self._tables:
-            _tf.make_anew(table, contents)
-        if handles and (functions := _tf.replace_captures(handles)):
+            _tf_resources.make_anew(table, contents)
+        if handles and (functions := _tf_resources.replace_captures(handles)):
             self.lost.append(
                 f"{functions} function(s) of datasets made before the strategy go on to read the "
                 "values that their tf.Variables had; make such datasets after it"

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfps import _tf, errors
+from tfps import _tf, _tf_functions, _tf_resources, errors
 from tfps.cluster import table_copies
 from tfps.cluster.byte_row import ByteRow
 
@@ -61,19 +61,20 @@ class RemoteFunction:
         inputs = [_input(s) for s in flat_specs if s is not None]
         digits = [] if self._row is None else [tf.TensorSpec([], tf.uint8)] * self._row.used
         # The graph is for every worker, whatever device is in scope.
-        with tf.device(None), _tf.tables_of_chief():
+        with tf.device(None), _tf_resources.tables_of_chief():
             graph = tf.function(call, autograph=False).get_concrete_function(*digits, *inputs)
-        if not _tf.nothing_recorded(graph):
+        if not _tf_functions.nothing_recorded(graph):
             raise errors.ConfigError(
                 f"{call.__name__} returns a handle to a resource; let it return tensors, and make "
                 "resources where they are to stay"
             )
         table_copies.use_copies(graph)
-        self._graph, self._flat = graph, _tf.FlatFunction(graph)
+        self._graph, self._flat = graph, _tf_functions.FlatFunction(graph)
         self._dtypes = [spec.dtype for spec in inputs]
         # They belong to this function, and so to one connection of the chief: a worker of another
         # cluster does not have what TensorFlow remembers to have sent to a worker of this name.
-        self._bytes = [_tf.on_chief(np.uint8(b), tf.uint8) for b in range(256)] if digits else []
+        count = 256 if digits else 0
+        self._bytes = [_tf_functions.on_chief(np.uint8(b), tf.uint8) for b in range(count)]
 
     @property
     def structured_outputs(self) -> Any:
@@ -110,7 +111,7 @@ class RemoteFunction:
             )
         for i, x in enumerate(inputs):
             if type(x) is not _tf.EagerTensor:
-                inputs[i] = _tf.on_chief(x, self._dtypes[i])
+                inputs[i] = _tf_functions.on_chief(x, self._dtypes[i])
         return self._flat.packed(self._flat([*self._digits(numbers), *inputs]))
 
     def _digits(self, numbers: dict[str, Any]) -> list[tf.Tensor]:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from tfps import _tf
+from tfps import _tf, _tf_resources
 
 
 def use_copies(graph: tf.types.experimental.ConcreteFunction) -> None:
@@ -17,9 +17,9 @@ def use_copies(graph: tf.types.experimental.ConcreteFunction) -> None:
     Args:
       graph: a graph that workers will call. The tables are among what it captured.
     """
-    for handle in _tf.captured_handles(graph):
-        if (table := _tf.static_table_of(handle)) is not None:
-            _tf.capture_at_call(graph, handle, _chosen(handle, table))
+    for handle in _tf_resources.captured_handles(graph):
+        if (table := _tf_resources.static_table_of(handle)) is not None:
+            _tf_resources.capture_at_call(graph, handle, _chosen(handle, table))
 
 
 def _chosen(handle: tf.Tensor, table: tf.lookup.StaticHashTable) -> Callable[[], tf.Tensor]:
@@ -31,7 +31,7 @@ def _chosen(handle: tf.Tensor, table: tf.lookup.StaticHashTable) -> Callable[[],
         device = _tf.device_in_scope()
         if not device:
             return handle
-        connection = _tf.present_connection()
+        connection = _tf_resources.present_connection()
         made = copies.get(device)
         if made is None or made[0] is not connection:
             made = copies[device] = connection, _copy(table)

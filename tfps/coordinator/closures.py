@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfps import _tf
+from tfps import _tf, _tf_functions
 from tfps.cluster import failures
 from tfps.cluster.byte_row import ByteRow
 from tfps.cluster.lanes import Lane, Source
@@ -57,7 +57,7 @@ def signature(x: Any, leaves: list) -> Any:
     if isinstance(x, _PER_WORKER):
         leaves.append(x)
         # Specs are interned, since comparing two of them takes longer than the rest of this.
-        return (_PER_WORKER, id(_tf.per_worker_spec(x)))
+        return (_PER_WORKER, id(_tf_functions.per_worker_spec(x)))
     if kind is np.ndarray:
         leaves.append(x)
         return (kind, x.dtype, *x.shape)
@@ -78,7 +78,9 @@ def on_worker(structure: Any, worker: int) -> Any:
     """Returns arguments in which each per-worker value is replaced by the worker's own value."""
 
     def own(x: Any) -> Any:
-        return _usable(_tf.by_worker(x)[worker]).value() if isinstance(x, _PER_WORKER) else x
+        if not isinstance(x, _PER_WORKER):
+            return x
+        return _usable(_tf_functions.by_worker(x)[worker]).value()
 
     return tf.nest.map_structure(own, structure)
 
@@ -115,12 +117,13 @@ class Trace:
 
         Args:
           function: the graph.
-          signature: how the `tf.function` that it is of binds arguments; see `_tf.signature_of`.
+          signature: how the `tf.function` that it is of binds arguments; see
+            `_tf_functions.signature_of`.
         """
         self._function = function
-        self.flat: _tf.FlatFunction | None = None
+        self.flat: _tf_functions.FlatFunction | None = None
         self._packing: ByteRow | None = None  # The layout of results that go to a buffer.
-        if function.function_type is not None and _tf.nothing_recorded(function):
+        if function.function_type is not None and _tf_functions.nothing_recorded(function):
             store: Callable | None = None
             place: tuple[tf.TensorSpec, ...] = ()
             if ByteRow.fits(function.outputs):
@@ -129,10 +132,10 @@ class Trace:
                     functools.partial(result_buffer.store, self._packing),
                     result_buffer.PLACE,
                 )
-            elif _tf.compiled(function):
+            elif _tf_functions.compiled(function):
                 # TensorFlow cannot call it on a worker, but can call a graph that calls it.
                 store = list
-            self.flat = _tf.FlatFunction(function, signature, store, place)
+            self.flat = _tf_functions.FlatFunction(function, signature, store, place)
         # Whether the leaves of arguments are the inputs as they come; None if that is not known.
         self._direct: bool | None = None
 
@@ -160,7 +163,7 @@ class Trace:
 
     def _call(
         self,
-        flat: _tf.FlatFunction,
+        flat: _tf_functions.FlatFunction,
         inputs: list,
         lane: ClosureLane,
         manager: _tf.CancellationManager,
@@ -195,7 +198,7 @@ def _tensors(leaves: list, worker: int) -> list:
     tensors = []
     for leaf in leaves:
         if isinstance(leaf, _PER_WORKER):
-            tensors += _usable(_tf.by_worker(leaf)[worker]).components()
+            tensors += _usable(_tf_functions.by_worker(leaf)[worker]).components()
         else:
             tensors.append(leaf)
     return tensors
@@ -238,7 +241,7 @@ class Traces:
     def _of_graph(self, known: dict, graph: Any, function: Any) -> Trace:
         with self._lock:
             if graph not in known:
-                known[graph] = Trace(graph, _tf.signature_of(function))
+                known[graph] = Trace(graph, _tf_functions.signature_of(function))
             return known[graph]
 
     def _known(self, function: Any) -> dict:
@@ -265,14 +268,14 @@ def concrete(
     """Traces a `tf.function`. A per-worker value stands for what it is on a worker."""
     args, kwargs = tf.nest.map_structure(_as_spec, (args, kwargs))
     count = functools.partial(_tf.tracing_count, function)
-    with _tf.being_scheduled(strategy), _tf.timed("function_tracing", count):
+    with _tf_functions.being_scheduled(strategy), _tf.timed("function_tracing", count):
         return function.get_concrete_function(*args, **kwargs)
 
 
 def _as_spec(x: Any) -> Any:
     if not isinstance(x, _PER_WORKER):
         return x
-    spec = _tf.per_worker_spec(x)
+    spec = _tf_functions.per_worker_spec(x)
     if spec is None:
         raise ValueError(
             "Output of a scheduled function that is not tf.function cannot be the input of another "

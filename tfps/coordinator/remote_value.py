@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import tensorflow as tf
 
-from tfps import _tf
+from tfps import _tf, _tf_functions
 from tfps.coordinator.result_buffer import Row
 
 # Results of up to `_SMALL` bytes share messages when several are fetched, `_TOGETHER` in each.
@@ -47,7 +47,7 @@ class RemoteValue(tf.distribute.coordinator.RemoteValue):
 
     __slots__ = ("_error", "_event", "_local", "_packed", "_queue", "_ready", "_result")
 
-    def __init__(self, queue: Queue, packed_by: _tf.FlatFunction | None = None):
+    def __init__(self, queue: Queue, packed_by: _tf_functions.FlatFunction | None = None):
         """Has no result yet. `ClusterCoordinator.schedule` makes remote values.
 
         Args:
@@ -124,7 +124,7 @@ class RemoteValue(tf.distribute.coordinator.RemoteValue):
         return _tf.RemoteValueStatus.READY if self._ready else _tf.RemoteValueStatus.NOT_READY
 
 
-def _structured(result: Any, packed: _tf.FlatFunction | None) -> Any:
+def _structured(result: Any, packed: _tf_functions.FlatFunction | None) -> Any:
     return result if packed is None else packed.packed(result)
 
 

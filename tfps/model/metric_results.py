@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfps import _tf
+from tfps import _tf_functions
 
 
 class MetricResults:
@@ -22,7 +22,7 @@ class MetricResults:
           variables: of its metrics.
         """
         self._model, self._variables = model, list(variables)
-        self._publish: _tf.FlatFunction | None = None  # The graph of `publish`.
+        self._publish: _tf_functions.FlatFunction | None = None  # The graph of `publish`.
 
     def publish(self, metrics: Sequence[np.ndarray]) -> dict[str, Any]:
         """Sets the metric variables, and returns the model's metric results.
@@ -43,7 +43,7 @@ class MetricResults:
             if self._publish is None:
                 publish = tf.function(self._published, autograph=False)
                 graph = publish.get_concrete_function(tf.TensorSpec(row.shape, tf.float64))
-                self._publish = _tf.FlatFunction(graph)
+                self._publish = _tf_functions.FlatFunction(graph)
             scalars, others = self._publish.packed(self._publish([tf.constant(row)]))
         numbers = iter(scalars.numpy().tolist())
         return tf.nest.map_structure(lambda t: next(numbers) if t is None else t, others)

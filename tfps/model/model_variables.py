@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfps import _keras_models, _keras_optimizers, _tf
+from tfps import _keras_models, _keras_optimizers, _tf_placement, _tf_tracing
 from tfps.model.metric_results import MetricResults
 from tfps.model.own_step import NotingScope
 from tfps.model.step_devices import StepDevices
@@ -231,15 +231,15 @@ class ModelVariables:
             if len(metrics) > n:
                 unlisted = metrics[len(metrics) - len(self.unlisted) :]
                 pairs += zip(self.unlisted, unlisted, strict=True)
-        with _tf.functions_inlined(), NotingScope(pairs, self.seed_ids) as scope:
+        with _tf_tracing.functions_inlined(), NotingScope(pairs, self.seed_ids) as scope:
             yield scope
         self._assigned.update(scope.written)
         if self._noted is not None:
             self._noted |= scope.written.keys()
         if not tf.executing_eagerly():
             graph = tf.compat.v1.get_default_graph()
-            self.named_devices |= _tf.devices_named(graph)
-            self.branches = self.branches or _tf.branches(graph)
+            self.named_devices |= _tf_placement.devices_named(graph)
+            self.branches = self.branches or _tf_placement.branches(graph)
 
     def pairs(
         self, trainable: Sequence[tf.Tensor], state: Sequence[tf.Tensor]

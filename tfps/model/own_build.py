@@ -5,7 +5,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfps import _keras_interception, _keras_models, _tf
+from tfps import _keras_interception, _keras_models, _tf_tracing
 from tfps.model.batches import example, without_optionals
 
 
@@ -26,7 +26,7 @@ def build_own(model: keras.Model, batch_spec: Any, mode: str) -> None:
 
     def run(batch):
         with (
-            _tf.functions_inlined(),
+            _tf_tracing.functions_inlined(),
             _keras_interception.intercepted(lambda *args: None, lambda optimizer, loss: loss),
         ):
             step(batch)

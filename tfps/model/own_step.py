@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from tfps import _keras_interception, _keras_models, _keras_optimizers, _tf, errors
+from tfps import _keras_interception, _keras_models, _keras_optimizers, _tf_tracing, errors
 from tfps.model.optimizer_traits import is_dynamically_scaled, static_loss_scale
 
 
@@ -176,7 +176,7 @@ def recording(
     watched = [(v, t) for v, t in stand_ins if _keras_interception.watched_when_read(v)]
     tensors: Mapping[int, tf.Tensor] = {id(v): t for v, t in stand_ins}
     with (
-        _tf.tapes_watch(watched) as recorder.computed,
+        _tf_tracing.tapes_watch(watched) as recorder.computed,
         _keras_interception.handles_are(tensors),
         _keras_interception.intercepted(recorder.apply, recorder.scale_loss),
     ):

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfps import _tf
+from tfps import _tf_functions
 from tfps.model.batches import without_optionals
 from tfps.model.lookups import Find, looking_up
 from tfps.model.stateless_model import StatelessModel
@@ -48,7 +48,7 @@ def row_ids(
     wrapped = tf.compat.v1.wrap_function(trace, [tf.TensorSpec(t.shape, t.dtype) for t in inputs])
     # What is captured at call time (a lookup table of the strategy's scope) is captured by the
     # graph around, and given to the pruned graph as an input.
-    late = _tf.late_captures(wrapped)
+    late = _tf_functions.late_captures(wrapped)
     feeds = [*wrapped.inputs[: len(inputs)], *(inside for inside, _ in late)]
     pruned = wrapped.prune(feeds, wrapped.structured_outputs)
     ids = pruned(*inputs, *(outside for _, outside in late))

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfps import _keras_placement, _tf
+from tfps import _keras_placement, _tf_placement, _tf_tracing
 from tfps.cluster.devices import WorkerDevices
 from tfps.model.split_calls import SplitCalls
 
@@ -76,8 +76,8 @@ class StepDevices:
             if devices is not None and not devices.is_one:
                 main = devices.computing[0]
                 stack.enter_context(tf.device(main))
-                stack.enter_context(_tf.gradients_stay(_JOB, (main, devices.host)))
-            stack.enter_context(_tf.python_on_chief())
+                stack.enter_context(_tf_placement.gradients_stay(_JOB, (main, devices.host)))
+            stack.enter_context(_tf_tracing.python_on_chief())
             stack.enter_context(self._calls(inline=False))
             yield
 

@@ -1,6 +1,6 @@
 """What lives on the parameter servers: placement, buckets, tables, and how a push changes them.
 
-May import: errors, _keras_creation, _keras_optimizers, _keras_variables, _tf, cluster,
+May import: errors, _keras_creation, _keras_optimizers, _keras_variables, _tf, _tf_tracing, cluster,
 compression, model.
 
 On each server an update is atomic; what crosses the network is only what a plan says. Everything

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from tfps import _tf
+from tfps import _tf_tracing
 from tfps.cluster.devices import ps_device
 from tfps.store.aggregation import Aggregation, Arrived
 from tfps.store.bucket_update import Rate
@@ -336,7 +336,7 @@ class Pusher:
                 written += self._update_loss_scale(handles, mine, updated)
         with tf.control_dependencies(written):
             # Or the lock of one ps would be held until that of the ps before is free.
-            _tf.independent(tf.raw_ops.ConsumeMutexLock(mutex_lock=lock))
+            _tf_tracing.independent(tf.raw_ops.ConsumeMutexLock(mutex_lock=lock))
         return Receipt(missed, updated)
 
     def _update_loss_scale(

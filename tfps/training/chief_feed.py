@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfps import _keras_models, _tf, errors
+from tfps import _keras_models, _tf_data, errors
 from tfps.model.batches import without_optionals
 from tfps.training.feeds import FeedPosition, Work, shapes_of
 from tfps.worker.batch_loop import Stack
@@ -124,7 +124,7 @@ class ChiefFeed:
         self._pass, self._skip = None, position.batches[0]
 
     def _begin_pass(self) -> None:
-        dataset = _tf.skipping(self._dataset, self._skip) if self._skip else self._dataset
+        dataset = _tf_data.skipping(self._dataset, self._skip) if self._skip else self._dataset
         self._used, self._skip = self._skip, 0
         try:
             self._pass = _Pass(dataset)
@@ -172,7 +172,7 @@ class _Pass:
 
     def __init__(self, dataset: tf.data.Dataset):
         self._own: list = []
-        self._own.append(_tf.Elements(iter(dataset)))
+        self._own.append(_tf_data.Elements(iter(dataset)))
 
     def next(self) -> Any:
         """The next element; raises `EOFError` if there is none."""

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from tfps import _keras_models, _tf
+from tfps import _keras_models, _tf_functions
 from tfps.training.feeds import Feed, Work
 from tfps.training.session import Session
 from tfps.training.work_loop import WorkLoop
@@ -125,6 +125,7 @@ class PredictionRun:
 def _here(output: Any) -> Any:
     """Brings an output, dense, sparse or ragged, from its worker to the chief."""
     parts = [
-        _tf.on_chief(t.numpy(), t.dtype) for t in tf.nest.flatten(output, expand_composites=True)
+        _tf_functions.on_chief(t.numpy(), t.dtype)
+        for t in tf.nest.flatten(output, expand_composites=True)
     ]
     return tf.nest.pack_sequence_as(output, parts, expand_composites=True)

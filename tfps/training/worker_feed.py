@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from tfps import _tf, errors
+from tfps import _tf_data, errors
 from tfps.cluster.devices import worker_device
 from tfps.model.batches import without_optionals
 from tfps.training.context import Context
@@ -47,7 +47,7 @@ class WorkerFeed:
                     f"dataset_fn returned {type(dataset).__name__} for worker {w}; it must return "
                     "a tf.data.Dataset of batches"
                 )
-            self._lengths.append(_tf.length_of(dataset))
+            self._lengths.append(_tf_data.length_of(dataset))
             self._datasets.append(dataset)
         self._iterators: list = [None] * num_workers
         self._ended = [True] * num_workers
@@ -126,7 +126,7 @@ class WorkerFeed:
     def _iterator(self, worker: int, skip: int = 0):
         with _input_device(worker):
             dataset = self._datasets[worker]
-            return iter(_tf.skipping(dataset, skip) if skip else dataset)
+            return iter(_tf_data.skipping(dataset, skip) if skip else dataset)
 
 
 def _input_device(worker: int):
