@@ -67,11 +67,12 @@ def _parsed(argv: Sequence[str]):
     own = rest[: rest.index("--")] if "--" in rest else rest
     if {"-h", "--help", "-help", "--helpfull"} & set(own):
         print(__doc__)
-        print(flags.FLAGS.module_help(module))
-        print(flags.FLAGS.module_help(common))
+        print(module.FLAGS.module_help(module))
+        print(common.FLAGS.module_help(common))
         return None, []
     try:
-        others = flags.FLAGS([f"launch {name}", *own])[1:]
+        others = module.FLAGS([f"launch {name}", *own])[1:]
+        common.FLAGS.mark_as_parsed()  # They are among the launcher's.
     except flags.Error as e:
         raise errors.FlagError(f"{e}; `launch {name} --help` lists the flags") from e
     program = rest[len(own) + 1 :]
@@ -92,16 +93,16 @@ def supervise(launcher: Launcher) -> int:
       LaunchError: the job could not begin.
     """
     roles = common.roles()
-    if flags.FLAGS.dry_run:
+    if common.FLAGS.dry_run:
         try:
             print(launcher.check(roles).table())
         finally:
             launcher.close()
         return exit_codes.DONE
     try:
-        output = Output(flags.FLAGS.log_dir)
+        output = Output(common.FLAGS.log_dir)
     except OSError as e:
-        raise errors.FlagError(f"--log_dir={flags.FLAGS.log_dir}: {e}") from e
+        raise errors.FlagError(f"--log_dir={common.FLAGS.log_dir}: {e}") from e
     job = Job(launcher, roles, common.policy(), output)
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(signum) is not signal.SIG_IGN:  # As under nohup.

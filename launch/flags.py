@@ -8,57 +8,93 @@ from absl import flags
 
 from launch import errors, job, topology
 
-FLAGS = flags.FLAGS
+# Values of their own, since a program that uses `launch` may have flags of the same names.
+FLAGS = flags.FlagValues()
 
-flags.DEFINE_integer("workers", 2, "Number of workers.", lower_bound=1)
+flags.DEFINE_integer("workers", 2, "Number of workers.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer(
     "ps",
     1,
     "Number of parameter servers. With 0 the job is for MultiWorkerMirroredStrategy: there is no "
     "chief, worker 0 leads.",
     lower_bound=0,
+    flag_values=FLAGS,
 )
 flags.DEFINE_bool(
-    "chief", None, "Whether there is a chief. Default: if there are parameter servers."
+    "chief",
+    None,
+    "Whether there is a chief. Default: if there are parameter servers.",
+    flag_values=FLAGS,
 )
 flags.DEFINE_integer(
     "gpus_per_worker",
     None,
     "GPUs of each worker. Default: its share of those of its host. Chief and ps see none.",
     lower_bound=0,
+    flag_values=FLAGS,
 )
 for _role in ("worker", "ps", "chief"):
     flags.DEFINE_integer(
-        f"cores_per_{_role}", 0, f"Cores of each {_role}; 0 asks for none.", lower_bound=0
+        f"cores_per_{_role}",
+        0,
+        f"Cores of each {_role}; 0 asks for none.",
+        lower_bound=0,
+        flag_values=FLAGS,
     )
     flags.DEFINE_string(
-        f"memory_per_{_role}", "", f"Memory of each {_role}, such as 8G; asked for where it counts."
+        f"memory_per_{_role}",
+        "",
+        f"Memory of each {_role}, such as 8G; asked for where it counts.",
+        flag_values=FLAGS,
     )
 flags.DEFINE_multi_string(
     "env",
     [],
     "NAME or NAME=VALUE: a variable for all tasks. With NAME alone, the launcher's own value: use "
     "that for secrets, since command lines can be seen by others.",
+    flag_values=FLAGS,
 )
 flags.DEFINE_string(
-    "log_dir", None, "Folder for a file with the output of each task. Default: none is written."
+    "log_dir",
+    None,
+    "Folder for a file with the output of each task. Default: none is written.",
+    flag_values=FLAGS,
 )
-flags.DEFINE_bool("dry_run", False, "Check, print what would run where, and start nothing.")
-flags.DEFINE_integer("worker_restarts", 10, "Restarts of workers in an hour.", lower_bound=0)
-flags.DEFINE_integer("ps_restarts", 3, "Restarts of parameter servers in an hour.", lower_bound=0)
-flags.DEFINE_integer("chief_restarts", 3, "Restarts of the chief in an hour.", lower_bound=0)
+flags.DEFINE_bool(
+    "dry_run", False, "Check, print what would run where, and start nothing.", flag_values=FLAGS
+)
 flags.DEFINE_integer(
-    "job_restarts", 0, "How often the job as a whole may begin again.", lower_bound=0
+    "worker_restarts", 10, "Restarts of workers in an hour.", lower_bound=0, flag_values=FLAGS
 )
-flags.DEFINE_bool("no_restart", False, "Start nothing again: the first loss ends the job.")
+flags.DEFINE_integer(
+    "ps_restarts", 3, "Restarts of parameter servers in an hour.", lower_bound=0, flag_values=FLAGS
+)
+flags.DEFINE_integer(
+    "chief_restarts", 3, "Restarts of the chief in an hour.", lower_bound=0, flag_values=FLAGS
+)
+flags.DEFINE_integer(
+    "job_restarts",
+    0,
+    "How often the job as a whole may begin again.",
+    lower_bound=0,
+    flag_values=FLAGS,
+)
+flags.DEFINE_bool(
+    "no_restart", False, "Start nothing again: the first loss ends the job.", flag_values=FLAGS
+)
 flags.DEFINE_float(
-    "grace", 30.0, "Seconds between SIGTERM, by which tasks are told to end, and SIGKILL.", 0.0
+    "grace",
+    30.0,
+    "Seconds between SIGTERM, by which tasks are told to end, and SIGKILL.",
+    0.0,
+    flag_values=FLAGS,
 )
 flags.DEFINE_float(
     "settle",
     5.0,
     "Seconds that the other tasks have to end by themselves when the job is done or has failed.",
     lower_bound=0.0,
+    flag_values=FLAGS,
 )
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}

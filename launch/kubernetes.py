@@ -13,31 +13,57 @@ from launch import errors, flags as common, kubernetes_job, manifests, pods, top
 from launch.kubectl import Kubectl
 from launch.output import Output
 
-FLAGS = flags.FLAGS
+FLAGS = flags.FlagValues()  # Those of the launcher, and then those of all launchers.
 
-flags.DEFINE_string("name", "tfps", "The job's name: small letters, digits and dashes.")
-flags.DEFINE_string("image", None, "The container image, in which the program is.")
-flags.DEFINE_string("namespace", "", "The namespace. Default: that of kubectl's context.")
-flags.DEFINE_bool("apply", False, "Create the job by kubectl and follow it, instead of printing.")
-flags.DEFINE_bool("jobset", False, "Use JobSet (jobset.x-k8s.io/v1alpha2) instead of Jobs.")
+flags.DEFINE_string(
+    "name", "tfps", "The job's name: small letters, digits and dashes.", flag_values=FLAGS
+)
+flags.DEFINE_string(
+    "image", None, "The container image, in which the program is.", flag_values=FLAGS
+)
+flags.DEFINE_string(
+    "namespace", "", "The namespace. Default: that of kubectl's context.", flag_values=FLAGS
+)
+flags.DEFINE_bool(
+    "apply",
+    False,
+    "Create the job by kubectl and follow it, instead of printing.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_bool(
+    "jobset", False, "Use JobSet (jobset.x-k8s.io/v1alpha2) instead of Jobs.", flag_values=FLAGS
+)
 flags.DEFINE_string(
     "volume",
     "",
     "Name of a PersistentVolumeClaim for what the job writes, the working folder of all tasks. It "
     "has to be ReadWriteMany if they run on several nodes. Default: a folder that ends with its "
     "pod.",
+    flag_values=FLAGS,
 )
-flags.DEFINE_string("folder", "/job", "Where the volume is in the container.")
+flags.DEFINE_string("folder", "/job", "Where the volume is in the container.", flag_values=FLAGS)
 flags.DEFINE_multi_string(
-    "secret", [], "Name of a Secret whose entries all tasks get as variables."
+    "secret", [], "Name of a Secret whose entries all tasks get as variables.", flag_values=FLAGS
 )
-flags.DEFINE_multi_string("pull_secret", [], "Name of a Secret with which the image is pulled.")
 flags.DEFINE_multi_string(
-    "node_selector", [], "ROLE:LABEL=VALUE: on which nodes a role's pods may run."
+    "pull_secret", [], "Name of a Secret with which the image is pulled.", flag_values=FLAGS
 )
-flags.DEFINE_integer("port", 2222, "The port of each task, in its pod.", 1024, 65535)
-flags.DEFINE_integer("keep", 3600, "Seconds for which a job is kept after its end.", 0)
-flags.DEFINE_string("kubectl", "kubectl", "The command that reaches the cluster.")
+flags.DEFINE_multi_string(
+    "node_selector",
+    [],
+    "ROLE:LABEL=VALUE: on which nodes a role's pods may run.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_integer(
+    "port", 2222, "The port of each task, in its pod.", 1024, 65535, flag_values=FLAGS
+)
+flags.DEFINE_integer(
+    "keep", 3600, "Seconds for which a job is kept after its end.", 0, flag_values=FLAGS
+)
+flags.DEFINE_string(
+    "kubectl", "kubectl", "The command that reaches the cluster.", flag_values=FLAGS
+)
+FLAGS.append_flag_values(common.FLAGS)
 
 
 def run(program: Sequence[str]) -> int:

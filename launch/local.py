@@ -11,15 +11,22 @@ from launch.hosts import HostsLauncher
 from launch.launcher import Launcher
 from launch.machine import Machine
 
-FLAGS = flags.FLAGS
+FLAGS = flags.FlagValues()  # Those of the launcher, and then those of all launchers.
 
 flags.DEFINE_enum(
     "pin",
     "none",
     ["none", "cores", "numa"],
     "What each task is pinned to: cores that no other task has, or the cores of one NUMA node.",
+    flag_values=FLAGS,
 )
-flags.DEFINE_string("ports", None, "Ports to choose from, such as 20000-20999. Default: free ones.")
+flags.DEFINE_string(
+    "ports",
+    None,
+    "Ports to choose from, such as 20000-20999. Default: free ones.",
+    flag_values=FLAGS,
+)
+FLAGS.append_flag_values(common.FLAGS)
 
 
 def make(argv: Sequence[str]) -> Launcher:

@@ -19,28 +19,52 @@ from launch.launcher import Launcher
 from launch.machine import Machine
 from launch.slurm_variables import Node
 
-FLAGS = flags.FLAGS
+FLAGS = flags.FlagValues()  # Those of the launcher, and then those of all launchers.
 
-flags.DEFINE_string("job_name", "tfps", "The job's name in Slurm.")
-flags.DEFINE_string("partition", "", "Partition of workers, and of all tasks by default.")
-flags.DEFINE_string("ps_partition", "", "Partition of the chief and of parameter servers.")
-flags.DEFINE_string("time", "", "Time limit of the job, such as 12:00:00.")
-flags.DEFINE_integer("workers_per_node", None, "Workers on each node.", lower_bound=1)
+flags.DEFINE_string("job_name", "tfps", "The job's name in Slurm.", flag_values=FLAGS)
 flags.DEFINE_string(
-    "signal", "TERM@120", "Notice before the time is over: a signal and seconds. Empty for none."
+    "partition", "", "Partition of workers, and of all tasks by default.", flag_values=FLAGS
 )
-flags.DEFINE_bool("requeue", False, "Queue the job again when it is preempted or its time is over.")
+flags.DEFINE_string(
+    "ps_partition", "", "Partition of the chief and of parameter servers.", flag_values=FLAGS
+)
+flags.DEFINE_string("time", "", "Time limit of the job, such as 12:00:00.", flag_values=FLAGS)
+flags.DEFINE_integer(
+    "workers_per_node", None, "Workers on each node.", lower_bound=1, flag_values=FLAGS
+)
+flags.DEFINE_string(
+    "signal",
+    "TERM@120",
+    "Notice before the time is over: a signal and seconds. Empty for none.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_bool(
+    "requeue",
+    False,
+    "Queue the job again when it is preempted or its time is over.",
+    flag_values=FLAGS,
+)
 flags.DEFINE_enum(
     "pin",
     "none",
     ["none", "cores", "numa"],
     "What each task is pinned to, of what the job has on its node: cores that no other task has, "
     "or the cores of one NUMA node.",
+    flag_values=FLAGS,
 )
-flags.DEFINE_string("ports", None, "Ports to choose from, such as 20000-20999. Default: free ones.")
+flags.DEFINE_string(
+    "ports",
+    None,
+    "Ports to choose from, such as 20000-20999. Default: free ones.",
+    flag_values=FLAGS,
+)
 flags.DEFINE_multi_string(
-    "sbatch", [], "A further option of sbatch, such as --sbatch=--account=physics."
+    "sbatch",
+    [],
+    "A further option of sbatch, such as --sbatch=--account=physics.",
+    flag_values=FLAGS,
 )
+FLAGS.append_flag_values(common.FLAGS)
 
 _TIMEOUT = 60.0  # s for one of Slurm's commands
 # What is given again to the launcher within the allocation is not for sbatch alone.
@@ -149,7 +173,8 @@ def _again() -> list[str]:
     """
     module = sys.modules[__name__]
     found = [sys.executable, "-m", "launch", "slurm"]
-    for flag in [*FLAGS.get_key_flags_for_module(module), *FLAGS.get_key_flags_for_module(common)]:
+    shared = common.FLAGS.get_key_flags_for_module(common)
+    for flag in [*FLAGS.get_key_flags_for_module(module), *shared]:
         if not flag.present or flag.name in _SBATCH_ONLY:
             continue
         if flag.name == "env":

@@ -21,30 +21,44 @@ from launch.launcher import Launcher
 from launch.machine import Machine
 from launch.topology import CHIEF, PS, WORKER
 
-FLAGS = flags.FLAGS
+FLAGS = flags.FlagValues()  # Those of the launcher, and then those of all launchers.
 
-flags.DEFINE_string("hosts", None, "File of hosts: a line each, `name slots=4 gpus=8 address=…`.")
+flags.DEFINE_string(
+    "hosts", None, "File of hosts: a line each, `name slots=4 gpus=8 address=…`.", flag_values=FLAGS
+)
 flags.DEFINE_string(
     "python",
     sys.executable,
     "Python on the hosts. Default: the path of the launcher's own.",
+    flag_values=FLAGS,
 )
 flags.DEFINE_string(
-    "chdir", None, "Working folder on the hosts. Default: the path of the launcher's own."
+    "chdir",
+    None,
+    "Working folder on the hosts. Default: the path of the launcher's own.",
+    flag_values=FLAGS,
 )
 flags.DEFINE_bool(
     "rsync",
     False,
     "Copy the working folder to the hosts first, but for what .gitignore names and .git itself.",
+    flag_values=FLAGS,
 )
 flags.DEFINE_enum(
     "pin",
     "none",
     ["none", "cores", "numa"],
     "What each task is pinned to: cores that no other task has, or the cores of one NUMA node.",
+    flag_values=FLAGS,
 )
-flags.DEFINE_string("ports", None, "Ports to choose from, such as 20000-20999. Default: free ones.")
-flags.DEFINE_string("ssh", "ssh", "The ssh command, with options if needed.")
+flags.DEFINE_string(
+    "ports",
+    None,
+    "Ports to choose from, such as 20000-20999. Default: free ones.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_string("ssh", "ssh", "The ssh command, with options if needed.", flag_values=FLAGS)
+FLAGS.append_flag_values(common.FLAGS)
 
 _KEYS = ("slots", "gpus", "address", "python", "folder", "roles")
 _COPY = 600.0  # s that rsync may take

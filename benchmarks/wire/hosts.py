@@ -7,6 +7,7 @@ limits what the host sends and what it receives, as the cable of a real host wou
 """
 
 import json
+import itertools
 import os
 import re
 import shutil
@@ -83,11 +84,14 @@ def why_not() -> str | None:
     return None
 
 
+_NUMBERS = itertools.count()
+
+
 class Network:
     """All hosts on one bridge; a context manager that leaves nothing behind."""
 
     def __init__(self):
-        self._prefix = f"tfps-wire-{os.getpid()}-"
+        self._prefix = f"tfps-wire-{os.getpid()}-{next(_NUMBERS)}-"
         self._made: list[str] = []
 
     def __enter__(self) -> "Network":

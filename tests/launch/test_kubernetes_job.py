@@ -14,6 +14,8 @@ from launch.kubectl import Kubectl
 from launch.output import Output
 from tests.launch import fake_kubectl
 
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(120)]
+
 JOB = pods.Job("gpt", topology.roles(1, 1), "image", ("python",))
 
 
