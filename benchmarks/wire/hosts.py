@@ -6,8 +6,8 @@ of the machine itself. A token bucket (`tc … tbf`) at both ends of each cable
 limits what the host sends and what it receives, as the cable of a real host would.
 """
 
-import json
 import itertools
+import json
 import os
 import re
 import shutil

@@ -148,7 +148,7 @@ import keras, numpy as np, tfps
 from models import task
 
 def train(connect):
-    strategy = connect()
+    strategy = connect().strategy
     with strategy.scope():
         model = keras.Sequential([keras.Input([4]), keras.layers.Dense(1)])
         model.compile("sgd", loss="mse")
