@@ -57,14 +57,18 @@ def pytest_collection_modifyitems(items):
 
 
 def _size(item) -> tuple[int, int]:
-    """(workers, ps) of the first cluster that the code of a test names; (0, 0) without servers."""
+    """(workers, ps) of the first cluster that the code of a test names; (0, 0) without servers.
+
+    Parts of the cluster that is shared are one size.
+    """
     if "connect" not in item.fixturenames:
         return 0, 0
     call = re.search(r"\bconnect\(([^()]*)", inspect.getsource(item.function))
     arguments = call[1] if call else ""
     workers = re.match(r"(?:workers=)?(\d+)", arguments)
     ps = re.search(r"\bps=(\d+)", arguments)
-    return int(workers[1]) if workers else 1, int(ps[1]) if ps else 2
+    size = int(workers[1]) if workers else 1, int(ps[1]) if ps else 2
+    return size if max(size) > 2 else _SHARED[:2]
 
 
 @pytest.fixture(autouse=True)
@@ -118,27 +122,41 @@ class _Connected(tfps.ParameterServerStrategy):
         self._num_workers, self._num_ps = len(spec["worker"]), len(spec["ps"])
 
 
+# What most tests need, and others take a part of: (workers, ps, devices of a worker's CPU).
+_SHARED = 2, 2, 1
+
+
+def _part(cluster: tfps.Cluster, workers: int, ps: int) -> tfps.Cluster:
+    """The first tasks of a cluster that this process is connected to."""
+    spec = cluster.spec
+    part = tfps.Cluster({**spec, "worker": spec["worker"][:workers], "ps": spec["ps"][:ps]})
+    part.connected = True
+    return part
+
+
 @pytest.fixture(scope="session")
 def connect():
     """`connect(workers, ps, partitioner, cpu_devices)`: a strategy on an embedded cluster.
 
-    Servers never end, and have a hundred threads each, so there is one cluster of a size.
-    A process is connected to one at a time, each time from a port that no other server of
-    its own has.
+    Servers never end, and have a hundred threads each, so tests share clusters. A process is
+    connected to one at a time, each time from a port that no other server of its own has; since
+    that leaves threads behind as well, small clusters are parts of one.
     """
 
     def get(workers=1, ps=2, partitioner=None, cpu_devices=1):
         size = workers, ps, cpu_devices
+        if all(one <= most for one, most in zip(size, _SHARED, strict=True)):
+            size = _SHARED
         if size not in _clusters:
-            _clusters[size] = tfps.LocalCluster(workers, ps, cpu_devices=cpu_devices)
+            _clusters[size] = tfps.LocalCluster(*size[:2], cpu_devices=size[2])
         cluster = _clusters[size]
-        if _is_connected(cluster):
-            return _Connected(cluster, partitioner)
-        if cluster.connected:
-            cluster.spec["chief"][:] = [f"127.0.0.1:{port}" for port in sockets.free_ports(1)]
-            cluster.connected = False
-        with _renamed():
-            return tfps.ParameterServerStrategy(cluster, partitioner)
+        if not _is_connected(cluster):
+            if cluster.connected:
+                cluster.spec["chief"][:] = [f"127.0.0.1:{port}" for port in sockets.free_ports(1)]
+                cluster.connected = False
+            with _renamed():
+                tfps.ParameterServerStrategy(cluster)
+        return _Connected(_part(cluster, workers, ps), partitioner)
 
     return get
 

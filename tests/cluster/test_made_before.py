@@ -261,7 +261,7 @@ def test_a_model_of_plain_keras(connected_anew):
 def test_variables_on_servers_end_with_the_connection(connect):
     with connect(workers=1).scope():
         remote = tf.Variable(1.0)
-    connect(workers=2)
+    connect(workers=3)  # Another cluster.
     connect(workers=1)  # It does not look at what it cannot find.
     del remote
 
@@ -278,7 +278,7 @@ def test_after_tensorflows_own_strategy_nothing_old_is_touched(connect):
     with tf.distribute.ParameterServerStrategy(resolver).scope():
         also_remote = tf.Variable(1.0)
     connect(workers=1)
-    connect(workers=2)
+    connect(workers=3)  # Another cluster.
     held = tf.Variable(3.0)
     connect(workers=1)
     held.assign_add(1.0)

@@ -24,6 +24,7 @@ _TRAINS = re.compile(r"\.(fit|evaluate|predict)\(|run_layer_test|run_training_ch
 NOT_OURS = {
     r"test_fit_sparse_": "watches the updates of the chief's optimizer; the servers make them",
     r"with_tf_distribute": "trains under MirroredStrategy, with variables of its kind",
+    r"test_logit_recovery_binary": "comes after a test that resets TensorFlow's context by force",
     r"test_retracing\b": "counts traces, of which an own train_step needs more here",
 }
 # Messages of tests for packages that are not installed.
