@@ -122,6 +122,12 @@ class _Connected(tfps.ParameterServerStrategy):
         self._num_workers, self._num_ps = len(spec["worker"]), len(spec["ps"])
 
 
+class _ConnectedStock(tf.distribute.ParameterServerStrategy):
+    """TensorFlow's own strategy, likewise."""
+
+    _connect_to_cluster = _Connected._connect_to_cluster
+
+
 # What most tests need, and others take a part of: (workers, ps, devices of a worker's CPU).
 _SHARED = 2, 2, 1
 
@@ -165,7 +171,7 @@ def tensorflows(strategy, partitioner=None):
     """TensorFlow's own strategy on the servers of one of ours."""
     if _tf.local_job() != "chief":
         pytest.skip("TensorFlow's own strategy cannot rename this process")
-    return tf.distribute.ParameterServerStrategy(strategy.cluster.resolver(), partitioner)
+    return _ConnectedStock(strategy.cluster.resolver(), partitioner)
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ from tfps import _tf_resources
 def connected_anew(connect):
     """`connected_anew()`: connects to another cluster than before, and returns the strategy."""
     connect(workers=1)
-    return lambda: connect(workers=2)
+    return lambda: connect(workers=3)
 
 
 def test_variables_are_read_and_assigned(connected_anew):

@@ -168,6 +168,8 @@ if __name__ == "__main__":
 
 @pytest.fixture
 def tfps_cluster(network, tmp_path):
+    if pathlib.Path("/tmp") in pathlib.Path(sys.executable).parents:
+        pytest.skip(f"{sys.executable} is below /tmp, of which each pod has its own")
     for folder in (tmp_path.parent, tmp_path.parent.parent):
         os.chmod(folder, 0o755)
     made = kubelet.Kubernetes(

@@ -88,7 +88,8 @@ def worker_devices(num_workers: int) -> list[list[str]]:
     found: list[list[str]] = [[] for _ in range(num_workers)]
     for device in tf.config.list_logical_devices():
         spec = tf.DeviceSpec.from_string(device.name)
-        if spec.job == "worker" and spec.device_type in ("CPU", "GPU"):
+        is_one = spec.job == "worker" and spec.device_type in ("CPU", "GPU")
+        if is_one and spec.task < num_workers:
             found[spec.task].append(f"{spec.device_type}:{spec.device_index}")
     return found
 
