@@ -35,7 +35,7 @@ def version_of(package: str) -> str | None:
         from importlib import metadata
 
         return metadata.version(package)
-    except Exception:
+    except ImportError:  # The package is missing, or this is Python 3.7, which has no `metadata`.
         return None
 
 
@@ -106,7 +106,7 @@ def found_spec(name: str, path: list[str]) -> Any:
     for finder in finders:
         try:
             spec = finder.find_spec(name, path)
-        except Exception:
+        except Exception:  # A finder that some package has installed; nobody knows what it raises.
             spec = None
         if spec is not None:
             return spec
