@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfps.store.treatment import FROZEN, LAST, ROWS, SUM, TRAIN, TREATMENTS, Treatment
+from tfps.store.treatment import ADDED, FROZEN, LAST, ROWS, SUM, TRAIN, TREATMENTS, Treatment
 
 PUSHED = [t for t in TREATMENTS if t.pushed]
 
@@ -17,7 +17,7 @@ values = st.lists(st.integers(-1000, 1000), min_size=3, max_size=3).map(
 
 
 def test_the_table_is_complete():
-    assert set(TREATMENTS) == {TRAIN, ROWS, LAST, SUM, FROZEN}
+    assert set(TREATMENTS) == {TRAIN, ROWS, LAST, SUM, ADDED, FROZEN}
     concrete = {c for c in _subclasses(Treatment) if c.__module__ == Treatment.__module__}
     assert {type(t) for t in TREATMENTS} == concrete
     for t in TREATMENTS:
@@ -54,7 +54,7 @@ def test_a_server_writes_what_a_copy_would_move_to(treatment, value, before, aft
 @pytest.mark.parametrize("treatment", TREATMENTS, ids=repr)
 def test_only_what_can_have_a_mean_is_averaged(treatment):
     assert not treatment.averaged("bool")
-    assert treatment.averaged("float32") == (treatment is LAST)
+    assert treatment.averaged("float32") == (treatment in (LAST, ADDED))
 
 
 def _subclasses(cls):

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
+from tfps.model.combination import Combination, combinations
 from tfps.model.lookups import Find, depends, looking_up
 from tfps.model.own_step import own_method
 from tfps.model.stateless_model import StatelessModel
@@ -22,12 +23,15 @@ class Inspection(NamedTuple):
       tables: per trainable variable, whether the step only looks up rows of it.
       unlisted: variables that the step writes and that the model does not list, such as the states
         of a stateful RNN.
+      added_to: per state variable, whether the step only adds to it, see `combinations`; empty if
+        that is not known.
     """
 
     connected: list[bool]
     updated: list[bool]
     tables: list[bool]
     unlisted: Sequence[keras.Variable] = ()
+    added_to: Sequence[bool] = ()
 
 
 def inspect(model: StatelessModel, batch_spec: Any, mode: str = "train") -> Inspection:
@@ -82,7 +86,8 @@ def inspect(model: StatelessModel, batch_spec: Any, mode: str = "train") -> Insp
         ]
         tables = [is_table(i, whole) for i, whole in enumerate(trainable)]
         updated = [u is not None for u in updates]
-        found.append(Inspection(connected, updated, tables, model.found_unlisted()))
+        added_to = are_added_to(state, updates)
+        found.append(Inspection(connected, updated, tables, model.found_unlisted(), added_to))
 
     with _warnings_to_come():
         tf.function(trace, autograph=False).get_concrete_function(
@@ -124,6 +129,17 @@ def _warnings_to_come() -> Iterator[None]:
 
 def _specs(variables: Iterable[keras.Variable]) -> list[tf.TensorSpec]:
     return [tf.TensorSpec(v.shape, v.dtype) for v in variables]
+
+
+def are_added_to(before: Sequence[tf.Tensor], after: Sequence[tf.Tensor | None]) -> list[bool]:
+    """Per state variable, whether a traced step only adds to it.
+
+    Args:
+      before: the values before the step, placeholders of a graph.
+      after: the values after the step, tensors of the same graph; None for the value before.
+    """
+    new = [b if a is None else a for b, a in zip(before, after, strict=True)]
+    return [how is Combination.SUM for how in combinations(before, new)]
 
 
 def require_trainable(model: StatelessModel, connected: Sequence[bool]) -> None:

@@ -10,7 +10,7 @@ import tensorflow as tf
 from tfps import _keras_optimizers, errors
 from tfps.model import optimizer_traits
 from tfps.model.batches import without_optionals
-from tfps.model.inspection import Inspection, require_gradients
+from tfps.model.inspection import Inspection, are_added_to, require_gradients
 from tfps.model.lookups import Lookups, depends, looking_up
 from tfps.model.optimizer_set import ONCE
 from tfps.model.own_step import NotingScope, Recorder, own_method, recording
@@ -47,6 +47,7 @@ def inspect_own(model: StatelessModel, batch_spec: Any) -> Inspection:
             logs = model.own_step("train", batch)
         findings = Findings(model, scope, recorder, stand_ins)
         findings.find_tables(reads, lookups)
+        findings.find_sums()
         after = [scope.get_current_value(v) for v in findings.metrics]
         found.append((findings, StepLogs(logs, after, inputs)))
 
@@ -173,6 +174,8 @@ class Findings:
         self.owner = [owners.get(id(v)) for v in self.trainable]
         self.calls, self.num_calls = self._repeated(counted)
         self._tables: set[int] = set()
+        self._added_to: list[bool] = []
+        self._values = [(before[id(v)], scope.get_current_value(v)) for v in self.state]
         self._inputs = list(before.values())
         self._candidates = list(model.trainable)
 
@@ -192,13 +195,17 @@ class Findings:
             ):
                 self._tables.add(id(variable))
 
+    def find_sums(self) -> None:
+        """Notes the variables of the model's state to which the step only adds."""
+        self._added_to = are_added_to(*zip(*self._values, strict=True)) if self._values else []
+
     def inspection(self) -> Inspection:
         """The findings that the servers need."""
         connected = [
             any(g is not None for g in self._gradients.get(id(v), [])) for v in self.trainable
         ]
         tables = [id(v) in self._tables for v in self.trainable]
-        return Inspection(connected, self._updated, tables, self._unlisted)
+        return Inspection(connected, self._updated, tables, self._unlisted, self._added_to)
 
     def tell(self, model: StatelessModel, logs: Logs) -> None:
         """Tells the model, and warns as Keras does and of what is not as in Keras.

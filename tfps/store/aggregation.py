@@ -313,7 +313,10 @@ class Summed(Aggregation):
             written += optimizer.apply(p, handles, {i: total(i) for i in trained}, {}, rate, None)
         for i in mine:
             if _is_averaged(buckets[i]):
-                written += write([handles.store.values[i]], [total(i)])
+                handle, mean = handles.store.values[i], total(i)
+                value = read(handle, buckets[i].dtype, buckets[i].shape)
+                treatment = buckets[i].kind.treatment
+                written += write([handle], [treatment.moved(value, mean, mean)])
         for i in [i for i in mine if i in self.touched]:
             mask = read(handles.round.touched[i], tf.bool, buckets[i].shape[:1])
             where = tf.where(mask)[:, 0]

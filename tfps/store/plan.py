@@ -35,6 +35,7 @@ class Plan:
       num_trainable: how many of the variables an optimizer trains.
       optimized: the variables for which Keras builds the model's optimizer.
       remote: variable -> its `RemoteVariable`, for variables that are on the servers already.
+      treatments: per variable, how its values change.
       specs: per variable, what placement needs to know of it.
       shards: where each element of each variable lives.
       buckets: how the shards are stored.
@@ -90,7 +91,8 @@ class Plan:
             if lazy and table and one is not None:
                 optimizer_traits.require_lazy(one)
         kinds = self._kinds(program, optimizer, inspection, lazy)
-        trained = [kind.treatment.trained for kind in kinds]
+        self.treatments = [kind.treatment for kind in kinds]
+        trained = [treatment.trained for treatment in self.treatments]
         constrained = [getattr(v, "constraint", None) is not None for v in self.variables]
         # What the optimizer must see as a whole.
         intact = [
@@ -169,9 +171,13 @@ class Plan:
                 index, calls = optimizer.owners[i] or 0, optimizer.calls_of(i)
             decayed = _keras_optimizers.decays(owner, v)
             kinds.append(Kind(treatment, push, pull, decayed, v.constraint, index, calls))
-        for v, updated in zip(program.state, inspection.updated, strict=True):
-            # Of what a step writes back, a codec's error would add up.
-            kinds.append(Kind(state_treatment(v)) if updated else Kind(FROZEN, pull=self._pull(v)))
+        added_to = inspection.added_to or [False] * len(program.state)
+        for v, updated, added in zip(program.state, inspection.updated, added_to, strict=True):
+            if updated:
+                # Of what a step writes back, a codec's error would add up.
+                kinds.append(Kind(state_treatment(v, added)))
+            else:
+                kinds.append(Kind(FROZEN, pull=self._pull(v)))
         return kinds
 
     def _specs(self, trained, whole, constrained, tables) -> list[VariableSpec]:

@@ -22,7 +22,6 @@ from tfps.store.parameter_store import ParameterStore
 from tfps.store.resources import read, write
 from tfps.store.server_state import AggregationState
 from tfps.store.tables import Ids, SentRows
-from tfps.store.treatment import state_treatment
 
 
 class Push(NamedTuple):
@@ -160,7 +159,7 @@ class Pusher:
         states = zip(old_state, new_state, strict=True)
         for i, (old, new) in enumerate(states, start=self._plan.num_trainable):
             if new is not None:
-                changes[i] = state_treatment(self._plan.variables[i]).change(old, new)
+                changes[i] = self._plan.treatments[i].change(old, new)
         packed = pack([self._plan.buckets[i] for i in self._sent], changes)
         return Updates(dict(zip(self._sent, packed, strict=True)), rows)
 

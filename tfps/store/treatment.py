@@ -14,7 +14,7 @@ from tfps.store.resources import read
 class Treatment(abc.ABC):
     """What workers and servers do with a bucket.
 
-    The plan gives every bucket one of the five treatments below when it is made. Pull, push,
+    The plan gives every bucket one of the six treatments below when it is made. Pull, push,
     aggregation and the workers' local copies then ask the treatment and compare no names.
 
     Attributes:
@@ -129,6 +129,11 @@ class _Sum(Treatment):
         tf.raw_ops.AssignAddVariableOp(resource=handle, value=added)
 
 
+class _Added(_Sum):
+    def averaged(self, dtype):
+        return tf.as_dtype(dtype).is_floating
+
+
 class _Frozen(Treatment):
     pushed = False
 
@@ -142,22 +147,33 @@ class _Frozen(Treatment):
 
 
 # TRAIN and ROWS are updated by the optimizer, as a whole or by rows. Of the model's state, LAST is
-# replaced by the value of the last writer, and differences are added to SUM. FROZEN never changes.
-TRAIN, ROWS, LAST, SUM, FROZEN = _Train(), _Rows(), _Last(), _Sum(), _Frozen()
+# replaced by the value of the last writer, and differences are added to SUM and to ADDED, to ADDED
+# their mean if they come in a round. FROZEN never changes.
+TRAIN, ROWS, LAST, SUM, ADDED, FROZEN = _Train(), _Rows(), _Last(), _Sum(), _Added(), _Frozen()
 
-TREATMENTS: tuple[Treatment, ...] = (TRAIN, ROWS, LAST, SUM, FROZEN)
+TREATMENTS: tuple[Treatment, ...] = (TRAIN, ROWS, LAST, SUM, ADDED, FROZEN)
 
 
-def state_treatment(variable: keras.Variable) -> Treatment:
+def state_treatment(variable: keras.Variable, is_added_to: bool) -> Treatment:
     """How concurrent updates of a non-trainable variable combine.
 
     Integers and variables that declare `aggregation="sum"` are counters: the differences add up,
-    so none is lost. Other values are replaced, and the last writer wins. So what is stored is
-    always a value that some worker's model computed. A sum of differences of averages could leave
-    the range of the averages.
+    so none is lost. So do those of floating values to which a step only adds. A round is one step
+    on the batches of its workers together, so what it adds to a floating value is their mean.
+    Other values are replaced, and the last writer wins. So what is stored is always a value that
+    some worker's model computed. A sum of differences of averages could leave the range of the
+    averages.
+
+    Args:
+      variable: the variable.
+      is_added_to: whether a step does nothing with the variable but to add what does not depend on
+        the model's state.
     """
-    counts = not tf.as_dtype(variable.dtype).is_floating and variable.dtype != "bool"
-    return SUM if counts or getattr(variable, "aggregation", None) == "sum" else LAST
+    floats = tf.as_dtype(variable.dtype).is_floating
+    counts = not floats and variable.dtype != "bool"
+    if counts or getattr(variable, "aggregation", None) == "sum":
+        return SUM
+    return ADDED if floats and is_added_to else LAST
 
 
 class Kind(NamedTuple):

@@ -39,13 +39,13 @@ def _has_any(callback: keras.callbacks.Callback, hooks: tuple[str, ...]) -> bool
     )
 
 
-def end_index(last: int, steps: int, group: int) -> int:
+def end_index(last: int, group: int) -> int:
     """The index that Keras gives to the hook after a call.
 
     Args:
       last: index of the last batch that is done.
-      steps: how many batches the call has used.
       group: how many batches a call has. After a shorter call, at the end of the input, Keras gives
-        the index that the last batch would have had.
+        the index that the last batch would have had. With several workers, calls that were given
+        out before may end after it.
     """
-    return last + -(last + 1) % group if steps < group else last
+    return last + -(last + 1) % group

@@ -47,6 +47,7 @@ class Epoch:
             self._program, session.merging(feed, train=True), self._program.logs
         )
         self._steps, self._seconds = 0, 0.0
+        self._is_over = False  # whether the hook after a batch has stopped training
         store = session.served.store
         self._copy, self._counted = store.copy, store.optimizer_copy.updates
         self._counted.count = self._state.updates()
@@ -112,13 +113,19 @@ class Epoch:
         self._state.own.load_if_changed()
 
     def ended(self, last: int, report: Report) -> None:
-        """Counts some work, and calls the hook of its last batch."""
+        """Counts some work, and calls the hook of its last batch.
+
+        As in Keras, no hook of a batch follows the one after which training stops. What other
+        workers were doing meanwhile is counted.
+        """
         self.counts(report)
-        if self._hooks.watches_batches:
+        if self._hooks.watches_batches and not self._is_over:
             self._state.own.copy(report.worker)
-            index = traits.end_index(last, report.steps, self._feed.group)
+            index = traits.end_index(last, self._feed.group)
+            before = self.stopped()
             self._hooks.batch_end(index, self._totals.logs())
             self._state.own.load_if_changed()
+            self._is_over = self.stopped() and not before
 
     def defers(self) -> bool:
         """Whether nobody looks at the totals before the run is over."""

@@ -29,6 +29,7 @@ class EvaluationRun:
         self._feed = feed
         self._callbacks = callbacks
         self._watches_batches = any(map(traits.has_test_batch_hooks, callbacks.callbacks))
+        self._is_over = False  # whether the hook after a batch has stopped the evaluation
         self._step = session.steps.evaluation(feed)
         self._pulled = session.pull()
         self._handles = session.served.store.handles()
@@ -82,15 +83,19 @@ class EvaluationRun:
         self._own.load_if_changed()
 
     def ended(self, last: int, first: int, result: Any) -> None:
-        """See `work_loop.Run`."""
+        """See `work_loop.Run`; as in Keras, no batch counts after the one with which it stops."""
         del first
+        if self._is_over:
+            return
         if result.is_known:
             self._totals.add(result)
         if self._watches_batches:
             self._own.copy(result.worker)
-            index = traits.end_index(last, result.steps, self._feed.group)
+            index = traits.end_index(last, self._feed.group)
+            before = self.stopped()
             self._callbacks.on_test_batch_end(index, self._totals.logs())
             self._own.load_if_changed()
+            self._is_over = self.stopped() and not before
 
     def stopped(self) -> bool:
         """Whether a callback has set `stop_evaluating`."""

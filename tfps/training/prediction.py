@@ -43,7 +43,8 @@ class PredictionRun:
     """A `work_loop.Run` that predicts every batch with the same parameters.
 
     A call is for one batch, but the user's hooks are called as Keras calls them: once for
-    `steps_per_execution` batches.
+    `steps_per_execution` batches, and after batches in the order of the input. What workers were
+    doing when the hook after a batch stops the prediction is left out.
     """
 
     def __init__(self, session: Session, feed: Feed, callbacks: keras.callbacks.CallbackList):
@@ -63,6 +64,8 @@ class PredictionRun:
         self._outputs: dict[int, Any] = {}
         self._group = session.model.steps_per_execution
         self._ended: dict[int, int] = {}  # group of batches -> how many of them are done
+        self._is_over = False  # whether the hook after a batch has stopped the prediction
+        self._told = 0  # groups of which the hook has been called
 
     def predict(self) -> list:
         """Runs over the feed; returns the outputs of its batches, in the order of the input."""
@@ -75,7 +78,8 @@ class PredictionRun:
                 self._end(group)
             own.copy()
         self._feed.end_epoch()
-        return [self._outputs[first] for first in sorted(self._outputs)]
+        told = range(self._told * self._group)
+        return [self._outputs[first] for first in told if first in self._outputs]
 
     def call(self, worker: int, work: Work) -> Callable[[], Prediction]:
         """See `work_loop.Run`."""
@@ -104,18 +108,23 @@ class PredictionRun:
         self._own.copy(result.worker)
         group = first // self._group
         self._ended[group] = self._ended.get(group, 0) + 1
-        if self._ended[group] == self._group:
-            self._end(group)
+        while self._ended.get(self._told) == self._group and not self._is_over:
+            self._end(self._told)
 
     def _end(self, group: int) -> None:
         """Calls the hook after a group of batches; the last group may have fewer."""
+        if self._is_over:
+            return
         del self._ended[group]
+        self._told += 1
         begin = group * self._group
         batches = range(begin, begin + self._group)
         parts = [self._outputs[i] for i in batches if i in self._outputs]
         outputs = parts[0] if len(parts) == 1 else _keras_models.concatenated(parts)
+        before = self.stopped()
         self._callbacks.on_predict_batch_end(begin + self._group - 1, {"outputs": outputs})
         self._own.load_if_changed()
+        self._is_over = self.stopped() and not before
 
     def stopped(self) -> bool:
         """Whether a callback has set `stop_predicting`."""
