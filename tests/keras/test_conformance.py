@@ -26,6 +26,15 @@ NOT_OURS = {
     r"with_tf_distribute": "trains under MirroredStrategy, with variables of its kind",
     r"test_logit_recovery_binary": "comes after a test that resets TensorFlow's context by force",
     r"test_retracing\b": "counts traces, of which an own train_step needs more here",
+    r"legacy_load_skips_missing_nested": "reads a file that is not in Keras's wheel",
+}
+# The same for more than one worker.
+NOT_OF_SEVERAL = {
+    r"test_steps_per_(epoch|execution)": "compares the losses of two runs, update by update",
+    r"test_loss_weights\b": "knows the losses of one order of updates",
+    r"test_fit_lr_correctness": "knows the losses of one order of updates",
+    r"test_best_case_step": "counts batches at a hook, where another worker's may have come",
+    r"test_model_state_is_current_on_epoch_end": "counts batches at a hook, likewise",
 }
 # Messages of tests for packages that are not installed.
 _MISSING = re.compile(r"No module named|requires the '[\w-]+' package")
@@ -74,10 +83,11 @@ def run(tests, workers, report, limit):
 def check(tests, workers, report, limit):
     """Asserts that nothing fails but what is listed above; returns how many came to a Trainer."""
     failed, through = run(tests, workers, report, limit)
+    excluded = NOT_OURS if workers == 1 else {**NOT_OURS, **NOT_OF_SEVERAL}
     wrong = {
         test: why
         for test, why in failed.items()
-        if not _MISSING.search(why) and not any(re.search(p, test) for p in NOT_OURS)
+        if not _MISSING.search(why) and not any(re.search(p, test) for p in excluded)
     }
     assert not wrong, "\n".join(f"{test}: {why}" for test, why in wrong.items())
     return through
