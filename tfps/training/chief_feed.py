@@ -106,6 +106,10 @@ class ChiefFeed:
 
     def end_epoch(self) -> None:
         """See `feeds.Feed`."""
+        if self._steps is None and self.num_batches and self._taken >= self.num_batches:
+            # Keras 3.15 ends such an epoch with an iterator that it does not use, and the order of
+            # a shuffle with a seed depends on how many iterators there were before.
+            _Pass(self._dataset)
         self._adapter.on_epoch_end()
 
     def position(self) -> FeedPosition:
