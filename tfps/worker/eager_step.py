@@ -16,14 +16,13 @@ from tfps.cluster.remote_function import RemoteFunction
 from tfps.model.stateless_model import StatelessModel
 from tfps.store.handles import ServerHandles
 from tfps.store.pull import Pulled, Puller
-from tfps.worker.async_step import AsyncCarry
+from tfps.worker.async_step import AsyncCarry, AsyncStep
 from tfps.worker.batch_loop import Stack, is_iterator
 from tfps.worker.gradient import Gradient, encoded
 from tfps.worker.own_values import Own, OwnValues
 from tfps.worker.sync_step import SyncCarry, SyncStep
 from tfps.worker.tally import Tally, added, zeros
 from tfps.worker.tracing import RATE, STEP_NUMBER, form
-from tfps.worker.worker_step import WorkerMemory, kept
 
 _ONE_AT_A_TIME = threading.Lock()
 
@@ -51,10 +50,8 @@ def _batches(source: Any, count: int) -> Iterator[Any]:
             yield source
 
 
-class EagerStep:
+class EagerStep(AsyncStep):
     """What an `AsyncStep` does, with the user's code op by op; a `WorkerStep`."""
-
-    prefetches = False
 
     def __init__(self, gradient: Gradient, own: OwnValues, batch_spec: Any):
         """Traces the pull and the push.
@@ -64,22 +61,18 @@ class EagerStep:
           own: how the worker's own values go in and out.
           batch_spec: nested specs of a batch.
         """
-        self._gradient, self.own = gradient, own
-        handles, pusher = gradient.pusher.handles(), gradient.pusher
-        self._pull = RemoteFunction(
-            gradient.pull, handles, batch_spec, numbers={"number": STEP_NUMBER}
-        )
+        super().__init__(gradient, own, batch_spec, single=True)
+
+    def _trace(self, source: Any) -> None:
+        gradient, pusher = self._gradient, self._gradient.pusher
+        handles = pusher.handles()
+        self._pull = RemoteFunction(gradient.pull, handles, source, numbers={"number": STEP_NUMBER})
         residuals = form(pusher.initial_residuals)
         sent, _ = form(
             lambda *arguments: encoded(pusher, *arguments),
             gradient.change_specs(), residuals, STEP_NUMBER,
         )  # fmt: skip
         self._push = RemoteFunction(gradient.push, handles, sent, numbers={"learning_rate": RATE})
-
-    def start(self, handles: ServerHandles, memory: WorkerMemory | None) -> AsyncCarry:
-        """See `WorkerStep`."""
-        del handles
-        return AsyncCarry(kept(memory, self._gradient.pusher.initial_residuals()))
 
     def __call__(
         self,
@@ -104,13 +97,6 @@ class EagerStep:
             done += 1
         report = self.own.report(own, tf.constant(done), total, metrics)
         return report, AsyncCarry(residuals), self.own.end(metrics)
-
-    def finish(self, handles: ServerHandles, carry: AsyncCarry, learning_rate: float) -> None:
-        """See `WorkerStep`; every call has pushed what it computed."""
-
-    def rest(self, carry: AsyncCarry) -> WorkerMemory:
-        """See `WorkerStep`."""
-        return WorkerMemory(carry.residuals, [])
 
 
 class EagerSyncStep(SyncStep):
