@@ -136,8 +136,8 @@ class EagerSyncStep(SyncStep):
         return report, SyncCarry(carry.residuals, change), self.own.end(metrics)
 
 
-class EagerEvalStep:
-    """What an `EvalStep` does, op by op.
+class _EagerForward:
+    """A forward pass op by op, with parameters that the worker holds.
 
     Attributes:
       own: how the worker's own values go in and out.
@@ -147,6 +147,16 @@ class EagerEvalStep:
         """Traces nothing; see `EvalStep` for the arguments."""
         self._program, self._puller, self.own = program, puller, own
 
+    def _variables(self, pulled: Pulled) -> tuple[list, list]:
+        """Returns the values of trained variables, and of the others."""
+        variables = self._puller.unpack(pulled, {}, exact=True)
+        n = len(self._program.trainable)
+        return variables[:n], variables[n:]
+
+
+class EagerEvalStep(_EagerForward):
+    """What an `EvalStep` does, op by op."""
+
     def __call__(
         self, handles: ServerHandles, pulled: Pulled, source: Any, own: Own, count: int, number: int
     ) -> tuple[tf.Tensor, Own]:
@@ -155,7 +165,7 @@ class EagerEvalStep:
         done, metrics, total, program = 0, self.own.begin(own), zeros(), self._program
         for batch in _batches(source, count):
             with _on_chief():
-                trainable, state = _variables(program, self._puller, pulled)
+                trainable, state = self._variables(pulled)
                 index = tf.constant(number + done, tf.int64)
                 metrics, examples = program.evaluate(
                     trainable, state, metrics, index, batch, self.own.logs
@@ -166,16 +176,8 @@ class EagerEvalStep:
         return report, self.own.end(metrics)
 
 
-class EagerPredictStep:
-    """What a `PredictStep` does, op by op.
-
-    Attributes:
-      own: how the worker's own values go in and out.
-    """
-
-    def __init__(self, program: StatelessModel, puller: Puller, own: OwnValues):
-        """Traces nothing; see `EvalStep` for the arguments."""
-        self._program, self._puller, self.own = program, puller, own
+class EagerPredictStep(_EagerForward):
+    """What a `PredictStep` does, op by op."""
 
     def __call__(
         self, handles: ServerHandles, pulled: Pulled, source: Any, own: Own, number: int
@@ -184,15 +186,9 @@ class EagerPredictStep:
         del handles
         batch = next(_batches(source, 1))
         with _on_chief():
-            trainable, state = _variables(self._program, self._puller, pulled)
+            trainable, state = self._variables(pulled)
             index = tf.constant(number, tf.int64)
             outputs, values = self._program.predict(
                 trainable, state, self.own.begin(own), index, batch
             )
         return outputs, self.own.end(values)
-
-
-def _variables(program: StatelessModel, puller: Puller, pulled: Pulled) -> tuple[list, list]:
-    variables = puller.unpack(pulled, {}, exact=True)
-    n = len(program.trainable)
-    return variables[:n], variables[n:]
