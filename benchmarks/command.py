@@ -65,7 +65,7 @@ def checked(
       needs: family -> the module that it needs.
 
     Raises:
-      ValueError: a bandwidth is none, or no system is selected.
+      ValueError: a bandwidth cannot be read, or no system is selected.
     """
     for link in links:
         if link != "none":
@@ -78,7 +78,10 @@ def checked(
 
 
 def limited_links() -> list[str]:
-    """Returns the bandwidths of --bandwidth that are limits; none, and says why, without root."""
+    """Returns the bandwidths of --bandwidth that are limits.
+
+    Where no network namespaces can be made, it returns an empty list and prints why.
+    """
     limited = [link for link in FLAGS.bandwidth if link != "none"]
     if limited and (why_not := hosts.why_not()):
         print(f"no network namespaces: {why_not}; loopback takes the place of {', '.join(limited)}")
