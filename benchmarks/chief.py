@@ -12,8 +12,6 @@ import functools
 import gc
 import itertools
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 
@@ -147,10 +145,8 @@ def of_the_chief(workers: int) -> dict[str, list[float]]:
 
 
 def in_a_process(workers: int) -> dict:
-    command = [sys.executable, "-m", "benchmarks.chief", f"--measure={workers}"]
-    command += [f"--rounds={FLAGS.rounds}", f"--steps={FLAGS.steps}"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
-    found = json.loads(done.stdout.splitlines()[-1])
+    arguments = [f"--measure={workers}", f"--rounds={FLAGS.rounds}", f"--steps={FLAGS.steps}"]
+    found = measure.in_a_process("benchmarks.chief", *arguments)
     row = measure.row(f"chief, {workers} worker(s)", "µs", found, EMPTY)
     print(measure.table([row]).split("\n", 2)[2], flush=True)
     return row
@@ -185,7 +181,6 @@ def main(argv: list[str]) -> int:
     print("\n" + measure.table(rows))
     print("\n".join(verdicts(rows)))
     measure.write(FLAGS.json, rows)
-    print(f"\nwritten: {FLAGS.json}")
     return 0
 
 

@@ -13,8 +13,6 @@ import functools
 import gc
 import json
 import pathlib
-import subprocess
-import sys
 import threading
 import time
 import tracemalloc
@@ -175,10 +173,9 @@ def memory(name: str) -> dict:
 
 
 def memory_in_a_process(name: str) -> dict:
-    command = [sys.executable, "-m", "benchmarks.dispatch", f"--memory_of={name}"]
-    command.append(f"--queued={FLAGS.queued}")
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    return measure.in_a_process(
+        "benchmarks.dispatch", f"--memory_of={name}", f"--queued={FLAGS.queued}"
+    )
 
 
 def main(argv: list[str]) -> int:
@@ -198,7 +195,6 @@ def main(argv: list[str]) -> int:
     for row in rows[-2:]:
         print(f"{row['case']}: {row['bytes']} bytes a function that waits")
     measure.write(FLAGS.json, rows)
-    print(f"\nwritten: {FLAGS.json}")
     return 0
 
 

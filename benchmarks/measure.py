@@ -4,8 +4,11 @@ import json
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -35,6 +38,13 @@ def timed(fit: Callable[[], object], units: float) -> float:
     return units / (time.perf_counter() - start)
 
 
+def in_a_process(module: str, *arguments: str) -> Any:
+    """Runs a module with a fresh interpreter; returns the JSON that is its last line of output."""
+    command = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def row(case: str, unit: str, rates: dict[str, list[float]], base: str) -> dict:
     """Medians, spread and ratios to the run named `base`."""
     medians = {name: statistics.median(r) for name, r in rates.items()}
@@ -60,7 +70,7 @@ def table(rows: list[dict]) -> str:
 
 
 def write(path: str, rows: list[dict]) -> None:
-    """Writes the rows, and what they were measured with, as JSON."""
+    """Writes the rows, and what they were measured with, as JSON, and says so."""
     about = {
         "tensorflow": tf.__version__,
         "keras": keras.__version__,
@@ -69,3 +79,4 @@ def write(path: str, rows: list[dict]) -> None:
     }
     with open(path, "w") as f:
         json.dump({"about": about, "rows": rows}, f, indent=1)
+    print(f"\nwritten: {path}")

@@ -39,19 +39,11 @@ def vector_dataset(_) -> tf.data.Dataset:
     return tf.data.Dataset.from_tensors((tf.ones([1, FLOATS]), tf.ones([1, 1]))).repeat()
 
 
-def stock_gpt(tf_keras):
+def stock_gpt():
     """The network of `models.gpt` in tf_keras."""
-    layers = tf_keras.layers
-    tokens = tf_keras.Input([None], dtype="int32")
-    positions = tf.cumsum(tf.ones_like(tokens), axis=1) - 1
-    x = layers.Embedding(VOCABULARY, WIDTH)(tokens) + layers.Embedding(CONTEXT, WIDTH)(positions)
-    for _ in range(LAYERS):
-        h = layers.LayerNormalization(epsilon=1e-5)(x)
-        x = x + layers.MultiHeadAttention(HEADS, WIDTH // HEADS)(h, h, use_causal_mask=True)
-        h = layers.LayerNormalization(epsilon=1e-5)(x)
-        x = x + layers.Dense(WIDTH)(layers.Dense(4 * WIDTH, activation="gelu")(h))
-    x = layers.LayerNormalization(epsilon=1e-5)(x)
-    return tf_keras.Model(tokens, layers.Dense(VOCABULARY, use_bias=False)(x))
+    from benchmarks import tf_keras_gpt
+
+    return tf_keras_gpt.build(VOCABULARY, LAYERS, WIDTH, HEADS, CONTEXT)
 
 
 def many_variables(base, total):
@@ -137,7 +129,7 @@ def main(argv: list[str]) -> int:
                 8,
                 jit_compile=jit,
             ),
-            lambda lib: compiled(stock_gpt(lib), lib.optimizers.AdamW(1e-3), crossentropy(lib), 8),
+            lambda lib: compiled(stock_gpt(), lib.optimizers.AdamW(1e-3), crossentropy(lib), 8),
             token_dataset,
             int(96 * FLAGS.scale) // 8 * 8,
             BATCH * CONTEXT,
@@ -170,7 +162,6 @@ def main(argv: list[str]) -> int:
         )
     print("\n" + measure.table(rows))
     measure.write(FLAGS.json, rows)
-    print(f"\nwritten: {FLAGS.json}")
     return 0
 
 

@@ -20,7 +20,6 @@ from absl import flags
 from launch import errors, exit_codes, flags as common
 from launch.job import Job
 from launch.launcher import Launcher
-from launch.output import Output
 
 LAUNCHERS = ("local", "ssh", "slurm", "kubernetes")
 
@@ -99,10 +98,7 @@ def supervise(launcher: Launcher) -> int:
         finally:
             launcher.close()
         return exit_codes.DONE
-    try:
-        output = Output(common.FLAGS.log_dir)
-    except OSError as e:
-        raise errors.FlagError(f"--log_dir={common.FLAGS.log_dir}: {e}") from e
+    output = common.output()
     job = Job(launcher, roles, common.policy(), output)
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(signum) is not signal.SIG_IGN:  # As under nohup.

@@ -6,7 +6,9 @@ from typing import Any
 
 from absl import flags
 
-from launch import errors, job, topology
+from launch import errors, topology
+from launch.attempt import Policy
+from launch.output import Output
 
 # Values of their own, since a program that uses `launch` may have flags of the same names.
 FLAGS = flags.FlagValues()
@@ -117,15 +119,27 @@ def roles() -> tuple[topology.Role, ...]:
     )
 
 
-def policy() -> job.Policy:
+def policy() -> Policy:
     """Returns what the flags allow to be started again."""
     once = FLAGS.no_restart
-    return job.Policy(
+    return Policy(
         {role: 0 if once else _value(f"{role}_restarts") for role in ("worker", "ps", "chief")},
         0 if once else FLAGS.job_restarts,
         FLAGS.grace,
         FLAGS.settle,
     )
+
+
+def output() -> Output:
+    """Returns what shows the output of tasks, and writes it to the folder of --log_dir.
+
+    Raises:
+      FlagError: the folder cannot be made or written to.
+    """
+    try:
+        return Output(FLAGS.log_dir)
+    except OSError as e:
+        raise errors.FlagError(f"--log_dir={FLAGS.log_dir}: {e}") from e
 
 
 def environ() -> dict[str, str]:
@@ -164,17 +178,3 @@ def memory(flag: str, text: str) -> int:
     if text and not match:
         raise errors.FlagError(f"--{flag}={text} is no size; write it like 8G or 512M")
     return int(match[1]) * _UNITS[match[2].upper()] if match else 0
-
-
-def ports(flag: str, text: str | None) -> range:
-    """Returns the numbers of a text such as "20000-20999"; empty for None.
-
-    Raises:
-      FlagError: it is no range of ports.
-    """
-    if not text:
-        return range(0)
-    match = re.fullmatch(r"(\d+)-(\d+)", text)
-    if not match or not 0 < int(match[1]) <= int(match[2]) < 65536:
-        raise errors.FlagError(f"--{flag}={text} is no range of ports; write it like 20000-20999")
-    return range(int(match[1]), int(match[2]) + 1)

@@ -79,10 +79,7 @@ def run(program: Sequence[str]) -> int:
     if FLAGS.dry_run or not FLAGS.apply:
         print(yaml_text.documents(manifests.of_job(job)), end="")
         return 0
-    try:
-        output = Output(FLAGS.log_dir)
-    except OSError as e:
-        raise errors.FlagError(f"--log_dir={FLAGS.log_dir}: {e}") from e
+    output = common.output()
     try:
         return _followed(job, output)
     finally:

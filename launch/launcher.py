@@ -1,4 +1,4 @@
-"""What a launcher is: the protocol between `job.py`, which decides, and whoever runs tasks."""
+"""What a launcher is: the protocol between `attempt.py`, which decides, and whoever runs tasks."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence

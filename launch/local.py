@@ -6,26 +6,13 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from launch import flags as common
-from launch.hosts import HostsLauncher
+from launch import flags as common, host_flags
 from launch.launcher import Launcher
 from launch.machine import Machine
 
 FLAGS = flags.FlagValues()  # Those of the launcher, and then those of all launchers.
 
-flags.DEFINE_enum(
-    "pin",
-    "none",
-    ["none", "cores", "numa"],
-    "What each task is pinned to: cores that no other task has, or the cores of one NUMA node.",
-    flag_values=FLAGS,
-)
-flags.DEFINE_string(
-    "ports",
-    None,
-    "Ports to choose from, such as 20000-20999. Default: free ones.",
-    flag_values=FLAGS,
-)
+host_flags.define(FLAGS)
 FLAGS.append_flag_values(common.FLAGS)
 
 
@@ -45,6 +32,4 @@ def make(argv: Sequence[str]) -> Launcher:
         folder=os.getcwd(),
         remote=False,
     )
-    return HostsLauncher(
-        [here], argv, common.environ(), common.ports("ports", FLAGS.ports), FLAGS.pin
-    )
+    return host_flags.launcher([here], argv, FLAGS)

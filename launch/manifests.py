@@ -51,39 +51,41 @@ def require_names(job: Job) -> None:
         )
 
 
+def _role_metadata(job: Job, role: Role) -> Manifest:
+    return _metadata(job, f"{job.name}-{role.name}", role.name)
+
+
 def _metadata(job: Job, name: str, role: str | None = None) -> Manifest:
     found: Manifest = {"name": name, "labels": pods.labels(job, role)}
     return found | ({"namespace": job.namespace} if job.namespace else {})
 
 
+def _object(kind: str, version: str, metadata: Manifest, spec: Manifest) -> Manifest:
+    """An object of the API; `version` is its `apiVersion`."""
+    return {"apiVersion": version, "kind": kind, "metadata": metadata, "spec": spec}
+
+
 def _service(job: Job) -> Manifest:
     """The headless service, below which every pod has a name."""
-    return {
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": _metadata(job, job.name),
-        "spec": {
-            "clusterIP": "None",
-            # Servers look for one another before any of them is ready.
-            "publishNotReadyAddresses": True,
-            "selector": pods.labels(job),
-            "ports": [{"name": "grpc", "port": job.port}],
-        },
+    spec: Manifest = {
+        "clusterIP": "None",
+        # Servers look for one another before any of them is ready.
+        "publishNotReadyAddresses": True,
+        "selector": pods.labels(job),
+        "ports": [{"name": "grpc", "port": job.port}],
     }
+    return _object("Service", "v1", _metadata(job, job.name), spec)
 
 
 def _network_policy(job: Job) -> Manifest:
     """Whoever reaches a TensorFlow server can run code in it: only the job's own pods may."""
-    return {
-        "apiVersion": "networking.k8s.io/v1",
-        "kind": "NetworkPolicy",
-        "metadata": _metadata(job, job.name),
-        "spec": {
-            "podSelector": {"matchLabels": pods.labels(job)},
-            "policyTypes": ["Ingress"],
-            "ingress": [{"from": [{"podSelector": {"matchLabels": pods.labels(job)}}]}],
-        },
+    own = {"matchLabels": pods.labels(job)}
+    spec: Manifest = {
+        "podSelector": own,
+        "policyTypes": ["Ingress"],
+        "ingress": [{"from": [{"podSelector": own}]}],
     }
+    return _object("NetworkPolicy", "networking.k8s.io/v1", _metadata(job, job.name), spec)
 
 
 def _disruption_budget(job: Job, role: Role) -> Manifest:
@@ -92,25 +94,16 @@ def _disruption_budget(job: Job, role: Role) -> Manifest:
     `minAvailable` as a number is the one form that is allowed for pods of Jobs.
     """
     spare = 1 if role.name == topology.WORKER and role.name != job.leader else 0
-    return {
-        "apiVersion": "policy/v1",
-        "kind": "PodDisruptionBudget",
-        "metadata": _metadata(job, f"{job.name}-{role.name}", role.name),
-        "spec": {
-            "minAvailable": role.count - spare,
-            "selector": {"matchLabels": pods.labels(job, role.name)},
-        },
+    spec = {
+        "minAvailable": role.count - spare,
+        "selector": {"matchLabels": pods.labels(job, role.name)},
     }
+    return _object("PodDisruptionBudget", "policy/v1", _role_metadata(job, role), spec)
 
 
 def _job(job: Job, role: Role) -> Manifest:
     spec = _job_spec(job, role) | {"ttlSecondsAfterFinished": job.keep}
-    return {
-        "apiVersion": "batch/v1",
-        "kind": "Job",
-        "metadata": _metadata(job, f"{job.name}-{role.name}", role.name),
-        "spec": spec,
-    }
+    return _object("Job", "batch/v1", _role_metadata(job, role), spec)
 
 
 def _job_spec(job: Job, role: Role) -> Manifest:
@@ -161,22 +154,18 @@ def _jobset(job: Job) -> Manifest:
         "action": "FailJobSet",
         "onJobFailureReasons": [_OWN_ERROR],
     }
-    return {
-        "apiVersion": "jobset.x-k8s.io/v1alpha2",
-        "kind": "JobSet",
-        "metadata": _metadata(job, job.name),
-        "spec": {
-            "network": {
-                "enableDNSHostnames": True,
-                "subdomain": job.name,
-                "publishNotReadyAddresses": True,
-            },
-            "successPolicy": {"operator": "All", "targetReplicatedJobs": [job.leader]},
-            "failurePolicy": {"maxRestarts": job.job_restarts, "rules": [own_error]},
-            "ttlSecondsAfterFinished": job.keep,
-            "replicatedJobs": [
-                {"name": role.name, "replicas": 1, "template": {"spec": _job_spec(job, role)}}
-                for role in job.roles
-            ],
+    spec = {
+        "network": {
+            "enableDNSHostnames": True,
+            "subdomain": job.name,
+            "publishNotReadyAddresses": True,
         },
+        "successPolicy": {"operator": "All", "targetReplicatedJobs": [job.leader]},
+        "failurePolicy": {"maxRestarts": job.job_restarts, "rules": [own_error]},
+        "ttlSecondsAfterFinished": job.keep,
+        "replicatedJobs": [
+            {"name": role.name, "replicas": 1, "template": {"spec": _job_spec(job, role)}}
+            for role in job.roles
+        ],
     }
+    return _object("JobSet", "jobset.x-k8s.io/v1alpha2", _metadata(job, job.name), spec)

@@ -13,8 +13,15 @@ from collections.abc import Mapping, Sequence
 
 from absl import flags
 
-from launch import errors, exit_codes, flags as common, slurm_script, slurm_variables, topology
-from launch.hosts import HostsLauncher
+from launch import (
+    errors,
+    exit_codes,
+    flags as common,
+    host_flags,
+    slurm_script,
+    slurm_variables,
+    topology,
+)
 from launch.launcher import Launcher
 from launch.machine import Machine
 from launch.slurm_variables import Node
@@ -44,20 +51,7 @@ flags.DEFINE_bool(
     "Queue the job again when it is preempted or its time is over.",
     flag_values=FLAGS,
 )
-flags.DEFINE_enum(
-    "pin",
-    "none",
-    ["none", "cores", "numa"],
-    "What each task is pinned to, of what the job has on its node: cores that no other task has, "
-    "or the cores of one NUMA node.",
-    flag_values=FLAGS,
-)
-flags.DEFINE_string(
-    "ports",
-    None,
-    "Ports to choose from, such as 20000-20999. Default: free ones.",
-    flag_values=FLAGS,
-)
+host_flags.define(FLAGS)
 flags.DEFINE_multi_string(
     "sbatch",
     [],
@@ -112,8 +106,7 @@ def make(argv: Sequence[str]) -> Launcher:
     Raises:
       LaunchError: Slurm's variables or answers cannot be read.
     """
-    ports = common.ports("ports", FLAGS.ports)
-    return HostsLauncher(machines(os.environ), argv, common.environ(), ports, FLAGS.pin)
+    return host_flags.launcher(machines(os.environ), argv, FLAGS)
 
 
 def after(code: int) -> int:

@@ -15,8 +15,7 @@ from collections.abc import Mapping, Sequence
 
 from absl import flags
 
-from launch import checks, errors, flags as common
-from launch.hosts import HostsLauncher
+from launch import checks, errors, flags as common, host_flags
 from launch.launcher import Launcher
 from launch.machine import Machine
 from launch.topology import CHIEF, PS, WORKER
@@ -44,19 +43,7 @@ flags.DEFINE_bool(
     "Copy the working folder to the hosts first, but for what .gitignore names and .git itself.",
     flag_values=FLAGS,
 )
-flags.DEFINE_enum(
-    "pin",
-    "none",
-    ["none", "cores", "numa"],
-    "What each task is pinned to: cores that no other task has, or the cores of one NUMA node.",
-    flag_values=FLAGS,
-)
-flags.DEFINE_string(
-    "ports",
-    None,
-    "Ports to choose from, such as 20000-20999. Default: free ones.",
-    flag_values=FLAGS,
-)
+host_flags.define(FLAGS)
 flags.DEFINE_string("ssh", "ssh", "The ssh command, with options if needed.", flag_values=FLAGS)
 FLAGS.append_flag_values(common.FLAGS)
 
@@ -106,9 +93,7 @@ def make(argv: Sequence[str]) -> Launcher:
     machines = parse(text, FLAGS.hosts, Defaults(FLAGS.python, FLAGS.chdir or os.getcwd(), ssh))
     if FLAGS.rsync:
         copy(os.getcwd(), machines)
-    return HostsLauncher(
-        machines, argv, common.environ(), common.ports("ports", FLAGS.ports), FLAGS.pin
-    )
+    return host_flags.launcher(machines, argv, FLAGS)
 
 
 def parse(text: str, file: str, defaults: Defaults) -> list[Machine]:

@@ -9,6 +9,8 @@ import subprocess
 import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# TensorFlow gives every server, and every connection, 64 threads that receive answers of others.
+os.environ.setdefault("TF_GRPC_WORKER_CACHE_QUEUES", "2")
 
 # Its plugin would import it after the tests, when CPython 3.11's parser was seen to fail.
 import hypothesis
@@ -47,7 +49,7 @@ if os.environ.get("TFPS_TEST_JOB", "chief") == "chief":
 def pytest_collection_modifyitems(items):
     """Marks the tests that need an embedded cluster, and puts those of one size together.
 
-    Each time that a process connects to another cluster, TensorFlow leaves 90 threads and 40 MB
+    Each time that a process connects to another cluster, TensorFlow leaves threads and 40 MB
     behind. In the order of the files, a process came to 10,000 threads and 5 GB.
     """
     for item in items:
@@ -75,6 +77,8 @@ def _size(item) -> tuple[int, int]:
 def _processes_are_marked(request, monkeypatch):
     """Refuses to start a process in a test that does not have the mark `processes`."""
     if request.node.get_closest_marker("processes"):
+        # Embedded servers come first, or a process that connects to others can have none.
+        _cluster(_SHARED)
         return
 
     def refuse(self, command, *args, **kwargs):
@@ -84,6 +88,12 @@ def _processes_are_marked(request, monkeypatch):
 
 
 _clusters: dict = {}
+
+
+def _cluster(size: tuple[int, int, int]) -> tfps.LocalCluster:
+    if size not in _clusters:
+        _clusters[size] = tfps.LocalCluster(*size[:2], cpu_devices=size[2])
+    return _clusters[size]
 
 
 @contextlib.contextmanager
@@ -153,9 +163,7 @@ def connect():
         size = workers, ps, cpu_devices
         if all(one <= most for one, most in zip(size, _SHARED, strict=True)):
             size = _SHARED
-        if size not in _clusters:
-            _clusters[size] = tfps.LocalCluster(*size[:2], cpu_devices=size[2])
-        cluster = _clusters[size]
+        cluster = _cluster(size)
         if not _is_connected(cluster):
             if cluster.connected:
                 cluster.spec["chief"][:] = [f"127.0.0.1:{port}" for port in sockets.free_ports(1)]

@@ -124,6 +124,11 @@ def chief_device() -> str:
     return f"/job:{context.get_server_def().job_name}"
 
 
+def is_connected() -> bool:
+    """Returns whether this process has connected to servers, by a strategy of whatever kind."""
+    return context.get_server_def() is not None
+
+
 def local_job() -> str | None:
     """Returns the job in the name of this process's own devices; None while it has none yet."""
     if server := context.get_server_def():

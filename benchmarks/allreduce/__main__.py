@@ -9,44 +9,32 @@ the weights of the synchronous systems, then it measures how long a step takes.
 
 import contextlib
 import os
-import signal
 import sys
 import time
 from collections.abc import Collection, Iterator
 
 from absl import app, flags
 
+from benchmarks import command
 from benchmarks.allreduce import equality, report, slowness, systems
-from benchmarks.allreduce.networks import WORKERS
-from benchmarks.wire import fleet as fleets, hosts, report as wire_report, turns
-from benchmarks.wire.systems import System, available, select
+from benchmarks.wire import hosts, report as wire_report, turns
+from benchmarks.wire.fleet import Fleet
+from benchmarks.wire.systems import System
 
 FLAGS = flags.FLAGS
-flags.DEFINE_list(
-    "bandwidth",
+command.define_flags(
     ["none", "1gbit", "100mbit"],
-    "Of each host's link, both ways, as tc writes it; `none` is what the kernel can.",
+    none="what the kernel can",
+    rounds=2,
+    seconds=3.0,
+    timeout=180.0,
+    output="runs/allreduce",
 )
 flags.DEFINE_list("networks", ["dense", "embedding"], "Which of `networks.NETWORKS`.")
-flags.DEFINE_multi_string(
-    "systems", [], "Only those whose name or family contains this; may be given more than once."
-)
-flags.DEFINE_integer("rounds", 2, "Turns of each system at each place.", lower_bound=1)
-flags.DEFINE_integer("warmup", 2, "Steps before a turn is timed, at most.", lower_bound=1)
-flags.DEFINE_float("seconds", 3.0, "That a turn is timed for, or the time of --least_steps.")
-flags.DEFINE_integer("least_steps", 3, "That a turn times.", lower_bound=1)
 flags.DEFINE_string("slow_link", "1gbit", "The bandwidth with which one worker is slow.")
 flags.DEFINE_float(
     "slow_cores", 0.1, "Seconds of processor time that the slow worker has in a second."
 )
-flags.DEFINE_integer(
-    "threads",
-    max(1, (os.cpu_count() or 1) // WORKERS),
-    "Compute threads of each process; the default shares this machine's cores among the workers.",
-    lower_bound=1,
-)
-flags.DEFINE_float("timeout", 180.0, "Seconds that one start or turn may take.")
-flags.DEFINE_string("output", "runs/allreduce", "Folder for logs and JSON.")
 
 _SLOW_HOST = "worker1"
 
@@ -54,7 +42,7 @@ _SLOW_HOST = "worker1"
 class _Benchmark:
     """What was found: weights, and of each network and place the results of its systems."""
 
-    def __init__(self, fleet: fleets.Fleet, chosen: list[System]):
+    def __init__(self, fleet: Fleet, chosen: list[System]):
         self._fleet, self._chosen = fleet, chosen
         self.weights: list[dict] = []
         self.steps: dict[str, dict[str, list[dict]]] = {name: {} for name in FLAGS.networks}
@@ -85,16 +73,12 @@ class _Benchmark:
 
 def _links() -> tuple[list[str], contextlib.AbstractContextManager]:
     """The bandwidths to measure with, and the network that has them."""
-    limited = [link for link in FLAGS.bandwidth if link != "none"]
-    why_not = hosts.why_not() if limited else None
-    if why_not:
-        print(f"no network namespaces: {why_not}; loopback takes the place of {', '.join(limited)}")
-    if why_not or not limited:
+    if not command.limited_links():
         return ["none"], hosts.Loopback()
     return FLAGS.bandwidth, hosts.Network()
 
 
-def _run(links: list[str], network, fleet: fleets.Fleet, benchmark: _Benchmark) -> None:
+def _run(links: list[str], network, fleet: Fleet, benchmark: _Benchmark) -> None:
     network.limit("none")
     benchmark.compare_weights()
     for link in links:
@@ -117,28 +101,21 @@ def _run(links: list[str], network, fleet: fleets.Fleet, benchmark: _Benchmark) 
 
 def main(argv) -> int:
     del argv
-    for link in [*FLAGS.bandwidth, FLAGS.slow_link]:
-        if link != "none":
-            try:
-                hosts.bits_per_second(link)
-            except ValueError as e:
-                print(f"error: {e}", file=sys.stderr)
-                return 1
-    chosen = available(select(FLAGS.systems, systems.SYSTEMS), systems.NEEDS)
-    if not chosen:
-        known = ", ".join(s.name for s in systems.SYSTEMS)
-        print(f"error: --systems={FLAGS.systems} selects none of: {known}", file=sys.stderr)
+    try:
+        links = [*FLAGS.bandwidth, FLAGS.slow_link]
+        chosen = command.checked(links, systems.SYSTEMS, systems.NEEDS)
+    except ValueError as e:
+        print(f"error: {e}", file=sys.stderr)
         return 1
     logs = os.path.join(FLAGS.output, "logs")
     os.makedirs(logs, exist_ok=True)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
+    command.let_signals_interrupt()
     started = time.monotonic()
     interrupted = False
     links, network = _links()
     with (
         network,
-        fleets.Fleet(network, logs, FLAGS.threads, FLAGS.timeout, systems.STARTS) as fleet,
+        Fleet(network, logs, FLAGS.threads, FLAGS.timeout, systems.STARTS) as fleet,
     ):
         benchmark = _Benchmark(fleet, chosen)
         try:
@@ -148,13 +125,6 @@ def main(argv) -> int:
             print("interrupted; what follows is what was done", file=sys.stderr)
     _finish(benchmark, time.monotonic() - started)
     return int(interrupted)
-
-
-def _interrupt(number, frame) -> None:
-    """Ends the run on the first signal, and ignores later signals during the clean-up."""
-    for other in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(other, signal.SIG_IGN)
-    raise KeyboardInterrupt
 
 
 def _finish(benchmark: _Benchmark, seconds: float) -> None:

@@ -8,7 +8,8 @@ import os
 
 import keras
 
-from benchmarks.allreduce import clock, model_keras, networks
+from benchmarks import fit_clock
+from benchmarks.allreduce import model_keras, networks
 from benchmarks.allreduce.networks import NETWORKS
 from benchmarks.wire import lines
 
@@ -30,7 +31,7 @@ def handle(message: dict) -> dict:
         networks.save(model.get_weights(), path)
         return {}
     model, batches = prepared(name)
-    return clock.timed(functools.partial(model.fit, batches), message)
+    return fit_clock.timed(functools.partial(model.fit, batches), message)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from benchmarks.allreduce import systems
-from benchmarks.wire import fleet as fleets
+from benchmarks.wire.fleet import Fleet
+from benchmarks.wire.program import Failed
 from benchmarks.wire.systems import System
 
 STEPS = 50
@@ -16,7 +17,7 @@ TOLERANCE = 1e-5  # relative to each variable's largest value
 NETWORKS = ("small dense", "small embedding")
 
 
-def compare(fleet: fleets.Fleet, chosen: Sequence[System], folder: str) -> list[dict]:
+def compare(fleet: Fleet, chosen: Sequence[System], folder: str) -> list[dict]:
     """Trains each synchronous system for `STEPS` steps of SGD from the same weights.
 
     Args:
@@ -38,14 +39,14 @@ def compare(fleet: fleets.Fleet, chosen: Sequence[System], folder: str) -> list[
             row = {"network": network, "system": system.name}
             try:
                 trained = _train(fleet, system, network, folder)
-            except fleets.Failed as e:
+            except Failed as e:
                 found.append({**row, "error": str(e)})
                 continue
             found.append({**row, "difference": max(difference(w, expected) for w in trained)})
     return found
 
 
-def _train(fleet: fleets.Fleet, system: System, network: str, folder: str) -> list[list]:
+def _train(fleet: Fleet, system: System, network: str, folder: str) -> list[list]:
     """The weights of each process."""
     with tempfile.TemporaryDirectory(dir=folder) as place:
         message = {

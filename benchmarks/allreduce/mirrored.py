@@ -6,7 +6,8 @@ import os
 import keras
 import tensorflow as tf
 
-from benchmarks.allreduce import clock, model_keras, networks
+from benchmarks import fit_clock
+from benchmarks.allreduce import model_keras, networks
 from benchmarks.allreduce.networks import NETWORKS, WORKERS
 from benchmarks.wire import lines
 from models.allreduce import Mirrored, logical_devices
@@ -30,7 +31,7 @@ def handle(message: dict) -> dict:
         model.fit(batches, steps_per_epoch=message["steps"], verbose=0)
         networks.save(model.get_weights(), path)
         return {}
-    answer = clock.timed(functools.partial(model.fit, batches), message)
+    answer = fit_clock.timed(functools.partial(model.fit, batches), message)
     # A step of this process is one of each worker.
     return {**answer, "steps": WORKERS * answer["steps"]}
 

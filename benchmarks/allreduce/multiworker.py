@@ -4,7 +4,8 @@ import functools
 
 import tensorflow as tf
 
-from benchmarks.allreduce import clock, model_keras, networks
+from benchmarks import fit_clock
+from benchmarks.allreduce import model_keras, networks
 from benchmarks.allreduce.networks import NETWORKS
 from benchmarks.wire import lines
 from models.multiworker import Trainer
@@ -33,7 +34,7 @@ def handle(message: dict) -> dict:
         trainer.fit(batches, steps_per_epoch=message["steps"])
         networks.save(trainer.model.get_weights(), path)
         return {}
-    return clock.timed(functools.partial(trainer.fit, batches), message)
+    return fit_clock.timed(functools.partial(trainer.fit, batches), message)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ import os
 
 import numpy as np
 
-WORKERS = 2
+from benchmarks.wire.sizes import WORKERS
+
 LEARNING_RATE = 0.05
 _POOL = 16  # batches of a worker that differ; then they come again
 

@@ -1,15 +1,16 @@
 """The systems that are compared."""
 
-from benchmarks.wire import fleet
+from benchmarks.wire import starts
+from benchmarks.wire.family import Start
 from benchmarks.wire.systems import System
 
 # Family -> what starts its processes.
-STARTS: dict[str, fleet.Start] = {
-    "tfps": fleet.parameter_servers("tfps.serve", "benchmarks.allreduce.tfps_chief"),
-    "mirrored": fleet.alone("benchmarks.allreduce.mirrored", "worker0"),
-    "multiworker": fleet.tensorflow_workers("benchmarks.allreduce.multiworker"),
-    "ddp": fleet.torch_workers("benchmarks.allreduce.ddp_worker"),
-    "alone": fleet.alone("benchmarks.allreduce.alone_worker"),
+STARTS: dict[str, Start] = {
+    "tfps": starts.parameter_servers("tfps.serve", "benchmarks.allreduce.tfps_chief"),
+    "mirrored": starts.alone("benchmarks.allreduce.mirrored", "worker0"),
+    "multiworker": starts.tensorflow_workers("benchmarks.allreduce.multiworker"),
+    "ddp": starts.torch_workers("benchmarks.allreduce.ddp_worker"),
+    "alone": starts.alone("benchmarks.allreduce.alone_worker"),
 }
 
 # Family -> the module that it needs.

@@ -5,10 +5,11 @@ import functools
 import tensorflow as tf
 
 import tfps
+from benchmarks import fit_clock
 from benchmarks.allreduce import model_keras, networks
 from benchmarks.allreduce.networks import NETWORKS, WORKERS
 from benchmarks.wire import lines
-from benchmarks.wire.tfps_chief import Clock, connected
+from benchmarks.wire.tfps_chief import connected
 
 
 @functools.cache
@@ -30,14 +31,7 @@ def handle(message: dict) -> dict:
         turn.fit(data, steps_per_epoch=WORKERS * message["steps"], verbose=0)
         networks.save(turn.model.get_weights(), path)
         return {}
-    # As many more steps as overlap are taken before and after, so that as many are under way
-    # wherever the clock starts and stops.
-    first = WORKERS * (message["warmup"] + overlap)
-    last = first + WORKERS * message["steps"]
-    clock = Clock(first, last)
-    turn.fit(data, steps_per_epoch=last + WORKERS * overlap, callbacks=[clock], verbose=0)
-    (begun, start), (ended, stop) = clock.marks
-    return {"seconds": stop - start, "steps": ended - begun}
+    return fit_clock.timed(functools.partial(turn.fit, data), message, WORKERS, overlap)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,11 @@
 
 import functools
 import os
-import time
 
 import keras
 import tensorflow as tf
 
+from benchmarks import fit_clock
 from benchmarks.wire import data, lines, model_keras
 
 RANK = int(os.environ["RANK"])
@@ -23,23 +23,8 @@ def batches() -> tf.data.Dataset:
 
 
 def handle(message: dict) -> dict:
-    """Calls `fit` once, and times it from the end of the warm-up."""
-    marks = []
-    ends = (message["warmup"], message["warmup"] + message["steps"])
-
-    def mark(batch, logs):
-        del logs
-        if batch + 1 in ends:
-            marks.append(time.perf_counter())
-            lines.mark()
-
-    clock = keras.callbacks.LambdaCallback(on_train_batch_end=mark)
-    model().fit(batches(), steps_per_epoch=ends[-1], callbacks=[clock], verbose=0)
-    return {
-        "seconds": marks[1] - marks[0],
-        "steps": message["steps"],
-        "parameters": model().count_params(),
-    }
+    timed = fit_clock.timed(functools.partial(model().fit, batches()), message)
+    return {**timed, "parameters": model().count_params()}
 
 
 if __name__ == "__main__":

@@ -1,12 +1,8 @@
 """PyTorch DistributedDataParallel over gloo: one of the workers, a model for each hook."""
 
-import datetime
 import functools
-import os
-import time
 
 import torch
-from torch import distributed
 from torch.distributed.algorithms.ddp_comm_hooks import (
     default_hooks,
     powerSGD_hook as power_sgd,
@@ -14,11 +10,10 @@ from torch.distributed.algorithms.ddp_comm_hooks import (
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.wire import lines
+from benchmarks import timing, torch_worker
 from benchmarks.wire.model_torch import GPT
 from benchmarks.wire.sizes import BATCH, CONTEXT, LEARNING_RATE, VOCABULARY
 
-RANK = int(os.environ["RANK"])
 POWER_SGD_RANK = 4
 # Steps before PowerSGD begins. The first turn, which is not counted, has as many steps.
 POWER_SGD_START = 2
@@ -44,42 +39,22 @@ def stepper(hook: str):
         )
         model.register_comm_hook(state, power_sgd.powerSGD_hook)
     optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE)
-    generator = torch.Generator().manual_seed(RANK)
+    generator = torch.Generator().manual_seed(torch_worker.RANK)
 
     def step():
         tokens = torch.randint(VOCABULARY, (BATCH, CONTEXT + 1), generator=generator)
         logits = model(tokens[:, :-1])
         loss = functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        torch_worker.descend(optimizer, loss)
 
     return model, step
 
 
 def handle(message: dict) -> dict:
     model, step = stepper(message["settings"]["hook"])
-    for _ in range(message["warmup"]):
-        step()
-    lines.mark()
-    start = time.perf_counter()
-    for _ in range(message["steps"]):
-        step()
-    seconds = time.perf_counter() - start
-    lines.mark()
-    return {
-        "seconds": seconds,
-        "steps": message["steps"],
-        "parameters": sum(p.numel() for p in model.parameters()),
-    }
-
-
-def main() -> None:
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    # Address, port, rank and number of workers come from the environment.
-    distributed.init_process_group("gloo", timeout=datetime.timedelta(minutes=5))
-    lines.serve(handle)
+    parameters = sum(p.numel() for p in model.parameters())
+    return {**timing.timed(step, message), "parameters": parameters}
 
 
 if __name__ == "__main__":
-    main()
+    torch_worker.serve(handle)

@@ -55,18 +55,10 @@ def _idle(model):
 def legacy():
     """The same network in tf_keras, compiled, for TensorFlow's own strategies."""
     import tf_keras
-    from tf_keras import layers
 
-    tokens = tf_keras.Input([None], dtype="int32")
-    positions = tf.cumsum(tf.ones_like(tokens), axis=1) - 1
-    x = layers.Embedding(VOCABULARY, WIDTH)(tokens) + layers.Embedding(CONTEXT, WIDTH)(positions)
-    for _ in range(BLOCKS):
-        h = layers.LayerNormalization(epsilon=1e-5)(x)
-        x = x + layers.MultiHeadAttention(HEADS, WIDTH // HEADS)(h, h, use_causal_mask=True)
-        h = layers.LayerNormalization(epsilon=1e-5)(x)
-        x = x + layers.Dense(WIDTH)(layers.Dense(4 * WIDTH, activation="gelu")(h))
-    x = layers.LayerNormalization(epsilon=1e-5)(x)
-    model = tf_keras.Model(tokens, layers.Dense(VOCABULARY, use_bias=False)(x))
+    from benchmarks import tf_keras_gpt
+
+    model = tf_keras_gpt.build(VOCABULARY, BLOCKS, WIDTH, HEADS, CONTEXT)
     model.compile(
         tf_keras.optimizers.Adam(LEARNING_RATE),
         tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True),

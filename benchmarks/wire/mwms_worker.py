@@ -1,10 +1,10 @@
 """TensorFlow's MultiWorkerMirroredStrategy: one of the workers, all-reduce in a ring."""
 
 import functools
-import time
 
 import tensorflow as tf
 
+from benchmarks import timing
 from benchmarks.wire import data, lines, model_keras
 from benchmarks.wire.sizes import WORKERS
 
@@ -34,20 +34,8 @@ def stepper():
 
 def handle(message: dict) -> dict:
     model, step = stepper()
-    for _ in range(message["warmup"]):
-        step()
-    lines.mark()
-    start = time.perf_counter()
-    for _ in range(message["steps"]):
-        loss = step()
-    loss.numpy()  # Waits for the last one.
-    seconds = time.perf_counter() - start
-    lines.mark()
-    return {
-        "seconds": seconds,
-        "steps": message["steps"],
-        "parameters": model.count_params(),
-    }
+    timed = timing.timed(step, message, wait=lambda loss: loss.numpy())
+    return {**timed, "parameters": model.count_params()}
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+from collections.abc import Mapping, Sequence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +101,7 @@ NEEDS = {
 }
 
 
-def available(wanted: list[System], needs: dict[str, str] = NEEDS) -> list[System]:
+def available(wanted: list[System], needs: Mapping[str, str] = NEEDS) -> list[System]:
     """The systems whose modules (`needs`, by family) are installed; says which are left out."""
     found = []
     missing: dict[str, list[str]] = {}
@@ -115,7 +116,7 @@ def available(wanted: list[System], needs: dict[str, str] = NEEDS) -> list[Syste
     return found
 
 
-def select(wanted: list[str], systems=SYSTEMS) -> list[System]:
+def select(wanted: list[str], systems: Sequence[System] = SYSTEMS) -> list[System]:
     """The systems whose name or family contains one of `wanted`; all of them if it is empty."""
     if not wanted:
         return list(systems)

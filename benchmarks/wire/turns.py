@@ -4,7 +4,10 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from benchmarks.wire import fleet as fleets, report
+from benchmarks.wire import report
+from benchmarks.wire.fleet import Fleet
+from benchmarks.wire.program import Failed
+from benchmarks.wire.sizes import WORKERS
 from benchmarks.wire.systems import System
 
 # The first turn compiles everything and measures how long a step takes. It has one step before the
@@ -40,12 +43,22 @@ class Length(NamedTuple):
         """
         together = last * stride
         warmup = max(1, min(self.warmup, int(_LONGEST_WARMUP / together)))
-        steps = self.steps or fleets.steps_for(together, self.seconds, self.least_steps)
+        steps = self.steps or steps_for(together, self.seconds, self.least_steps)
         return warmup * stride, steps * stride
 
 
+def steps_for(seconds_per_step: float, seconds: float, at_least: int) -> int:
+    """How many steps of a worker take about `seconds`."""
+    return max(at_least, round(seconds / max(seconds_per_step, 1e-3)))
+
+
+def step_time(answer: dict) -> float:
+    """Seconds that one step of one worker takes while all workers train."""
+    return answer["seconds"] * WORKERS / answer["steps"]
+
+
 class _Turns:
-    def __init__(self, place: str, fleet: fleets.Fleet, length: Length):
+    def __init__(self, place: str, fleet: Fleet, length: Length):
         self._place, self._fleet, self._length = place, fleet, length
         self.done: dict[str, list[dict]] = {}
         self.errors: dict[str, str] = {}
@@ -59,11 +72,11 @@ class _Turns:
             warmup, steps = self._length.of_turn(self._last[system.name], system.stride)
         try:
             answer = self._fleet.turn(system, warmup, steps)
-        except fleets.Failed as e:
+        except Failed as e:
             self.errors[system.name] = str(e)
             self._say(f"{system.name} failed: {e}")
             return
-        step = fleets.step_time(answer)
+        step = step_time(answer)
         self._last[system.name] = step
         if not probe:
             self.done.setdefault(system.name, []).append({"step": step, **answer})
@@ -74,7 +87,7 @@ class _Turns:
         print(f"{time.strftime('%H:%M:%S')} [{self._place}] {text}", flush=True)
 
 
-def run(place: str, fleet: fleets.Fleet, systems: Sequence[System], length: Length) -> list[dict]:
+def run(place: str, fleet: Fleet, systems: Sequence[System], length: Length) -> list[dict]:
     """One turn of each system that does not count, then `length.rounds` that do.
 
     Args:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks.wire import fleet, hosts, report, systems
+from benchmarks.wire import hosts, report, starts, systems, turns
 
 
 def turn(step, up=None, down=None, **more):
@@ -24,7 +24,7 @@ def test_names_are_unique_and_bars_name_what_exists():
     names = [s.name for s in systems.SYSTEMS]
     assert len(set(names)) == len(names)
     families = {s.family for s in systems.SYSTEMS}
-    assert families == set(systems.NEEDS) == set(report.COLOURS)
+    assert families == set(systems.NEEDS) == set(report.COLOURS) == set(starts.STARTS)
     for bar in systems.BARS:
         assert bar.against in families | set(names)
 
@@ -57,13 +57,13 @@ def test_headers_are_no_payload():
 
 
 def test_steps_of_a_turn():
-    assert fleet.steps_for(0.5, seconds=4.0, at_least=3) == 8
-    assert fleet.steps_for(5.0, seconds=4.0, at_least=3) == 3
+    assert turns.steps_for(0.5, seconds=4.0, at_least=3) == 8
+    assert turns.steps_for(5.0, seconds=4.0, at_least=3) == 3
 
 
 def test_step_time_is_that_of_one_worker():
     # 20 steps in 5 s, by 2 workers at once: each takes 10, so one takes half a second.
-    assert fleet.step_time({"seconds": 5.0, "steps": 20}) == 0.5
+    assert turns.step_time({"seconds": 5.0, "steps": 20}) == 0.5
 
 
 def test_medians_and_spread():

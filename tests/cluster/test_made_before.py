@@ -1,5 +1,6 @@
 """What was made before a connection goes on after it."""
 
+import itertools
 import warnings
 
 import keras
@@ -11,12 +12,19 @@ import tfps
 from tests.conftest import mlp, regression
 from tfps import _tf_resources
 
+_OTHER = itertools.cycle([(3, 1), (1, 3)])  # (workers, ps) of clusters of their own.
+
 
 @pytest.fixture
 def connected_anew(connect):
-    """`connected_anew()`: connects to another cluster than before, and returns the strategy."""
-    connect(workers=1)
-    return lambda: connect(workers=3)
+    """`connected_anew()`: connects to another cluster than before, and returns the strategy.
+
+    The next test begins with that cluster, for each connection leaves threads behind.
+    """
+    if _tf_resources.connection() is None:
+        connect()
+    workers, ps = next(_OTHER)
+    return lambda: connect(workers=workers, ps=ps)
 
 
 def test_variables_are_read_and_assigned(connected_anew):

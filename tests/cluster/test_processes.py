@@ -189,6 +189,26 @@ print("codes", [p.returncode for p in cluster.ended], int(model.optimizer.iterat
     assert "[worker 0] worker 0: the job is done" in done.stderr
 
 
+@pytest.mark.soak
+@pytest.mark.timeout(180)
+def test_after_other_servers_an_embedded_cluster_becomes_processes(tmp_path):
+    """Two embedded workers would wait for each other for ever in a pool of so few threads."""
+    program = """
+import numpy as np, keras, tensorflow as tf, tfps, warnings
+tf.config.threading.set_inter_op_parallelism_threads(2)
+with tfps.LocalCluster(workers=1, ps=1, processes=True) as cluster:
+    tfps.ParameterServerStrategy(cluster)
+with warnings.catch_warnings(record=True) as caught, tfps.LocalCluster(workers=2, ps=1) as cluster:
+    model = keras.Sequential([keras.Input([4]), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    trainer = tfps.Trainer(model, tfps.ParameterServerStrategy(cluster))
+    trainer.fit(np.ones([64, 4]), np.ones([64, 1]), verbose=0)
+print(int(model.optimizer.iterations), *[w.message for w in caught])
+"""
+    done = warm.run(["-c", program], ROOT, os.environ, tmp_path)
+    assert "2 each of the 3 servers becomes a process of its own" in done.stdout, done.stderr
+
+
 @pytest.mark.parametrize("victim", [pytest.param("worker", marks=pytest.mark.soak), "ps"])
 def test_a_lost_server_ends_a_join(victim):
     with tfps.LocalCluster(workers=1, ps=1, processes=True) as cluster:

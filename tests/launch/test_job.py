@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from launch import errors, job, output, restarts, topology
+from launch import attempt, errors, failures, job, output, restarts, topology
 from launch.launcher import Exited, HostLost, Line
 
 
@@ -79,7 +79,7 @@ def run(script, *, workers=2, ps=1, budgets=None, job_restarts=0, told=None, **a
     out, err = io.BytesIO(), io.BytesIO()
     shown = output.Output(out=out, err=err, colour=(False, False))
     budgets = {"worker": 10, "ps": 3, "chief": 3} if budgets is None else budgets
-    policy = job.Policy(budgets, job_restarts, backoff=restarts.Backoff(1.0, 60.0, 0.0))
+    policy = attempt.Policy(budgets, job_restarts, backoff=restarts.Backoff(1.0, 60.0, 0.0))
     made = job.Job(launcher, topology.roles(workers, ps), policy, shown, clock=lambda: launcher.now)
     for when, signum in told or ():
         launcher.script.append((when, lambda signum=signum: made.tell(signum)))
@@ -131,8 +131,8 @@ def test_a_host_is_lost_when_it_was_last_heard():
 def test_what_was_got_over_is_not_the_reason():
     script = [
         (5, Exited("worker 0", -9)),
-        (5 + job.FORGOTTEN + 10, Exited("ps 0", -11)),
-        (5 + job.FORGOTTEN + 11, Exited("chief 0", 75)),
+        (5 + failures.FORGOTTEN + 10, Exited("ps 0", -11)),
+        (5 + failures.FORGOTTEN + 11, Exited("chief 0", 75)),
     ]
     code, launcher, err = run(script)
     assert code == 75
@@ -156,7 +156,7 @@ def test_a_host_that_cannot_be_reached_costs_restarts():
         made = Scripted(launcher_script)
         made.refused["worker 1"] = refusals
         shown = output.Output(out=io.BytesIO(), err=io.BytesIO(), colour=(False, False))
-        policy = job.Policy({"worker": 3}, backoff=restarts.Backoff(1.0, 60.0, 0.0))
+        policy = attempt.Policy({"worker": 3}, backoff=restarts.Backoff(1.0, 60.0, 0.0))
         code = job.Job(made, topology.roles(2, 1), policy, shown, lambda: made.now).run()
         shown.close()
         return code, made.started.count("worker 1")

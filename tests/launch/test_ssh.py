@@ -76,19 +76,18 @@ def refused(ssh, tmp_path, hosts, *flags):
 
 
 @pytest.mark.processes
-def test_a_host_that_refuses(ssh, tmp_path):
-    code, (line,) = refused(ssh, tmp_path, "worker0\nworker1\n")
+@pytest.mark.parametrize(
+    ("host", "said"),
+    [
+        pytest.param("worker1", "Permission denied", id="refuses"),
+        pytest.param("ps1", "Host key verification failed", id="has another key than is known"),
+    ],
+)
+def test_a_host_that_ssh_does_not_reach(ssh, tmp_path, host, said):
+    code, (line,) = refused(ssh, tmp_path, f"worker0\n{host}\n")
     assert code == 75
-    assert line.startswith("error: host worker1: ")
-    assert "Permission denied" in line
-
-
-@pytest.mark.processes
-def test_a_host_with_another_key_than_is_known(ssh, tmp_path):
-    code, (line,) = refused(ssh, tmp_path, "worker0\nps1\n")
-    assert code == 75
-    assert line.startswith("error: host ps1: ")
-    assert "Host key verification failed" in line
+    assert line.startswith(f"error: host {host}: ")
+    assert said in line
 
 
 @pytest.mark.processes
@@ -119,11 +118,18 @@ def plug(network, host):
 
 
 @pytest.mark.processes
-def test_a_python_that_is_not_there(ssh, tmp_path):
-    code, (line,) = refused(ssh, tmp_path, "worker0\nps0 python=/opt/none/python3\n")
-    assert code == 75
-    assert "host ps0: there is no /opt/none/python3" in line
-    assert "--python" in line
+@pytest.mark.parametrize(
+    ("setting", "code", "said", "remedy"),
+    [
+        ("python=/opt/none/python3", 75, "there is no /opt/none/python3", "--python"),
+        ("folder=/opt/none", 127, "there is no folder /opt/none", "--rsync"),
+    ],
+)
+def test_what_is_not_on_a_host(ssh, tmp_path, setting, code, said, remedy):
+    ended, (line,) = refused(ssh, tmp_path, f"worker0\nps0 {setting}\n")
+    assert ended == code
+    assert f"host ps0: {said}" in line
+    assert remedy in line
 
 
 def pythons_of_other_versions():
@@ -183,14 +189,6 @@ def test_hosts_that_do_not_reach_each_other(ssh, tmp_path):
     )
     assert f"{address}:" in line
     assert "no route to host" in line
-
-
-@pytest.mark.processes
-def test_a_folder_that_is_not_there(ssh, tmp_path):
-    code, (line,) = refused(ssh, tmp_path, f"worker0\nps0 folder={tmp_path}/none\n")
-    assert code == 127
-    assert f"host ps0: there is no folder {tmp_path}/none" in line
-    assert "--rsync" in line
 
 
 @pytest.mark.processes

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterable
 
 from tfps import errors
@@ -19,7 +20,9 @@ class LocalCluster(Cluster):
 
     Embedded servers (the default) are threads of this process: they are up in a fraction of a
     second, and gone with the process. With `processes=True`, each server is a process of its own,
-    as on real machines. It costs a TensorFlow import (2 to 5 s) and a few hundred MB.
+    as on real machines. It costs a TensorFlow import (2 to 5 s) and a few hundred MB. In a process
+    that has connected to servers elsewhere before, embedded servers could block one another, so
+    they become processes, with a warning.
 
     Use the cluster as a context manager, or call `close`, to stop the processes. They also stop by
     themselves when this process is gone.
@@ -56,6 +59,14 @@ class LocalCluster(Cluster):
         self.ended: list[subprocess.Popen] = []
         self._servers = []
         tasks = [(job, i) for job in ("worker", "ps") for i in range(len(spec[job]))]
+        if not processes and not server.can_embed(workers):
+            processes = True
+            warnings.warn(
+                f"each of the {len(tasks)} servers becomes a process of its own: TensorFlow's pool "
+                "of threads for servers in this process was made for fewer; make the largest "
+                "embedded cluster first, or set processes=True",
+                stacklevel=2,
+            )
         if processes:
             ids = gpus.visible()
             own = gpus.dealt(ids, workers)
@@ -65,7 +76,7 @@ class LocalCluster(Cluster):
                 for job, i in tasks
             ]
         else:
-            self._servers = [server.start(self, job, i, cpu_devices) for job, i in tasks]
+            self._servers = [server.start(self, job, i, cpu_devices, True) for job, i in tasks]
 
     def _spawn(self, job: str, index: int, devices: dict[str, str]) -> subprocess.Popen:
         config = {"cluster": self.spec, "task": {"type": job, "index": index}}

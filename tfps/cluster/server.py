@@ -9,24 +9,51 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from tfps import errors, exit_codes
+from tfps import _tf, errors, exit_codes
 from tfps.cluster import environment, shutdown, sockets
 from tfps.cluster.spec import Cluster
 
 _CHIEF_TIMEOUT = 3600.0  # s; tasks may be started in any order, by hand, on many machines
 
 
-def inter_op_threads(num_workers: int) -> int:
-    """Returns the size of a server's pool of inter-op threads.
+# Servers in one process share the pool that the first of them makes, so it is made for many.
+_EMBEDDED_THREADS = 128
 
-    A server blocks a thread of the pool for each function of another task that waits inside it.
+# How many threads the pool of this process has; None until a server is started here.
+_pool: int | None = None
+
+
+def inter_op_threads(num_workers: int) -> int:
+    """Returns how many inter-op threads a server needs.
+
+    A server blocks a thread of its pool for each function of another task that waits inside it.
     With TensorFlow's default, the number of cores, two workers and two ps on a machine with two
     cores wait for one another for ever.
     """
     return max(16, 8 * num_workers)
 
 
-def start(cluster: Cluster, job: str, index: int, cpu_devices: int = 1) -> tf.distribute.Server:
+def can_embed(num_workers: int) -> bool:
+    """Whether all servers of a cluster can be threads of this process without blocking each other.
+
+    The first server of a process makes the pool of threads for all later ones, and TensorFlow
+    cannot enlarge it. By connecting to a cluster, a chief makes a server as well, with TensorFlow's
+    default.
+    """
+    wanted = inter_op_threads(num_workers)
+    return _pool_threads(wanted) >= wanted
+
+
+def _pool_threads(wanted: int) -> int:
+    """How many threads the pool has; if no server was made yet, as many as are wanted."""
+    if _pool is not None or not _tf.is_connected():
+        return _pool or wanted
+    return tf.config.threading.get_inter_op_parallelism_threads() or os.cpu_count() or 1
+
+
+def start(
+    cluster: Cluster, job: str, index: int, cpu_devices: int = 1, embedded: bool = False
+) -> tf.distribute.Server:
     """Starts the gRPC server of one task in this process.
 
     The server listens on every interface without credentials, as TensorFlow's servers do. Whoever
@@ -38,16 +65,20 @@ def start(cluster: Cluster, job: str, index: int, cpu_devices: int = 1) -> tf.di
       index: the task's index in its job.
       cpu_devices: how many devices of the CPU a worker has, all of the same processor. A worker
         also has all GPUs that its process sees; a ps has none.
+      embedded: whether other servers are in this process as well.
 
     Raises:
       PortInUse: something listens on the task's port already.
     """
+    global _pool
     sockets.require_free(cluster.spec[job][index], f"{job} {index}")
     environment.configure_channels()
     if job == "ps":
         environment.configure_xla()
+    threads = max(inter_op_threads(cluster.num_workers), _EMBEDDED_THREADS if embedded else 0)
+    _pool = _pool_threads(threads)
     config = tf.compat.v1.ConfigProto(
-        inter_op_parallelism_threads=inter_op_threads(cluster.num_workers),
+        inter_op_parallelism_threads=threads,
         device_count={"CPU": cpu_devices} if job == "worker" else {"GPU": 0},
     )
     # Otherwise the first process on a GPU takes all of its memory.

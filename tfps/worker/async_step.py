@@ -47,9 +47,13 @@ class AsyncStep:
         self._gradient = gradient
         self._single = single
         self.own = own
-        carry = AsyncCarry(form(gradient.pusher.initial_residuals))
+        self._trace(source)
+
+    def _trace(self, source: Any) -> None:
+        pusher = self._gradient.pusher
+        carry = AsyncCarry(form(pusher.initial_residuals))
         self._run = RemoteFunction(
-            self._steps, gradient.pusher.handles(), source, carry, own.specs, numbers=STEP_NUMBERS
+            self._steps, pusher.handles(), source, carry, self.own.specs, numbers=STEP_NUMBERS
         )
 
     def start(self, handles: ServerHandles, memory: WorkerMemory | None) -> AsyncCarry:

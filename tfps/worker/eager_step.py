@@ -16,14 +16,13 @@ from tfps.cluster.remote_function import RemoteFunction
 from tfps.model.stateless_model import StatelessModel
 from tfps.store.handles import ServerHandles
 from tfps.store.pull import Pulled, Puller
-from tfps.worker.async_step import AsyncCarry
+from tfps.worker.async_step import AsyncCarry, AsyncStep
 from tfps.worker.batch_loop import Stack, is_iterator
 from tfps.worker.gradient import Gradient, encoded
 from tfps.worker.own_values import Own, OwnValues
 from tfps.worker.sync_step import SyncCarry, SyncStep
 from tfps.worker.tally import Tally, added, zeros
 from tfps.worker.tracing import RATE, STEP_NUMBER, form
-from tfps.worker.worker_step import WorkerMemory, kept
 
 _ONE_AT_A_TIME = threading.Lock()
 
@@ -51,10 +50,8 @@ def _batches(source: Any, count: int) -> Iterator[Any]:
             yield source
 
 
-class EagerStep:
+class EagerStep(AsyncStep):
     """What an `AsyncStep` does, with the user's code op by op; a `WorkerStep`."""
-
-    prefetches = False
 
     def __init__(self, gradient: Gradient, own: OwnValues, batch_spec: Any):
         """Traces the pull and the push.
@@ -64,22 +61,18 @@ class EagerStep:
           own: how the worker's own values go in and out.
           batch_spec: nested specs of a batch.
         """
-        self._gradient, self.own = gradient, own
-        handles, pusher = gradient.pusher.handles(), gradient.pusher
-        self._pull = RemoteFunction(
-            gradient.pull, handles, batch_spec, numbers={"number": STEP_NUMBER}
-        )
+        super().__init__(gradient, own, batch_spec, single=True)
+
+    def _trace(self, source: Any) -> None:
+        gradient, pusher = self._gradient, self._gradient.pusher
+        handles = pusher.handles()
+        self._pull = RemoteFunction(gradient.pull, handles, source, numbers={"number": STEP_NUMBER})
         residuals = form(pusher.initial_residuals)
         sent, _ = form(
             lambda *arguments: encoded(pusher, *arguments),
             gradient.change_specs(), residuals, STEP_NUMBER,
         )  # fmt: skip
         self._push = RemoteFunction(gradient.push, handles, sent, numbers={"learning_rate": RATE})
-
-    def start(self, handles: ServerHandles, memory: WorkerMemory | None) -> AsyncCarry:
-        """See `WorkerStep`."""
-        del handles
-        return AsyncCarry(kept(memory, self._gradient.pusher.initial_residuals()))
 
     def __call__(
         self,
@@ -104,13 +97,6 @@ class EagerStep:
             done += 1
         report = self.own.report(own, tf.constant(done), total, metrics)
         return report, AsyncCarry(residuals), self.own.end(metrics)
-
-    def finish(self, handles: ServerHandles, carry: AsyncCarry, learning_rate: float) -> None:
-        """See `WorkerStep`; every call has pushed what it computed."""
-
-    def rest(self, carry: AsyncCarry) -> WorkerMemory:
-        """See `WorkerStep`."""
-        return WorkerMemory(carry.residuals, [])
 
 
 class EagerSyncStep(SyncStep):
@@ -150,8 +136,8 @@ class EagerSyncStep(SyncStep):
         return report, SyncCarry(carry.residuals, change), self.own.end(metrics)
 
 
-class EagerEvalStep:
-    """What an `EvalStep` does, op by op.
+class _EagerForward:
+    """A forward pass op by op, with parameters that the worker holds.
 
     Attributes:
       own: how the worker's own values go in and out.
@@ -161,6 +147,16 @@ class EagerEvalStep:
         """Traces nothing; see `EvalStep` for the arguments."""
         self._program, self._puller, self.own = program, puller, own
 
+    def _variables(self, pulled: Pulled) -> tuple[list, list]:
+        """Returns the values of trained variables, and of the others."""
+        variables = self._puller.unpack(pulled, {}, exact=True)
+        n = len(self._program.trainable)
+        return variables[:n], variables[n:]
+
+
+class EagerEvalStep(_EagerForward):
+    """What an `EvalStep` does, op by op."""
+
     def __call__(
         self, handles: ServerHandles, pulled: Pulled, source: Any, own: Own, count: int, number: int
     ) -> tuple[tf.Tensor, Own]:
@@ -169,7 +165,7 @@ class EagerEvalStep:
         done, metrics, total, program = 0, self.own.begin(own), zeros(), self._program
         for batch in _batches(source, count):
             with _on_chief():
-                trainable, state = _variables(program, self._puller, pulled)
+                trainable, state = self._variables(pulled)
                 index = tf.constant(number + done, tf.int64)
                 metrics, examples = program.evaluate(
                     trainable, state, metrics, index, batch, self.own.logs
@@ -180,16 +176,8 @@ class EagerEvalStep:
         return report, self.own.end(metrics)
 
 
-class EagerPredictStep:
-    """What a `PredictStep` does, op by op.
-
-    Attributes:
-      own: how the worker's own values go in and out.
-    """
-
-    def __init__(self, program: StatelessModel, puller: Puller, own: OwnValues):
-        """Traces nothing; see `EvalStep` for the arguments."""
-        self._program, self._puller, self.own = program, puller, own
+class EagerPredictStep(_EagerForward):
+    """What a `PredictStep` does, op by op."""
 
     def __call__(
         self, handles: ServerHandles, pulled: Pulled, source: Any, own: Own, number: int
@@ -198,15 +186,9 @@ class EagerPredictStep:
         del handles
         batch = next(_batches(source, 1))
         with _on_chief():
-            trainable, state = _variables(self._program, self._puller, pulled)
+            trainable, state = self._variables(pulled)
             index = tf.constant(number, tf.int64)
             outputs, values = self._program.predict(
                 trainable, state, self.own.begin(own), index, batch
             )
         return outputs, self.own.end(values)
-
-
-def _variables(program: StatelessModel, puller: Puller, pulled: Pulled) -> tuple[list, list]:
-    variables = puller.unpack(pulled, {}, exact=True)
-    n = len(program.trainable)
-    return variables[:n], variables[n:]

@@ -1,4 +1,4 @@
-"""A worker with several devices: it does what it does with one."""
+"""A worker that splits its batches over several devices: it does what it does with one."""
 
 import os
 import subprocess
@@ -11,48 +11,7 @@ import tensorflow as tf
 
 import tfps
 from tests.conftest import mlp, regression, relative_error
-from tfps import _tf_placement
-from tfps.cluster.calls import WorkerCalls
-from tfps.cluster.devices import own_device
-from tfps.cluster.remote_function import RemoteFunction
-
-ROUNDING = 1e-6
-
-
-def trained(connect, model, devices, x, y=None, workers=1, **arguments):
-    """(history, trainer) after two epochs without shuffling."""
-    fit = {name: arguments.pop(name) for name in ("sample_weight",) if name in arguments}
-    strategy = connect(workers, 2, cpu_devices=3)
-    trainer = tfps.Trainer(model, strategy, devices_per_worker=devices, **arguments)
-    history = trainer.fit(
-        x, y, batch_size=32, epochs=2, shuffle=False, verbose=0, validation_data=(x, y), **fit
-    )
-    return history.history, trainer
-
-
-def compiled(model, optimizer=None, jit_compile=False, loss="mse", **arguments):
-    model.compile(
-        optimizer or keras.optimizers.Adam(1e-2), loss, jit_compile=jit_compile, **arguments
-    )
-    return model
-
-
-def assert_as_one(connect, make, x, y, devices=3, rounding=ROUNDING, **arguments):
-    """Trains `make()` on one device and on several, and compares weights, logs and predictions."""
-    one, several = make(), make()
-    expected, alone = trained(connect, one, 1, x, y, **arguments)
-    history, trainer = trained(connect, several, devices, x, y, **arguments)
-    assert relative_error(several, one) < rounding
-    for name, values in expected.items():
-        np.testing.assert_allclose(history[name], values, rtol=1e-5, atol=1e-6, err_msg=name)
-    part = keras.tree.map_structure(lambda t: t[:5], x)
-    np.testing.assert_allclose(
-        trainer.predict(part, batch_size=2, verbose=0),
-        alone.predict(part, batch_size=2, verbose=0),
-        rtol=1e-4,
-        atol=1e-5,
-    )
-
+from tests.training.devices import ROUNDING, assert_as_one, compiled, products, trained
 
 POLICIES = {
     "async": {},
@@ -170,81 +129,6 @@ def test_lookups_of_several_inputs_and_an_added_loss(connect, jit_compile):
     assert_as_one(connect, make, {"a": x, "b": x[::-1]}, y)
 
 
-class State(keras.layers.Layer):
-    """Counts batches and examples, keeps a mean and what only the first device has."""
-
-    def build(self, shape):
-        def variable(dtype, **arguments):
-            return self.add_weight(
-                shape=(), dtype=dtype, initializer="zeros", trainable=False, **arguments
-            )
-
-        self.batches, self.examples = variable("int32"), variable("int32")
-        self.total = variable("float32", aggregation="sum")
-        self.mean = variable("float32")
-
-    def call(self, x, training=False):
-        if training:
-            ops = keras.ops
-            self.batches.assign_add(1)
-            self.examples.assign_add(ops.shape(x)[0])
-            self.total.assign_add(ops.sum(x))
-            self.mean.assign(0.9 * self.mean + 0.1 * ops.mean(x))
-        return x
-
-
-@pytest.mark.parametrize("jit_compile", [False, True])
-def test_state_that_is_not_trained(connect, jit_compile):
-    x, y = regression(100)
-
-    def make():
-        keras.utils.set_random_seed(1)
-        model = keras.Sequential([keras.Input([8]), State(), keras.layers.Dense(1)])
-        return compiled(model, keras.optimizers.SGD(0.1), jit_compile=jit_compile)
-
-    assert_as_one(connect, make, x, y)
-
-
-def test_batch_norm_normalizes_by_device(connect):
-    """The moving mean is that of one device; the variance is within the devices' parts."""
-    x, y = regression(33)
-    models = [compiled(mlp(batch_norm=True), keras.optimizers.SGD(0.0)) for _ in range(2)]
-    for model, devices in zip(models, (1, 3), strict=True):
-        strategy = connect(1, 2, cpu_devices=3)
-        tfps.Trainer(model, strategy, devices_per_worker=devices).fit(
-            x, y, batch_size=33, shuffle=False, verbose=0
-        )
-    one, several = (model.layers[1] for model in models)
-    np.testing.assert_allclose(several.moving_mean, one.moving_mean, rtol=1e-5, atol=1e-7)
-    hidden = np.asarray(models[0].layers[0](x))
-    within = np.mean([np.var(part, 0) for part in np.split(hidden, 3)], 0)
-    np.testing.assert_allclose(several.moving_variance, 0.9 + 0.1 * within, rtol=1e-5)
-
-
-class Noise(keras.layers.Layer):
-    """Writes down what dropout drew for each example."""
-
-    def __init__(self):
-        super().__init__()
-        self.dropout = keras.layers.Dropout(0.5)
-        self.unused = self.add_weight(shape=(1,))
-
-    def call(self, x, training=False):
-        return self.dropout(keras.ops.ones_like(x), training=True)
-
-
-@pytest.mark.parametrize("jit_compile", [False, True])
-def test_devices_draw_different_numbers(connect, jit_compile):
-    model = keras.Sequential([keras.Input([200]), Noise()])
-    compiled(model, jit_compile=jit_compile)
-    trainer = tfps.Trainer(model, connect(1, 2, cpu_devices=3), devices_per_worker=3)
-    drawn = trainer.predict(np.ones([6, 200], np.float32), batch_size=6, verbose=0)
-    first, second, third = np.split(drawn, 3)
-    assert 0.3 < np.mean(drawn == 0) < 0.7
-    for a, b in ((first, second), (second, third), (first, third)):
-        assert not np.array_equal(a, b)
-
-
 def test_loss_scaling(connect):
     x, y = regression(100)
 
@@ -341,100 +225,12 @@ def test_codecs_see_the_sum(connect):
     assert sent[0] == sent[1]
 
 
-# Where things run.
-
-
-def test_names_mean_the_workers_own_devices(connect):
-    strategy = connect(2, 1, cpu_devices=2)
-
-    def run(x):
-        with tf.device("CPU:1"):
-            bare = x + 1
-        with tf.device(own_device("CPU", 1)):
-            return bare, x + 2
-
-    function = RemoteFunction(run, tf.TensorSpec([]))
-    calls = WorkerCalls(strategy.cluster)
-    found = calls.run_on_each(lambda worker: [t.backing_device for t in function(tf.constant(1.0))])
-    calls.close()
-    expected = [[f"/job:worker/replica:0/task:{w}/device:CPU:1"] * 2 for w in range(2)]
-    assert found == expected
-
-
-def products(trainer, x, y):
-    """Device -> how many matrix products a step of training computes there."""
-    session = trainer._session
-    session.prepare(feed := session.feed(x, None, y=y, batch_size=32), train=True)
-    side = session.enter(trainer.consistency, False)
-    step = session.steps.training(side, trainer.consistency, feed)
-    found = {}
-    for op in _tf_placement.operations(step._run.graph):
-        if op.type == "MatMul":
-            device = op.device.rpartition("device:")[2]
-            found[device] = found.get(device, 0) + 1
-    return found
-
-
 def test_gradients_are_computed_where_the_forward_pass_was(connect):
     x, y = regression(96)
     model = compiled(mlp(), keras.optimizers.SGD(0.1))
     trainer = tfps.Trainer(model, connect(1, 2, cpu_devices=3), devices_per_worker=3)
     # Two layers: two products forward, and three backward; the input has no gradient.
     assert products(trainer, x, y) == {"CPU:0": 5, "CPU:1": 5, "CPU:2": 5}
-
-
-class Staged(keras.Model):
-    """Its second half is on another device."""
-
-    def __init__(self, device):
-        super().__init__()
-        keras.utils.set_random_seed(1)
-        self.first = keras.layers.Dense(16, "tanh")
-        self.second = keras.layers.Dense(16, "tanh")
-        self.head = keras.layers.Dense(1)
-        self.device = device
-
-    def call(self, x):
-        x = self.first(x)
-        with tf.device(self.device):
-            return self.head(self.second(x))
-
-
-@pytest.mark.parametrize("jit_compile", [False, True])
-@pytest.mark.parametrize("workers", [1, 2])
-def test_model_parallel_by_tf_device(connect, workers, jit_compile):
-    x, y = regression(96)
-    policy = tfps.Sync() if workers == 2 else tfps.Async()
-    models = [Staged("CPU:0"), Staged("/CPU:1")]
-    for model in models:
-        model(x[:1])
-        compiled(model, jit_compile=jit_compile)
-        trained(connect, model, None, x, y, workers=workers, consistency=policy)
-    assert relative_error(models[1], models[0]) < ROUNDING
-
-
-def test_stages_compute_where_they_are(connect):
-    x, y = regression(96)
-    model = Staged("/device:CPU:2")
-    model(x[:1])
-    trainer = tfps.Trainer(compiled(model, jit_compile=True), connect(1, 2, cpu_devices=3))
-    assert products(trainer, x, y) == {"CPU:0": 2, "CPU:2": 6}
-
-
-def test_layer_device(connect):
-    x, y = regression(96)
-
-    def stage(layer):
-        return {"dense": "CPU:1", "dense_1": "/cpu:2"}.get(layer.name)
-
-    keras.backend.clear_session()
-    one = compiled(mlp())
-    keras.backend.clear_session()
-    several = compiled(mlp())
-    trained(connect, one, 1, x, y)
-    _, trainer = trained(connect, several, None, x, y, layer_device=stage)
-    assert relative_error(several, one) < ROUNDING
-    assert products(trainer, x, y) == {"CPU:1": 2, "CPU:2": 3}
 
 
 PROGRAM = """
@@ -478,9 +274,6 @@ def test_a_worker_that_is_a_process():
     assert devices == "['CPU:0', 'CPU:1']" and float(error) < ROUNDING
 
 
-# What is refused.
-
-
 def test_more_devices_than_there_are(connect):
     trainer = tfps.Trainer(compiled(mlp()), connect(1, 2, cpu_devices=3), devices_per_worker=4)
     with pytest.raises(tfps.ConfigError, match=r"devices_per_worker=4.*at most 3"):
@@ -491,20 +284,3 @@ def test_more_devices_than_there_are(connect):
 def test_no_number_of_devices(connect, count):
     with pytest.raises(tfps.ConfigError, match="devices_per_worker="):
         tfps.Trainer(compiled(mlp()), connect(1, 2), devices_per_worker=count)
-
-
-@pytest.mark.parametrize("name", ["GPU:0", "CPU:7", "TPU:0", "1"])
-def test_no_device_of_a_worker(connect, name):
-    strategy = connect(1, 2, cpu_devices=3)
-    trainer = tfps.Trainer(compiled(mlp()), strategy, layer_device=lambda layer: name)
-    with pytest.raises(tfps.ConfigError, match=f"layer_device gave '{name}'"):
-        trainer.fit(*regression(32), verbose=0)
-
-
-def test_states_of_the_batchs_shape(connect):
-    model = keras.Sequential(
-        [keras.Input(batch_shape=[6, 4, 2]), keras.layers.LSTM(3, stateful=True)]
-    )
-    trainer = tfps.Trainer(compiled(model), connect(1, 2, cpu_devices=3), devices_per_worker=2)
-    with pytest.raises(tfps.ConfigError, match="devices_per_worker=1"):
-        trainer.fit(np.zeros([6, 4, 2]), np.zeros([6, 3]), batch_size=6, verbose=0)

@@ -1,0 +1,241 @@
+"""An attempt: a job from its start to its end or failure; decides what an exit means.
+
+The rules (`exit_codes.py` has the codes):
+
+- When the chief has ended with 0, or all workers where there is no chief, the job is done.
+- A task that ended by an error of the user's own is never started again: the job ends.
+- A task that a signal killed, that lost a peer, or whose host is gone, is started again alone,
+  while its role has restarts left in this hour. Otherwise the job ends.
+- A chief that lost a peer says that the job as a whole cannot go on: the job ends.
+"""
+
+import dataclasses
+import signal
+from collections.abc import Callable
+
+from launch import errors, exit_codes, failures, restarts
+from launch.failures import Failure
+from launch.launcher import Event, Exited, HostLost, Launcher, Line
+from launch.output import Output
+from launch.topology import CHIEF, Task, Topology
+
+POLL = 0.2  # s
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """What may be started again.
+
+    Attributes:
+      budgets: role -> restarts an hour of all its tasks together.
+      job_restarts: how often the job as a whole may begin again.
+      grace: seconds between SIGTERM and SIGKILL.
+      settle: seconds that tasks have to end by themselves, as tfps servers do when the job is over,
+        before they are told to.
+      backoff: the delays before restarts.
+    """
+
+    budgets: dict[str, int]
+    job_restarts: int = 0
+    grace: float = 30.0
+    settle: float = 5.0
+    backoff: restarts.Backoff = dataclasses.field(default_factory=restarts.Backoff)
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """How an attempt ended.
+
+    Attributes:
+      code: the exit code of the job.
+      again: whether the job as a whole might succeed if it began again.
+      because: why, in words; empty if the job is done.
+    """
+
+    code: int
+    again: bool = False
+    because: str = ""
+
+
+class Attempt:
+    """The job from its start to its end or failure."""
+
+    def __init__(
+        self,
+        launcher: Launcher,
+        topology: Topology,
+        policy: Policy,
+        budgets: dict[str, restarts.Budget],
+        output: Output,
+        clock: Callable[[], float],
+        told: list[int],
+    ):
+        """Starts nothing yet; see `Job`.
+
+        Args:
+          launcher: what runs the tasks.
+          topology: the tasks and their places.
+          policy: what may be started again.
+          budgets: role -> what is left of its restarts.
+          output: what the user sees.
+          clock: returns the time in seconds.
+          told: signals that the launcher has got; the list grows.
+        """
+        self._launcher, self._topology, self._policy = launcher, topology, policy
+        self._budgets, self._output, self._clock, self._told = budgets, output, clock, told
+        self._running: set[str] = set()
+        self._due = {task.name: 0.0 for task in topology.tasks}  # When to start what is not up.
+        self._succeeded: set[str] = set()
+        self._failures: list[Failure] = []
+        self._restarted: dict[str, float] = {}  # When a task was last started again.
+        self._verdict: Verdict | None = None
+
+    def run(self) -> Verdict:
+        """Runs until the job is done or has failed, and all its tasks have ended."""
+        while self._verdict is None and not self._told:
+            self._start_what_is_due()
+            if self._verdict is None and (event := self._launcher.watch(POLL)):
+                self._on(event)
+        if self._verdict is None:
+            return self._preempted(self._told[0])
+        self._wind_up()
+        return self._verdict
+
+    # Starting.
+
+    def _start_what_is_due(self) -> None:
+        for name in [n for n, when in self._due.items() if when <= self._clock()]:
+            task = self._topology.task(name)
+            self._output.begin(name, f"{task.host} {task.endpoint}")
+            del self._due[name]
+            try:
+                self._launcher.start(task, self._topology.environ(task))
+            except errors.HostError as e:
+                self._failed(task, None, f"could not be started: {e}")
+            else:
+                self._running.add(name)
+            if self._verdict or self._told:
+                return
+
+    # What happens.
+
+    def _on(self, event: Event) -> None:
+        if isinstance(event, Line):
+            self._output.line(event)
+        elif isinstance(event, Exited):
+            self._on_exit(self._topology.task(event.task), event.status)
+        else:
+            self._on_host_lost(event)
+
+    def _on_exit(self, task: Task, status: int) -> None:
+        if task.name not in self._running:
+            return
+        self._running.discard(task.name)
+        if status == exit_codes.DONE:
+            self._succeeded.add(task.name)
+            if self._succeeded.issuperset(self._topology.leaders):
+                self._verdict = self._verdict or Verdict(exit_codes.DONE)
+        else:
+            self._failed(task, status, exit_codes.described(status))
+
+    def _on_host_lost(self, event: HostLost) -> None:
+        self._output.say(f"host {event.host} is lost: {event.why}", bad=True)
+        for task in self._topology.tasks:
+            if task.host == event.host and task.name in self._running:
+                self._running.discard(task.name)
+                self._failed(task, None, f"is lost with its host: {event.why}", event.silent)
+
+    def _failed(self, task: Task, status: int | None, why: str, ago: float = 0.0) -> None:
+        failure = Failure(task, status, why, self._clock() - ago)
+        self._failures.append(failure)
+        if self._verdict is not None:
+            return
+        if status is not None and not exit_codes.may_be_retried(status):
+            self._verdict = Verdict(failure.code, because=str(failure))
+        elif status == exit_codes.LOST and task.role == CHIEF:
+            self._verdict = Verdict(exit_codes.LOST, again=True, because=str(failure))
+        else:
+            self._retry(failure)
+
+    def _retry(self, failure: Failure) -> None:
+        task, budget = failure.task, self._budgets[failure.task.role]
+        delay = budget.spend(task.name, self._clock())
+        if delay is None:
+            used = f", and {task.role} tasks have used their {budget.limit} restarts of this hour"
+            because = f"{failure}{used if budget.limit else ''}"
+            self._verdict = Verdict(failure.code, again=True, because=because)
+            return
+        self._due[task.name] = self._restarted[task.name] = self._clock() + delay
+        self._output.say(
+            f"{failure}; it is started again in {delay:.1f} s "
+            f"({budget.used(self._clock())} of {budget.limit} restarts of {task.role} tasks this "
+            "hour)",
+            bad=True,
+        )
+
+    # The end.
+
+    def _wind_up(self) -> None:
+        """Lets tasks end by themselves for a while, and then ends them."""
+        done = self._verdict == Verdict(exit_codes.DONE)
+        self._collect(self._policy.settle)
+        self._end()
+        if done:
+            for failure in self._failures:
+                if failure.task.name not in self._succeeded:
+                    self._output.say(f"{failure}, but the job was done")
+
+    def _end(self) -> None:
+        """Ends all tasks; what they end with now is nobody's failure."""
+        known = len(self._failures)
+        if self._running:
+            grace = self._policy.grace
+            self._launcher.stop(grace)
+            self._collect(grace + 5.0)
+        if self._running:
+            self._output.say(f"these did not end: {', '.join(sorted(self._running))}", bad=True)
+        # A host that was lost was so before it was told to stop.
+        self._failures[known:] = [f for f in self._failures[known:] if f.status is None]
+
+    def _collect(self, seconds: float) -> None:
+        """Waits until no task runs any more, for so many seconds at most."""
+        deadline, told = self._clock() + seconds, len(self._told)
+        while self._running and self._clock() < deadline:
+            if event := self._launcher.watch(POLL):
+                self._on(event)
+            if len(self._told) > told:  # Somebody is in a hurry.
+                self._launcher.stop(0.0)
+                told = len(self._told)
+        while isinstance(event := self._launcher.watch(0.0), Line):
+            self._on(event)
+
+    def _preempted(self, signum: int) -> Verdict:
+        """Passes a signal to end on to all tasks."""
+        name = signal.Signals(signum).name
+        self._output.say(
+            f"{name}: the tasks are told to end, and have {self._policy.grace:g} s; "
+            "a second one kills them"
+        )
+        self._verdict = Verdict(128 + signum, because=f"the launcher was told to end by {name}")
+        self._end()
+        if self._succeeded.issuperset(self._topology.leaders):
+            self._verdict = Verdict(exit_codes.DONE)
+        return self._verdict
+
+    # The account.
+
+    def explain(self, verdict: Verdict) -> None:
+        """Says how the job ended; the last lines of who failed first come last."""
+        if not verdict.because:
+            return
+        first = failures.first(self._failures, self._restarted)
+        ends = f"the job ends with exit code {verdict.code}"
+        if first is None or self._told:
+            self._output.say(f"{verdict.because}; {ends}", bad=True)
+            return
+        if str(first) != verdict.because:
+            self._output.say(f"{verdict.because}; {ends}", bad=True)
+            ends = "it failed first"
+        lines = "its last lines:" if self._output.has_said(first.task.name) else "it wrote nothing"
+        self._output.say(f"{first}; {ends}; {lines}", bad=True)
+        self._output.show_last(first.task.name)
