@@ -77,8 +77,9 @@ def _size(item) -> tuple[int, int]:
 def _processes_are_marked(request, monkeypatch):
     """Refuses to start a process in a test that does not have the mark `processes`."""
     if request.node.get_closest_marker("processes"):
-        # Embedded servers come first, or a process that connects to others can have none.
-        _cluster(_SHARED)
+        # A process that connects to other servers first can embed none any more.
+        if _tf_resources.connection() is None:
+            _connected(_SHARED)
         return
 
     def refuse(self, command, *args, **kwargs):
@@ -88,12 +89,6 @@ def _processes_are_marked(request, monkeypatch):
 
 
 _clusters: dict = {}
-
-
-def _cluster(size: tuple[int, int, int]) -> tfps.LocalCluster:
-    if size not in _clusters:
-        _clusters[size] = tfps.LocalCluster(*size[:2], cpu_devices=size[2])
-    return _clusters[size]
 
 
 @contextlib.contextmanager
@@ -142,6 +137,20 @@ class _ConnectedStock(tf.distribute.ParameterServerStrategy):
 _SHARED = 2, 2, 1
 
 
+def _connected(size: tuple[int, int, int]) -> tfps.Cluster:
+    """An embedded cluster to which this process is connected."""
+    if size not in _clusters:
+        _clusters[size] = tfps.LocalCluster(*size[:2], cpu_devices=size[2])
+    cluster = _clusters[size]
+    if not _is_connected(cluster):
+        if cluster.connected:
+            cluster.spec["chief"][:] = [f"127.0.0.1:{port}" for port in sockets.free_ports(1)]
+            cluster.connected = False
+        with _renamed():
+            tfps.ParameterServerStrategy(cluster)
+    return cluster
+
+
 def _part(cluster: tfps.Cluster, workers: int, ps: int) -> tfps.Cluster:
     """The first tasks of a cluster that this process is connected to."""
     spec = cluster.spec
@@ -163,14 +172,7 @@ def connect():
         size = workers, ps, cpu_devices
         if all(one <= most for one, most in zip(size, _SHARED, strict=True)):
             size = _SHARED
-        cluster = _cluster(size)
-        if not _is_connected(cluster):
-            if cluster.connected:
-                cluster.spec["chief"][:] = [f"127.0.0.1:{port}" for port in sockets.free_ports(1)]
-                cluster.connected = False
-            with _renamed():
-                tfps.ParameterServerStrategy(cluster)
-        return _Connected(_part(cluster, workers, ps), partitioner)
+        return _Connected(_part(_connected(size), workers, ps), partitioner)
 
     return get
 

@@ -1,6 +1,7 @@
 """GPUs are dealt out to workers; no machine of these tests has one."""
 
 import os
+import pathlib
 import stat
 
 import pytest
@@ -76,8 +77,9 @@ def test_processes_get_what_was_dealt(tmp_path, monkeypatch):
     with tfps.LocalCluster(2, 1, processes=True, cpu_devices=3) as cluster:
         seen = []
         for process in cluster._processes:
-            with open(f"/proc/{process.pid}/environ") as f:
-                variables = dict(v.split("=", 1) for v in f.read().split("\0") if "=" in v)
+            while not (text := pathlib.Path(f"/proc/{process.pid}/environ").read_text()):
+                assert process.poll() is None  # It is empty for a moment while Linux starts it.
+            variables = dict(v.split("=", 1) for v in text.split("\0") if "=" in v)
             seen.append((variables.get("CUDA_VISIBLE_DEVICES"), variables.get("TFPS_CPU_DEVICES")))
     assert seen == [("0", "3"), ("1", "3"), ("-1", None)]
 

@@ -1,10 +1,15 @@
 """Launchers as fixtures: `rig` is each of them in turn, `launch` starts one with a program."""
 
+import signal
 import textwrap
 
 import pytest
 
 from tests.launch import rigs, slurm_cluster
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # So a shell starts what runs in the background, and a launcher would ignore it as well.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
