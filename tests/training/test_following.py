@@ -205,6 +205,28 @@ def test_what_is_set_while_other_workers_push_is_not_lost(connect):
     np.testing.assert_array_equal(model.layers[0].kernel, np.full([8, 16], 39.0))
 
 
+def test_what_a_thread_sets_is_not_lost_to_a_look(connect):
+    """A look brings all that lies beside the variable, as the servers have it."""
+    x, y = regression(1280)
+    model = compiled(o.SGD(0.0))
+    first, seen = model.layers[0], []
+
+    def set_and_look():
+        first.bias.assign(np.full(16, 7.0))
+        begun = int(model.optimizer.iterations)
+        while int(model.optimizer.iterations) < begun + 2:
+            pass
+        first.kernel.numpy()
+        seen.append(first.bias.numpy())
+
+    thread = threading.Thread(target=set_and_look, daemon=True)
+    begin = c.LambdaCallback(on_epoch_begin=lambda epoch, logs: thread.start())
+    tfps.Trainer(model, connect(ps=1)).fit(x, y, callbacks=[begin], **ORDER)
+    thread.join(20)
+    np.testing.assert_array_equal(seen, np.full([1, 16], 7.0))
+    np.testing.assert_array_equal(first.bias, np.full(16, 7.0))
+
+
 def test_checkpoints_of_tensorflow(connect, tmp_path):
     x, y = regression(64)
     model = compiled()
