@@ -2,7 +2,9 @@
 
 import copy
 import pickle
+import queue
 import threading
+import time
 
 import keras
 import numpy as np
@@ -205,26 +207,36 @@ def test_what_is_set_while_other_workers_push_is_not_lost(connect):
     np.testing.assert_array_equal(model.layers[0].kernel, np.full([8, 16], 39.0))
 
 
-def test_what_a_thread_sets_is_not_lost_to_a_look(connect):
+def test_what_a_thread_sets_during_a_step_is_not_lost_to_a_look(connect):
     """A look brings all that lies beside the variable, as the servers have it."""
-    x, y = regression(1280)
+    x, y = regression(640)
     model = compiled(o.SGD(0.0))
-    first, seen = model.layers[0], []
+    first, begun, seen = model.layers[0], queue.SimpleQueue(), []
+    assigned = -1.0
 
-    def set_and_look():
-        first.bias.assign(np.full(16, 7.0))
-        begun = int(model.optimizer.iterations)
-        while int(model.optimizer.iterations) < begun + 2:
-            pass
-        first.kernel.numpy()
-        seen.append(first.bias.numpy())
+    def assign():
+        nonlocal assigned
+        while (batch := begun.get()) is not None:
+            first.bias.assign(np.full(16, batch))
+            assigned = batch
 
-    thread = threading.Thread(target=set_and_look, daemon=True)
-    begin = c.LambdaCallback(on_epoch_begin=lambda epoch, logs: thread.start())
-    tfps.Trainer(model, connect(ps=1)).fit(x, y, callbacks=[begin], **ORDER)
+    class Look(c.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            begun.put(float(batch))
+
+        def on_train_batch_end(self, batch, logs=None):
+            while assigned != batch:  # Mostly, it is assigned before this hook begins.
+                time.sleep(0.001)
+            first.kernel.numpy()
+            seen.append((first.bias.numpy() == batch).all())
+
+    thread = threading.Thread(target=assign, daemon=True)
+    thread.start()
+    tfps.Trainer(model, connect(ps=1)).fit(x, y, callbacks=[Look()], **ORDER)
+    begun.put(None)
     thread.join(20)
-    np.testing.assert_array_equal(seen, np.full([1, 16], 7.0))
-    np.testing.assert_array_equal(first.bias, np.full(16, 7.0))
+    assert len(seen) == 40 and all(seen)
+    np.testing.assert_array_equal(first.bias, np.full(16, 39.0))
 
 
 def test_checkpoints_of_tensorflow(connect, tmp_path):
