@@ -98,12 +98,18 @@ class WorkerCalls:
                 worker, tag, value, error = self._done.get(timeout=health.PATIENCE)
                 break
             self._health.look()
+        if worker is None:
+            raise error
         self.pending -= 1
         if self._health.due:  # One call may hang while the calls of other workers go on.
             self._health.look()
         if error is not None:
             raise error
         return Completion(worker, tag, value)
+
+    def interrupt(self, error: BaseException) -> None:
+        """Makes `next` raise an error that no call on a worker has raised."""
+        self._done.put((None, None, None, error))
 
     def run_on_each(self, function: Callable[[int], Any]) -> list[Any]:
         """Calls `function(worker)` under every worker's device; returns the results by worker.
@@ -137,8 +143,8 @@ class WorkerCalls:
         deadline = time.monotonic() + health.DRAIN
         while self.pending:
             try:
-                self._done.get(timeout=max(0.0, deadline - time.monotonic()))
-                self.pending -= 1
+                worker, *_ = self._done.get(timeout=max(0.0, deadline - time.monotonic()))
+                self.pending -= worker is not None
             except queue.Empty:
                 # What a lost task was doing may never return. It must not come back as a result
                 # of something else.

@@ -1,4 +1,4 @@
-"""What a parameter server does with what a worker has pushed, while it holds its lock.
+"""What the loop of a parameter server does with what a worker has pushed.
 
 `Applied` lets the optimizer update at once. `Summed` adds up the pushes of a round and lets the
 optimizer update with their sum when the last one has come.
@@ -34,16 +34,15 @@ class Arrived(NamedTuple):
       payloads: bucket -> what its codec sent.
       rows: bucket of a table -> rows that were sent.
       rate: of the update.
-      applies: bool scalar, whether the push counts: it carries an update, and its gradients are
-        finite.
-      expected: int32 scalar, the number of pushes in a round; None outside of rounds.
+      applies: bool scalar, whether the push counts: its gradients are finite.
+      expected: int32 scalar, the number of pushes in a round; 0 outside of rounds.
     """
 
     payloads: Mapping[int, tuple]
     rows: Mapping[int, SentRows]
     rate: Rate
     applies: tf.Tensor
-    expected: tf.Tensor | None
+    expected: tf.Tensor
 
 
 class Aggregation(abc.ABC):
@@ -124,16 +123,6 @@ class Aggregation(abc.ABC):
 class Applied(Aggregation):
     """A push is applied as soon as it comes."""
 
-    def __init__(self, optimizer: BucketOptimizer, skips: bool):
-        """Notes what updates.
-
-        Args:
-          optimizer: whose update it is.
-          skips: whether some pushes will carry no update; the update then has a branch.
-        """
-        super().__init__(optimizer)
-        self._skips = skips or optimizer.store.loss_scale is not None
-
     def clear(self) -> None:
         """Does nothing, because nothing waits."""
 
@@ -148,7 +137,7 @@ class Applied(Aggregation):
         self, p: int, handles: ServerHandles, push: Arrived
     ) -> tuple[list[tf.Operation], tf.Tensor]:
         optimizer = self.optimizer
-        guard = push.applies if self._skips else None
+        guard = None if optimizer.store.loss_scale is None else push.applies
         tables = self._plan.of_tables
         written = []
         if mine := optimizer.trained(p):

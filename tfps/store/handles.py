@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from tfps.store.mailbox import SenderHandles
+
 
 class LossScaleHandles(NamedTuple):
     """The dynamic loss scale, on ps 0.
@@ -29,7 +31,7 @@ class StoreHandles(NamedTuple):
       slots: ps -> the state of its optimizer, in the order of `ServerOptimizer.state`; only ps
         that train buckets as a whole.
       row_slots: bucket -> the state of its row optimizer, in the order of `RowOptimizer.state`.
-      locks: per ps, the mutex under which pushes are applied.
+      locks: per ps, the mutex under which pushes are applied, against what the chief writes.
       versions: per ps, an int64 scalar: the updates that were made there.
       loss_scale: none if the loss is not scaled dynamically.
     """
@@ -76,8 +78,10 @@ class ServerHandles(NamedTuple):
       outer: ps -> the state of the outer optimizer of `LocalSteps`, in the order of
         `ServerOptimizer.state`; empty without one.
       round: the open round.
+      sender: what one worker sends its pushes with; None for what only reads.
     """
 
     store: StoreHandles
     outer: dict[int, list[tf.Tensor]]
     round: RoundHandles
+    sender: SenderHandles | None = None

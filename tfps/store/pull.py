@@ -21,6 +21,10 @@ from tfps.store.resources import read
 from tfps.store.tables import Found, Ids
 
 
+# (ps, what was read there): in the graph of a step, what a push is not to overtake.
+Reads = list[tuple[int, tf.Tensor]]
+
+
 class Pulled(NamedTuple):
     """What a pull brings to a worker.
 
@@ -55,13 +59,20 @@ class Puller:
         self._optimizer = optimizer
         self._static_scale = optimizer_traits.static_loss_scale(optimizer) if optimizer else 1.0
 
-    def pull(self, handles: ServerHandles, exact: bool = False, whole: bool = False) -> Pulled:
+    def pull(
+        self,
+        handles: ServerHandles,
+        exact: bool = False,
+        whole: bool = False,
+        reads: Reads | None = None,
+    ) -> Pulled:
         """Reads every bucket on its ps and sends it to the caller's device.
 
         Args:
           handles: of this store.
           exact: whether the values are sent as they are, whatever the codecs.
           whole: whether tables are pulled too, all of their rows.
+          reads: takes note of what is read.
         """
         payloads = {}
         versions = []
@@ -85,6 +96,8 @@ class Puller:
                         value, channel.initial_state(), tf.zeros([2], "int32")
                     )
                 version = read(handles.store.versions[p], tf.int64, ())
+                if reads is not None:
+                    reads += [(p, t) for t in (*values.values(), version)]
                 messages, restore = coalesce([*tf.nest.flatten(sent), version])
             *flat, version = restore(messages)
             versions.append(version)

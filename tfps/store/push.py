@@ -5,21 +5,24 @@ once goes on after a variable was replaced.
 """
 
 import contextlib
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tfps import _tf_tracing
 from tfps.cluster.devices import ps_device
+from tfps.store import mailbox
 from tfps.store.aggregation import Aggregation, Arrived
 from tfps.store.bucket_update import Rate
 from tfps.store.buckets import pack
 from tfps.store.channel import Channel
 from tfps.store.handles import ServerHandles
+from tfps.store.mailbox import Header
 from tfps.store.messages import coalesce
 from tfps.store.parameter_store import ParameterStore
 from tfps.store.resources import read, write
+from tfps.store.server_loop import Receipt, ServerLoop
 from tfps.store.server_state import AggregationState
 from tfps.store.tables import Ids, SentRows
 
@@ -31,6 +34,7 @@ class Push(NamedTuple):
       payloads: bucket -> what its codec sends; only buckets that the step changes.
       rows: bucket of a table -> rows that are sent to it.
       versions: int64 [ps], the number of updates in the parameters with which it was computed.
+      unit: int64 scalar, the number of the push; see `mailbox.Header`.
       live: bool scalar, whether this push carries an update. False for the placeholder that a
         worker sends when it has no batch; servers then change nothing, so that the graph needs no
         branch across the network.
@@ -42,30 +46,10 @@ class Push(NamedTuple):
     payloads: dict[int, tuple]
     rows: dict[int, SentRows]
     versions: tf.Tensor
+    unit: tf.Tensor
     live: tf.Tensor
     finite: tf.Tensor
     loss_scale: tf.Tensor
-
-
-class _Told(NamedTuple):
-    """What a ps is told besides the push: scalars, see `Pusher.push`."""
-
-    learning_rate: tf.Tensor
-    version: tf.Tensor
-    expected: tf.Tensor | None
-
-
-class Receipt(NamedTuple):
-    """What the first ps says of a push.
-
-    Attributes:
-      staleness: int64 scalar, the number of updates that were made since the parameters were
-        pulled with which the push was computed.
-      updated: bool scalar, whether the push brought an update.
-    """
-
-    staleness: tf.Tensor
-    updated: tf.Tensor
 
 
 class Updates(NamedTuple):
@@ -78,6 +62,20 @@ class Updates(NamedTuple):
 
     buckets: dict[int, tf.Tensor]
     rows: dict[int, tf.Tensor]
+
+
+class _Form(NamedTuple):
+    """What a letter to a ps consists of after its header, as the step's trace has found.
+
+    Attributes:
+      specs: of the tensors.
+      restore: splits them; see `coalesce`.
+      structure: nested as the payloads and the rows are.
+    """
+
+    specs: list[tf.TensorSpec]
+    restore: Callable
+    structure: Any
 
 
 class Pusher:
@@ -109,14 +107,26 @@ class Pusher:
         self._scaled = scaled
         every = range(len(self._plan.buckets))
         self._sent = [i for i in every if aggregation.optimizer.sends(i)]
+        self._by_rows = [
+            part.bucket
+            for table in self._plan.tables.values()
+            for part in table.storage.parts
+            if aggregation.optimizer.by_rows
+        ]
+        self._forms: dict[int, _Form] = {}
+        self._loops: dict[int, ServerLoop] = {}
 
     def on_host(self) -> contextlib.AbstractContextManager[None]:
         """The scope of the worker's device on which pushes are encoded."""
         return tf.device(self.host) if self.host else contextlib.nullcontext()
 
     def handles(self) -> ServerHandles:
-        """The resource handles of everything on the servers, arguments of every step."""
-        return self._aggregation.handles()
+        """The resource handles of everything on the servers, arguments of every step.
+
+        What a worker sends with is its own, so of that there is the form alone.
+        """
+        sender = mailbox.sender_specs(self.written_to())
+        return self._aggregation.handles()._replace(sender=sender)
 
     def clear(self) -> None:
         """Forgets pushes of a round that did not become complete."""
@@ -241,115 +251,163 @@ class Pusher:
         learning_rate: tf.Tensor,
         expected: tf.Tensor | None = None,
         reads: Sequence[tuple[int, tf.Tensor]] = (),
+        masks: tf.Tensor | None = None,
     ) -> Receipt:
-        """Sends a step's updates to the servers, which take them in.
+        """Sends a step's updates to the servers, and waits until these have taken them in.
 
-        On each ps, the update of all its buckets is one atomic step: it waits for the whole push
-        of this worker, takes the ps's lock, and reads, computes and writes under it.
+        On each ps, the update of all its buckets is one atomic step of its loop, which begins when
+        the whole push of this worker has arrived.
 
         Args:
           handles: of `handles`.
           sent: on the caller's device.
           learning_rate: float32 scalar.
           expected: int32 scalar, the number of pushes in a round; None outside of rounds.
-          reads: (ps, tensor) of rows that are read before in the same function. TensorFlow lets no
-            update of a table overtake such a read, so the lock is not taken before it.
+          reads: (ps, tensor) of what is read before in the same function. The push is not sent
+            before that, so that its update does not overtake the read.
+          masks: None, or int64 [ps] for a push that is repeated: 1 for each ps that has it already
+            and is to ignore it.
+
+        Returns:
+          What ps 0 says.
         """
         receipt = Receipt(tf.constant(0, tf.int64), tf.constant(False))
         for p in range(self._plan.num_ps):
-            mine, told, arrived = self._bring(p, sent, learning_rate, expected)
+            letter = self._letter(p, handles, sent, learning_rate, expected, masks)
+            if letter is None:
+                continue
             with tf.device(ps_device(p)):
-                self._write_state(handles, mine)
-                if not (self._aggregation.needs(p) or mine.rows or p == 0):
-                    continue
-                waits = arrived + [t for ps, t in reads if ps == p]
-                one = self._locked_update(p, handles, mine, told, waits)
-                messages, restore_receipt = coalesce(one)
+                waits = [t for ps, t in reads if ps == p]
+                with tf.control_dependencies(waits):
+                    put = mailbox.put(handles.sender.inboxes[p], handles.sender.answers[p], letter)
+                with tf.control_dependencies([put]):
+                    answer = mailbox.answered(handles.sender.answers[p])
             if p == 0:
-                receipt = Receipt(*restore_receipt(messages))
+                answer = tf.identity(answer)
+                receipt = Receipt(answer[0], answer[1] > 0)
         return tf.nest.map_structure(tf.identity, receipt)
 
-    def _bring(
-        self, p: int, sent: Push, learning_rate: tf.Tensor, expected: tf.Tensor | None
-    ) -> tuple[Push, _Told, list[tf.Tensor]]:
-        """(what concerns a ps of a push, on this ps; what else the ps is told; what arrives there).
+    def written_to(self) -> list[int]:
+        """The ps that get something of a push. Ps 0 is told of every push."""
+        sent = {self._plan.buckets[i].ps for i in [*self._sent, *self._by_rows]}
+        every = range(self._plan.num_ps)
+        return [p for p in every if p == 0 or p in sent or self._aggregation.needs(p)]
+
+    def _letter(
+        self,
+        p: int,
+        handles: ServerHandles,
+        sent: Push,
+        learning_rate: tf.Tensor,
+        expected: tf.Tensor | None,
+        masks: tf.Tensor | None,
+    ) -> list[tf.Tensor] | None:
+        """What a ps gets of a push: tensors on that ps, the header's row first; None for nothing.
 
         All that is small shares a message, because a message has a price of its own.
         """
+        if p not in self.written_to():
+            return None
         held = {i for i, b in enumerate(self._plan.buckets) if b.ps == p}
         payloads = {i: one for i, one in sent.payloads.items() if i in held}
         rows = {i: one for i, one in sent.rows.items() if i in held}
-        told = _Told(learning_rate, sent.versions[p], expected)
-        scalars = [
-            tf.convert_to_tensor(t)
-            for t in (*told, sent.live, sent.finite, sent.loss_scale)
-            if t is not None
-        ]
-        messages, restore = coalesce([*tf.nest.flatten(payloads), *scalars])
+        header = Header(
+            kind=mailbox.PUSH if masks is None else mailbox.REPEAT,
+            worker=handles.sender.identity[0],
+            life=handles.sender.identity[1],
+            unit=sent.unit,
+            masked=0 if masks is None else masks[p],
+            version=sent.versions[p],
+            live=sent.live,
+            finite=sent.finite,
+            expected=0 if expected is None else expected,
+            learning_rate=learning_rate,
+            loss_scale=sent.loss_scale,
+        )
+        messages, restore = coalesce([*tf.nest.flatten(payloads), *tf.nest.flatten(rows)])
         with tf.device(ps_device(p)):
             # Here, before any branch: what a branch takes in, TensorFlow asks for where it comes
             # from, and the worker's answer would wait behind all that is under way.
-            messages, rows = tf.nest.map_structure(tf.identity, (messages, rows))
-            tensors = restore(messages)
-            flat, there = tensors[: -len(scalars)], iter(tensors[-len(scalars) :])
-            payloads = tf.nest.pack_sequence_as(payloads, flat)
-            told = _Told(*(None if t is None else next(there) for t in told))
-        mine = sent._replace(payloads=payloads, rows=rows)
-        mine = mine._replace(live=next(there), finite=next(there), loss_scale=next(there))
-        return mine, told, tf.nest.flatten((messages, rows))
+            tensors = tf.nest.map_structure(tf.identity, [header.row(), *messages])
+        structure = tf.nest.map_structure(_spec, (payloads, rows))
+        self._forms.setdefault(p, _Form([_spec(t) for t in messages], restore, structure))
+        return tensors
 
-    # On a ps; the caller has entered its device.
+    # On a ps, in its loop.
 
-    def _write_state(self, handles: ServerHandles, mine: Push) -> None:
-        """Writes the model's state that needs no lock."""
-        for i, payload in mine.payloads.items():
+    def loop(self, p: int) -> ServerLoop:
+        """The loop of a ps, traced once; only after a step that pushes was traced."""
+        if p not in self._loops:
+            form = self._forms[p]
+            take_in = functools.partial(self._take_in, p)
+            self._loops[p] = ServerLoop(p, self.handles(), form.specs, take_in)
+        return self._loops[p]
+
+    def _take_in(
+        self, p: int, handles: ServerHandles, header: Header, messages: list[tf.Tensor]
+    ) -> Receipt:
+        """Everything that a ps does with a push that carries an update.
+
+        The lock keeps out what the chief writes meanwhile.
+        """
+        form = self._forms[p]
+        payloads, rows = tf.nest.pack_sequence_as(form.structure, form.restore(messages))
+        with tf.control_dependencies(messages):
+            lock = tf.raw_ops.MutexLock(mutex=handles.store.locks[p])
+        with tf.control_dependencies([lock]):
+            stated = self._write_state(handles, payloads)
+            receipt, written = self._update(p, handles, header, payloads, rows)
+        with tf.control_dependencies([*stated, *written]):
+            tf.raw_ops.ConsumeMutexLock(mutex_lock=lock)
+        return receipt
+
+    def _write_state(
+        self, handles: ServerHandles, payloads: Mapping[int, tuple]
+    ) -> list[tf.Operation]:
+        """Writes the model's state that no aggregation takes; returns the operations that write."""
+        written = []
+        for i, payload in payloads.items():
             bucket = self._plan.buckets[i]
             if bucket.kind.treatment.state and not self._aggregation.takes(i):
                 value = self._channel(i).decode(payload)
                 handle = handles.store.values[i]
-                bucket.kind.treatment.write(handle, bucket.dtype, bucket.shape, value, mine.live)
+                change = bucket.kind.treatment.write
+                written.append(change(handle, bucket.dtype, bucket.shape, value))
+        return written
 
-    def _locked_update(
-        self, p: int, handles: ServerHandles, mine: Push, told: _Told, waits: list[tf.Tensor]
-    ) -> Receipt:
-        """Everything that a ps does with a push under its lock.
-
-        Args:
-          p: index of the ps.
-          handles: of the step.
-          mine: what concerns the ps.
-          told: what else the ps is told.
-          waits: tensors without which the lock is not taken.
-        """
-        with tf.control_dependencies(waits):
-            lock = tf.raw_ops.MutexLock(mutex=handles.store.locks[p])
-        with tf.control_dependencies([lock]):
-            version = read(handles.store.versions[p], tf.int64, ())
-            missed = version - told.version
-            scale = 1 / tf.maximum(1.0, tf.cast(missed, tf.float32)) if self._scaled else None
-            rate, applies = Rate(told.learning_rate, scale), tf.logical_and(mine.live, mine.finite)
-            arrived = Arrived(mine.payloads, mine.rows, rate, applies, told.expected)
-            written, updated = self._aggregation.update(p, handles, arrived)
-            written += write([handles.store.versions[p]], [version + tf.cast(updated, tf.int64)])
-            if p == 0:
-                written += self._update_loss_scale(handles, mine, updated)
-        with tf.control_dependencies(written):
-            # Or the lock of one ps would be held until that of the ps before is free.
-            _tf_tracing.independent(tf.raw_ops.ConsumeMutexLock(mutex_lock=lock))
-        return Receipt(missed, updated)
+    def _update(self, p, handles, header, payloads, rows) -> tuple[Receipt, list[tf.Operation]]:
+        finite = header.finite > 0
+        if not (self._aggregation.needs(p) or rows or p == 0):
+            return Receipt(tf.constant(0, tf.int64), tf.constant(False)), []
+        version = read(handles.store.versions[p], tf.int64, ())
+        missed = version - header.version
+        scale = 1 / tf.maximum(1.0, tf.cast(missed, tf.float32)) if self._scaled else None
+        rate = Rate(mailbox.number(header.learning_rate), scale)
+        expected = tf.cast(header.expected, tf.int32)
+        arrived = Arrived(payloads, rows, rate, finite, expected)
+        written, updated = self._aggregation.update(p, handles, arrived)
+        written += write([handles.store.versions[p]], [version + tf.cast(updated, tf.int64)])
+        if p == 0:
+            loss_scale = mailbox.number(header.loss_scale)
+            written += self._update_loss_scale(handles, loss_scale, finite, updated)
+        return Receipt(missed, updated), written
 
     def _update_loss_scale(
-        self, handles: ServerHandles, mine: Push, updated: tf.Tensor
+        self, handles: ServerHandles, used: tf.Tensor, finite: tf.Tensor, updated: tf.Tensor
     ) -> list[tf.Operation]:
         law, held = self._store.loss_scale, handles.store.loss_scale
         if law is None or held is None:
             return []
         scale, good = read(held.scale, tf.float32, ()), read(held.good_steps, tf.int32, ())
-        new = law.update(scale, good, mine.loss_scale, mine.finite)
+        new = law.update(scale, good, used, finite)
         # In rounds, the steps that went well are counted with the update.
-        counts = tf.logical_and(mine.live, tf.logical_or(updated, tf.logical_not(mine.finite)))
+        counts = tf.logical_or(updated, tf.logical_not(finite))
         kept = [tf.where(counts, n, o) for n, o in zip(new, (scale, good), strict=True)]
         return write(held, kept)
 
     def _channel(self, i: int) -> Channel:
         return self._aggregation.optimizer.channel(i)
+
+
+def _spec(t: tf.Tensor) -> tf.TensorSpec:
+    return tf.TensorSpec(t.shape, t.dtype)

@@ -53,30 +53,19 @@ class Treatment(abc.ABC):
         """
 
     def write(
-        self,
-        handle: tf.Tensor,
-        dtype: str,
-        shape: tuple[int, ...],
-        value: tf.Tensor,
-        live: tf.Tensor,
-    ) -> None:
-        """Makes the change that was pushed, outside of the ps's lock.
+        self, handle: tf.Tensor, dtype: str, shape: tuple[int, ...], value: tf.Tensor
+    ) -> tf.Operation:
+        """Makes the change that was pushed; it is how the model's state is written.
 
-        It is how the model's state is written; what an optimizer trains is written under the lock.
-        The caller enters the ps's device.
+        The caller enters the ps's device and holds its lock.
 
         Args:
           handle: resource handle of the bucket.
           dtype, shape: of the bucket.
           value: what was pushed, decoded; of `change`.
-          live: bool scalar; if it is false, the bucket stays as it is.
         """
-        # The old value is read as late as possible: if it were read before the push has arrived,
-        # a push that is not live would take back what another worker wrote meanwhile.
-        with tf.control_dependencies([live, value]):
-            old = read(handle, dtype, shape)
-        new = self.moved(old, value, value)
-        tf.raw_ops.AssignVariableOp(resource=handle, value=tf.where(live, new, old))
+        old = read(handle, dtype, shape)
+        return tf.raw_ops.AssignVariableOp(resource=handle, value=self.moved(old, value, value))
 
     def __repr__(self) -> str:
         return type(self).__name__.removeprefix("_").upper()
@@ -122,11 +111,9 @@ class _Sum(Treatment):
         del latest
         return value + change
 
-    def write(self, handle, dtype, shape, value, live):
-        # Added where it lies, since counts of two workers must not overwrite each other.
+    def write(self, handle, dtype, shape, value):
         del dtype, shape
-        added = tf.where(live, value, tf.zeros_like(value))
-        tf.raw_ops.AssignAddVariableOp(resource=handle, value=added)
+        return tf.raw_ops.AssignAddVariableOp(resource=handle, value=value)
 
 
 class _Added(_Sum):

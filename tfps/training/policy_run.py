@@ -69,7 +69,6 @@ class PolicyRun:
         self._step = session.steps.training(side, policy, feed)
         self._defers = False  # whether hooks of batches look at nothing
         self._last_rate, self._rate_read = 0.0, -math.inf
-        self._handles = side.pusher.handles()
 
     def follow(self, observer: Observer, first: int) -> int:
         """Trains until the feed ends, or until training is to stop or to go on in another way.
@@ -88,22 +87,30 @@ class PolicyRun:
         defers = self._defers and type(schedule).finished is Clocks.finished
         self._reports = Reports(self._calls, self._step.own, defers)
         self._start()
+        ended = False
         loop = RoundLoop if self._policy.in_rounds else WorkLoop
         try:
             last = loop(self._calls, self._source(), self, schedule, first).run()
             self._bring_reports()
             self._push_pending()
+            self._actors.stop()
+            ended = True
         finally:
+            if not ended:
+                self._side.abort()
             # After an error, too, what workers remember is what the next run goes on from.
             self._keep_memory()
         return last
 
     def _start(self) -> None:
         self._side.pusher.clear()
+        self._actors = self._side.actors()
+        self._handles = [self._actors.handles(w) for w in range(self._calls.num_workers)]
+        self._actors.start(self._calls.interrupt)
         # Nothing else may hold the memory, or the tensors would stay on the workers.
         memory = self._state.take_memory(self._side.exchange)
         self._state.carries = self._calls.run_on_each(
-            lambda worker: self._step.start(self._handles, memory[worker])
+            lambda worker: self._step.start(self._handles[worker], memory[worker])
         )
         self._state.own.report(self._reports.blanks)
 
@@ -117,7 +124,7 @@ class PolicyRun:
         """See `work_loop.Run`."""
         number, rate = self._state.number_steps(work.takes), self._rate()
         # A call that hangs must not keep the trainer alive, so it holds only what it needs.
-        step, handles, carries = self._step, self._handles, self._state.carries
+        step, handles, carries = self._step, self._handles[worker], self._state.carries
         each, replace = self._state.own.each, self._state.own.replacement(worker)
         reports = self._reports
 
@@ -138,7 +145,8 @@ class PolicyRun:
     def push(self, worker: int, share: float, expected: int) -> Callable[[], Report]:
         """See `work_loop.RoundRun`."""
         number, rate = self._state.number_steps(1), self._rate()
-        step, handles, carries = cast(RoundStep, self._step), self._handles, self._state.carries
+        step, handles = cast(RoundStep, self._step), self._handles[worker]
+        carries = self._state.carries
 
         def call() -> Report:
             vector, carries[worker] = step.push(
@@ -171,7 +179,7 @@ class PolicyRun:
     def _push_pending(self) -> None:
         rate, carries = self._rate(), self._state.carries
         vectors = self._calls.run_on_each(
-            lambda worker: self._step.finish(self._handles, carries[worker], rate)
+            lambda worker: self._step.finish(self._handles[worker], carries[worker], rate)
         )
         for worker, vector in enumerate(vectors):
             if vector is not None:

@@ -7,6 +7,7 @@ import keras
 from tfps import _keras_optimizers, errors
 from tfps.model import optimizer_traits
 from tfps.model.optimizer_set import AnyOptimizer, OptimizerSet
+from tfps.store.actors import Actors
 from tfps.store.aggregation import Applied, Summed
 from tfps.store.bucket_update import BucketOptimizer, CompiledOptimizer, OuterOptimizer
 from tfps.store.optimizer_copy import optimizers_of
@@ -73,10 +74,23 @@ class ServerSide:
             require_local(served.optimizer, store.plan)
             self.outer = exchange.outer_optimizer(num_workers)
             optimizer = OuterOptimizer(store, jit_compile, self.outer)
-        skips = overlap > 0 or self.outer is not None
-        update = Summed(optimizer) if exchange.in_rounds else Applied(optimizer, skips)
+        update = Summed(optimizer) if exchange.in_rounds else Applied(optimizer)
         host = served.program.devices.host
         self.pusher = Pusher(store, update, exchange.staleness_scaling, host)
+        self._num_workers = num_workers
+        self._actors: Actors | None = None
+
+    def actors(self) -> Actors:
+        """The loops of the servers; to be asked for after a step has been traced."""
+        if self._actors is None:
+            self._actors = Actors(self.pusher, self._num_workers)
+        return self._actors
+
+    def abort(self) -> None:
+        """Ends the loops of the servers after an error; the next run has other ones."""
+        actors, self._actors = self._actors, None
+        if actors is not None:
+            actors.abort()
 
     def export(self) -> SideState:
         """What the servers remember for the exchange, as arrays."""

@@ -8,7 +8,7 @@ from tfps.model.gradients import unscale_and_clip
 from tfps.model.row_ids import row_ids
 from tfps.model.stateless_model import StatelessModel
 from tfps.store.handles import ServerHandles
-from tfps.store.pull import Pulled, Puller
+from tfps.store.pull import Pulled, Puller, Reads
 from tfps.store.push import Push, Pusher, Updates
 from tfps.store.tables import Found, Ids
 from tfps.worker.tally import Tally, of_push
@@ -98,17 +98,32 @@ class Gradient:
         if not program.model.run_eagerly:
             self._compute = program.devices.graph(self._computed, jit_compile)
 
-    def pull(self, handles: ServerHandles, batch: Any, number: tf.Tensor) -> Parameters:
+    def pull(
+        self,
+        handles: ServerHandles,
+        batch: Any,
+        number: tf.Tensor,
+        reads: Reads | None = None,
+    ) -> Parameters:
         """Brings what a step needs to the worker.
 
         Args:
           handles: of the pusher.
           batch: what the dataset yields; it says which rows of tables are needed.
           number: int64 scalar, the step's.
+          reads: takes note of what is read, for a push of the same call that comes later.
         """
         found = self.pull_rows(handles, batch, number)
+        return self.pull_rest(handles, found, reads)
+
+    def pull_rest(
+        self, handles: ServerHandles, found: dict[int, Found], reads: Reads | None = None
+    ) -> Parameters:
+        """What a step needs besides the rows of tables; see `pull`."""
+        if reads is not None:
+            reads += [read for one in found.values() for read in one.reads]
         scale, counts = self.puller.loss_scale(handles), self.counts(handles)
-        return Parameters(self.puller.pull(handles), found, scale, counts)
+        return Parameters(self.puller.pull(handles, reads=reads), found, scale, counts)
 
     def counts(self, handles: ServerHandles) -> list[tf.Tensor]:
         """The updates of the optimizers whose `iterations` the step reads, integer scalars."""
@@ -164,7 +179,7 @@ class Gradient:
         handles: ServerHandles,
         sent: Push,
         learning_rate: tf.Tensor,
-        found: dict[int, Found] | None = None,
+        reads: Reads | None = None,
     ) -> Tally:
         """Pushes.
 
@@ -172,12 +187,12 @@ class Gradient:
           handles: of the pusher.
           sent: what to push.
           learning_rate: float32 scalar.
-          found: table -> the rows that are pulled before the push in the same call.
+          reads: what is pulled before the push in the same call.
 
         Returns:
           What the push counts.
         """
-        return push(self.pusher, handles, sent, learning_rate, found=found)
+        return push(self.pusher, handles, sent, learning_rate, reads=reads)
 
     def change_specs(self) -> Change:
         """The specs of a change, known without tracing the model."""
@@ -228,7 +243,7 @@ def encoded(
             updates, change.ids, residuals, seed_of(number), change.finite
         )
     live = tf.constant(True)
-    sent = Push(payloads, rows, change.versions, live, change.finite, change.loss_scale)
+    sent = Push(payloads, rows, change.versions, number, live, change.finite, change.loss_scale)
     return sent, residuals
 
 
@@ -238,7 +253,8 @@ def push(
     sent: Push,
     learning_rate: tf.Tensor,
     expected: tf.Tensor | None = None,
-    found: dict[int, Found] | None = None,
+    reads: Reads | None = None,
+    masks: tf.Tensor | None = None,
 ) -> Tally:
     """Pushes, and counts the push.
 
@@ -248,10 +264,10 @@ def push(
       sent: what to push.
       learning_rate: float32 scalar.
       expected: int32 scalar, how many workers push in this round; None outside of rounds.
-      found: table -> the rows that are pulled before the push in the same call.
+      reads: what is pulled before the push in the same call.
+      masks: of a push that is repeated; see `Pusher.push`.
     """
-    reads = [read for one in (found or {}).values() for read in one.reads]
-    receipt = pusher.push(handles, sent, learning_rate, expected, reads=reads)
+    receipt = pusher.push(handles, sent, learning_rate, expected, reads or [], masks)
     return of_push(sent, receipt, pusher.payload_bytes)
 
 

@@ -11,7 +11,7 @@ import tensorflow as tf
 from tfps.cluster.remote_function import RemoteFunction
 from tfps.store.handles import ServerHandles
 from tfps.store.messages import here
-from tfps.store.pull import Pulled
+from tfps.store.pull import Pulled, Reads
 from tfps.store.push import Push
 from tfps.worker.batch_loop import repeat
 from tfps.worker.gradient import Gradient, encoded
@@ -117,13 +117,14 @@ class OverlappedStep:
         The servers see what is done with a variable in the order of these lines. What does not
         depend on one another goes on at the same time.
         """
-        ahead = self._gradient.pull(handles, batch, number)  # ps -> worker
+        reads: Reads = []
+        ahead = self._gradient.pull(handles, batch, number, reads)  # ps -> worker
         if self._waits:
-            pushed = self._gradient.push(handles, carry.pending[0], learning_rate, ahead.found)
+            pushed = self._gradient.push(handles, carry.pending[0], learning_rate, reads)
         parameters = ahead._replace(pulled=carry.pulled)
         computed = self._gradient.compute(batch, parameters, carry.residuals, metrics, number)
         if not self._waits:
-            pushed = self._gradient.push(handles, computed.sent, learning_rate)  # worker -> ps
+            pushed = self._gradient.push(handles, computed.sent, learning_rate, reads)
         pending = [computed.sent] if self._waits else []
         carry = OverlappedCarry(computed.residuals, ahead.pulled, pending)
         return carry, computed.metrics, (computed.tally, pushed)

@@ -7,9 +7,10 @@ import tensorflow as tf
 from tfps.cluster.remote_function import RemoteFunction
 from tfps.store.handles import ServerHandles
 from tfps.store.messages import here
+from tfps.store.pull import Reads
 from tfps.store.push import Push
 from tfps.worker.batch_loop import next_of
-from tfps.worker.gradient import Gradient, Parameters, encoded
+from tfps.worker.gradient import Gradient, encoded
 from tfps.worker.own_values import Own, OwnValues
 from tfps.worker.tally import added, vector, zeros
 from tfps.worker.tracing import COUNT, RATE, STEP_NUMBER, STEP_NUMBERS, blank, form, traced
@@ -83,7 +84,7 @@ class PrefetchStep:
         handles = self._pusher.handles()
         residuals = form(self._pusher.initial_residuals)
         self._held_specs = form(
-            lambda *arguments: self._taken(*arguments)[0],
+            lambda *arguments: self._taken(*arguments, [])[0],
             handles, source, batch_spec, COUNT, STEP_NUMBER,
         )  # fmt: skip
         self._sent_specs, _ = form(
@@ -150,11 +151,12 @@ class PrefetchStep:
         # The servers see what is done with a variable in the order of these lines. What does not
         # depend on one another goes on at the same time.
         now, total, values = carry.held, zeros(), self.own.begin(own)
-        held, found, sound = self._taken(handles, source, now.batch, count, first)  # ps -> worker
+        reads: Reads = []
+        held, sound = self._taken(handles, source, now.batch, count, first, reads)  # ps -> worker
 
         def push(sent, live):  # worker -> ps
             sent = sent._replace(live=tf.logical_and(live, sound))
-            return self._gradient.push(handles, sent, learning_rate, found)
+            return self._gradient.push(handles, sent, learning_rate, reads)
 
         def computed():
             sent, residuals, metrics, tally = self._gradient.compute(
@@ -177,16 +179,17 @@ class PrefetchStep:
         carry = PrefetchCarry(residuals, here(held), [sent] if self._waits else [])
         return report, carry, self.own.end(metrics)
 
-    def _taken(self, handles, source, before, count, number):
+    def _taken(self, handles, source, before, count, number, reads):
         """The next batch with what it needs.
 
         Args:
           handles, source, count, number: see `__call__`.
           before: the last batch. It stands in for the next batch where there is none: the model may
             be unable to look up anything for a batch of zeros.
+          reads: takes note of what is read.
 
         Returns:
-          (`Held`, table -> rows as pulled, bool scalar). The scalar exists, and is true, once the
+          (`Held`, bool scalar). The scalar exists, and is true, once the
           batch has arrived and all rows that it looks up exist: no update may be under way in a
           call that ends with an error of its input.
         """
@@ -195,11 +198,9 @@ class PrefetchStep:
         puller = self._gradient.puller
         with tf.control_dependencies([*tf.nest.flatten(batch), exists]):
             sound = tf.identity(puller.has(found))
-        scale, counts = puller.loss_scale(handles), self._gradient.counts(handles)
-        pulled = puller.pull(handles)
+        parameters = self._gradient.pull_rest(handles, found, reads)
         kept_rows = {i: one._replace(reads=[]) for i, one in found.items()}
-        parameters = Parameters(pulled, kept_rows, scale, counts)
-        return Held(batch, exists, number, parameters), found, sound
+        return Held(batch, exists, number, parameters._replace(found=kept_rows)), sound
 
     def _blanks(self):
         held = blank(self._held_specs)._replace(exists=tf.constant(False))

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tfps.store.push import Push, Receipt
+from tfps.store.push import Push
+from tfps.store.server_loop import Receipt
 
 # Pushes are counted by staleness. The last count is of all pushes that missed as many updates, or
 # more.

@@ -1,0 +1,203 @@
+"""The parameter servers as actors, seen from the chief: their loops, and the lives of workers.
+
+A life of a worker lasts from its start to the first call that fails. A letter of an earlier life
+changes nothing, however late it arrives (a worker that was frozen, and thaws).
+"""
+
+import itertools
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from tfps.cluster.devices import ps_device, worker_device
+from tfps.cluster.remote_function import RemoteFunction
+from tfps.cluster.server_calls import ServerCall
+from tfps.store import mailbox
+from tfps.store.handles import ServerHandles
+from tfps.store.mailbox import FENCE, HEADER, STOP, Header, SenderHandles
+from tfps.store.push import Pusher
+from tfps.store.server_loop import Roll
+
+# s that a ps may take to answer the chief.
+_ANSWERS_WITHIN = 60.0
+
+# Queues need names that no other queue of the chief has.
+_names = itertools.count()
+
+_COMMAND = {
+    "kind": tf.TensorSpec([], tf.int64),
+    "worker": tf.TensorSpec([], tf.int64),
+    "life": tf.TensorSpec([], tf.int64),
+}
+
+
+class Told(NamedTuple):
+    """What a ps says of a worker that is fenced off.
+
+    Attributes:
+      last: the unit of the last push that it has of this life, -1 for none.
+      repeated: the unit of the last repeat that it has of this life, -1 for none.
+      refused: letters of earlier lives that it has refused, since its loop has begun.
+    """
+
+    last: int
+    repeated: int
+    refused: int
+
+
+class _Server:
+    """One ps: its inbox, and the loop that runs there."""
+
+    def __init__(self, pusher: Pusher, p: int):
+        self.p = p
+        self._loop = pusher.loop(p)
+        self._specs = self._loop.specs
+        self.inbox = mailbox.queue(p, [mailbox.HANDLE, HEADER, *self._specs], _name("inbox"))
+        self._answers = mailbox.queue(p, [mailbox.ANSWER], _name("answers"))
+        self._call = RemoteFunction(
+            self._called, mailbox.HANDLE, mailbox.HANDLE, numbers=_COMMAND
+        )
+        self._running: ServerCall | None = None
+
+    def start(
+        self, handles: ServerHandles, lives: list[int], failed: Callable[[BaseException], None]
+    ) -> None:
+        """Starts the loop."""
+        nothing = np.full(len(lives), -1, np.int64)
+        roll = Roll(*map(tf.constant, (np.array(lives), nothing, nothing, np.int64(0))))
+        self._running = ServerCall(self.p, lambda: self._loop(handles, self.inbox, roll), failed)
+
+    def command(self, kind: int, worker: int = 0, life: int = 0) -> ServerCall[tf.Tensor]:
+        """Sends a letter of the chief; the call ends with the answer."""
+        inbox, answers, call = self.inbox, self._answers, self._call
+        return ServerCall(
+            self.p, lambda: call(inbox, answers, kind=kind, worker=worker, life=life).numpy()
+        )
+
+    def end(self, deadline: float) -> None:
+        """Waits until the loop has ended."""
+        if self._running is not None:
+            self._running.result(deadline, "its loop is to end")
+            self._running = None
+
+    def _called(self, inbox, answers, kind, worker, life):
+        zero = tf.constant(0, tf.int64)
+        header = Header(*[zero] * len(Header._fields))
+        header = header._replace(kind=kind, worker=worker, life=life)
+        with tf.device(ps_device(self.p)):
+            # The loop looks at nothing but the header.
+            body = [tf.zeros([0], s.dtype) for s in self._specs]
+            put = mailbox.put(inbox, answers, [tf.identity(header.row()), *body])
+            with tf.control_dependencies([put]):
+                return tf.identity(mailbox.answered(answers))
+
+    def delete(self) -> None:
+        """Deletes the queues; a loop that runs ends with an error."""
+        mailbox.delete(self.p, self.inbox)
+        mailbox.delete(self.p, self._answers)
+
+
+class _Life:
+    """A life of a worker.
+
+    Attributes:
+      sender: what the worker sends with.
+    """
+
+    def __init__(self, worker: int, life: int, servers: list[_Server]):
+        with tf.device(worker_device(worker)):
+            identity = tf.identity(tf.constant([worker, life], tf.int64))
+        self._answers = {
+            s.p: mailbox.queue(s.p, [mailbox.ANSWER], _name("answers")) for s in servers
+        }
+        self.sender = SenderHandles(identity, {s.p: s.inbox for s in servers}, self._answers)
+
+    def end(self) -> None:
+        """Ends the calls that still wait for an answer."""
+        for p, handle in self._answers.items():
+            mailbox.delete(p, handle)
+
+
+class Actors:
+    """The loops of all ps for one pusher, and the workers' lives.
+
+    The chief calls `start`, then `handles` for each worker, `fence` for each that is lost, and
+    `stop`. All of them are called from one thread.
+    """
+
+    def __init__(self, pusher: Pusher, num_workers: int):
+        """Makes the queues.
+
+        Args:
+          pusher: of which a step has been traced.
+          num_workers: of the cluster.
+        """
+        self._pusher = pusher
+        self._lives = [0] * num_workers
+        self._senders: list[_Life | None] = [None] * num_workers
+        self._servers = [_Server(pusher, p) for p in pusher.written_to()]
+
+    def start(self, failed: Callable[[BaseException], None]) -> None:
+        """Starts the loops.
+
+        Args:
+          failed: called with the error by which a loop ended, in some thread.
+        """
+        handles = self._pusher.handles()
+        for server in self._servers:
+            server.start(handles, self._lives, failed)
+
+    def handles(self, worker: int) -> ServerHandles:
+        """What the present life of a worker calls its steps with."""
+        life = self._senders[worker]
+        if life is None:
+            life = _Life(worker, self._lives[worker], self._servers)
+            self._senders[worker] = life
+        return self._pusher.handles()._replace(sender=life.sender)
+
+    def fence(self, worker: int) -> list[Told]:
+        """Ends the life of a worker on every ps: none of its letters counts any more.
+
+        Returns:
+          What each ps has of this life. (Of a ps that pushes do not concern, nothing.)
+
+        Raises:
+          TaskLost: a ps is gone.
+          StepTimeout: a ps does not answer.
+        """
+        self._lives[worker] += 1
+        calls = [s.command(FENCE, worker, self._lives[worker]) for s in self._servers]
+        deadline = time.monotonic() + _ANSWERS_WITHIN
+        told = [Told(*map(int, c.result(deadline, "fencing off a worker"))) for c in calls]
+        life, self._senders[worker] = self._senders[worker], None
+        if life is not None:
+            life.end()
+        return told
+
+    def stop(self) -> int:
+        """Ends the loops, once these have taken in what is in the inboxes.
+
+        Returns:
+          How many letters of earlier lives were refused.
+        """
+        deadline = time.monotonic() + _ANSWERS_WITHIN
+        calls = [s.command(STOP) for s in self._servers]
+        told = [Told(*map(int, c.result(deadline, "ending its loop"))) for c in calls]
+        for server in self._servers:
+            server.end(deadline)
+        return max((t.refused for t in told), default=0)
+
+    def abort(self) -> None:
+        """Ends loops and waiting calls after an error; afterwards this object is of no use."""
+        for life in self._senders:
+            if life is not None:
+                life.end()
+        for server in self._servers:
+            server.delete()
+
+
+def _name(kind: str) -> str:
+    return f"tfps_{kind}_{next(_names)}"

@@ -1,0 +1,163 @@
+"""The loop of a parameter server: it takes letters out of the inbox and applies them, one by one.
+
+The chief calls the loop and it runs on the ps for as long as training follows one policy. All that
+a push changes on a ps is changed here, after all of the push has arrived. See `docs/recovery.md`
+for the rules.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from tfps.cluster.devices import ps_device
+from tfps.cluster.remote_function import RemoteFunction
+from tfps.store import mailbox
+from tfps.store.handles import ServerHandles
+from tfps.store.mailbox import FENCE, HEADER, REPEAT, STOP, Header
+
+
+class Receipt(NamedTuple):
+    """What a ps says of a push.
+
+    Attributes:
+      staleness: int64 scalar, the number of updates that were made since the parameters were
+        pulled with which the push was computed.
+      updated: bool scalar, whether the push brought an update.
+    """
+
+    staleness: tf.Tensor
+    updated: tf.Tensor
+
+
+class Roll(NamedTuple):
+    """What a ps knows of the workers; each int64 [workers], except for `refused`.
+
+    Attributes:
+      lives: the life of each worker whose letters count.
+      last: the unit of the last push of that life, -1 for none.
+      repeated: the unit of the last repeat of that life, -1 for none.
+      refused: int64 scalar, letters of earlier lives.
+    """
+
+    lives: tf.Tensor
+    last: tf.Tensor
+    repeated: tf.Tensor
+    refused: tf.Tensor
+
+    @classmethod
+    def specs(cls) -> "Roll":
+        """The form of a roll."""
+        vector = tf.TensorSpec([None], tf.int64)
+        return cls(vector, vector, vector, tf.TensorSpec([], tf.int64))
+
+    def row(self, worker: tf.Tensor) -> tf.Tensor:
+        """int64 [3]: the last unit of a worker, its last repeat, and `refused`."""
+        return tf.stack([self.last[worker], self.repeated[worker], self.refused])
+
+
+# Takes in a push: (handles, its header, the other tensors of the letter) -> what the ps says of it.
+TakeIn = Callable[[ServerHandles, Header, list[tf.Tensor]], Receipt]
+
+
+class ServerLoop:
+    """The loop of one ps, traced once.
+
+    Attributes:
+      specs: of a letter's tensors after the header.
+    """
+
+    def __init__(
+        self,
+        p: int,
+        handles: ServerHandles,
+        specs: Sequence[tf.TensorSpec],
+        take_in: TakeIn,
+    ):
+        """Traces the loop.
+
+        Args:
+          p: index of the ps.
+          handles: of all that is on the servers.
+          specs: of a letter's tensors after the header.
+          take_in: applies a push; it is called while the loop is traced, on the ps's device.
+        """
+        self.specs = list(specs)
+        self._p, self._take_in = p, take_in
+        self._run = RemoteFunction(self._loop, handles, mailbox.HANDLE, Roll.specs())
+
+    def __call__(self, handles: ServerHandles, inbox: tf.Tensor, roll: Roll) -> Roll:
+        """Runs until a STOP comes; called under the ps's device. Returns the roll at the end."""
+        return self._run(handles, inbox, roll)
+
+    def _loop(self, handles, inbox, roll):
+        with tf.device(ps_device(self._p)):
+
+            def body(goes_on, *roll):
+                del goes_on
+                answers, (row, *tensors) = mailbox.take(inbox, [HEADER, *self.specs])
+                header = Header.of(row)
+                return self._one(handles, Roll(*roll), answers, header, tensors)
+
+            state = [tf.constant(True), *map(tf.identity, roll)]
+            _, *roll = tf.while_loop(lambda goes_on, *_: goes_on, body, state)
+            return Roll(*roll)
+
+    def _one(self, handles, roll, answers, header, tensors):
+        """Takes in one letter; returns (whether to go on, the roll)."""
+        worker = header.worker
+        is_push = header.kind <= REPEAT
+        counts = tf.logical_and(is_push, tf.equal(roll.lives[worker], header.life))
+        fences = tf.equal(header.kind, FENCE)
+        orders = header.kind >= FENCE  # The chief sends them.
+        acts = tf.logical_and(header.live > 0, tf.equal(header.masked, 0))
+
+        def taken():
+            shaped = [
+                tf.ensure_shape(t, spec.shape)
+                for t, spec in zip(tensors, self.specs, strict=True)
+            ]
+            receipt = self._take_in(handles, header, shaped)
+            return tf.stack([receipt.staleness, tf.cast(receipt.updated, tf.int64), header.unit])
+
+        def ignored():
+            return tf.stack([tf.constant(0, tf.int64), tf.constant(0, tf.int64), header.unit])
+
+        done = tf.cond(tf.logical_and(counts, acts), taken, ignored)
+        told = tf.where(orders, roll.row(worker), done)
+        with tf.control_dependencies([done]):
+            # Who is fenced off gets no answer: its calls have been given up.
+            sent = tf.cond(
+                tf.logical_or(counts, orders),
+                lambda: _answer(answers, told),
+                lambda: tf.constant(False),
+            )
+        with tf.control_dependencies([sent]):
+            goes_on = tf.not_equal(header.kind, STOP)
+            return goes_on, *_noted(roll, header, counts, is_push, fences)
+
+
+def _answer(answers: tf.Tensor, row: tf.Tensor) -> tf.Tensor:
+    sent = tf.raw_ops.QueueEnqueueV2(handle=answers, components=[row])
+    with tf.control_dependencies([sent]):
+        return tf.constant(True)
+
+
+def _noted(roll: Roll, header: Header, counts, is_push, fences) -> Roll:
+    """The roll after a letter."""
+    chosen = tf.equal(tf.range(tf.size(roll.lives), dtype=tf.int64), header.worker)
+    pushed = tf.logical_and(counts, header.live > 0)
+    begun = tf.logical_and(chosen, fences)
+    nothing = tf.constant(-1, tf.int64)
+
+    def unit(kind, before):
+        new = tf.logical_and(chosen, tf.logical_and(pushed, tf.equal(header.kind, kind)))
+        return tf.where(begun, nothing, tf.where(new, header.unit, before))
+
+    refused = tf.logical_and(is_push, tf.logical_not(counts))
+    return Roll(
+        tf.where(begun, header.life, roll.lives),
+        unit(mailbox.PUSH, roll.last),
+        unit(REPEAT, roll.repeated),
+        roll.refused + tf.cast(refused, tf.int64),
+    )
