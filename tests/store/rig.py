@@ -4,8 +4,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfps.cluster.devices import worker_device
 from tfps.model.inspection import Inspection
 from tfps.model.stateless_model import StatelessModel
+from tfps.store.actors import Actors
 from tfps.store.aggregation import Aggregation, Applied
 from tfps.store.bucket_update import CompiledOptimizer
 from tfps.store.parameter_store import ParameterStore
@@ -44,7 +46,7 @@ class Rig:
 
     def __init__(
         self, strategy, optimizer, lazy=False, bucket_bytes=1 << 20, seed=1,
-        aggregation=lambda store: Applied(CompiledOptimizer(store, False), skips=True),
+        aggregation=lambda store: Applied(CompiledOptimizer(store, False)),
     ):  # fmt: skip
         keras.utils.set_random_seed(seed)
         model = Everything()
@@ -66,6 +68,8 @@ class Rig:
         self.store = ParameterStore(plan, model.optimizer)
         self.aggregation: Aggregation = aggregation(self.store)
         self.pusher = Pusher(self.store, self.aggregation)
+        self._actors: Actors | None = None
+        self._failures: list[BaseException] = []
         self._push = tf.function(self._pushed, autograph=False, jit_compile=False)
 
     def push(self, seed, live=True, finite=True, expected=1):
@@ -77,9 +81,17 @@ class Rig:
         gradients = [rng.normal(size=s.shape).astype(np.float32) for s in specs[:4]]
         gradients[0] = gradients[0][:4] if by_rows else gradients[0]
         state = [rng.normal(size=5).astype(np.float32), np.int32(3)]
-        return self._push(
-            self.pusher.handles(), ids, gradients[:3], state, live, finite, np.int32(expected)
-        )
+        given = ids, gradients[:3], state, live, finite, np.int32(expected)
+        if self._actors is None:
+            self._push.get_concrete_function(self.pusher.handles(), *given)
+            self._actors = Actors(self.pusher, 1)
+        self._actors.start(self._failures.append)
+        try:
+            with tf.device(worker_device(0)):
+                return self._push(self._actors.handles(0), *given)
+        finally:
+            self._actors.stop()
+            assert not self._failures
 
     def _pushed(self, handles, ids, gradients, state, live, finite, expected):
         old = [tf.zeros([5]), tf.zeros([], tf.int32), tf.zeros([2, 2])]
@@ -92,7 +104,8 @@ class Rig:
             tf.constant(True),
         )
         versions = tf.zeros([self.store.plan.num_ps], tf.int64)
-        sent = Push(payloads, rows, versions, live, finite, tf.constant(8.0))
+        unit = tf.constant(0, tf.int64)
+        sent = Push(payloads, rows, versions, unit, live, finite, tf.constant(8.0))
         return self.pusher.push(handles, sent, tf.constant(0.1), expected)
 
 

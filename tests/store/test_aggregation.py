@@ -9,7 +9,7 @@ from tests.store.rig import Rig, flat
 from tfps.store.aggregation import Applied, Summed
 from tfps.store.bucket_update import CompiledOptimizer, OuterOptimizer
 
-AGGREGATIONS = {"applied": lambda o: Applied(o, skips=True), "summed": Summed}
+AGGREGATIONS = {"applied": lambda o: Applied(o), "summed": Summed}
 OPTIMIZERS = {
     "compiled": lambda store: CompiledOptimizer(store, False),
     "outer": lambda store: OuterOptimizer(store, False, keras.optimizers.Adam(0.1)),

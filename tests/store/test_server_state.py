@@ -21,7 +21,7 @@ def scaled():
 
 
 def outer(store):
-    return Applied(OuterOptimizer(store, False, opt.SGD(0.7, momentum=0.9, nesterov=True)), True)
+    return Applied(OuterOptimizer(store, False, opt.SGD(0.7, momentum=0.9, nesterov=True)))
 
 
 def summed(store):

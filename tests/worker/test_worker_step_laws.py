@@ -50,7 +50,8 @@ class Rig:
         feed.regroup(self.policy.steps_per_call(steps), alike=True)
         side = self.session.state.side(self.policy.exchange, False)
         self.step = self.session.steps.training(side, self.policy, feed)
-        self.handles = side.pusher.handles()
+        self.actors = side.actors()
+        self.handles = self.actors.handles(0)
         self.group = feed.group
 
     def server(self):
@@ -60,6 +61,15 @@ class Rig:
 
     def epoch(self, data, memory=None):
         """Trains over a dataset; returns (reports, what the worker keeps)."""
+        failures = []
+        self.actors.start(failures.append)
+        try:
+            return self._epoch(data, memory)
+        finally:
+            self.actors.stop()
+            assert not failures
+
+    def _epoch(self, data, memory):
         reports = []
         with tf.device(worker_device(0)):
             source = iter(data)

@@ -146,9 +146,8 @@ class Actors:
         Args:
           failed: called with the error by which a loop ended, in some thread.
         """
-        handles = self._pusher.handles()
         for server in self._servers:
-            server.start(handles, self._lives, failed)
+            server.start(self._pusher.handles_on(server.p), self._lives, failed)
 
     def handles(self, worker: int) -> ServerHandles:
         """What the present life of a worker calls its steps with."""
@@ -156,7 +155,7 @@ class Actors:
         if life is None:
             life = _Life(worker, self._lives[worker], self._servers)
             self._senders[worker] = life
-        return self._pusher.handles()._replace(sender=life.sender)
+        return self._pusher.server_handles()._replace(sender=life.sender)
 
     def fence(self, worker: int) -> list[Told]:
         """Ends the life of a worker on every ps: none of its letters counts any more.

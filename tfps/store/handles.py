@@ -4,7 +4,8 @@ A step takes handles as arguments, never as captures: a step that was traced onc
 after a variable was replaced. To the worker's code handles are opaque; it only passes them on.
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 import tensorflow as tf
 
@@ -39,8 +40,8 @@ class StoreHandles(NamedTuple):
     values: dict[int, tf.Tensor]
     slots: dict[int, list[tf.Tensor]]
     row_slots: dict[int, list[tf.Tensor]]
-    locks: list[tf.Tensor]
-    versions: list[tf.Tensor]
+    locks: list[tf.Tensor | None]
+    versions: list[tf.Tensor | None]
     loss_scale: LossScaleHandles | None
 
 
@@ -67,7 +68,7 @@ class RoundHandles(NamedTuple):
 
     sums: dict[int, tf.Tensor]
     touched: dict[int, tf.Tensor]
-    counts: list[CountHandles]
+    counts: list[CountHandles | None]
 
 
 class ServerHandles(NamedTuple):
@@ -85,3 +86,38 @@ class ServerHandles(NamedTuple):
     outer: dict[int, list[tf.Tensor]]
     round: RoundHandles
     sender: SenderHandles | None = None
+
+
+_T = TypeVar("_T")
+
+
+def on_one(handles: ServerHandles, p: int, ps_of: Sequence[int]) -> ServerHandles:
+    """The handles of what is on one ps; None in the places of the others.
+
+    Args:
+      handles: of everything.
+      p: index of the ps.
+      ps_of: per bucket, its ps.
+    """
+
+    def mine(buckets: Mapping[int, _T]) -> dict[int, _T]:
+        return {i: one for i, one in buckets.items() if ps_of[i] == p}
+
+    def only(each: Sequence[_T | None]) -> list[_T | None]:
+        return [one if k == p else None for k, one in enumerate(each)]
+
+    store = handles.store
+    return ServerHandles(
+        StoreHandles(
+            values=mine(store.values),
+            slots={k: one for k, one in store.slots.items() if k == p},
+            row_slots=mine(store.row_slots),
+            locks=only(store.locks),
+            versions=only(store.versions),
+            loss_scale=store.loss_scale if p == 0 else None,
+        ),
+        {k: one for k, one in handles.outer.items() if k == p},
+        RoundHandles(
+            mine(handles.round.sums), mine(handles.round.touched), only(handles.round.counts)
+        ),
+    )

@@ -17,7 +17,7 @@ from tfps.store.aggregation import Aggregation, Arrived
 from tfps.store.bucket_update import Rate
 from tfps.store.buckets import pack
 from tfps.store.channel import Channel
-from tfps.store.handles import ServerHandles
+from tfps.store.handles import ServerHandles, on_one
 from tfps.store.mailbox import Header
 from tfps.store.messages import coalesce
 from tfps.store.parameter_store import ParameterStore
@@ -121,12 +121,20 @@ class Pusher:
         return tf.device(self.host) if self.host else contextlib.nullcontext()
 
     def handles(self) -> ServerHandles:
-        """The resource handles of everything on the servers, arguments of every step.
+        """The form of the arguments of every step: resource handles, and what a worker sends with.
 
-        What a worker sends with is its own, so of that there is the form alone.
+        What a worker sends with is its own; see `Actors.handles`.
         """
         sender = mailbox.sender_specs(self.written_to())
-        return self._aggregation.handles()._replace(sender=sender)
+        return self.server_handles()._replace(sender=sender)
+
+    def server_handles(self) -> ServerHandles:
+        """The resource handles of everything on the servers."""
+        return self._aggregation.handles()
+
+    def handles_on(self, p: int) -> ServerHandles:
+        """The resource handles of what is on one ps, which knows nothing of the others."""
+        return on_one(self.server_handles(), p, [b.ps for b in self._plan.buckets])
 
     def clear(self) -> None:
         """Forgets pushes of a round that did not become complete."""
@@ -340,7 +348,7 @@ class Pusher:
         if p not in self._loops:
             form = self._forms[p]
             take_in = functools.partial(self._take_in, p)
-            self._loops[p] = ServerLoop(p, self.handles(), form.specs, take_in)
+            self._loops[p] = ServerLoop(p, self.handles_on(p), form.specs, take_in)
         return self._loops[p]
 
     def _take_in(

@@ -10,7 +10,7 @@ from tfps.store.messages import here
 from tfps.store.pull import Reads
 from tfps.store.push import Push
 from tfps.worker.batch_loop import next_of
-from tfps.worker.gradient import Gradient, encoded
+from tfps.worker.gradient import Gradient, Parameters, encoded
 from tfps.worker.own_values import Own, OwnValues
 from tfps.worker.tally import added, vector, zeros
 from tfps.worker.tracing import COUNT, RATE, STEP_NUMBER, STEP_NUMBERS, blank, form, traced
