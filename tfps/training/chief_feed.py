@@ -298,11 +298,9 @@ def _lone(work: Work, index: int) -> Any:
     """The batch of an index in a work of the chief's."""
     for part in work.steps:
         if index < part.count:
-            source = part.source
-            if not isinstance(source, Stack):
-                return source
-            return keras.tree.map_structure(
-                lambda t: None if t is None else t[index], source.batches
-            )
+            break
         index -= part.count
-    raise IndexError(index)
+    source = part.source
+    if not isinstance(source, Stack):
+        return source
+    return keras.tree.map_structure(lambda t: None if t is None else t[index], source.batches)

@@ -11,7 +11,7 @@ from tfps.model.batches import without_optionals
 from tfps.training.context import Context
 from tfps.training.feeds import FeedPosition, Work
 from tfps.training.passes import Lease, Passes
-from tfps.training.worker_dataset import RemoteDataset, Stream, input_device
+from tfps.training.worker_dataset import RemoteDataset, Stream
 
 
 class _Input:
