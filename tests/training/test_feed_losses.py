@@ -1,7 +1,7 @@
 """What every `Feed` promises when workers are lost: each batch is trained on once.
 
-Workers are played here. A call reads its batches, and its worker may be lost after some of them; the
-test decides which batches the servers then have, have in part, or do not have.
+Workers are played here. A call reads its batches, and its worker may be lost after some of them.
+The test decides which batches the servers then have, have in part, or do not have.
 """
 
 import collections
