@@ -89,8 +89,8 @@ def record(
     memory = {
         kind: [
             {
-                "residuals": {i: tf.nest.flatten(one) for i, one in m.residuals.items()},
-                "inner": [*m.inner],
+                "residuals": {i: _arrays(one) for i, one in m.residuals.items()},
+                "inner": _arrays(m.inner),
             }
             for m in each
         ]
@@ -107,10 +107,15 @@ def record(
     return {
         "chief": plain,
         "workers": memory,
-        "own": own,
+        "own": [_arrays(values) for values in own],
         "sides": waiting,
         "outer_rates": outer_rates,
     }
+
+
+def _arrays(nested: Any) -> list[np.ndarray]:
+    """What is in a nested structure, with its dtypes, also of scalars."""
+    return [np.asarray(one) for one in tf.nest.flatten(nested)]
 
 
 def _fields(value: Any) -> dict[str, Any]:
