@@ -44,11 +44,8 @@ class ChiefFeed:
         self._stackable = all(s is None or isinstance(s, tf.TensorSpec) for s in flat)
         self.regroup(steps_per_execution)
         self._pass: _Pass | None = None
-        self._passes = 0  # how many there were
         self._used = 0  # batches of the present pass
         self._skip = 0  # batches to leave out of the next pass
-        self._resumed: int | None = None  # batches of the epoch that is gone on with
-        self._is_open = False  # whether an epoch has begun
 
     def regroup(self, group: int, alike: bool = False) -> None:
         """See `feeds.Feed`; batches that are more than tensors do not come in groups."""
@@ -58,17 +55,16 @@ class ChiefFeed:
 
     def reset(self) -> None:
         """See `feeds.Feed`."""
-        self._pass, self._skip, self._resumed = None, 0, None
+        self._pass, self._skip = None, 0
 
     def begin_epoch(self) -> None:
         """See `feeds.Feed`; with `steps_per_epoch`, the pass of the last epoch goes on."""
         self._adapter.on_epoch_begin()
         if self._steps is None or self._pass is None:
             self._begin_pass()
-        self._taken, self._resumed = self._resumed or 0, None
-        self._left = self._most - self._taken
+        self._left = self._most
+        self._taken = 0
         self._ahead = None
-        self._is_open = True
 
     def take(self, worker: int, most: float = math.inf) -> Work | None:
         """See `feeds.WorkSource`."""
@@ -110,22 +106,17 @@ class ChiefFeed:
 
     def end_epoch(self) -> None:
         """See `feeds.Feed`."""
-        self._is_open = False
         if self._steps is None and self.num_batches and self._taken >= self.num_batches:
             # Keras 3.15 ends such an epoch with an iterator that it does not use, and the order of
             # a shuffle with a seed depends on how many iterators there were before.
-            self._passed()
+            _Pass(self._dataset)
         self._adapter.on_epoch_end()
 
     def position(self) -> FeedPosition:
         """See `feeds.Feed`."""
-        passes = self._passes
-        if self._is_open:
-            ahead = int(self._ahead is not None)
-            return FeedPosition((self._used - ahead,), self._taken - ahead, passes=passes)
         if self._pass is None:
-            return FeedPosition((self._skip,), passes=passes)
-        return FeedPosition((self._used if self._steps is not None else 0,), passes=passes)
+            return FeedPosition((self._skip,))
+        return FeedPosition((self._used if self._steps is not None else 0,))
 
     def seek(self, position: FeedPosition) -> None:
         """See `feeds.Feed`."""
@@ -134,22 +125,11 @@ class ChiefFeed:
                 f"the position is of {len(position.batches)} datasets of workers, but this input "
                 "is read by the chief; go on with the dataset_fn that the position was taken from"
             )
-        self._pass, self._skip, self._resumed = None, position.batches[0], position.taken
-        self._is_open = False
-        # The pass that goes on is made with the next epoch.
-        goes_on = self._skip > 0 or position.taken is not None
-        while self._passes < position.passes - goes_on:
-            self._passed()
-
-    def _passed(self) -> None:
-        """Begins a pass that is not used, for the order of those that follow."""
-        self._passes += 1
-        _Pass(self._dataset)
+        self._pass, self._skip = None, position.batches[0]
 
     def _begin_pass(self) -> None:
         dataset = _tf_data.skipping(self._dataset, self._skip) if self._skip else self._dataset
         self._used, self._skip = self._skip, 0
-        self._passes += 1
         try:
             self._pass = _Pass(dataset)
         except tf.errors.InvalidArgumentError as e:

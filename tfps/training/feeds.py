@@ -95,22 +95,15 @@ class WorkSource(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class FeedPosition:
-    """Where a feed is in its data, at a cut.
+    """Where a feed is in its data, at the end of an epoch.
 
     Attributes:
       batches: how many batches of the present pass over the data have been used: one number for
-        input that the chief reads, one for each worker's dataset otherwise. Between epochs, a
-        number of 0 means that the next epoch begins with the first batch.
-      taken: how many batches of the open epoch have been used; None between epochs.
-      ended: per worker's dataset, whether it is at its end; empty for input that the chief reads.
-      passes: how many iterators over the data were made; a shuffled dataset has another order in
-        each of them.
+        input that the chief reads, one for each worker's dataset otherwise. A number of 0 means
+        that the next epoch begins with the first batch.
     """
 
     batches: tuple[int, ...]
-    taken: int | None = None
-    ended: tuple[bool, ...] = ()
-    passes: int = 0
 
 
 class Feed(WorkSource, Protocol):
@@ -151,12 +144,10 @@ class Feed(WorkSource, Protocol):
         """Notes that all batches of the epoch have been used."""
 
     def position(self) -> FeedPosition:
-        """Where the feed is; to be called between epochs, or at a cut within one."""
+        """Where the feed is; to be called between epochs."""
 
     def seek(self, position: FeedPosition) -> None:
         """Goes on from a position of a feed over the same data; to be called between epochs.
-
-        If the position is within an epoch, the next epoch is the rest of that one.
 
         Raises:
           DataError: the position is of a feed with another number of datasets.

@@ -52,8 +52,6 @@ class WorkerFeed:
         self._iterators: list = [None] * num_workers
         self._ended = [True] * num_workers
         self._used = [0] * num_workers  # batches of each worker's present pass
-        self._resumed: FeedPosition | None = None  # within an epoch that is gone on with
-        self._is_open = False  # whether an epoch has begun
         self.num_batches = steps_per_epoch
         self.batch_spec = without_optionals(self._datasets[0].element_spec)
         self.source_spec = self._iterator(0)
@@ -66,23 +64,14 @@ class WorkerFeed:
     def reset(self) -> None:
         """See `feeds.Feed`."""
         self._ended = [True] * len(self._datasets)
-        self._resumed = None
 
     def begin_epoch(self) -> None:
         """See `feeds.Feed`; with `steps_per_epoch`, the passes of the last epoch go on."""
         if self._steps is None:
             for w in range(len(self._datasets)):
                 self._restart(w)
-        self._taken = 0  # batches of the epoch
-        if (resumed := self._resumed) is not None:
-            self._taken = resumed.taken or 0
-            for w, (used, ended) in enumerate(zip(resumed.batches, resumed.ended, strict=True)):
-                self._restart(w, used)
-                self._ended[w] = ended
-        self._resumed = None
-        self._left = math.inf if self._steps is None else self._steps - self._taken
+        self._left = self._steps or math.inf
         self._fruitless = [0] * len(self._datasets)
-        self._is_open = True
 
     def take(self, worker: int, most: float = math.inf) -> Work | None:
         """See `feeds.WorkSource`; the source is the worker's iterator."""
@@ -103,37 +92,26 @@ class WorkerFeed:
         """See `feeds.WorkSource`; batches that the worker's dataset did not have are dealt anew."""
         self._left += work.count - steps
         self._used[worker] += steps
-        self._taken += steps
         self._fruitless[worker] = 0 if steps else self._fruitless[worker] + 1
         if steps < work.count:
             self._ended[worker] = True
 
     def end_epoch(self) -> None:
         """See `feeds.Feed`."""
-        self._is_open = False
 
     def position(self) -> FeedPosition:
         """See `feeds.Feed`."""
-        if self._is_open:
-            return FeedPosition(tuple(self._used), self._taken, tuple(self._ended))
         goes_on = [self._steps is not None and not ended for ended in self._ended]
         pairs = zip(self._used, goes_on, strict=True)
         return FeedPosition(tuple(used if on else 0 for used, on in pairs))
 
     def seek(self, position: FeedPosition) -> None:
         """See `feeds.Feed`."""
-        self._resumed, self._is_open = None, False
-        if position.taken is None and not any(position.batches):
-            self.reset()
-            return
         if len(position.batches) != len(self._datasets):
             raise errors.DataError(
                 f"the position is of {len(position.batches)} dataset(s), but there are "
                 f"{len(self._datasets)} workers; go on with as many workers as before"
             )
-        if position.taken is not None:
-            self._resumed = position
-            return
         for w, batches in enumerate(position.batches):
             if batches:
                 self._restart(w, batches)
