@@ -1,10 +1,15 @@
 """Datasets and iterators: private names of TensorFlow 2.21."""
 
+import contextlib
+import random
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from tensorflow.python.data.util import structure
 from tensorflow.python.eager import context, executor
+from tensorflow.python.framework import random_seed
 
 
 def skipping(dataset: tf.data.Dataset, count: int) -> tf.data.Dataset:
@@ -66,3 +71,71 @@ def length_of(dataset: tf.data.Dataset) -> int:
     """The number of a dataset's elements, or a negative number: no end, or not known."""
     with tf.device(dataset._variant_tensor.device):
         return int(dataset.cardinality().numpy())
+
+
+class Seeds:
+    """Makes functions of the user's draw the same seeds whenever they are called again.
+
+    A shuffle without a seed then has the same order in a dataset that is made again. This is so for
+    what draws from the global seeds of TensorFlow, NumPy and Python.
+    """
+
+    def __init__(self) -> None:
+        """Starts with no function called."""
+        self._drawn: dict[int, tuple[Any, Any, Any, Any]] = {}
+
+    @contextlib.contextmanager
+    def of(self, key: int) -> Iterator[None]:
+        """A context for a call; the first one with a key sets what those after it draw.
+
+        After the first call, the global seeds are where the call has left them, and after every
+        other call they are where they were before.
+
+        Args:
+          key: of the function.
+        """
+        if (drawn := self._drawn.get(key)) is not None:
+            with _global_seeds_kept():
+                _set_global_seeds(*drawn)
+                yield
+        elif context.global_seed() is not None:
+            self._drawn[key] = _global_seeds()
+            yield
+        else:
+            # Without a global seed, TensorFlow gives operations that have no seed of their own one
+            # that nobody knows. With this global seed, those that have one do what they did.
+            state = random.Random().getstate()
+            self._drawn[key] = (random_seed.DEFAULT_GRAPH_SEED, state, *_global_seeds()[2:])
+            ours = context.context()
+            kept = vars(ours).get("_rng")
+            _set_global_seeds(*self._drawn[key])
+            try:
+                yield
+            finally:
+                ours._seed, ours._rng = None, kept
+
+
+def _global_seeds() -> tuple[Any, Any, Any, Any]:
+    """The global seed of TensorFlow, and the states of what seeds are drawn from."""
+    ours = context.context()
+    state = ours._rng.getstate() if ours._seed is not None else None
+    return ours._seed, state, np.random.get_state(), random.getstate()
+
+
+def _set_global_seeds(seed: Any, state: Any, numpy_state: Any, python_state: Any) -> None:
+    ours = context.context()
+    ours._seed = seed
+    if state is not None:
+        ours._rng = random.Random()
+        ours._rng.setstate(state)
+    np.random.set_state(numpy_state)
+    random.setstate(python_state)
+
+
+@contextlib.contextmanager
+def _global_seeds_kept() -> Iterator[None]:
+    kept = _global_seeds()
+    try:
+        yield
+    finally:
+        _set_global_seeds(*kept)

@@ -1,10 +1,12 @@
 """Input that the chief reads: it deals out the batches, each to one worker."""
 
 import _thread
+import collections
+import dataclasses
 import math
 import sys
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -15,8 +17,25 @@ from tfps.training.feeds import FeedPosition, Work, shapes_of
 from tfps.worker.batch_loop import Stack
 
 
+class _Numbered(NamedTuple):
+    """A batch, and its number in the order in which the feed has read batches."""
+
+    number: int
+    batch: Any
+
+
+@dataclasses.dataclass(eq=False)
+class _Lease:
+    """The numbers of the batches that a work answers for."""
+
+    numbers: tuple[int, ...]
+
+
 class ChiefFeed:
-    """Batches that the chief reads and deals out; see `feeds.Feed` for attributes and methods."""
+    """Batches that the chief reads and deals out; see `feeds.Feed` for attributes and methods.
+
+    A work holds its batches. So whoever keeps a work until it is done can have them repeated.
+    """
 
     def __init__(
         self, *, steps_per_epoch: int | None = None, steps_per_execution: int = 1, **data: Any
@@ -44,8 +63,13 @@ class ChiefFeed:
         self._stackable = all(s is None or isinstance(s, tf.TensorSpec) for s in flat)
         self.regroup(steps_per_execution)
         self._pass: _Pass | None = None
-        self._used = 0  # batches of the present pass
-        self._skip = 0  # batches to leave out of the next pass
+        self._passes = 0  # how many iterators the dataset has had
+        self._first = 0  # number of the first batch of the present pass
+        self._read = 0  # number of the next batch that is read
+        self._in_epoch = False
+        self._ready: collections.deque[_Numbered] = collections.deque()  # read, not dealt out
+        self._open: set[int] = set()  # numbers of batches that were dealt out and are not settled
+        self._resumes: FeedPosition | None = None  # where the next pass is to begin
 
     def regroup(self, group: int, alike: bool = False) -> None:
         """See `feeds.Feed`; batches that are more than tensors do not come in groups."""
@@ -55,68 +79,113 @@ class ChiefFeed:
 
     def reset(self) -> None:
         """See `feeds.Feed`."""
-        self._pass, self._skip = None, 0
+        self._pass, self._resumes = None, None
 
     def begin_epoch(self) -> None:
         """See `feeds.Feed`; with `steps_per_epoch`, the pass of the last epoch goes on."""
         self._adapter.on_epoch_begin()
+        self._left, self._taken, self._has_ended = self._most, 0, False
+        if (resumed := self._resumes) is not None:
+            self._left -= resumed.epoch
+            self._taken = resumed.epoch + sum(end - begin for _, begin, end in resumed.again)
         if self._steps is None or self._pass is None:
             self._begin_pass()
-        self._left = self._most
-        self._taken = 0
-        self._ahead = None
+        self._open.clear()
+        self._in_epoch = True
 
     def take(self, worker: int, most: float = math.inf) -> Work | None:
         """See `feeds.WorkSource`."""
         del worker
-        parts: list[Work] = []
+        groups: list[list[_Numbered]] = []
         wanted = min(self.group, self._left, most)
-        # The end of the input sets what is left of `steps_per_epoch` to 0.
-        while min(wanted, self._left) > 0 and (batches := self._take_alike(wanted)):
-            if self.group == 1:
-                parts.append(Work(batches[0], 1, is_sure=True))
-            else:
-                stack = Stack(keras.tree.map_structure(_stack, *batches))
-                parts.append(Work(stack, len(batches), is_sure=True))
+        while wanted > 0 and (batches := self._take_alike(wanted)):
+            groups.append(batches)
             wanted -= len(batches)
             if self._alike:
                 break
-        count = sum(part.count for part in parts)
-        self._left -= count
-        if len(parts) > 1:
-            return Work(None, count, is_sure=True, parts=tuple(parts))
-        return parts[0] if parts else None
+        if not groups:
+            return None
+        work = self._work(groups)
+        self._left -= work.count
+        return work
 
-    def _take_alike(self, most: float) -> list[Any]:
+    def _work(self, groups: list[list[_Numbered]]) -> Work:
+        """The work of some batches, those of each group of the same shape."""
+        numbers = tuple(one.number for group in groups for one in group)
+        self._open.update(numbers)
+        sources = [self._source([one.batch for one in group]) for group in groups]
+        if len(groups) == 1:
+            return Work(sources[0], len(numbers), is_sure=True, lease=_Lease(numbers))
+        pairs = zip(sources, groups, strict=True)
+        parts = tuple(Work(source, len(group), is_sure=True) for source, group in pairs)
+        return Work(None, len(numbers), is_sure=True, parts=parts, lease=_Lease(numbers))
+
+    def _source(self, batches: list[Any]) -> Any:
+        if self.group == 1:
+            return batches[0]
+        return Stack(keras.tree.map_structure(_stack, *batches))
+
+    def _take_alike(self, most: float) -> list[_Numbered]:
         """The next batches of the same shape; empty at the end of the epoch."""
-        batches: list[Any] = []
+        batches: list[_Numbered] = []
         while len(batches) < most:
-            batch = self._ahead if self._ahead is not None else self._next()
-            self._ahead = None
-            if batch is None:
+            one = self._ready.popleft() if self._ready else self._next()
+            if one is None:
                 break
-            if batches and shapes_of(batch) != shapes_of(batches[0]):
-                self._ahead = batch
+            if batches and shapes_of(one.batch) != shapes_of(batches[0].batch):
+                self._ready.appendleft(one)
                 break
-            batches.append(batch)
+            batches.append(one)
         return batches
 
     def done(self, worker: int, work: Work, steps: int) -> None:
         """See `feeds.WorkSource`; every batch that was dealt out is used."""
+        del worker, steps
+        self._open.difference_update(work.lease.numbers)
+
+    def give_back(self, worker: int, work: Work, begin: int) -> None:
+        """See `feeds.WorkSource`."""
+        del worker
+        numbers = work.lease.numbers
+        self._open.difference_update(numbers)
+        work.lease.numbers = numbers[:begin]
+        again = [_Numbered(numbers[i], _lone(work, i)) for i in range(begin, len(numbers))]
+        self._ready = collections.deque(sorted([*self._ready, *again], key=lambda one: one.number))
+        self._left += len(again)
+
+    def repeat(self, work: Work, index: int, worker: int) -> Work:
+        """See `feeds.WorkSource`."""
+        del worker
+        return self._work([[_Numbered(work.lease.numbers[index], _lone(work, index))]])
+
+    def left(self, worker: int) -> None:
+        """See `feeds.WorkSource`; the chief has read what the worker was given."""
+
+    def back(self, worker: int) -> None:
+        """See `feeds.WorkSource`."""
 
     def end_epoch(self) -> None:
         """See `feeds.Feed`."""
         if self._steps is None and self.num_batches and self._taken >= self.num_batches:
             # Keras 3.15 ends such an epoch with an iterator that it does not use, and the order of
             # a shuffle with a seed depends on how many iterators there were before.
-            _Pass(self._dataset)
+            self._begin_iterator(self._dataset)
         self._adapter.on_epoch_end()
+        self._in_epoch = False
 
     def position(self) -> FeedPosition:
         """See `feeds.Feed`."""
-        if self._pass is None:
-            return FeedPosition((self._skip,))
-        return FeedPosition((self._used if self._steps is not None else 0,))
+        if self._resumes is not None:
+            return self._resumes
+        if not self._in_epoch and (self._steps is None or self._pass is None):
+            return FeedPosition((0,), passes=(self._passes,))
+        unsettled = sorted([one.number for one in self._ready] + list(self._open))
+        ranges = [(n - self._first, n - self._first + 1) for n in unsettled if n >= self._first]
+        epoch = 0
+        if self._in_epoch and self._most < math.inf:
+            epoch = int(self._most - self._left) - len(self._open)
+        again = tuple((0, begin, end) for begin, end in ranges)
+        return FeedPosition((self._read - self._first,), again, (self._passes - 1,), epoch)
 
     def seek(self, position: FeedPosition) -> None:
         """See `feeds.Feed`."""
@@ -125,13 +194,32 @@ class ChiefFeed:
                 f"the position is of {len(position.batches)} datasets of workers, but this input "
                 "is read by the chief; go on with the dataset_fn that the position was taken from"
             )
-        self._pass, self._skip = None, position.batches[0]
+        self._pass, self._resumes = None, position
 
     def _begin_pass(self) -> None:
-        dataset = _tf_data.skipping(self._dataset, self._skip) if self._skip else self._dataset
-        self._used, self._skip = self._skip, 0
+        position, self._resumes = self._resumes or FeedPosition((0,)), None
+        self._ready.clear()
+        # An order that is drawn anew for each pass follows from the number of passes before.
+        while self._passes < sum(position.passes):
+            self._begin_iterator(self._dataset)
+        end = position.batches[0]
+        again = {i for _, begin, last in position.again for i in range(begin, last)}
+        skip = min(again, default=end)
+        dataset = _tf_data.skipping(self._dataset, skip) if skip else self._dataset
+        self._first, self._read = self._read, self._read + skip
+        self._pass = self._begin_iterator(dataset)
+        for i in range(skip, end):
+            try:
+                one = self._numbered(self._pass.next())
+            except EOFError:
+                break  # The data is shorter than it was.
+            if i in again:
+                self._ready.append(one)
+
+    def _begin_iterator(self, dataset: tf.data.Dataset) -> "_Pass":
+        self._passes += 1
         try:
-            self._pass = _Pass(dataset)
+            return _Pass(dataset)
         except tf.errors.InvalidArgumentError as e:
             if "unknown device" not in e.message:
                 raise
@@ -140,7 +228,9 @@ class ChiefFeed:
                 "has renamed; make the ParameterServerStrategy first"
             ) from e
 
-    def _next(self) -> Any:
+    def _next(self) -> _Numbered | None:
+        if self._has_ended:
+            return None
         # With steps_per_epoch, the pass goes on from the last epoch and may have ended just there.
         for _ in range(2):
             assert self._pass is not None
@@ -150,8 +240,7 @@ class ChiefFeed:
                 pass
             else:
                 self._taken += 1
-                self._used += 1
-                return element if self._is_plain else without_optionals(element)
+                return self._numbered(element)
             if self._steps is None or self._taken:
                 break
             self._begin_pass()
@@ -162,8 +251,13 @@ class ChiefFeed:
                 stacklevel=2,
             )
             self._pass = None
-            self._left = 0
+        self._has_ended = True
         return None
+
+    def _numbered(self, element: Any) -> _Numbered:
+        self._read += 1
+        batch = element if self._is_plain else without_optionals(element)
+        return _Numbered(self._read - 1, batch)
 
 
 class _Pass:
@@ -198,3 +292,15 @@ def _stacked(spec):
 
 def _stack(*parts):
     return None if parts[0] is None else tf.stack(parts)
+
+
+def _lone(work: Work, index: int) -> Any:
+    """The batch of an index in a work of the chief's."""
+    for part in work.steps:
+        if index < part.count:
+            break
+        index -= part.count
+    source = part.source
+    if not isinstance(source, Stack):
+        return source
+    return keras.tree.map_structure(lambda t: None if t is None else t[index], source.batches)

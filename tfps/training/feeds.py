@@ -4,6 +4,10 @@ Arrays and datasets are read on the chief, and every batch goes to exactly one w
 (`chief_feed.py`). So an epoch means what it means in Keras, however many workers there are. A
 `dataset_fn` makes a dataset for each worker, on that worker's machine (`worker_feed.py`), for
 input that the chief could not read fast enough.
+
+A work that was taken is *settled* by `done`, or by `give_back` if its worker was lost. No batch is
+lost with a worker, and none is dealt out twice: what was not trained on is given back, and what
+some servers have already is repeated by another worker.
 """
 
 import dataclasses
@@ -14,22 +18,41 @@ from typing import Any, Protocol
 import keras
 
 
+class Opener:
+    """An input on a worker that is opened when the worker first reads it."""
+
+    def open(self) -> Any:
+        """Returns the iterator; called in the thread that calls the worker."""
+        raise NotImplementedError
+
+
 @dataclasses.dataclass(frozen=True)
 class Work:
     """What a worker is to run in one call.
 
     Attributes:
-      source: an iterator on the worker, one batch, or a `Stack` of batches.
+      origin: the source, or an `Opener` of the iterator that is the source.
       count: how many batches to take from the source at most.
       is_sure: whether the source has so many batches for sure.
       parts: the works that this one consists of, one after the other in the same call, if its
         batches differ in shape; `source` is None then. Otherwise empty.
+      lease: what the feed notes of the batches; None for a part, and for a work of no feed.
     """
 
-    source: Any
+    origin: Any
     count: int
     is_sure: bool = False
     parts: tuple["Work", ...] = ()
+    lease: Any = dataclasses.field(default=None, compare=False, repr=False)
+
+    @property
+    def source(self) -> Any:
+        """An iterator on the worker, one batch, or a `Stack` of batches.
+
+        An iterator may have to be made first, by calls to the worker. So this is asked for in the
+        thread that calls the worker: a worker that does not answer delays nobody else.
+        """
+        return self.origin.open() if isinstance(self.origin, Opener) else self.origin
 
     @property
     def takes(self) -> int:
@@ -47,14 +70,25 @@ class WorkAhead:
     """What a worker that holds a batch already is to run in one call.
 
     Attributes:
-      source: of the next batch. If there is no next batch, the last source stands in for it.
-      count: how many batches to train on: 1 if the worker holds a batch, else 0.
+      last: the last work whose source the worker was given. If there is no next batch, its source
+        stands in for that of the next batch.
+      held: the work that the batch is which the worker holds and is to train on now, or None.
       following: the work that the next batch is, or None if no batch is to be taken.
     """
 
-    source: Any
-    count: int
+    last: Work
+    held: Work | None
     following: Work | None
+
+    @property
+    def source(self) -> Any:
+        """The source of the next batch; see `Work.source`."""
+        return self.last.source
+
+    @property
+    def count(self) -> int:
+        """How many batches to train on: 1 if the worker holds a batch, else 0."""
+        return int(self.held is not None)
 
     @property
     def takes(self) -> int:
@@ -73,10 +107,16 @@ class WorkAhead:
 
 
 class WorkSource(Protocol):
-    """Where the work loop gets the work of a worker from."""
+    """Where the work loop gets the work of a worker from.
+
+    Each work that `take` or `repeat` returned is settled once: by `done` if its call returned, by
+    `give_back` if the call failed or its worker was lost. These may come in any order.
+    """
 
     def take(self, worker: int, most: float = math.inf) -> Any:
-        """The worker's next `Work` or `WorkAhead`, or None if there is none until the epoch ends.
+        """The worker's next `Work` or `WorkAhead`, or None if there is none for it now.
+
+        There may be work again once a worker has left or some work was given back.
 
         Args:
           worker: index.
@@ -84,26 +124,76 @@ class WorkSource(Protocol):
         """
 
     def done(self, worker: int, work: Any, steps: int) -> None:
-        """Notes that the worker has done the work that `take` gave it.
+        """Settles a work: the worker has done it.
 
         Args:
           worker: index.
-          work: what `take` returned.
+          work: what `take` or `repeat` returned.
           steps: how many batches the worker found in the source.
+        """
+
+    def give_back(self, worker: int, work: Any, begin: int) -> None:
+        """Settles a work of which some batches were not trained on at all.
+
+        They are dealt out again, before new batches, to whoever asks next. The batches before
+        `begin` count as used: the servers have them, or `repeat` gives them to another worker. To
+        give a batch of the same work back twice has no effect. A work that is done may be given
+        back afterwards, if its last batches were never pushed.
+
+        Args:
+          worker: index of the worker that had the work.
+          work: what `take` or `repeat` returned.
+          begin: index in the work of the first batch that was not trained on.
+        """
+
+    def repeat(self, work: Any, index: int, worker: int) -> Any:
+        """A work of one batch for a worker to run now: a batch that another worker lost.
+
+        A repeat is settled like a work that was taken, and may itself be repeated or given back.
+
+        Args:
+          work: what `take` or `repeat` returned, settled or not.
+          index: of the batch in the work.
+          worker: index of the worker that is to repeat the batch.
+        """
+
+    def left(self, worker: int) -> None:
+        """Notes that a worker is lost: what only it could read is read by others from now on.
+
+        Args:
+          worker: index.
+        """
+
+    def back(self, worker: int) -> None:
+        """Notes that a lost worker has returned, in a new process that has nothing of the old one.
+
+        Args:
+          worker: index.
         """
 
 
 @dataclasses.dataclass(frozen=True)
 class FeedPosition:
-    """Where a feed is in its data, at the end of an epoch.
+    """Where a feed is in its data: which batches have been used.
+
+    A batch is used once its work is settled, unless it was given back.
 
     Attributes:
-      batches: how many batches of the present pass over the data have been used: one number for
-        input that the chief reads, one for each worker's dataset otherwise. A number of 0 means
-        that the next epoch begins with the first batch.
+      batches: how many batches of the present pass over the data have been used or were left out:
+        one number for input that the chief reads, one for each worker's dataset otherwise. All
+        numbers are 0 where the next epoch begins with the first batch.
+      again: (dataset, begin, end) of each range of batches that were left out, and are to be used
+        before others.
+      passes: per dataset, how many passes there were before the present one. An order that a
+        dataset draws anew for each pass follows from it.
+      epoch: how many batches of the present epoch have been used; 0 between epochs. It is counted
+        where the number of batches of an epoch is limited.
     """
 
     batches: tuple[int, ...]
+    again: tuple[tuple[int, int, int], ...] = ()
+    passes: tuple[int, ...] = ()
+    epoch: int = 0
 
 
 class Feed(WorkSource, Protocol):
@@ -126,6 +216,9 @@ class Feed(WorkSource, Protocol):
     def take(self, worker: int, most: float = math.inf) -> Work | None:
         """See `WorkSource`."""
 
+    def repeat(self, work: Work, index: int, worker: int) -> Work:
+        """See `WorkSource`."""
+
     def regroup(self, group: int, alike: bool = False) -> None:
         """Says of which batches a `Work` may consist, from the next one on.
 
@@ -135,7 +228,7 @@ class Feed(WorkSource, Protocol):
         """
 
     def reset(self) -> None:
-        """Makes the next epoch begin with the first batch."""
+        """Makes the next epoch begin with the first batch of a pass."""
 
     def begin_epoch(self) -> None:
         """Makes ready for `take`."""
@@ -144,10 +237,12 @@ class Feed(WorkSource, Protocol):
         """Notes that all batches of the epoch have been used."""
 
     def position(self) -> FeedPosition:
-        """Where the feed is; to be called between epochs."""
+        """Where the feed is. Works that are not settled count as not used."""
 
     def seek(self, position: FeedPosition) -> None:
         """Goes on from a position of a feed over the same data; to be called between epochs.
+
+        If the position is in the middle of an epoch, the next epoch is the rest of that one.
 
         Raises:
           DataError: the position is of a feed with another number of datasets.

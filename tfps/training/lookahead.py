@@ -2,9 +2,8 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
 
-from tfps.training.feeds import Feed, WorkAhead
+from tfps.training.feeds import Feed, Work, WorkAhead
 
 
 class Lookahead:
@@ -23,20 +22,71 @@ class Lookahead:
         """
         self._feed = feed
         self._ended = ended
-        self._holds = [False] * num_workers
-        self._sources: list[Any] = [None] * num_workers
+        self._held: list[Work | None] = [None] * num_workers
+        self._last: list[Work | None] = [None] * num_workers
+        self._called: list[WorkAhead | None] = [None] * num_workers
 
     def take(self, worker: int, most: float = math.inf) -> WorkAhead | None:
         """The worker's next call, or None if it holds no batch and there is no next batch."""
-        following = None if self._ended() else self._feed.take(worker, most)
-        if following is not None:
-            self._sources[worker] = following.source
-        elif not self._holds[worker]:
+        return self._call(worker, None if self._ended() else self._feed.take(worker, most))
+
+    def _call(self, worker: int, following: Work | None) -> WorkAhead | None:
+        last = self._last[worker] if following is None else following
+        if last is None or (following is None and self._held[worker] is None):
             return None
-        return WorkAhead(self._sources[worker], int(self._holds[worker]), following)
+        self._last[worker] = last
+        self._called[worker] = work = WorkAhead(last, self._held[worker], following)
+        return work
 
     def done(self, worker: int, work: WorkAhead, steps: int) -> None:
         """Notes whether there was a next batch, which the worker holds now."""
-        self._holds[worker] = steps > 0
+        self._called[worker] = None
+        self._held[worker] = work.following if steps else None
         if work.following is not None:
             self._feed.done(worker, work.following, steps)
+
+    def give_back(self, worker: int, work: WorkAhead, begin: int) -> None:
+        """See `feeds.WorkSource`.
+
+        The next batch is given back in any case, since it was not trained on.
+
+        Args:
+          worker: index of the worker that was to make the call.
+          work: what `take` or `repeat` returned.
+          begin: 0 if the batch that the worker held was not trained on, and 1 if it was; of no
+            effect if the worker held none.
+        """
+        if self._called[worker] is work:
+            self._called[worker] = self._held[worker] = None
+        if work.held is not None:
+            self._feed.give_back(worker, work.held, begin)
+        if work.following is not None:
+            self._feed.give_back(worker, work.following, 0)
+
+    def repeat(self, work: WorkAhead, index: int, worker: int) -> WorkAhead:
+        """A call in which the worker takes a batch that another worker lost.
+
+        The worker trains in this call on the batch that it holds, if it holds one, and on the batch
+        to be repeated in its next call.
+
+        Args:
+          work: a call whose batch `held` is to be repeated.
+          index: 0.
+          worker: index; no call to it is outstanding.
+        """
+        assert work.held is not None
+        again = self._call(worker, self._feed.repeat(work.held, index, worker))
+        assert again is not None
+        return again
+
+    def left(self, worker: int) -> None:
+        """See `feeds.WorkSource`; a batch that an idle worker holds is given back."""
+        held, called = self._held[worker], self._called[worker]
+        if called is None and held is not None:
+            self._feed.give_back(worker, held, 0)
+        self._held[worker] = self._last[worker] = None
+        self._feed.left(worker)
+
+    def back(self, worker: int) -> None:
+        """See `feeds.WorkSource`."""
+        self._feed.back(worker)

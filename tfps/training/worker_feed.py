@@ -1,19 +1,92 @@
 """Input that the workers read: a `dataset_fn` makes a dataset for each worker."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 
 import tensorflow as tf
 
 from tfps import _tf_data, errors
-from tfps.cluster.devices import worker_device
 from tfps.model.batches import without_optionals
 from tfps.training.context import Context
 from tfps.training.feeds import FeedPosition, Work
+from tfps.training.passes import Lease, Passes
+from tfps.training.worker_dataset import RemoteDataset, Stream
+
+
+class _Input:
+    """The dataset of one worker, wherever it is read now.
+
+    Attributes:
+      passes: which of its batches are dealt out and done.
+      host: index of the worker that reads it; None as long as no worker is left.
+      length: how many batches a pass has, or a negative number: there is no end, or nobody knows.
+    """
+
+    def __init__(self, index: int, make: Callable[[], tf.data.Dataset]):
+        """Makes the dataset on its worker.
+
+        Args:
+          index: of the worker.
+          make: makes the dataset.
+
+        Raises:
+          DataError: `make` returned something that is not a `tf.data.Dataset`.
+        """
+        self._make = make
+        self.passes = Passes()
+        self.move(index)
+        dataset = self._remote.dataset()
+        self.length = _tf_data.length_of(dataset)
+        self.element_spec = dataset.element_spec
+
+    def move(self, host: int | None) -> None:
+        """Makes another worker read the dataset from now on, or a new process of the same one."""
+        self.host = host
+        self.drop()
+        if host is not None:
+            self._remote = RemoteDataset(self._make, host)
+
+    def drop(self) -> None:
+        """Lets go of the iterator, which may be anywhere."""
+        self.stream: Stream | None = None
+
+    def deal(self, most: float) -> Work:
+        """The next work, of at most `most` batches; the passes are not over."""
+        lease = self.passes.deal(most)
+        stream = self.stream
+        if stream is None or (stream.turn, stream.at) != (lease.turn, lease.begin):
+            stream = self.stream = Stream(self._remote, lease.turn, lease.begin)
+        stream.at += lease.count
+        return self._work(stream, lease)
+
+    def repeat(self, lease: Lease, index: int, worker: int) -> Work:
+        """A work of one batch of a lease, for whatever worker."""
+        again = self.passes.repeat(lease, index)
+        remote = RemoteDataset(self._make, worker)
+        return self._work(Stream(remote, again.turn, again.begin), again)
+
+    def _work(self, stream: Stream, lease: Lease) -> Work:
+        is_sure = self.length == tf.data.INFINITE_CARDINALITY
+        is_sure |= self.length >= lease.begin + lease.count
+        return Work(stream, lease.count, is_sure, lease=_Leased(self, lease, stream))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Leased:
+    """What a work is of: some batches of an input, read from a stream."""
+
+    of: _Input
+    lease: Lease
+    stream: Stream
 
 
 class WorkerFeed:
-    """Datasets that live on the workers; see `feeds.Feed` for attributes and methods."""
+    """Datasets that live on the workers; see `feeds.Feed` for attributes and methods.
+
+    The dataset of a lost worker is made again on another one, which skips what was used. It goes
+    home when its worker is back. A worker with several datasets takes turns between them.
+    """
 
     def __init__(
         self,
@@ -25,7 +98,8 @@ class WorkerFeed:
         """Calls `dataset_fn` once for each worker, under its device.
 
         Args:
-          dataset_fn: what the user gave as `x`.
+          dataset_fn: what the user gave as `x`. It is called again for a dataset that is lost with
+            its worker. What it draws from TensorFlow's seeds is then the same.
           num_workers: of the cluster.
           steps_per_epoch: batches in an epoch, of all workers together. Datasets that end are begun
             again. None makes an epoch one pass over each dataset.
@@ -36,25 +110,15 @@ class WorkerFeed:
         """
         self._steps = steps_per_epoch
         self.group = steps_per_execution
-        self._datasets = []
-        # How many batches a pass has, or a negative number: there is no end, or nobody knows.
-        self._lengths: list[int] = []
-        for w in range(num_workers):
-            with _input_device(w):
-                dataset = dataset_fn(Context(w, num_workers))
-            if not isinstance(dataset, tf.data.Dataset):
-                raise errors.DataError(
-                    f"dataset_fn returned {type(dataset).__name__} for worker {w}; it must return "
-                    "a tf.data.Dataset of batches"
-                )
-            self._lengths.append(_tf_data.length_of(dataset))
-            self._datasets.append(dataset)
-        self._iterators: list = [None] * num_workers
-        self._ended = [True] * num_workers
-        self._used = [0] * num_workers  # batches of each worker's present pass
+        make = _Making(dataset_fn, num_workers)
+        self._inputs = [_Input(w, make.of(w)) for w in range(num_workers)]
+        self._living = set(range(num_workers))
+        self._in_epoch = False
+        self._epoch = 0  # batches of the next epoch that have been used before a restart
         self.num_batches = steps_per_epoch
-        self.batch_spec = without_optionals(self._datasets[0].element_spec)
-        self.source_spec = self._iterator(0)
+        spec = self._inputs[0].element_spec
+        self.batch_spec = without_optionals(spec)
+        self.source_spec = tf.data.IteratorSpec(spec)
 
     def regroup(self, group: int, alike: bool = False) -> None:
         """See `feeds.Feed`; batches that workers read may differ in shape."""
@@ -63,71 +127,137 @@ class WorkerFeed:
 
     def reset(self) -> None:
         """See `feeds.Feed`."""
-        self._ended = [True] * len(self._datasets)
+        self._epoch = 0
+        for one in self._inputs:
+            one.passes.forget()
 
     def begin_epoch(self) -> None:
         """See `feeds.Feed`; with `steps_per_epoch`, the passes of the last epoch go on."""
-        if self._steps is None:
-            for w in range(len(self._datasets)):
-                self._restart(w)
-        self._left = self._steps or math.inf
-        self._fruitless = [0] * len(self._datasets)
+        self._left = (self._steps or math.inf) - self._epoch
+        self._in_epoch, self._epoch = True, 0
+        for one in self._inputs:
+            if one.passes.is_over and self._steps is None:
+                one.passes.restart()
 
     def take(self, worker: int, most: float = math.inf) -> Work | None:
-        """See `feeds.WorkSource`; the source is the worker's iterator."""
+        """See `feeds.WorkSource`; the source is an iterator on the worker."""
+        self._send_home(worker)
         if self._left <= 0:
             return None
-        if self._ended[worker]:
-            if self._steps is None or self._fruitless[worker] > 1:
-                return None
-            self._restart(worker)
-        count = int(min(self.group, self._left, most))
-        self._left -= count
-        length = self._lengths[worker]
-        known = length >= self._used[worker] + count
-        is_sure = length == tf.data.INFINITE_CARDINALITY or known
-        return Work(self._iterators[worker], count, is_sure)
+        own = [one for one in self._inputs if one.host == worker]
+        for one in sorted(own, key=lambda one: one.passes.cursor):
+            if one.passes.is_over:
+                if self._steps is None or one.passes.is_empty:
+                    continue
+                one.passes.restart()
+            work = one.deal(min(self.group, self._left, most))
+            self._left -= work.count
+            return work
+        return None
 
     def done(self, worker: int, work: Work, steps: int) -> None:
         """See `feeds.WorkSource`; batches that the worker's dataset did not have are dealt anew."""
-        self._left += work.count - steps
-        self._used[worker] += steps
-        self._fruitless[worker] = 0 if steps else self._fruitless[worker] + 1
-        if steps < work.count:
-            self._ended[worker] = True
+        del worker
+        self._left += work.lease.of.passes.done(work.lease.lease, steps)
+
+    def give_back(self, worker: int, work: Work, begin: int) -> None:
+        """See `feeds.WorkSource`."""
+        del worker
+        leased: _Leased = work.lease
+        self._left += leased.of.passes.give_back(leased.lease, begin)
+        if leased.of.stream is leased.stream:
+            leased.of.drop()
+
+    def repeat(self, work: Work, index: int, worker: int) -> Work:
+        """See `feeds.WorkSource`."""
+        return work.lease.of.repeat(work.lease.lease, index, worker)
+
+    def left(self, worker: int) -> None:
+        """See `feeds.WorkSource`; its datasets go to the workers that read the fewest."""
+        self._living.discard(worker)
+        for one in self._inputs:
+            if one.host == worker:
+                one.move(self._least_loaded())
+
+    def back(self, worker: int) -> None:
+        """See `feeds.WorkSource`; its dataset goes back to it at the next `take`."""
+        for one in self._inputs:
+            if one.host == worker:  # Its new process has nothing of it.
+                one.move(worker)
+        self._living.add(worker)
+
+    def _send_home(self, worker: int) -> None:
+        if worker not in self._living:
+            return
+        for one in self._inputs:
+            if one.host is None:
+                one.move(worker)
+        if self._inputs[worker].host != worker:
+            self._inputs[worker].move(worker)
+
+    def _least_loaded(self) -> int | None:
+        load = {w: sum(one.host == w for one in self._inputs) for w in sorted(self._living)}
+        return min(load, key=lambda w: load[w]) if load else None
 
     def end_epoch(self) -> None:
         """See `feeds.Feed`."""
+        self._in_epoch = False
+        if self._steps is None:
+            for one in self._inputs:
+                one.passes.forget()
 
     def position(self) -> FeedPosition:
         """See `feeds.Feed`."""
-        goes_on = [self._steps is not None and not ended for ended in self._ended]
-        pairs = zip(self._used, goes_on, strict=True)
-        return FeedPosition(tuple(used if on else 0 for used, on in pairs))
+        passes = [one.passes for one in self._inputs]
+        # A pass that is over in the middle of an epoch stays so until the epoch ends.
+        over = [p.is_over and not (self._in_epoch and self._steps is None) for p in passes]
+        batches = [0 if o else p.cursor for p, o in zip(passes, over, strict=True)]
+        turns = [p.turn + o for p, o in zip(passes, over, strict=True)]
+        unsettled = [(i, gap) for i, p in enumerate(passes) for gap in p.unsettled]
+        again = tuple((i, begin, end) for i, (_, begin, end) in unsettled)
+        epoch = self._epoch
+        if self._in_epoch and self._steps is not None:
+            outstanding = sum(p.outstanding for p in passes)
+            epoch = int(self._steps - self._left) - outstanding
+        return FeedPosition(tuple(batches), again, tuple(turns), epoch)
 
     def seek(self, position: FeedPosition) -> None:
         """See `feeds.Feed`."""
-        if len(position.batches) != len(self._datasets):
+        if len(position.batches) != len(self._inputs):
             raise errors.DataError(
                 f"the position is of {len(position.batches)} dataset(s), but there are "
-                f"{len(self._datasets)} workers; go on with as many workers as before"
+                f"{len(self._inputs)} workers; go on with as many workers as before"
             )
-        for w, batches in enumerate(position.batches):
-            if batches:
-                self._restart(w, batches)
+        self._epoch = position.epoch
+        turns = position.passes or (0,) * len(self._inputs)
+        for i, one in enumerate(self._inputs):
+            one.drop()
+            gaps = [(begin, end) for d, begin, end in position.again if d == i]
+            if position.batches[i] or gaps:
+                one.passes.resume(turns[i], position.batches[i], gaps)
             else:
-                self._ended[w] = True
-
-    def _restart(self, worker: int, skip: int = 0) -> None:
-        self._iterators[worker] = self._iterator(worker, skip)
-        self._ended[worker] = False
-        self._used[worker] = skip
-
-    def _iterator(self, worker: int, skip: int = 0):
-        with _input_device(worker):
-            dataset = self._datasets[worker]
-            return iter(_tf_data.skipping(dataset, skip) if skip else dataset)
+                one.passes.forget()
+                one.passes.turn = turns[i] - 1
 
 
-def _input_device(worker: int):
-    return tf.device(f"{worker_device(worker)}/device:CPU:0")
+class _Making:
+    """Makes the dataset of each worker, as often as it is needed, always the same."""
+
+    def __init__(self, dataset_fn: Callable[[Context], tf.data.Dataset], num_workers: int):
+        self._function, self._num_workers = dataset_fn, num_workers
+        self._seeds = _tf_data.Seeds()
+
+    def of(self, worker: int) -> Callable[[], tf.data.Dataset]:
+        """What makes the dataset of a worker, on the device in scope."""
+
+        def make() -> tf.data.Dataset:
+            with self._seeds.of(worker):
+                dataset = self._function(Context(worker, self._num_workers))
+            if not isinstance(dataset, tf.data.Dataset):
+                raise errors.DataError(
+                    f"dataset_fn returned {type(dataset).__name__} for worker {worker}; it must "
+                    "return a tf.data.Dataset of batches"
+                )
+            return dataset
+
+        return make

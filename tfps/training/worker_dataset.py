@@ -1,0 +1,90 @@
+"""A dataset that is made on a worker, and made again on another one, at any batch of any pass."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from tfps import _tf_data
+from tfps.cluster.devices import worker_device
+from tfps.training.feeds import Opener
+
+# The user's function, and the seeds that it draws, are one thread's at a time.
+_making = threading.Lock()
+
+
+class RemoteDataset:
+    """A dataset on a worker, whose iterators are made in the order of its passes.
+
+    What a dataset draws anew for each pass, such as the order of a shuffle, follows from the number
+    of iterators that it has had. So a dataset that has had too many is made again, and one that has
+    had too few is given others.
+    """
+
+    def __init__(self, make: Callable[[], tf.data.Dataset], worker: int):
+        """Makes nothing yet.
+
+        Args:
+          make: makes the dataset, always the same; called under the worker's device.
+          worker: index.
+        """
+        self._make, self.worker = make, worker
+        self._dataset: tf.data.Dataset | None = None
+        self._iterators = 0  # how many the dataset has had
+
+    def dataset(self) -> tf.data.Dataset:
+        """Returns the dataset, made when it is first asked for."""
+        if self._dataset is None:
+            with _making, input_device(self.worker):
+                self._dataset, self._iterators = self._make(), 0
+        return self._dataset
+
+    def iterator(self, turn: int, begin: int) -> tf.data.Iterator:
+        """An iterator over a pass from some batch on.
+
+        Args:
+          turn: number of the pass.
+          begin: number of the batch.
+        """
+        if self._iterators > turn:
+            self._dataset = None
+        dataset = self.dataset()
+        with input_device(self.worker):
+            while self._iterators < turn:
+                iter(dataset)
+                self._iterators += 1
+            self._iterators += 1
+            return iter(_tf_data.skipping(dataset, begin) if begin else dataset)
+
+
+class Stream(Opener):
+    """An iterator over a pass, made when it is first read.
+
+    Attributes:
+      turn: number of the pass.
+      at: number of the batch with which the next work begins.
+    """
+
+    def __init__(self, remote: RemoteDataset, turn: int, at: int):
+        """Makes nothing yet.
+
+        Args:
+          remote: to be iterated over.
+          turn: number of the pass.
+          at: number of the first batch.
+        """
+        self._remote, self.turn, self.at = remote, turn, at
+        self._begin = at
+        self._iterator: Any = None
+
+    def open(self) -> tf.data.Iterator:
+        """See `feeds.Opener`."""
+        if self._iterator is None:
+            self._iterator = self._remote.iterator(self.turn, self._begin)
+        return self._iterator
+
+
+def input_device(worker: int) -> Any:
+    """The device on which a worker reads its input, as a context."""
+    return tf.device(f"{worker_device(worker)}/device:CPU:0")
