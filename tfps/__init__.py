@@ -9,6 +9,7 @@ from tfps.coordinator.remote_value import RemoteValue
 from tfps.strategy import ParameterServerStrategy
 from tfps.consistency import Async, BoundedStaleness, LocalSteps, ModelAverage, Sync
 from tfps.data import Context
+from tfps.training.snapshots import Snapshots
 from tfps.training.trainer import Trainer
 from tfps.cluster.server import serve
 from tfps.errors import (
@@ -18,8 +19,11 @@ from tfps.errors import (
     DataError,
     Error,
     PortInUse,
+    SnapshotDamaged,
+    SnapshotFailed,
     StartupTimeout,
     StepTimeout,
+    Superseded,
     TaskLost,
     WorkerError,
 )
@@ -41,8 +45,12 @@ __all__ = [
     "ParameterServerStrategy",
     "PortInUse",
     "RemoteValue",
+    "SnapshotDamaged",
+    "SnapshotFailed",
+    "Snapshots",
     "StartupTimeout",
     "StepTimeout",
+    "Superseded",
     "Sync",
     "TaskLost",
     "Trainer",

@@ -10,7 +10,10 @@ Error
 ├── PortInUse(OSError)        the task's own port is taken
 ├── WorkerError               the model's code failed on a worker
 ├── TaskLost                  a worker or parameter server went away while it was needed
-└── ChiefLost                 a server saw its chief die
+├── ChiefLost                 a server saw its chief die
+├── SnapshotFailed            a snapshot could not be written
+├── SnapshotDamaged           a snapshot is not what was written
+└── Superseded                a later chief of the same job writes snapshots
 ```
 
 Every message gives the value, the constraint and the remedy in one line. Errors of TensorFlow's
@@ -70,6 +73,18 @@ class TaskLost(Error):
 
 class ChiefLost(Error):
     """The chief died, or ended with a failure. Servers raise this error."""
+
+
+class SnapshotFailed(Error):
+    """A snapshot could not be written."""
+
+
+class SnapshotDamaged(Error):
+    """A snapshot cannot be read: a file is missing, torn or altered."""
+
+
+class Superseded(Error):
+    """A later chief of the same job has taken over its snapshots; this one has to end."""
 
 
 _FRAMING = (

@@ -34,6 +34,7 @@ TERMINATED = 143
 _CODES: tuple[tuple[type[BaseException], int], ...] = (
     (errors.TaskLost, LOST),
     (errors.ChiefLost, LOST),
+    (errors.Superseded, LOST),
     (errors.StartupTimeout, LOST),
     (errors.ClusterConfigError, CLUSTER),
     (errors.PortInUse, CLUSTER),
@@ -74,6 +75,11 @@ def on_sigterm() -> Iterator[None]:
     finally:
         if signal.getsignal(signal.SIGTERM) is end:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def is_noted() -> bool:
+    """Whether an error or a signal is what ends this process."""
+    return bool(_noted) or hasattr(sys, "last_value")
 
 
 def follow() -> None:

@@ -119,7 +119,7 @@ def test_slots_have_the_variables_shape_and_the_optimizers_name(connect):
 
 def test_servers_that_disagree_give_the_largest(connect):
     rig = make(connect(), "accumulation")
-    for version, variable in zip([7, 2], rig.store._versions, strict=True):
+    for version, variable in zip([7, 2], rig.store.versions, strict=True):
         variable.assign(version)
     rig.store.optimizers[0].iterations.assign(9)
     state = rig.store.export()

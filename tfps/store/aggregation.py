@@ -228,6 +228,9 @@ class Summed(Aggregation):
 
     def restore(self, state: AggregationState) -> None:
         super().restore(state)
+        if not len(state.counts):  # Of a cut between rounds: none is open.
+            self.clear()
+            return
         for variables, arrays in ((self.sums, state.sums), (self.touched, state.touched)):
             for i, v in variables.items():
                 v.assign(self._layout.part(i, arrays))

@@ -1,5 +1,7 @@
 """The parameter store: a model's variables and its optimizer, on the servers."""
 
+from typing import Any, Protocol
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -27,6 +29,24 @@ from tfps.store.server_state import (
 )
 
 
+class Saved(Protocol):
+    """A state in files that the servers can read.
+
+    Attributes:
+      shapes: variable -> its shape.
+      form: has `scaled`, whether there is a loss scale.
+    """
+
+    @property
+    def shapes(self) -> dict[int, tuple[int, ...]]: ...
+
+    @property
+    def form(self) -> Any: ...
+
+    def fill(self, store: "ParameterStore") -> None:
+        """Writes the state into a store that is made for the same variables."""
+
+
 class ParameterStore:
     """The buckets of a plan on the parameter servers, and the chief's copy of them.
 
@@ -38,6 +58,7 @@ class ParameterStore:
       trained: per ps, the buckets that its optimizer updates as a whole.
       optimizers: ps -> its `ServerOptimizer`, for those that train buckets as a whole.
       row_optimizers: bucket -> its `RowOptimizer`, for tables that are updated by rows.
+      versions: per ps, an int64 scalar on it: how many updates it has made.
       loss_scale: the `LossScale` on ps 0, or None if the loss is not scaled dynamically.
     """
 
@@ -73,12 +94,12 @@ class ParameterStore:
             if b.kind.treatment.by_rows
         }
         self.loss_scale = None
-        self._versions = [self._create_version(p) for p in range(plan.num_ps)]
+        self.versions = [self._create_version(p) for p in range(plan.num_ps)]
         if optimizer is not None and optimizer_traits.is_dynamically_scaled(optimizer):
             with tf.device(ps_device(0)):
                 self.loss_scale = LossScale(optimizer_traits.whole(optimizer))
         self.optimizer_copy = OptimizerCopy(
-            plan, optimizer, self._placed(), self.loss_scale, self._writer, self.copy
+            plan, optimizer, self.placed(), self.loss_scale, self._writer, self.copy
         )
         self.copy.load_if_changed()
 
@@ -90,7 +111,7 @@ class ParameterStore:
             slots={p: o.handles for p, o in self.optimizers.items()},
             row_slots={i: o.handles for i, o in self.row_optimizers.items()},
             locks=list(self._locks),
-            versions=[v.handle for v in self._versions],
+            versions=[v.handle for v in self.versions],
             loss_scale=LossScaleHandles(*(v.handle for v in scale.variables)) if scale else None,
         )
         return ServerHandles(store, {}, RoundHandles({}, {}, []))
@@ -156,14 +177,14 @@ class ParameterStore:
 
     def iterations(self) -> int:
         """Number of updates that the compiled optimizer has applied."""
-        return max((int(o.iterations.numpy()) for o, _ in self._placed()), default=0)
+        return max((int(o.iterations.numpy()) for o, _ in self.placed()), default=0)
 
     def finalize(self) -> None:
         """Ends training as Keras does: an optimizer with moving averages installs them.
 
         The chief's copy notices when it looks again.
         """
-        for optimizer, mine in self._placed():
+        for optimizer, mine in self.placed():
             for i, average in zip(mine, optimizer.averages, strict=False):
                 if average is not None:
                     self.stored[i].assign(average)
@@ -181,44 +202,57 @@ class ParameterStore:
             {i: spec.path for i, spec in enumerate(self.plan.specs)},
             self._layout.whole(arrays),
             self.export_optimizer(),
-            np.array([v.numpy() for v in self._versions]),
+            np.array([v.numpy() for v in self.versions]),
             LossScaleState(*(v.numpy() for v in scale.variables)) if scale else None,
         )
 
     def export_optimizer(self) -> OptimizerState:
         """The part of `export` that belongs to the compiled optimizer."""
-        return export_optimizers(self._layout, self._placed())
+        return export_optimizers(self._layout, self.placed())
 
-    def restore(self, state: ServerState, elsewhere: int = 0) -> None:
-        """Writes an exported state to the servers, and into the chief's variables.
+    def restore(self, state: "ServerState | Saved", elsewhere: int = 0) -> None:
+        """Writes a state to the servers, and into the chief's variables.
 
         Args:
-          state: of a store for the same model and optimizer, in whatever way it was laid out.
+          state: of a store for the same model and optimizer, in whatever way it was laid out: as
+            `export` gave it, or in files that the servers can read.
           elsewhere: see `fetch`.
 
         Raises:
           ConfigError: the state is of another model or optimizer.
+          SnapshotDamaged: the files cannot be read; nothing was written then.
         """
-        shapes = {i: spec.shape for i, spec in enumerate(self.plan.specs)}
-        exported = {i: value.shape for i, value in state.values.items()}
-        if shapes != exported or bool(state.loss_scale) != bool(self.loss_scale):
-            raise errors.ConfigError(
-                f"the state has variables of the shapes {list(exported.values())} and "
-                f"loss_scale={state.loss_scale}, but the model {list(shapes.values())}; restore "
-                "it into the model that it was exported from, compiled alike"
-            )
+        if isinstance(state, ServerState):
+            self.write(state)
+        else:
+            self._require_alike(state.shapes, state.form.scaled)
+            state.fill(self)
+        self.fetch(elsewhere)
+
+    def write(self, state: ServerState) -> None:
+        """Writes an exported state to the servers; see `restore`."""
+        shapes = {i: value.shape for i, value in state.values.items()}
+        self._require_alike(shapes, state.loss_scale is not None)
         for i, stored in enumerate(self.stored):
             stored.assign(self._layout.part(i, state.values))
-        restore_optimizers(self._layout, self._placed(), state.optimizer)
+        restore_optimizers(self._layout, self.placed(), state.optimizer)
         versions = spread(state.versions, self.plan.num_ps)
-        for variable, version in zip(self._versions, versions, strict=True):
+        for variable, version in zip(self.versions, versions, strict=True):
             variable.assign(version)
         if self.loss_scale and state.loss_scale:
             for variable, array in zip(self.loss_scale.variables, state.loss_scale, strict=True):
                 variable.assign(array)
-        self.fetch(elsewhere)
 
-    def _placed(self) -> list[tuple[ServerOptimizer, list[int]]]:
+    def _require_alike(self, exported: dict[int, tuple[int, ...]], scaled: bool) -> None:
+        shapes = {i: spec.shape for i, spec in enumerate(self.plan.specs)}
+        if shapes != exported or scaled != bool(self.loss_scale):
+            raise errors.ConfigError(
+                f"the state has variables of the shapes {list(exported.values())} and "
+                f"{'a' if scaled else 'no'} loss scale, but the model {list(shapes.values())}; "
+                "restore it into the model that it was exported from, compiled alike"
+            )
+
+    def placed(self) -> list[tuple[ServerOptimizer, list[int]]]:
         """Each optimizer with the buckets that it updates."""
         whole = [(o, self.trained[p]) for p, o in self.optimizers.items()]
         return [*whole, *((o, [i]) for i, o in self.row_optimizers.items())]

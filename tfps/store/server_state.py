@@ -7,13 +7,12 @@ its state), because Keras numbers the paths of layers anew in each process.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from tfps import errors
 from tfps.model.server_optimizer import ServerOptimizer
-from tfps.store.plan import Plan
 
 
 class OptimizerState(NamedTuple):
@@ -80,10 +79,22 @@ class AggregationState(NamedTuple):
     counts: np.ndarray
 
 
+class LaidOut(Protocol):
+    """What a `Layout` needs of a plan.
+
+    Attributes:
+      buckets, specs, of_tables: see `Plan`.
+    """
+
+    buckets: Any
+    specs: Any
+    of_tables: Any
+
+
 class Layout:
     """Translates between arrays of buckets and arrays of variables."""
 
-    def __init__(self, plan: Plan):
+    def __init__(self, plan: LaidOut):
         """Reads a plan.
 
         Args:

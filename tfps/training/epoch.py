@@ -12,6 +12,8 @@ from tfps.training.metric_totals import MetricTotals
 from tfps.training.policy import ConsistencyPolicy
 from tfps.training.policy_run import PolicyRun
 from tfps.training.session import Session
+from tfps.training.snapshotter import Snapshotter
+from tfps.training.training_state import OpenEpoch
 from tfps.worker.tally import Report
 
 
@@ -27,8 +29,10 @@ class Epoch:
         feed: Feed,
         hooks: Hooks,
         policy: Callable[[], ConsistencyPolicy],
+        snapshotter: Snapshotter | None = None,
+        opened: OpenEpoch | None = None,
     ):
-        """Starts with empty totals.
+        """Starts with empty totals, or with those of an epoch that was cut.
 
         Args:
           session: prepared for training.
@@ -36,7 +40,10 @@ class Epoch:
           hooks: of the user's callbacks.
           policy: gives the policy to follow. When the policy changes, workers first train on the
             batches that they hold.
+          snapshotter: saves the state at cuts within the epoch; None if nobody does.
+          opened: what the epoch goes on from; None if it begins with its first batch.
         """
+        self._snapshotter = snapshotter
         self._session, self._state = session, session.state
         self._model = session.model
         self._feed = feed
@@ -47,6 +54,11 @@ class Epoch:
             self._program, session.merging(feed, train=True), self._program.logs
         )
         self._steps, self._seconds = 0, 0.0
+        if opened is not None:
+            self._steps, self._seconds = opened.batches, opened.seconds
+            self._totals.restore(
+                opened.tally, opened.totals, opened.latest, opened.extras, session.calls.num_workers
+            )
         self._is_over = False  # whether the hook after a batch has stopped training
         store = session.served.store
         self._copy, self._counted = store.copy, store.optimizer_copy.updates
@@ -76,12 +88,13 @@ class Epoch:
         Raises:
           DataError: there was no batch.
         """
-        started = time.perf_counter()
+        self._started = time.perf_counter() - self._seconds
         self._feed.begin_epoch()
-        self._state.own.begin(self._program, self._feed, self._totals.carried)
-        self._steps = self._train()
+        totals = self._totals
+        self._state.own.begin(self._program, self._feed, totals.carried, totals.carried_by)
+        self._steps = self._train(self._steps)
         self._feed.end_epoch()
-        self._seconds = time.perf_counter() - started
+        self._seconds = time.perf_counter() - self._started
         if not self._totals.examples and not self._model.stop_training:
             raise errors.DataError("fit was given no batch; the input is empty")
         self._state.own.copy()
@@ -90,8 +103,7 @@ class Epoch:
         self._copy.outdate()
         return self._totals.logs(final=True)
 
-    def _train(self) -> int:
-        steps = 0
+    def _train(self, steps: int) -> int:
         while True:
             self._following = self._policy()
             self._warming = self._is_warming(self._following)
@@ -101,6 +113,19 @@ class Epoch:
             steps = run.follow(self, steps)
             if self.stopped() or not self.has_changed():
                 return steps
+            self._save(steps)
+
+    def _save(self, steps: int) -> None:
+        """Takes a snapshot if one is due; there is a cut now."""
+        if self._snapshotter is None or not self._snapshotter.is_due:
+            return
+        self._state.note_open(
+            OpenEpoch(
+                steps, time.perf_counter() - self._started, self._totals.tally, *self._totals.state()
+            ),
+            self._feed.position(),
+        )
+        self._snapshotter.take()
 
     def _is_warming(self, policy: ConsistencyPolicy) -> bool:
         return self._state.is_warming(policy, self._counted.count - self._state.chief.outer_updates)
@@ -129,7 +154,8 @@ class Epoch:
 
     def defers(self) -> bool:
         """Whether nobody looks at the totals before the run is over."""
-        return not (self._hooks.watches_batches or self._warming)
+        counts = self._snapshotter is not None and self._snapshotter.counts_updates
+        return not (self._hooks.watches_batches or self._warming or counts)
 
     def counts(self, report: Report) -> None:
         """Adds a report to the totals."""
@@ -137,6 +163,8 @@ class Epoch:
             return
         updates = int(report.tally.updates)
         self._counted.count += updates
+        if self._snapshotter is not None:
+            self._snapshotter.counts(updates)
         self._copy.outdate()
         if self._outer:
             self._state.chief.outer_updates += updates
@@ -147,6 +175,8 @@ class Epoch:
         return self._model.stop_training
 
     def has_changed(self) -> bool:
-        """Whether another policy is in force, or the warm-up of the codecs has ended."""
+        """Whether a snapshot is due, another policy in force, or the warm-up of codecs over."""
+        if self._snapshotter is not None and self._snapshotter.is_due:
+            return True
         policy = self._policy()
         return policy is not self._following or self._is_warming(policy) != self._warming

@@ -42,6 +42,35 @@ class MetricTotals:
         """What workers begin to carry through the epoch; nothing where every call starts afresh."""
         return [] if self._merging.additive else self.start
 
+    def carried_by(self, worker: int) -> list[np.ndarray]:
+        """What one worker goes on to carry; see `carried`."""
+        pairs = zip(self._latest.get(worker, self.carried), self.carried, strict=True)
+        return [np.asarray(now).astype(start.dtype) for now, start in pairs]
+
+    def state(self) -> tuple[list[np.ndarray], dict[int, list[np.ndarray]], list[np.ndarray]]:
+        """What `restore` takes."""
+        return [*self._totals], dict(self._latest), [*self._extras]
+
+    def restore(
+        self,
+        tally: Tally,
+        totals: list[np.ndarray],
+        latest: dict[int, list[np.ndarray]],
+        extras: list[np.ndarray],
+        num_workers: int,
+    ) -> None:
+        """Goes on with the totals of an epoch that was cut.
+
+        Args:
+          tally: see the attribute.
+          totals, latest, extras: of `state`.
+          num_workers: of the cluster. What more workers than that had reported stays in the totals.
+        """
+        self.tally = tally
+        self._totals, self._extras = [*totals], [*extras]
+        goes_on = {w: w if w < num_workers else -1 - w for w in latest}
+        self._latest = {goes_on[w]: values for w, values in latest.items()}
+
     @property
     def examples(self) -> int:
         """The number of examples in the batches."""

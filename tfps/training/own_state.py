@@ -45,7 +45,13 @@ class OwnState:
         self._replacements: dict[int, list[np.ndarray]] = {}  # worker -> what it goes on with
         self._restored: list[list[np.ndarray]] | None = None
 
-    def begin(self, program: StatelessModel, feed: Feed, metrics: list[np.ndarray]) -> None:
+    def begin(
+        self,
+        program: StatelessModel,
+        feed: Feed,
+        metrics: list[np.ndarray],
+        by_worker: Callable[[int], list[np.ndarray]] | None = None,
+    ) -> None:
         """Makes ready for the first call of an epoch, an evaluation or a prediction.
 
         Args:
@@ -53,6 +59,7 @@ class OwnState:
           feed: of the input.
           metrics: the values with which workers begin to carry metric variables; empty if workers
             do not carry metric variables.
+          by_worker: a worker's own such values; None if all begin with `metrics`.
         """
         if program.unlisted and isinstance(feed, ChiefFeed) and self._calls.num_workers > 1:
             warnings.warn(
@@ -66,7 +73,8 @@ class OwnState:
             kept = self._placed_anew(program)
         fresh = [Own([], [], [])] * self._calls.num_workers
         if metrics:
-            fresh = self._calls.run_on_each(lambda worker: placed(metrics, []))
+            begins = by_worker or (lambda worker: metrics)
+            fresh = self._calls.run_on_each(lambda worker: placed(begins(worker), []))
         self.each = [Own(f.metrics, k, []) for f, k in zip(fresh, kept, strict=True)]
 
     @contextlib.contextmanager
@@ -98,6 +106,8 @@ class OwnState:
         values = [[v.numpy() for v in program.unlisted]] * self._calls.num_workers
         if self._restored is not None:
             values, self._restored = self._restored, None
+            # If there are more workers now, some begin with the same values.
+            values = [values[w % len(values)] for w in range(self._calls.num_workers)]
         placed_on = self._calls.run_on_each(lambda worker: placed([], values[worker]))
         self._copy(values[0])
         return [own.unlisted for own in placed_on]

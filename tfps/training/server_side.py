@@ -13,7 +13,7 @@ from tfps.store.bucket_update import BucketOptimizer, CompiledOptimizer, OuterOp
 from tfps.store.optimizer_copy import optimizers_of
 from tfps.store.plan import Plan
 from tfps.store.push import Pusher
-from tfps.store.server_state import AggregationState
+from tfps.store.server_state import AggregationState, Placed
 from tfps.training.policy import Exchange
 from tfps.training.served_model import ServedModel
 
@@ -74,6 +74,7 @@ class ServerSide:
             require_local(served.optimizer, store.plan)
             self.outer = exchange.outer_optimizer(num_workers)
             optimizer = OuterOptimizer(store, jit_compile, self.outer)
+        self._optimizer = optimizer
         update = Summed(optimizer) if exchange.in_rounds else Applied(optimizer)
         host = served.program.devices.host
         self.pusher = Pusher(store, update, exchange.staleness_scaling, host)
@@ -92,10 +93,19 @@ class ServerSide:
         if actors is not None:
             actors.abort()
 
+    def placed(self) -> Placed:
+        """The outer optimizers on the servers, each with its buckets; empty without one."""
+        own = self._optimizer
+        return [(one, own.trained(p)) for p, one in own.outer().items()]
+
+    @property
+    def outer_rate(self) -> float | None:
+        """The learning rate of the outer optimizer, or None without one."""
+        return None if self.outer is None else optimizer_traits.assigned_rate(self.outer)
+
     def export(self) -> SideState:
         """What the servers remember for the exchange, as arrays."""
-        rate = None if self.outer is None else optimizer_traits.assigned_rate(self.outer)
-        return SideState(self.pusher.export(), rate)
+        return SideState(self.pusher.export(), self.outer_rate)
 
     def restore(self, state: SideState) -> None:
         """Writes what `export` has read to the servers, and to the outer optimizer's rate."""

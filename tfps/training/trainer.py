@@ -1,6 +1,7 @@
 """`Trainer`: `fit`, `evaluate` and `predict` of a Keras model on a cluster."""
 
 import functools
+import os
 import warnings
 import weakref
 from typing import Any
@@ -22,6 +23,8 @@ from tfps.training.prediction import PredictionRun
 from tfps.training.served_model import Codecs, Traffic
 from tfps.training.server_side import require_local
 from tfps.training.session import Session
+from tfps.training.snapshots import Snapshots, of as snapshots_of
+from tfps.training.snapshotter import Past, Snapshotter
 from tfps.training.training_state import ChiefState, TrainingState
 
 # A list of Keras callbacks, a `keras.callbacks.CallbackList`, or None.
@@ -81,6 +84,7 @@ class Trainer:
         log_stats: bool = False,
         devices_per_worker: int | None = None,
         layer_device: LayerDevice | None = None,
+        snapshots: Snapshots | str | os.PathLike | None = None,
     ):
         """Checks the arguments; the servers are filled when training starts.
 
@@ -123,7 +127,10 @@ class Trainer:
             `run_eagerly` the chief computes, on its CPU.
           layer_device: a function from a layer to the device that computes it, such as "GPU:1" (a
             worker's own), or None for any (model parallelism). A model's own code may say the same
-            with `tf.device("GPU:1")`.
+            `tf.device("GPU:1")`.
+          snapshots: what is saved of training, where and how often, so that the same program,
+            started again, goes on there. A folder stands for `Snapshots(folder)`. None saves
+            nothing.
 
         Raises:
           ConfigError: an argument is none of these.
@@ -154,6 +161,8 @@ class Trainer:
             model, strategy, overlap, traffic, placing, push_warmup, step_timeout
         )
         weakref.finalize(self, self._session.calls.close)
+        settings = snapshots_of(snapshots)
+        self._snapshotter = None if settings is None else Snapshotter(settings, self._session)
         self.consistency = consistency or Async()
         _keras_models.detach_from_strategy(model)
 
@@ -256,7 +265,9 @@ class Trainer:
             shuffle=shuffle,
             class_weight=class_weight,
         )
-        session.prepare(feed, train=True)
+        past = self._prepare(feed)
+        if past is not None and not self._snapshots.resumes(past):
+            return self._ended_before(past)
         validation = None
         if validation_data is not None:
             validation = self._validation_feed(
@@ -282,11 +293,46 @@ class Trainer:
                 session.state.end_fit()
             if epochs > 0:
                 session.calls.ask(store.finalize)
+            if self._snapshotter is not None:
+                self._snapshotter.end_fit()
         if epochs > 0:
             _keras_optimizers.finalize(model)
         session.served.program.move_seeds()
         hooks.train_end(logs)
         return model.history
+
+    @property
+    def _snapshots(self) -> Snapshotter:
+        assert self._snapshotter is not None
+        return self._snapshotter
+
+    def _prepare(self, feed: Feed) -> Past | None:
+        """Brings the model to the servers; returns the snapshot whose state they have, if any."""
+        session = self._session
+        if self._snapshotter is not None:
+            for past in self._snapshotter.begin_fit():
+                session.state.restore(past.state)
+                try:
+                    session.prepare(feed, train=True)
+                except errors.SnapshotDamaged as e:
+                    self._snapshotter.skipped(past.manifest.id, e)
+                    continue
+                self._snapshotter.say_resumed(past)
+                return past
+        session.prepare(feed, train=True)
+        return None
+
+    def _ended_before(self, past: Past) -> keras.callbacks.History:
+        """The history of a `fit` that had ended before the program was started again."""
+        self._session.state.begin_fit()
+        self._session.state.end_fit()
+        history = keras.callbacks.History()
+        history.set_model(self.model)
+        history.on_train_begin()
+        for epoch, logs in self._snapshots.history_of(self._snapshots.fit_number):
+            history.on_epoch_end(epoch, logs)
+        self.model.history = history
+        return history
 
     def _ps_answer(self, error: BaseException) -> bool:
         """Whether the servers can be asked after an error for what they have."""
@@ -307,7 +353,14 @@ class Trainer:
         model, session = self.model, self._session
         logs = None
         for number in epochs:
-            epoch = Epoch(session, feed, hooks, lambda: self.consistency)
+            epoch = Epoch(
+                session,
+                feed,
+                hooks,
+                lambda: self.consistency,
+                self._snapshotter,
+                session.state.begin_epoch(number),
+            )
             hooks.epoch_begin(number)
             logs = epoch.run()
             if validation and _keras_models.should_evaluate(model, number, validation_freq):
@@ -321,6 +374,8 @@ class Trainer:
             session.state.note_epoch(number, logs, feed.position())
             recorded = hooks.epoch_end(number, logs, stats, epoch.staleness)
             session.state.note_logs(recorded)
+            if self._snapshotter is not None and self._snapshotter.is_due:
+                self._snapshotter.take()
             if model.stop_training:
                 break
         return logs

@@ -14,6 +14,7 @@ such as the end of an epoch.
 
 import copy
 import dataclasses
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -25,12 +26,36 @@ from tfps.cluster.calls import WorkerCalls
 from tfps.model import optimizer_traits
 from tfps.store.placement import Shard
 from tfps.store.server_state import ServerState
+from tfps.store.snapshot_parts import SavedServers
 from tfps.training.feeds import FeedPosition
 from tfps.training.own_state import OwnState
 from tfps.training.policy import ConsistencyPolicy, Exchange
 from tfps.training.served_model import ServedModel
 from tfps.training.server_side import ServerSide, SideState
+from tfps.worker.tally import Tally
 from tfps.worker.worker_step import WorkerMemory
+
+
+@dataclasses.dataclass
+class OpenEpoch:
+    """An epoch of which some batches have been trained on.
+
+    Attributes:
+      batches: how many.
+      seconds: s that they took.
+      tally: of their reports.
+      totals: per metric variable, the sum over the workers' reports; float64.
+      latest: worker -> its own values of the metric variables, where workers carry them through
+        the epoch; float64. A worker below 0 is one that does not go on.
+      extras: logs of the last batch that are of one batch.
+    """
+
+    batches: int
+    seconds: float
+    tally: Tally
+    totals: list[np.ndarray]
+    latest: dict[int, list[np.ndarray]]
+    extras: list[np.ndarray]
 
 
 @dataclasses.dataclass
@@ -43,9 +68,10 @@ class ChiefState:
       outer_updates: how many updates the servers made with the outer optimizer of `LocalSteps`.
       frozen_at: how many updates were applied when the warm-up of the codecs ended and Adam's
         second moments were frozen; None before that, or without a warm-up.
-      epoch: how many epochs of the present or last `fit` have ended.
+      epoch: index of the epoch with which the present or last `fit` goes on.
       history: (index, logs) of each of these epochs, and of those before them.
-      position: where the input of the present or last `fit` is; None before its first epoch ends.
+      position: where the input of the present or last `fit` is; None before its first cut.
+      open: the epoch that has begun, at a cut in the middle of an epoch; None between epochs.
       learning_rate: of the compiled optimizer; None where a schedule or a callable gives it, and
         for several optimizers, whose rates are on the servers.
       seeds: int arrays, the model's random seeds, which are folded with the step number.
@@ -57,6 +83,7 @@ class ChiefState:
     epoch: int = 0
     history: list[tuple[int, dict[str, Any]]] = dataclasses.field(default_factory=list)
     position: FeedPosition | None = None
+    open: OpenEpoch | None = None
     learning_rate: float | None = None
     seeds: list[np.ndarray] = dataclasses.field(default_factory=list)
 
@@ -65,7 +92,7 @@ class Exported(NamedTuple):
     """A training state at a cut, as values: nothing in it lives on a server or a worker.
 
     Attributes:
-      servers: of the store.
+      servers: of the store, as arrays, or in the files of a snapshot.
       sides: name of an exchange -> what its server side remembers.
       workers: "gradients" or "pseudo-gradients" -> per worker, its memory as arrays, by bucket.
       layout: per bucket, its shards, by which the workers' memory is laid out.
@@ -74,7 +101,7 @@ class Exported(NamedTuple):
         of a stateful RNN; empty if there are none.
     """
 
-    servers: ServerState
+    servers: ServerState | SavedServers
     sides: dict[str, SideState]
     workers: dict[str, list[WorkerMemory]]
     layout: list[tuple[Shard, ...]]
@@ -229,7 +256,7 @@ class TrainingState:
           position: where the input is now.
         """
         self.chief.epoch = epoch + 1
-        self.chief.position = position
+        self.chief.position, self.chief.open = position, None
         self.chief.history.append((epoch, logs))
 
     def note_logs(self, logs: dict[str, Any]) -> None:
@@ -241,8 +268,31 @@ class TrainingState:
         resumes, self._resumes, self._fits = self._resumes, False, True
         if resumes:
             return self.chief
-        self.chief.epoch, self.chief.history, self.chief.position = 0, [], None
+        self.chief.epoch, self.chief.history = 0, []
+        self.chief.position = self.chief.open = None
         return None
+
+    def begin_epoch(self, epoch: int) -> OpenEpoch | None:
+        """Notes that an epoch of `fit` begins.
+
+        Args:
+          epoch: index.
+
+        Returns:
+          What the epoch is to go on from, if it had begun before; else None.
+        """
+        self.chief.epoch = epoch
+        opened, self.chief.open = self.chief.open, None
+        return opened
+
+    def note_open(self, epoch: OpenEpoch, position: FeedPosition) -> None:
+        """Notes how far an epoch of `fit` has come, at a cut.
+
+        Args:
+          epoch: of which some batches have been trained on.
+          position: where the input is now.
+        """
+        self.chief.open, self.chief.position = epoch, position
 
     def end_fit(self) -> None:
         """Notes that `fit` is over, in whatever way."""
@@ -268,11 +318,36 @@ class TrainingState:
             )
         self._calls.settle()
         assert served.optimizer is not None
-        chief = dataclasses.replace(
+        sides = self.sides_in_use()
+        return Exported(
+            self._calls.ask(served.store.export),
+            {**self._restored_sides, **{name: side.export() for name, side in sides.items()}},
+            self.memory(),
+            _layout(served),
+            self.chief_now(),
+            self.own.export(),
+        )
+
+    def chief_now(self) -> ChiefState:
+        """A copy of what the chief remembers, with the learning rate and the seeds of now."""
+        served = self._require_served()
+        assert served.optimizer is not None
+        return dataclasses.replace(
             copy.deepcopy(self.chief),
             learning_rate=optimizer_traits.assigned_rate(served.optimizer),
             seeds=[np.array(seed) for seed in served.program.base_seeds],
         )
+
+    def memory(self) -> dict[str, list[WorkerMemory]]:
+        """What workers have kept, as arrays; see `Exported.workers`."""
+        return tf.nest.map_structure(lambda t: t.numpy(), self._memory)
+
+    def sides_in_use(self) -> dict[str, ServerSide]:
+        """Name of an exchange -> the servers' side of it, for those whose state outlives a cut.
+
+        Raises:
+          ConfigError: two of them cannot be told apart.
+        """
         sides = [side for (_, warming), side in self._sides.items() if not warming]
         names = [side.exchange.name for side in sides]
         if twice := next((name for name in names if names.count(name) > 1), None):
@@ -280,15 +355,12 @@ class TrainingState:
                 f"two outer optimizers have equal settings, {twice}, so their slots could not be "
                 "told apart; give policies that should share one the same object"
             )
-        memory = tf.nest.map_structure(lambda t: t.numpy(), self._memory)
-        return Exported(
-            self._calls.ask(served.store.export),
-            {**self._restored_sides, **{side.exchange.name: side.export() for side in sides}},
-            memory,
-            _layout(served),
-            chief,
-            self.own.export(),
-        )
+        return dict(zip(names, sides, strict=True))
+
+    @property
+    def sides_restored(self) -> dict[str, SideState]:
+        """Name of an exchange -> its restored state, until a policy with the exchange is used."""
+        return self._restored_sides
 
     def restore(self, exported: Exported) -> None:
         """Makes the next `fit` go on where a state was exported, in this cluster.
@@ -309,6 +381,9 @@ class TrainingState:
                 "a state cannot be restored while fit runs; end it (model.stop_training = True), "
                 "restore, and call fit again"
             )
+        if isinstance(exported.servers, SavedServers):
+            self._restored = exported
+            return
         kinds: dict[str, list[Any]] = {**exported.workers, "own values": exported.own}
         for kind, memory in kinds.items():
             if memory and len(memory) != self._calls.num_workers:
@@ -320,7 +395,10 @@ class TrainingState:
 
     def _put_in_place(self, served: ServedModel, exported: Exported) -> None:
         remembers = bool(tf.nest.flatten(exported.workers))
-        if remembers and exported.layout != _layout(served):
+        workers = exported.workers
+        if remembers and isinstance(exported.servers, SavedServers):
+            workers = self._refitted(exported, _layout(served))
+        elif remembers and exported.layout != _layout(served):
             raise errors.ConfigError(
                 "the workers' memory (residuals of codecs, inner optimizers) is laid out for other "
                 "servers; restore with as many servers and the partitioner of before"
@@ -335,10 +413,25 @@ class TrainingState:
             optimizer_traits.each(served.optimizer)[0].learning_rate = rate
         self._memory = {
             kind: self._calls.run_on_each(_placing(memory))
-            for kind, memory in exported.workers.items()
+            for kind, memory in workers.items()
         }
         self.own.restore(exported.own)
         self._restored_sides = dict(exported.sides)
+
+    def _refitted(
+        self, exported: Exported, layout: list[tuple[Shard, ...]]
+    ) -> dict[str, list[WorkerMemory]]:
+        """The workers' memory for the workers and the layout of now."""
+        lost = [kind for kind, each in exported.workers.items() if tf.nest.flatten(each)]
+        same = all(len(each) == self._calls.num_workers for each in exported.workers.values())
+        if not lost or (same and exported.layout == layout):
+            return exported.workers
+        warnings.warn(
+            f"what workers remembered of {' and '.join(lost)} is lost, because it was laid out for "
+            "other servers or another number of workers; they begin without it",
+            stacklevel=2,
+        )
+        return {}
 
     def _require_served(self) -> ServedModel:
         if self._served is None:

@@ -129,4 +129,8 @@ def kept(memory: WorkerMemory | None, fresh: Residuals) -> Residuals:
     def fits(i):
         return i in memory.residuals and shapes(memory.residuals[i]) == shapes(fresh[i])
 
-    return {i: memory.residuals[i] if fits(i) else new for i, new in fresh.items()}
+    def packed(i, new):
+        # A snapshot keeps the tensors, and not what they are wrapped in.
+        return tf.nest.pack_sequence_as(new, tf.nest.flatten(memory.residuals[i]))
+
+    return {i: packed(i, new) if fits(i) else new for i, new in fresh.items()}

@@ -1,0 +1,144 @@
+"""Writes snapshots: the cut is taken in the thread that trains, and the files in another one."""
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from tfps import _tf, errors
+from tfps.store import snapshot_parts as parts
+from tfps.store.snapshot_folder import FILE_ERRORS, Folder, Id
+from tfps.training.snapshot_record import Arrays
+
+CHIEF = "chief"
+
+
+def say(line: str) -> None:
+    """Tells the user of something that has happened to snapshots."""
+    print(f"snapshots: {line}", file=sys.stderr, flush=True)
+
+
+class SnapshotWriter:
+    """Writes one snapshot at a time, and keeps the newest.
+
+    A snapshot that cannot be written is no reason to end training: the one before stays, and a line
+    says why.
+
+    Attributes:
+      saved: the newest snapshot that this writer has completed; None before the first.
+    """
+
+    def __init__(self, folder: Folder, incarnation: int, keep: int):
+        """Writes nothing yet.
+
+        Args:
+          folder: that this chief has claimed.
+          incarnation: of this chief.
+          keep: how many complete snapshots are kept.
+        """
+        self.saved: Id | None = None
+        self._folder, self._incarnation, self._keep = folder, incarnation, keep
+        self._number = 0
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a snapshot is being written."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def write(
+        self,
+        values: list[parts.Values],
+        arrays: Arrays,
+        content: dict[str, Any],
+        then: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Begins to write a snapshot, once the one before is written.
+
+        Args:
+          values: what was read on the servers at the cut.
+          arrays: of the chief.
+          content: for the manifest.
+          then: called in the writer's thread when the snapshot is complete.
+
+        Raises:
+          Superseded: a later chief writes to the folder.
+        """
+        self.wait()
+        self._require_newest()
+        self._number += 1
+        id, at = Id(self._incarnation, self._number), time.time()
+        self._thread = threading.Thread(
+            target=self._run, args=(id, values, arrays, at, content, then), name="tfps-snapshot"
+        )
+        self._thread.daemon = True
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Waits until what was begun is written.
+
+        Raises:
+          Superseded: a later chief writes to the folder.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _require_newest(self) -> None:
+        newest = self._folder.newest_incarnation()
+        if newest > self._incarnation:
+            raise errors.Superseded(
+                f"chief {newest} writes snapshots to {self._folder.path} by now, and this is chief "
+                f"{self._incarnation}, which ends; if both should train, give each its own folder"
+            )
+
+    def _run(
+        self,
+        id: Id,
+        values: list[parts.Values],
+        arrays: Arrays,
+        at: float,
+        content: dict[str, Any],
+        then: Callable[[], None],
+    ) -> None:
+        try:
+            with _tf.own_executor():
+                self._write(id, values, arrays, at, content)
+            self.saved = id
+            then()
+        except errors.Superseded as e:
+            self._folder.discard(id)
+            self._error = e
+        except Exception as e:
+            self._folder.discard(id)
+            before = f"{self.saved} stays the newest" if self.saved else "there is none yet"
+            reason = str(e) if isinstance(e, errors.Error) else f"{type(e).__name__}: {e}"
+            say(f"{id} could not be written to {self._folder.path} ({reason}); {before}")
+
+    def _write(
+        self,
+        id: Id,
+        values: list[parts.Values],
+        arrays: Arrays,
+        at: float,
+        content: dict[str, Any],
+    ) -> None:
+        written = parts.write(self._folder, id, values)
+        del values[:]  # The servers need not hold them any longer.
+        try:
+            with tf.device("CPU:0"):
+                names = ["nothing", *arrays]
+                parts.save(self._folder.prefix(id, CHIEF), names, [0, *arrays.values()])
+        except FILE_ERRORS as e:
+            raise errors.SnapshotFailed(f"chief: {e}") from e
+        self._require_newest()
+        self._folder.commit(id, [*written, CHIEF], at, json.loads(json.dumps(content)))
+        self._folder.keep_newest(self._keep, self._incarnation)

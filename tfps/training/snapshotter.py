@@ -1,0 +1,272 @@
+"""When a trainer takes snapshots, what is in them, and what a `fit` goes on from."""
+
+import atexit
+import contextlib
+import dataclasses
+import math
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+
+from tfps import errors, exit_codes
+from tfps.store import snapshot_parts as parts
+from tfps.store.server_state import Placed
+from tfps.store.snapshot_folder import FILE_ERRORS, Folder, Id, Manifest
+from tfps.training.session import Session
+from tfps.training.snapshot_record import Packed, exported, record, unpacked
+from tfps.training.snapshot_writer import CHIEF, SnapshotWriter, say
+from tfps.training.snapshots import Snapshots
+from tfps.training.training_state import Exported
+
+FORMAT = 1
+
+# Incarnations of this process, by folder: what they have saved is of this very program.
+_ours: set[tuple[str, int]] = set()
+
+
+@dataclasses.dataclass(frozen=True)
+class Past:
+    """A snapshot that a `fit` finds.
+
+    Attributes:
+      manifest: of the snapshot.
+      fit: the number, from 1, of the `fit` in which it was taken, counted by trainer.
+      has_ended: whether that `fit` had come to its end.
+      histories: per `fit`, (index, logs) of its epochs.
+      state: of training.
+    """
+
+    manifest: Manifest
+    fit: int
+    has_ended: bool
+    histories: list[list[tuple[int, dict[str, Any]]]]
+    state: Exported
+
+
+class Snapshotter:
+    """The snapshots of one trainer.
+
+    Attributes:
+      settings: what the user gave.
+    """
+
+    def __init__(self, settings: Snapshots, session: Session):
+        """Touches no file before the first `fit`.
+
+        Args:
+          settings: what the user gave.
+          session: whose state is saved.
+        """
+        self.settings = settings
+        self._session = session
+        self._folder = Folder(settings.directory)
+        self._reader = parts.Reader()
+        self._writer: SnapshotWriter | None = None
+        self._incarnation = 0
+        self._fit = 0
+        self._goes_on_from: int | None = None  # the `fit` of the snapshot to resume
+        self._histories: list[list[tuple[int, dict[str, Any]]]] = []
+        self._updates = 0  # since the last cut that was saved
+        self._began = -math.inf  # s, when that was
+
+    # The begin and the end of a `fit`.
+
+    def begin_fit(self) -> Iterator[Past]:
+        """What the next `fit` may go on from, the best first; nothing if it begins afresh.
+
+        Raises:
+          ConfigError: the folder cannot be written.
+          SnapshotDamaged: there are snapshots, and none of them can be read.
+        """
+        self._fit += 1
+        self._updates, self._began = 0, time.monotonic()
+        if self._writer is None:
+            yield from self._claimed()
+        elif self._goes_on_from is not None and self._fit <= self._goes_on_from:
+            yield from self._found()
+
+    def _claimed(self) -> Iterator[Past]:
+        folder, found = self._folder, self._folder.complete()
+        is_over = bool(found) and self._is_over(found[0])
+        self._incarnation = folder.claim()
+        self._writer = SnapshotWriter(folder, self._incarnation, self.settings.keep)
+        _ours.add((folder.path, self._incarnation))
+        _note_end_of(folder, self._incarnation)
+        if found and not is_over:
+            yield from self._found()
+
+    def _is_over(self, id: Id) -> bool:
+        """Whether the newest snapshot is the end of a program, or of another trainer of this one.
+
+        A `fit` that came to its end in a program that did not is not run again.
+        """
+        folder = self._folder
+        try:
+            has_ended = bool(folder.read(id).content["has_ended"])
+        except errors.SnapshotDamaged:
+            return False  # Those before it will be looked at.
+        is_ours = (folder.path, id.incarnation) in _ours
+        return has_ended and (is_ours or folder.has_ended(id.incarnation))
+
+    def _found(self) -> Iterator[Past]:
+        reasons = []
+        for id in self._folder.complete():
+            try:
+                past = self._read(id)
+            except errors.SnapshotDamaged as e:
+                reasons.append(self.skipped(id, e))
+                continue
+            self._goes_on_from = past.fit
+            self._histories = [list(h) for h in past.histories]
+            yield past
+            reasons.append(str(id))
+        if reasons:
+            raise errors.SnapshotDamaged(
+                f"none of the {len(reasons)} snapshots in {self._folder.path} can be read; delete "
+                "the folder to begin anew, or bring its files back"
+            )
+
+    def skipped(self, id: Id, error: errors.SnapshotDamaged) -> str:
+        """Says that a snapshot cannot be used; returns its name."""
+        say(f"{id} is left out, and the one before it is taken: {error}")
+        return str(id)
+
+    def _read(self, id: Id) -> Past:
+        manifest = self._folder.read(id)
+        content = manifest.content
+        if content.get("format") != FORMAT:
+            raise errors.SnapshotDamaged(
+                f"{id} has the format {content.get('format')!r}, and this version of tfps reads "
+                f"{FORMAT}"
+            )
+        reader = parts.reader_of(self._folder.prefix(id, CHIEF))
+        read = parts.checked(reader.get_tensor, CHIEF)
+        servers = parts.SavedServers(self._folder, id, parts.Form(**content["form"]))
+        histories = [
+            [(epoch, logs) for epoch, logs in one] for one in unpacked(content["histories"], read)
+        ]
+        state = exported(unpacked(content["record"], read), servers)
+        return Past(manifest, content["fit"], content["has_ended"], histories, state)
+
+    def resumes(self, past: Past) -> bool:
+        """Whether the present `fit` goes on from a snapshot; otherwise it had ended before."""
+        return past.fit == self._fit and not past.has_ended
+
+    def say_resumed(self, past: Past) -> None:
+        """Says what the present `fit` goes on from."""
+        at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(past.manifest.time))
+        chief, where = past.state.chief, f"{self._folder.path} of {at}"
+        if not self.resumes(past):
+            say(
+                f"fit number {self._fit} had ended before, and is not run again; its state is that "
+                f"of {past.manifest.id} in {where} (give another folder to begin anew)"
+            )
+            return
+        within = f", batch {chief.open.batches}" if chief.open else ""
+        say(
+            f"goes on from {past.manifest.id} in {where}: epoch {chief.epoch + 1}{within}, step "
+            f"{chief.step_number}"
+        )
+
+    def history_of(self, fit: int) -> list[tuple[int, dict[str, Any]]]:
+        """(index, logs) of each epoch of a `fit` that had ended before."""
+        return self._histories[fit - 1] if fit <= len(self._histories) else []
+
+    @property
+    def fit_number(self) -> int:
+        """The number of the present or last `fit`, from 1."""
+        return self._fit
+
+    def end_fit(self) -> None:
+        """Saves what the `fit` has ended with, and waits for the files.
+
+        Raises:
+          Superseded: a later chief writes to the folder.
+        """
+        self.take(has_ended=True)
+        self.wait()
+
+    # Cuts.
+
+    def counts(self, updates: int) -> None:
+        """Notes updates of the servers."""
+        self._updates += updates
+
+    @property
+    def counts_updates(self) -> bool:
+        """Whether the next cut depends on how many updates there were."""
+        return self.settings.every_updates is not None
+
+    @property
+    def is_due(self) -> bool:
+        """Whether a cut is to be saved as soon as there is one."""
+        every, count = self.settings.every, self.settings.every_updates
+        if count is not None and self._updates >= count:
+            return True
+        if every is None or time.monotonic() < self._began + every:
+            return False
+        return self._writer is not None and not self._writer.is_busy
+
+    def take(self, has_ended: bool = False) -> None:
+        """Saves the present state, at a cut; files are written in the background.
+
+        Args:
+          has_ended: whether the present `fit` has come to its end.
+
+        Raises:
+          Superseded: a later chief writes to the folder.
+        """
+        assert self._writer is not None
+        self._writer.wait()
+        self._updates, self._began = 0, time.monotonic()
+        session, state = self._session, self._session.state
+        store = session.served.store
+        sides = {n: s for n, s in state.sides_in_use().items() if s.outer is not None}
+        outer: dict[str, Placed] = {name: side.placed() for name, side in sides.items()}
+        held = parts.held_by(store, list(outer.values()))
+        values = session.calls.ask(lambda: self._reader.read(held))
+        chief = state.chief_now()
+        histories = [*self._histories[: self._fit - 1]]
+        histories += [[] for _ in range(self._fit - 1 - len(histories))]
+        self._histories = [*histories, list(chief.history)]
+        packed = Packed()
+        rates = {name: side.outer_rate for name, side in sides.items()}
+        tree = record(chief, state.memory(), state.own.export(), state.sides_restored, rates)
+        content = {
+            "format": FORMAT,
+            "fit": self._fit,
+            "has_ended": has_ended,
+            "histories": packed.tree(self._histories),
+            "record": packed.tree(tree),
+            "form": dataclasses.asdict(parts.Form.of(store, outer)),
+            "model": _architecture(session.model),
+        }
+        self._writer.write(values, packed.arrays, content)
+
+    def wait(self) -> None:
+        """Waits until what was begun is written; see `take`."""
+        if self._writer is not None:
+            self._writer.wait()
+
+
+def _architecture(model: keras.Model) -> str | None:
+    """The model as JSON, or None if Keras cannot write it."""
+    try:
+        return model.to_json()
+    except Exception:  # A model of the user's own may raise anything.
+        return None
+
+
+def _note_end_of(folder: Folder, incarnation: int) -> None:
+    """Notes the end of the program in the folder, unless it is ended by an error or a signal."""
+    process = os.getpid()
+
+    def end() -> None:
+        if os.getpid() == process and not exit_codes.is_noted():
+            with contextlib.suppress(*FILE_ERRORS):  # The folder may be gone by now.
+                folder.end(incarnation)
+
+    atexit.register(end)
