@@ -4,15 +4,24 @@ import contextlib
 import functools
 import math
 import queue
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from tfps import errors
-from tfps.cluster import health
+from tfps.cluster import failures, health, members, reconnecting
 from tfps.cluster.asking import Asker
 from tfps.cluster.lanes import Lane
+from tfps.cluster.members import Task
 from tfps.cluster.spec import Cluster
+
+# s between two looks at who lives, while results are waited for: at ease, and when somebody is
+# in doubt.
+_LOOK, _LOOK_IN_DOUBT = 0.5, 0.02
+
+# s after which a call's error is the call's own, if its worker answers.
+_DOUBT = 3.0
 
 
 class Completion(NamedTuple):
@@ -29,90 +38,281 @@ class Completion(NamedTuple):
     value: Any
 
 
-class _Submitted(NamedTuple):
-    """A call, and the queue that receives (worker, tag, value, error) when it ends."""
+class Lost(NamedTuple):
+    """A worker is lost: its process, its host or its way through the network.
 
-    function: Callable[[], Any]
+    Attributes:
+      worker: index of the worker.
+      tag: what was submitted with the call that the worker was in; None if it was in none.
+      busy: whether it was in a call.
+      why: what is known of the loss, in words that follow the worker's name.
+    """
+
+    worker: int
     tag: Any
-    done: queue.SimpleQueue
+    busy: bool
+    why: str
+
+
+class Returned(NamedTuple):
+    """A lost worker answers again, in a new life that has nothing of the last one.
+
+    Attributes:
+      worker: index of the worker.
+    """
+
+    worker: int
+
+
+class _Submitted:
+    """A call, and where its end is told."""
+
+    def __init__(self, function: Callable[[], Any], tag: Any, done: queue.SimpleQueue):
+        self.function, self.tag, self.done = function, tag, done
+        self.submitted = time.monotonic()
 
     def run(self, lane: Lane) -> Any:
         del lane
         return self.function()
 
 
+class _Doubt(NamedTuple):
+    """A call that failed in a way in which calls fail when a task is lost."""
+
+    call: _Submitted
+    error: BaseException
+    since: float
+
+
 class WorkerCalls:
     """Runs functions on workers, one at a time on each, and hands back their results.
+
+    A worker's life lasts from its start to its first call that fails because the worker is lost.
+    Nothing that an earlier life was given comes back as the result of a later one.
 
     Attributes:
       pending: number of calls whose results `next` has not handed back.
       ask: calls a function by which the chief itself asks servers; see `Asker`.
+      living: the workers that can be given calls.
+      lives: per worker, the number of its present life.
+      events: losses that were noticed while nobody called `next`.
     """
 
-    def __init__(self, cluster: Cluster, limit: float = math.inf):
+    def __init__(
+        self,
+        cluster: Cluster,
+        limit: float = math.inf,
+        min_workers: int = 1,
+        task_timeout: float = 300.0,
+    ):
         """Starts a lane for each worker.
 
         Args:
           cluster: whose workers are called.
           limit: s that a call may take.
+          min_workers: how many workers have to live for work to go on.
+          task_timeout: s to wait for lost workers to return when fewer live.
         """
         self.pending = 0
         self.ask = Asker(cluster, limit)
+        self.min_workers, self.task_timeout = min_workers, task_timeout
+        self.living = set(range(cluster.num_workers))
+        self.lives = [0] * cluster.num_workers
+        self.events: list[Lost] = []
+        self._cluster, self._limit = cluster, limit
+        self._members = members.of(cluster)
         self._strays = False  # whether calls may still run that `drain` gave up on
         self._done: queue.SimpleQueue = queue.SimpleQueue()
-        self._todo: list[queue.SimpleQueue] = [
-            queue.SimpleQueue() for _ in range(cluster.num_workers)
-        ]
-        lanes = [Lane(w, self) for w in range(cluster.num_workers)]
-        self._health = health.Health(cluster, lanes, limit)
-        for lane in lanes:
-            lane.start()
+        self._present: dict[int, _Submitted] = {}  # worker -> the call that it is in
+        self._doubts: dict[int, _Doubt] = {}
+        self._todo: list[queue.SimpleQueue] = []
+        self._lanes: list[Lane] = []
+        self._returning: threading.Thread | None = None
+        self._looked = time.monotonic()
+        self._health = health.Health(cluster, self._lanes, limit)
+        for w in range(cluster.num_workers):
+            self._todo.append(queue.SimpleQueue())
+            self._lanes.append(Lane(w, _LaneSource(self._todo[w])))
+            self._lanes[w].start()
 
     @property
     def num_workers(self) -> int:
-        """Number of workers that are called."""
+        """Number of workers that the cluster has, lost ones included."""
         return len(self._todo)
+
+    @property
+    def first(self) -> int:
+        """The living worker of the lowest index."""
+        return min(self.living, default=0)
+
+    @property
+    def enough(self) -> bool:
+        """Whether as many workers live as are needed to go on."""
+        return len(self.living) >= max(1, self.min_workers)
 
     def submit(self, worker: int, function: Callable[[], Any], tag: Any = None) -> None:
         """Queues `function()` to be called under the worker's device.
 
         Args:
-          worker: index of the worker.
+          worker: index of a living worker that is in no call.
           function: the call. What it returns is the completion's value.
           tag: what the completion hands back with the value.
         """
         self.pending += 1
-        self._todo[worker].put(_Submitted(function, tag, self._done))
+        call = self._present[worker] = _Submitted(function, tag, self._done)
+        self._todo[worker].put(call)
 
-    def next(self) -> Completion:
-        """Waits for the next call to finish, on whatever worker.
+    def next(self, returns: bool = True) -> Completion | Lost | Returned:
+        """Waits for what happens next: a call has finished, or a worker was lost or has returned.
+
+        Args:
+          returns: whether lost workers may return.
 
         Raises:
           WorkerError: the call failed on its worker. The error names worker and address, and is
             an instance of TensorFlow's class too.
-          TaskLost: a worker or ps no longer answers.
+          TaskLost: a ps is lost; or too few workers live, and none returned in time.
           StepTimeout: all servers answer, but a call takes longer than the limit.
         """
+        waits_since: float | None = None
         while True:
+            if self.events:
+                return self.events.pop(0)
             with contextlib.suppress(queue.Empty):
-                worker, tag, value, error = self._done.get(timeout=health.PATIENCE)
-                break
-            self._health.look()
+                patience = _LOOK_IN_DOUBT if self._doubts else _LOOK
+                found = self._done.get(timeout=patience)
+                if (event := self._end(*found)) is not None:
+                    return event
+                continue
+            self._look(returns)
+            if self.pending and self.enough:
+                waits_since = None
+            elif not self.events:
+                waits_since = self._wait_for_workers(waits_since)
+
+    def _end(
+        self, worker: int | None, call: Any, value: Any, error: BaseException | None
+    ) -> Completion | Returned | None:
+        """What the end of a call means; None if it means nothing to the caller."""
         if worker is None:
+            if isinstance(call, Returned):
+                return self._admit(call.worker)
+            assert error is not None
             raise error
+        if self._present.get(worker) is not call:
+            return None  # Of a life that is over.
+        if error is not None and failures.is_of_network(error):
+            # Nobody waits while somebody is asked.
+            self._doubts[worker] = _Doubt(call, error, time.monotonic())
+            self._members.suspect()
+            return None
+        del self._present[worker]
         self.pending -= 1
-        if self._health.due:  # One call may hang while the calls of other workers go on.
-            self._health.look()
+        if time.monotonic() - self._looked > _LOOK:  # One call may hang while others go on.
+            self._look(False)
         if error is not None:
-            raise error
-        return Completion(worker, tag, value)
+            raise self._health.named(worker, error)
+        return Completion(worker, call.tag, value)
+
+    def _look(self, returns: bool) -> None:
+        """Looks at who lives, without asking anybody."""
+        self._looked = now = time.monotonic()
+        self._members.attend()
+        self._note_lost()
+        for worker, doubt in list(self._doubts.items()):
+            if now - doubt.since > _DOUBT and worker in self._doubts:
+                # The worker answers: the error is the call's own, or that of a ps.
+                del self._doubts[worker], self._present[worker]
+                self.pending -= 1
+                raise self._health.named(worker, doubt.error)
+        self._health.require_in_time()
+        if returns:
+            self._seek_returned()
+
+    def _note_lost(self) -> None:
+        for task in self._members.lost():
+            loss = self._members.loss(task)
+            why = loss.why if loss is not None else "is gone"
+            if task.job == "ps":
+                address = self._members.address(task)
+                lost = errors.TaskLost(f"{task} ({address}) {why}", [task.index])
+                raise failures.unavailable(lost)
+            if task.index in self.living:
+                self._lose(task.index, why)
+
+    def _lose(self, worker: int, why: str) -> None:
+        self.living.discard(worker)
+        self.lives[worker] += 1
+        self._doubts.pop(worker, None)
+        call = self._present.pop(worker, None)
+        self.pending -= call is not None
+        tag = None if call is None else call.tag
+        # The lane may never come back from its call: the next life has one of its own.
+        self._todo[worker].put(None)
+        self._lanes[worker].begun = None
+        self.events.append(Lost(worker, tag, call is not None, why))
+
+    def _seek_returned(self) -> None:
+        lost = {Task("worker", w) for w in range(self.num_workers) if w not in self.living}
+        back = lost & self._members.returned()
+        if not back or (self._returning is not None and self._returning.is_alive()):
+            return
+        done, known = self._done, self._members
+
+        def reconnect() -> None:
+            with contextlib.suppress(Exception):  # It is tried again.
+                for task in reconnecting.reconnect(known, back):
+                    done.put((None, Returned(task.index), None, None))
+
+        self._returning = threading.Thread(target=reconnect, name="tfps-admits", daemon=True)
+        self._returning.start()
+
+    def _admit(self, worker: int) -> Returned | None:
+        if worker in self.living:
+            return None
+        self._todo[worker] = queue.SimpleQueue()
+        self._lanes[worker] = Lane(worker, _LaneSource(self._todo[worker]))
+        self._lanes[worker].start()
+        self.living.add(worker)
+        return Returned(worker)
+
+    def _wait_for_workers(self, since: float | None) -> float:
+        """Waits on for lost workers; returns since when (s)."""
+        now = time.monotonic()
+        if since is None:
+            lost = [w for w in range(self.num_workers) if w not in self.living]
+            failures.say(
+                f"{len(self.living)} of {self.num_workers} workers live, and min_workers is "
+                f"{max(1, self.min_workers)}; waiting up to {self.task_timeout:g} s for worker "
+                f"{', '.join(map(str, lost))} to return"
+            )
+            return now
+        if now - since > self.task_timeout:
+            raise failures.unavailable(
+                errors.TaskLost(
+                    f"{len(self.living)} of {self.num_workers} workers live, fewer than "
+                    f"min_workers={max(1, self.min_workers)}, and none returned within "
+                    f"task_timeout={self.task_timeout:g} s; start them again"
+                )
+            )
+        return since
 
     def interrupt(self, error: BaseException) -> None:
         """Makes `next` raise an error that no call on a worker has raised."""
         self._done.put((None, None, None, error))
 
-    def run_on_each(self, function: Callable[[int], Any]) -> list[Any]:
-        """Calls `function(worker)` under every worker's device; returns the results by worker.
+    def run_on_each(
+        self, function: Callable[[int], Any], workers: Sequence[int] | None = None
+    ) -> list[Any]:
+        """Calls `function(worker)` under every living worker's device.
+
+        Args:
+          function: the call.
+          workers: which workers; None for all.
+
+        Returns:
+          The results by worker; None for workers that are lost. A loss that is noticed here is
+          handed out by `next`.
 
         Raises:
           ConfigError: other calls are under way.
@@ -123,14 +323,24 @@ class WorkerCalls:
                 "the workers are in the middle of a step; call fit, evaluate and predict from "
                 "on_epoch_end, not from a hook of a batch"
             )
-        for w in range(self.num_workers):
-            self.submit(w, functools.partial(function, w))
+        results: list[Any] = [None] * self.num_workers
+        before, self.events = self.events, []
+        for w in sorted(self.living):
+            if workers is None or w in workers:
+                self.submit(w, functools.partial(function, w))
         try:
-            completions = [self.next() for _ in range(self.num_workers)]
+            while self.pending:
+                match self.next(returns=False):
+                    case Completion(worker, _, value):
+                        results[worker] = value
+                    case Lost() as lost:
+                        before.append(lost)
         except BaseException:
             self.drain()
             raise
-        return [c.value for c in sorted(completions, key=lambda c: c.worker)]
+        finally:
+            self.events = before + self.events
+        return results
 
     def settle(self) -> None:
         """Waits for calls that `drain` gave up on: they may still push."""
@@ -141,15 +351,19 @@ class WorkerCalls:
     def drain(self) -> None:
         """Waits for the calls under way and drops their results and errors."""
         deadline = time.monotonic() + health.DRAIN
-        while self.pending:
+        while self._present:
             try:
-                worker, *_ = self._done.get(timeout=max(0.0, deadline - time.monotonic()))
-                self.pending -= worker is not None
+                found = self._done.get(timeout=max(0.0, deadline - time.monotonic()))
             except queue.Empty:
-                # What a lost task was doing may never return. It must not come back as a result
-                # of something else.
-                self._done, self.pending = queue.SimpleQueue(), 0
-                self._strays = True
+                # What a lost task was doing may never return.
+                self._done, self._strays = queue.SimpleQueue(), True
+                break
+            worker, call, *_ = found
+            if worker is not None and self._present.get(worker) is call:
+                del self._present[worker]
+            elif isinstance(call, Returned):
+                self._admit(call.worker)
+        self._present, self._doubts, self.pending = {}, {}, 0
 
     def close(self) -> None:
         """Ends the lanes, and the thread that asks, once their present calls return."""
@@ -161,18 +375,20 @@ class WorkerCalls:
         """Names the errors of what the chief itself asks of servers; see `Health`."""
         return self._health.errors_named()
 
-    # The lanes' side.
+
+class _LaneSource:
+    """Hands one lane its calls, and passes on what came of them."""
+
+    def __init__(self, todo: queue.SimpleQueue):
+        self._todo = todo
 
     def take(self, lane: Lane) -> _Submitted | None:
-        """Waits for the next call for the lane's worker."""
-        return self._todo[lane.worker].get()
+        """Waits for the next call."""
+        del lane
+        return self._todo.get()
 
     def finished(
         self, lane: Lane, call: _Submitted, result: Any, error: BaseException | None
     ) -> None:
         """Passes what came of a call to whoever waits for it."""
-        if error is not None:
-            # Whatever happens meanwhile, whoever waits for the call has to learn that it ended.
-            with contextlib.suppress(Exception):
-                error = self._health.named(lane.worker, error)
-        call.done.put((lane.worker, call.tag, result, error))
+        call.done.put((lane.worker, call, result, error))

@@ -1,6 +1,7 @@
 """What went wrong on a server: who is gone, which worker failed, and in what words."""
 
 import re
+import sys
 import time
 from typing import Any
 
@@ -45,6 +46,20 @@ def _silent(cluster: Cluster) -> list[str]:
         for name, address in cluster.servers.items()
         if not sockets.answers(address, timeout=_ANSWER)
     ]
+
+
+def say(line: str) -> None:
+    """Tells whoever runs the program what became of a task."""
+    print(f"tfps: {line}", file=sys.stderr, flush=True)
+
+
+def is_of_network(error: BaseException) -> bool:
+    """Whether calls fail in this way when a task is lost.
+
+    A task that was started anew has nothing of what was made for this process.
+    """
+    said = error.message if isinstance(error, tf.errors.OpError) else str(error)
+    return _of_network(error) or "context_id" in said or isinstance(error, tf.errors.AbortedError)
 
 
 def _of_network(error: BaseException | None) -> bool:

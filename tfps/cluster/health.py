@@ -52,12 +52,20 @@ class Health:
           TaskLost: a server does not answer.
           StepTimeout: all servers answer, but a call takes longer than the limit.
         """
-        now = self._looked = time.monotonic()
-        begun = [(lane, lane.begun) for lane in self._lanes]
-        taken = {lane: now - since for lane, since in begun if since is not None}
-        if any(seconds > PATIENCE for seconds in taken.values()):
+        self._looked = time.monotonic()
+        if any(seconds > PATIENCE for seconds in self._taken().values()):
             failures.require_alive(self.cluster)
-        for lane, seconds in taken.items():
+        self.require_in_time()
+
+    def _taken(self) -> dict[Lane, float]:
+        """Lane -> s that its present call has taken."""
+        now = time.monotonic()
+        begun = [(lane, lane.begun) for lane in self._lanes]
+        return {lane: now - since for lane, since in begun if since is not None}
+
+    def require_in_time(self) -> None:
+        """Raises `StepTimeout` if a call takes longer than the limit."""
+        for lane, seconds in self._taken().items():
             if seconds > self._limit:
                 address = self.cluster.spec["worker"][lane.worker]
                 raise errors.StepTimeout(
