@@ -17,7 +17,15 @@ ROOT = pathlib.Path(tfps.__file__).parent.parent
 # Packages and modules of `tfps`, from the ground up: each may import only from those before it.
 ORDER = [
     *("_quiet", "errors", "exit_codes", "parsing"),
-    *("_tf", "_tf_tracing", "_tf_placement", "_tf_data", "_tf_resources", "_tf_functions"),
+    *(
+        "_tf",
+        "_tf_members",
+        "_tf_tracing",
+        "_tf_placement",
+        "_tf_data",
+        "_tf_resources",
+        "_tf_functions",
+    ),
     *("_keras_models", "_keras_optimizers", "_keras_metrics", "_keras_creation"),
     *("_keras_interception", "_keras_placement", "_keras_variables"),
     *("cluster", "model", "compression", "coordinator", "store"),

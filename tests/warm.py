@@ -18,6 +18,8 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 
+from tfps.cluster import anew
+
 FORKS = os.environ.get("TFPS_TEST_FORK", "1") != "0"
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(["tensorflow", "keras", "tfps"])
@@ -110,6 +112,10 @@ def _become(arguments: list[str], cwd: str, env: dict[str, str], out: str, err: 
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)
+    anew._folder = cwd
+    # The program may start itself anew by its command line.
+    sys.orig_argv = [sys.executable, *arguments]
+    multiprocessing.process._parent_process = None
     code = _exit_code(arguments)
     # As at Python's own end, which processes of `multiprocessing` leave out.
     threading._shutdown()

@@ -90,6 +90,7 @@ class ParameterServerStrategy(tf.distribute.ParameterServerStrategy):
         environment.configure_channels()
         environment.hide_gpus()
         self.cluster.wait(startup_timeout)
+        self.cluster.claim(startup_timeout)
         super().__init__(resolver, variable_partitioner=variable_partitioner)
         self.cluster.connected = True
         self._stock_create_variable = self.extended._create_variable

@@ -5,6 +5,7 @@ has set stays in force.
 """
 
 import contextlib
+import math
 import os
 from collections.abc import Mapping, MutableMapping
 
@@ -30,6 +31,9 @@ XLA_VARIABLE = "XLA_FLAGS"
 
 # How many CPU devices a worker's process has; see `cpu_devices`.
 CPU_VARIABLE = "TFPS_CPU_DEVICES"
+
+# For how many s servers wait for the next chief after the loss of one; see `chief_timeout`.
+CHIEF_VARIABLE = "TFPS_CHIEF_TIMEOUT"
 
 # XLA for CPUs in TensorFlow 2.21 gives some reductions, such as the largest magnitude of each
 # block of `Int8`, to a library (YNNPACK), which compiles a program when a reduction first runs. A
@@ -76,6 +80,25 @@ def cpu_devices(environ: Mapping[str, str] = os.environ) -> int:
             "all"
         )
     return int(given)
+
+
+def chief_timeout(environ: Mapping[str, str] = os.environ) -> float:
+    """Returns for how many s TFPS_CHIEF_TIMEOUT lets a server wait for the next chief, or 300.
+
+    Raises:
+      ClusterConfigError: the variable is no number of seconds.
+    """
+    given = environ.get(CHIEF_VARIABLE, "300")
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < math.inf:
+        raise errors.ClusterConfigError(
+            f"{CHIEF_VARIABLE}={given!r} is not a number of seconds; set it to 0 or more, or not "
+            "at all"
+        )
+    return seconds
 
 
 def configure_xla(environ: MutableMapping[str, str] = os.environ) -> None:

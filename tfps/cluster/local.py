@@ -1,5 +1,6 @@
 """A whole cluster on this machine: its servers are in this process, or processes of their own."""
 
+import functools
 import json
 import os
 import re
@@ -11,8 +12,12 @@ import warnings
 from collections.abc import Iterable
 
 from tfps import errors
-from tfps.cluster import environment, gpus, server, shutdown, sockets
+from tfps.cluster import environment, gpus, greeting, server, shutdown, sockets
+from tfps.cluster.restarts import Budget, Kept
 from tfps.cluster.spec import Cluster
+
+# How often processes are started again within an hour, by default.
+RESTARTS = 60
 
 
 class LocalCluster(Cluster):
@@ -20,9 +25,9 @@ class LocalCluster(Cluster):
 
     Embedded servers (the default) are threads of this process: they are up in a fraction of a
     second, and gone with the process. With `processes=True`, each server is a process of its own,
-    as on real machines. It costs a TensorFlow import (2 to 5 s) and a few hundred MB. In a process
-    that has connected to servers elsewhere before, embedded servers could block one another, so
-    they become processes, with a warning.
+    as on real machines, and is started again at its address when it dies. It costs a TensorFlow
+    import (2 to 5 s) and a few hundred MB. In a process that has connected to servers elsewhere
+    before, embedded servers could block one another, so they become processes, with a warning.
 
     Use the cluster as a context manager, or call `close`, to stop the processes. They also stop by
     themselves when this process is gone.
@@ -32,7 +37,12 @@ class LocalCluster(Cluster):
     """
 
     def __init__(
-        self, workers: int = 2, ps: int = 2, processes: bool = False, cpu_devices: int = 1
+        self,
+        workers: int = 2,
+        ps: int = 2,
+        processes: bool = False,
+        cpu_devices: int = 1,
+        restarts: int = RESTARTS,
     ):
         """Starts the servers.
 
@@ -42,20 +52,24 @@ class LocalCluster(Cluster):
           processes: whether each server is a process of its own. The machine's GPUs are then dealt
             out to the workers, while embedded workers all see all of them.
           cpu_devices: how many devices of the CPU each worker has, to try what is for GPUs.
+          restarts: how often, within an hour, processes that died are started again, all together;
+            0 for never. The delay before a restart doubles with each restart of the same server.
 
         Raises:
-          ClusterConfigError: a number is below 1.
+          ClusterConfigError: a number is too low.
         """
         for name, count in (("workers", workers), ("ps", ps), ("cpu_devices", cpu_devices)):
             if count < 1:
                 raise errors.ClusterConfigError(f"{name}={count}; a cluster needs at least 1")
+        if restarts < 0:
+            raise errors.ClusterConfigError(f"restarts={restarts}; give 0 or more")
         ports = iter(sockets.free_ports(1 + workers + ps))
         spec = {
             job: [f"127.0.0.1:{next(ports)}" for _ in range(count)]
             for job, count in (("chief", 1), ("worker", workers), ("ps", ps))
         }
         super().__init__(spec)
-        self._processes: list[subprocess.Popen] = []
+        self._kept: list[Kept] = []
         self.ended: list[subprocess.Popen] = []
         self._servers = []
         tasks = [(job, i) for job in ("worker", "ps") for i in range(len(spec[job]))]
@@ -71,12 +85,21 @@ class LocalCluster(Cluster):
             ids = gpus.visible()
             own = gpus.dealt(ids, workers)
             counted = {environment.CPU_VARIABLE: str(cpu_devices)}
-            self._processes = [
-                self._spawn(job, i, {**counted, **own[i]} if job == "worker" else gpus.hidden(ids))
-                for job, i in tasks
-            ]
+            budget = Budget(restarts)
+            for job, i in tasks:
+                devices = {**counted, **own[i]} if job == "worker" else gpus.hidden(ids)
+                spawn = functools.partial(self._spawn, job, i, devices)
+                self._kept.append(Kept(f"{job} {i}", spawn, budget))
         else:
             self._servers = [server.start(self, job, i, cpu_devices, True) for job, i in tasks]
+
+    @property
+    def _processes(self) -> list[subprocess.Popen]:
+        """The present server processes, workers first."""
+        return [kept.process for kept in self._kept]
+
+    def claim(self, timeout: float) -> None:
+        """Does nothing: no other chief knows these servers."""
 
     def _spawn(self, job: str, index: int, devices: dict[str, str]) -> subprocess.Popen:
         config = {"cluster": self.spec, "task": {"type": job, "index": index}}
@@ -104,18 +127,23 @@ class LocalCluster(Cluster):
           message: `DONE`, or why the job failed; then the servers exit with 75 instead of 0.
           timeout: seconds after which a process that does not end is killed.
         """
-        if not self._processes:
+        if not self._kept:
             return
+        for kept in self._kept:
+            kept.release()
         shutdown.send(self, message)
         deadline = time.monotonic() + timeout
-        for process in self._processes:
+        for kept in self._kept:
+            process = kept.process
+            if greeting.greet(self.servers[kept.name], 1.0) is greeting.Answer.GONE:
+                process.terminate()  # It is starting, and has not heard the message.
             try:
                 process.wait(max(0.1, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
         self.ended += self._processes
-        self._processes = []
+        self._kept = []
 
 
 # What TensorFlow's C++ code says while it loads, whatever the log level.

@@ -10,10 +10,10 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from tfps import _tf, errors, exit_codes
-from tfps.cluster import environment, shutdown, sockets
+from tfps.cluster import anew, chief_watch, environment, shutdown, sockets
 from tfps.cluster.spec import Cluster
 
-_CHIEF_TIMEOUT = 3600.0  # s; tasks may be started in any order, by hand, on many machines
+_STARTUP_TIMEOUT = 3600.0  # s; tasks may be started in any order, by hand, on many machines
 
 
 # Servers in one process share the pool that the first of them makes, so it is made for many.
@@ -90,39 +90,62 @@ def start(
 
 def serve(
     cluster: Cluster,
-    startup_timeout: float = _CHIEF_TIMEOUT,
+    startup_timeout: float = _STARTUP_TIMEOUT,
     orphaned: Callable[[], bool] = lambda: False,
     report: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
     cpu_devices: int | None = None,
+    chief_timeout: float | None = None,
+    ps_timeout: float = chief_watch.PS_TIMEOUT,
 ) -> None:
     """Serves this process's task until the chief says that the job is done.
 
+    A chief that starts again cannot use what is in a server's memory. So when the chief died
+    without a word, the process starts anew in its place: the program of this process is executed
+    again, with the same command line, process id and port. It then waits for the next chief. A
+    worker that has not seen its chief for 15 s, because its host was cut off or the process was
+    frozen, starts anew as well, for the chief goes on without it by then; a parameter server keeps
+    its memory for longer. A process of `multiprocessing` cannot start anew, and ends instead.
+
     Args:
       cluster: a cluster whose `task_type` is `worker` or `ps`.
-      startup_timeout: seconds that the chief may take to appear.
+      startup_timeout: seconds that the first chief may take to appear.
       orphaned: returns whether the process that started this one is gone.
       report: called with lines about what the server waits for.
       cpu_devices: how many devices of the CPU a worker has, to try what is for GPUs; None for what
         the environment variable TFPS_CPU_DEVICES says, or 1.
+      chief_timeout: seconds that the next chief may take to appear after the loss of one; None for
+        what the environment variable TFPS_CHIEF_TIMEOUT says, or 300.
+      ps_timeout: seconds without its chief for which a parameter server keeps its memory.
 
     Raises:
-      ClusterConfigError: TFPS_CPU_DEVICES is no number of devices.
+      ClusterConfigError: TFPS_CPU_DEVICES or TFPS_CHIEF_TIMEOUT is no such number.
       PortInUse: the task's port is taken.
       StartupTimeout: the chief did not appear.
-      ChiefLost: the chief died, or reported that the job failed.
+      ChiefLost: the chief reported that the job failed, or it died and this process cannot start
+        anew.
       SystemExit: SIGTERM came, and the program has no handler for it; the code is 143.
     """
+    name = f"{cluster.task_type} {cluster.task_index}"
+    next_timeout = environment.chief_timeout() if chief_timeout is None else chief_timeout
+    wait = next_timeout if anew.was_started() else startup_timeout
+    lease = ps_timeout if cluster.task_type == "ps" else chief_watch.LEASE
     with exit_codes.on_sigterm():
         try:
-            _serve(cluster, startup_timeout, orphaned, report, cpu_devices)
+            _serve(cluster, wait, lease, orphaned, report, cpu_devices)
         except SystemExit:
-            report(f"{cluster.task_type} {cluster.task_index}: told to end by SIGTERM")
+            report(f"{name}: told to end by SIGTERM")
             raise
+        except anew.Anew as why:
+            if not anew.is_possible():
+                raise errors.ChiefLost(f"{why}; start the job again") from why
+            report(f"{name}: {why}; this server starts anew, and waits {next_timeout:g} s")
+            anew.start()
 
 
 def _serve(
     cluster: Cluster,
     startup_timeout: float,
+    lease: float,
     orphaned: Callable[[], bool],
     report: Callable[[str], None],
     cpu_devices: int | None,
@@ -133,7 +156,7 @@ def _serve(
     count = environment.cpu_devices() if cpu_devices is None else cpu_devices
     server = start(cluster, cluster.task_type, cluster.task_index, count)
     report(f"{name} serves at {cluster.address}")
-    message = shutdown.Receiver(server, cluster).wait(
+    message = shutdown.Receiver(server, cluster, lease).wait(
         startup_timeout, orphaned, lambda line: report(f"{name}: {line}")
     )
     if message != shutdown.DONE:

@@ -4,7 +4,7 @@ TensorFlow's servers run until they are killed: nothing in the runtime tells a w
 server that its job is done. Here the message travels through the runtime itself, so that no further
 port is needed. Each server process waits for an element of a queue on its own device, through a
 session of its own. The chief opens a session to that server and enqueues the message. A server
-notices that the chief died by connecting to the chief's address now and then.
+notices that the chief died by asking at the chief's address now and then.
 """
 
 import threading
@@ -15,9 +15,13 @@ from typing import Protocol
 import tensorflow as tf
 
 from tfps import errors
-from tfps.cluster import sockets
+from tfps.cluster import chief_watch, greeting, sockets
+from tfps.cluster.anew import Anew
 
 DONE = "done"
+
+# The message of a chief that finds a server with the memory of the chief before it.
+ANEW = "anew"
 
 
 class Tasks(Protocol):
@@ -28,17 +32,23 @@ class Tasks(Protocol):
     task_index: int
 
 
-_POLL = 2.0  # s between two looks at the chief's address
-_LOST_AFTER = 10.0  # s without an answer until the chief counts as dead
+_POLL = 2.0  # s between two questions to the chief, and s that an answer may take
 _LINGER = 3.0  # s that a server waits for the chief's own exit after the message
 
 
-def _queue(job: str, index: int) -> tf.queue.FIFOQueue:
+def _now() -> float:
+    """The time in s since the machine started. It goes on while the process or machine sleeps."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+def queue(job: str, index: int, name: str = "farewell") -> tf.queue.FIFOQueue:
+    """Returns, in a graph, the queue of strings that a server has under a name."""
     with tf.device(f"/job:{job}/task:{index}/device:CPU:0"):
-        return tf.queue.FIFOQueue(8, [tf.string], shapes=[[]], shared_name="tfps_farewell")
+        return tf.queue.FIFOQueue(8, [tf.string], shapes=[[]], shared_name=f"tfps_{name}")
 
 
-def _session(target: str, job: str, index: int) -> tf.compat.v1.Session:
+def session(target: str, job: str, index: int) -> tf.compat.v1.Session:
+    """Returns a session of the present graph on one server, whose target is given."""
     # The filter keeps the session from waiting for the other tasks of the cluster.
     config = tf.compat.v1.ConfigProto(device_filters=[f"/job:{job}/task:{index}"])
     return tf.compat.v1.Session(target, config=config)
@@ -59,11 +69,11 @@ def send(cluster: Tasks, message: str = DONE, timeout: float = 5.0) -> None:
         if not sockets.answers(address, timeout=1.0):
             return
         with tf.Graph().as_default():
-            put = _queue(job, index).enqueue(message)
+            put = queue(job, index).enqueue(message)
             options = tf.compat.v1.RunOptions(timeout_in_ms=int(timeout * 1000))
             try:
-                with _session(f"grpc://{address}", job, index) as session:
-                    session.run(put, options=options)
+                with session(f"grpc://{address}", job, index) as opened:
+                    opened.run(put, options=options)
             except tf.errors.OpError:
                 pass  # The server died between the question and the message.
 
@@ -82,13 +92,15 @@ def send(cluster: Tasks, message: str = DONE, timeout: float = 5.0) -> None:
 class Receiver:
     """A server's wait for the end of its job."""
 
-    def __init__(self, server: tf.distribute.Server, cluster: Tasks):
+    def __init__(self, server: tf.distribute.Server, cluster: Tasks, lease: float):
         """Starts to listen for the chief's message.
 
         Args:
           server: the server of this process.
           cluster: the `tfps.Cluster`, with this process's task.
+          lease: s that the chief may be silent; see `ChiefWatch`.
         """
+        self._lease, self._anew = lease, False
         self._cluster = cluster
         self._chief = cluster.spec["chief"][0]
         self._messages: list[str] = []
@@ -98,10 +110,14 @@ class Receiver:
     def _receive(self, target: str) -> None:
         job, index = self._cluster.task_type, self._cluster.task_index
         with tf.Graph().as_default():
-            get = _queue(job, index).dequeue()
+            get = queue(job, index).dequeue()
+            serves = queue(job, index, "serves").enqueue("")
             try:
-                with _session(target, job, index) as session:
-                    self._messages.append(session.run(get).decode())
+                with session(target, job, index) as opened:
+                    opened.run(serves)  # Somebody reads the messages: see `succession`.
+                    while (message := opened.run(get).decode()) == ANEW:
+                        self._anew = True
+                    self._messages.append(message)
             except tf.errors.OpError as e:
                 self._messages.append(f"this server cannot hear the chief: {e.message}")
 
@@ -123,35 +139,33 @@ class Receiver:
 
         Raises:
           StartupTimeout: the chief did not come.
-          ChiefLost: the chief came, and went without a message.
+          ChiefLost: the process that started this one is gone.
+          Anew: the chief came, and went without a message, or goes on without this server; or
+            another chief has come.
         """
-        started = last_seen = time.monotonic()
+        started = _now()
+        watch = chief_watch.ChiefWatch(self._lease, started)
         next_look = next_report = started
-        seen = False
         while not self._messages:
             self._thread.join(min(1.0, _POLL))
-            now = time.monotonic()
             if self._messages:
                 break
             if orphaned():
                 raise errors.ChiefLost("the process that started this server is gone")
-            if now < next_look:
+            if self._anew:
+                raise Anew(f"another chief has come to {self._chief}")
+            if (now := _now()) < next_look:
                 continue
             next_look = now + _POLL
-            if sockets.answers(self._chief, timeout=2.0):
-                seen, last_seen = True, time.monotonic()
-            elif seen and now - last_seen > _LOST_AFTER:
-                raise errors.ChiefLost(
-                    f"the chief at {self._chief} died: no answer for {now - last_seen:.0f} s and "
-                    "no farewell; start the job again"
-                )
-            elif not seen and now - started > startup_timeout:
+            if why := watch.note(greeting.greet(self._chief, _POLL), _now()):
+                raise Anew(f"the chief at {self._chief} {why}")
+            if not watch.seen and now - started > startup_timeout:
                 raise errors.StartupTimeout(
                     f"the chief at {self._chief} did not come within {startup_timeout:g} s; start "
                     "it, or check 'chief' in TF_CONFIG"
                 )
-            elif not seen and now > next_report:
-                report(f"waiting for the chief at {self._chief}")
+            if not watch.seen and now > next_report:
+                report(f"waiting for the chief at {self._chief}, {startup_timeout:g} s at most")
                 next_report = now + 60
         self._linger()
         return self._messages[0]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import tensorflow as tf
 
 from tfps import errors, exit_codes
-from tfps.cluster import shutdown, sockets
+from tfps.cluster import shutdown, sockets, succession
 
 JOBS = ("chief", "worker", "ps", "evaluator")
 
@@ -127,6 +127,17 @@ class Cluster:
     ) -> None:
         """Waits until every worker and ps answers; see `sockets.wait_for`."""
         sockets.wait_for(self.servers, timeout, on_wait)
+
+    def claim(self, timeout: float) -> None:
+        """Has servers start anew that hold the memory of another chief; see `succession.claim`.
+
+        A cluster whose chief has no address of its own is started by its chief, or by hand.
+        """
+        if "chief" in self.spec and not self.connected:
+            servers = [
+                (job, i, a) for job in ("worker", "ps") for i, a in enumerate(self.spec[job])
+            ]
+            succession.claim(servers, timeout)
 
     def close(self, message: str = shutdown.DONE) -> None:
         """Tells the servers that the job is over; the chief calls this when it is done.

@@ -1,0 +1,194 @@
+"""Who lives and who returns: real processes are killed and frozen amid calls on others."""
+
+import threading
+import time
+
+import pytest
+import tensorflow as tf
+
+import tfps
+from tests.cluster.fleet import Fleet
+from tfps import _tf
+from tfps.cluster import members, reconnecting
+from tfps.cluster.members import Task
+
+pytestmark = pytest.mark.processes
+
+W0, W1, P0, P1 = Task("worker", 0), Task("worker", 1), Task("ps", 0), Task("ps", 1)
+
+
+class Calls:
+    """Calls functions on a task over and over, and counts."""
+
+    def __init__(self, task, function):
+        self.done, self.errors, self._over = 0, [], False
+        self._device = f"/job:{task.job}/replica:0/task:{task.index}"
+        self._function = function
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self):
+        with tf.device(self._device), _tf.own_executor() as executor:
+            while not self._over:
+                try:
+                    self._function()
+                    self.done += 1
+                except tf.errors.OpError as e:
+                    self.errors.append(e)
+                    executor.clear_error()
+                    time.sleep(0.05)
+
+    def go_on(self, count=3, timeout=20.0):
+        """Waits until `count` calls more were made."""
+        until, deadline = self.done + count, time.monotonic() + timeout
+        while self.done < until:
+            assert time.monotonic() < deadline, self.errors[-1:]
+            time.sleep(0.01)
+
+    def end(self):
+        self._over = True
+
+
+@pytest.fixture
+def fleet(tmp_path):
+    with Fleet(tmp_path, 2, 2) as started:
+        started.wait(W0, W1, P0, P1)
+        yield started
+
+
+def until_returned(known, task, timeout=30.0):
+    deadline = time.monotonic() + timeout
+    while task not in known.returned():
+        assert time.monotonic() < deadline
+        known.wait_returned(0.1)
+        time.sleep(0.01)
+
+
+@pytest.mark.timeout(240)
+def test_others_go_on_while_tasks_are_lost_and_return(fleet):
+    strategy = tfps.ParameterServerStrategy(fleet.cluster)
+    known = members.of(fleet.cluster)
+    with strategy.scope():
+        kept, lost = tf.Variable(1.0), tf.Variable(2.0)  # On ps 0 and on ps 1.
+    with tf.device("/job:ps/task:0"):
+        stop, rounds = tf.Variable(False), tf.Variable(0)
+
+    @tf.function
+    def loop():
+        while not stop:
+            rounds.assign_add(1)
+        return rounds.read_value()
+
+    @tf.function
+    def step():
+        for _ in tf.range(20):
+            kept.assign_add(1.0)
+
+    of_ps, others, own = Calls(P0, loop), Calls(W1, step), Calls(W0, step)
+    others.go_on()
+    own.go_on()
+
+    # A worker dies, and is started again.
+    fleet.kill(W0)
+    begun = time.monotonic()
+    known.suspect(W0)
+    assert known.wait_lost(5.0) == {W0}
+    assert time.monotonic() - begun < 2.0
+    assert "no process listens" in known.loss(W0).why
+    others.go_on()
+    assert reconnecting.reconnect(known) == frozenset()
+    fleet.start(W0)
+    until_returned(known, W0)
+    assert reconnecting.reconnect(known) == {W0}
+    assert known.lost() == frozenset()
+    own.go_on()
+    others.go_on()
+
+    # It is started again before anybody notices.
+    fleet.restart(W0)
+    known.suspect(W0)
+    assert known.settle() == {W0}
+    assert "another process" in known.loss(W0).why
+    assert reconnecting.reconnect(known) == {W0}
+    own.go_on()
+
+    # While the other worker is frozen, nothing is changed; when it is lost, it is left out.
+    fleet.freeze(W1)
+    begun = time.monotonic()
+    fleet.kill(W0)
+    fleet.start(W0)
+    fleet.wait(W0)
+    known.suspect(W0)
+    assert known.wait_lost(20.0)
+    while known.lost() != {W0, W1}:
+        known.wait_lost(1.0, known.lost())
+        assert time.monotonic() - begun < 15.0
+    until_returned(known, W0)
+    begun = time.monotonic()
+    assert reconnecting.reconnect(known) == {W0}
+    assert time.monotonic() - begun < 10.0
+    own.go_on()
+    assert others.errors  # Its call failed although nobody answered.
+
+    # A parameter server comes back: its variables are gone, those of the other are there.
+    fleet.restart(P1)
+    known.suspect()
+    assert P1 in known.settle()
+    assert P1 in reconnecting.reconnect(known)
+    with pytest.raises(tf.errors.OpError):
+        lost.numpy()
+    with tf.device("/job:ps/task:1"):
+        assert tf.Variable(5.0).numpy() == 5.0
+    before = kept.numpy()
+    own.go_on()
+    assert kept.numpy() > before
+
+    # Nobody has disturbed the loop that was called before all of this.
+    assert of_ps.done == 0
+    assert not of_ps.errors
+    stop.assign(True)
+    of_ps.go_on(1)
+    for calls in (of_ps, others, own):
+        calls.end()
+
+
+@pytest.mark.timeout(120)
+def test_a_frozen_parameter_server_keeps_its_memory(fleet):
+    strategy = tfps.ParameterServerStrategy(fleet.cluster)
+    known = members.of(fleet.cluster)
+    with strategy.scope():
+        variable = tf.Variable(3.0)
+    fleet.freeze(P0)
+    fleet.restart(W0)
+    known.suspect()
+    deadline = time.monotonic() + 20.0
+    while P0 not in known.silent():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    # A change of the context would cost it its variables.
+    assert reconnecting.reconnect(known) == frozenset()
+    assert known.lost() == {W0}
+    fleet.thaw(P0)
+    while P0 in known.silent():
+        known.attend()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert reconnecting.reconnect(known) == {W0}
+    assert variable.numpy() == 3.0
+
+
+def test_nobody_is_asked_unattended(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        members.greeting, "greet", lambda address, _: asked.append(address) or members.Answer.SILENT
+    )
+    cluster = tfps.Cluster({"chief": ["a:1"], "worker": ["b:1"], "ps": ["c:1"]})
+    known = members.Members(cluster)
+    assert known.lost() == frozenset()
+    time.sleep(0.1)
+    assert not known.attended
+    assert not asked
+    known.attend()
+    deadline = time.monotonic() + 10.0
+    while set(asked) != {"b:1", "c:1"}:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

@@ -1,0 +1,156 @@
+"""Who returns: takes tasks that were lost and answer again into this process's context.
+
+TensorFlow can change the tasks of a context while calls on the other tasks go on. Its change waits
+for every task without a limit, and it empties the memory of a task that it takes for another one.
+So nobody is in the context who does not answer when the change begins, the change runs in a thread
+that may be left behind, and afterwards each task has to show that it still has its memory.
+"""
+
+import threading
+import time
+import weakref
+from collections.abc import Iterable
+
+import tensorflow as tf
+
+from tfps import _tf_members, errors
+from tfps.cluster import connections
+from tfps.cluster.members import Members, Task
+
+# s between two looks at a change that waits for a task.
+_LOOK = 0.2
+
+_lock = threading.Lock()
+_present: threading.Thread | None = None  # The change under way; a context has one at a time.
+
+# What each task that stays has to show after a change.
+_tokens: "weakref.WeakKeyDictionary[Members, dict[Task, _tf_members.Token]]" = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def reconnect(
+    members: Members, tasks: Iterable[Task] | None = None, timeout: float = 20.0
+) -> frozenset[Task]:
+    """Takes tasks that have returned into the context, and leaves lost ones out of it.
+
+    The memory of a task that is taken in is empty. Variables, datasets and functions' calls on the
+    other tasks stay as they are. If a task that is not lost is silent at present, nothing is done,
+    since the change would wait for it, and would cost a parameter server its variables.
+
+    Args:
+      members: the members of the cluster to which this process is connected.
+      tasks: lost tasks to take in; those that do not answer stay lost. None means all that have
+        returned.
+      timeout: s after which the change is left to itself. It may still succeed later.
+
+    Returns:
+      The tasks that were taken in. The caller tries again for the others.
+
+    Raises:
+      ConfigError: this process has connected to another cluster since.
+    """
+    global _present
+    deadline = time.monotonic() + timeout
+    members.suspect()
+    members.settle()
+    change = _Change(members, members.returned() if tasks is None else frozenset(tasks))
+    with _lock:
+        if _wait(_present, members, deadline):
+            _present = thread = threading.Thread(
+                target=change.run, name="tfps-reconnects", daemon=True
+            )
+            thread.start()
+            _wait(thread, members, deadline)
+    if change.error is not None:
+        raise change.error
+    return change.admitted
+
+
+def _wait(thread: threading.Thread | None, members: Members, deadline: float) -> bool:
+    """Waits for a change, in which calls to lost tasks are made to fail; returns if it ended."""
+    while thread is not None and thread.is_alive():
+        if (left := deadline - time.monotonic()) <= 0:
+            return False
+        members.attend()
+        for task in members.lost() - members.returned():
+            connections.cut(members.address(task))
+        thread.join(min(left, _LOOK))
+    return True
+
+
+class _Change:
+    """A change of the context's tasks, run by a thread.
+
+    Attributes:
+      admitted: the tasks that were taken in.
+      error: what went wrong with the process itself.
+    """
+
+    def __init__(self, members: Members, tasks: frozenset[Task]):
+        self.admitted: frozenset[Task] = frozenset()
+        self.error: errors.Error | None = None
+        self._members = members
+        self._tasks = tasks
+        self._known = _tokens.setdefault(members, {})
+
+    def run(self) -> None:
+        members = self._members
+        joining = self._tasks & members.returned()
+        if members.silent() or not joining:
+            return
+        connected = _tf_members.connected_tasks()
+        staying = [t for t in members.tasks() if t in connected and t not in members.lost()]
+        if any(connected[t] != members.address(t) for t in staying):
+            self.error = errors.ConfigError(
+                "this process has connected to another cluster since; make the strategy anew"
+            )
+            return
+        self._mark(staying)
+        leaving = [t for t in members.lost() - joining if t in connected]
+        # If one of several tasks failed while they joined, TensorFlow has the others' contexts, but
+        # not their devices. Such a task leaves before it joins. Otherwise one change does both:
+        # each change leaves four threads of TensorFlow's behind.
+        half = [t for t in joining & connected.keys() if t not in _tf_members.incarnations()]
+        if half:
+            _connect(without=leaving + half)
+            leaving = []
+        _connect([(*t, members.address(t)) for t in joining], leaving)
+        self._require(staying)
+        self.admitted = self._admit(joining)
+
+    def _mark(self, tasks: list[Task]) -> None:
+        for task in tasks:
+            if task not in self._known:
+                self._make(task)
+
+    def _make(self, task: Task) -> bool:
+        try:
+            self._known[task] = _tf_members.Token(*task)
+        except tf.errors.OpError:
+            return False  # Whoever calls it will see the same error, and suspect the task.
+        return True
+
+    def _require(self, tasks: list[Task]) -> None:
+        for task in tasks:
+            if task in self._known and not self._known[task].is_there():
+                self._members.lose(task, "has lost its memory while others joined the cluster")
+
+    def _admit(self, tasks: frozenset[Task]) -> frozenset[Task]:
+        admitted = []
+        incarnations = _tf_members.incarnations()
+        for task in tasks:
+            self._known.pop(task, None)
+            if task in incarnations and self._make(task):
+                self._members.admit(task, incarnations[task])
+                admitted.append(task)
+        return frozenset(admitted)
+
+
+def _connect(joining: Iterable = (), without: Iterable = ()) -> None:
+    joining, without = list(joining), list(without)
+    if joining or without:
+        try:
+            _tf_members.connect(joining, without)
+        except (tf.errors.OpError, RuntimeError):
+            return  # What has become of whom is looked at afterwards.

@@ -1,0 +1,84 @@
+"""How a chief that starts finds out whether the servers still hold the memory of another chief.
+
+A chief that died leaves its variables in the servers' memory, where the next chief cannot see them.
+Servers whose host says that no chief listens start anew by themselves. Where the chief's host is
+gone as well, nobody says so. So each chief leaves its name on the servers that it connects to, and
+a chief that finds another name has that server start anew before it connects.
+"""
+
+import os
+import threading
+import time
+import uuid
+from collections.abc import Iterable
+
+import tensorflow as tf
+
+from tfps.cluster import greeting, shutdown
+
+# s for one message.
+_ANSWER = 5.0
+
+# s between two looks at a server that starts anew.
+_POLL = 0.1
+
+# The name of this chief, which is a process.
+_NAME = f"{os.getpid()}-{uuid.uuid4()}"
+
+
+def claim(servers: Iterable[tuple[str, int, str]], timeout: float) -> None:
+    """Leaves this chief's name on servers; those with another chief's name start anew first.
+
+    A server that TensorFlow started, without `tfps.serve`, is left alone.
+
+    Args:
+      servers: (job, index, `host:port`) of servers that answer.
+      timeout: s to wait for all servers together. A server that takes longer is left as it is.
+    """
+    deadline = time.monotonic() + timeout
+    threads = [
+        threading.Thread(target=_claim, args=(*server, deadline), daemon=True) for server in servers
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+
+
+def _claim(job: str, index: int, address: str, deadline: float) -> None:
+    restarted = False
+    while time.monotonic() < deadline:
+        before = greeting.status(address, _ANSWER)
+        name = _owner(job, index, address)
+        if name == _NAME or (name is None and not restarted):
+            return
+        # It starts anew within seconds, and is then another process at the same address.
+        while name is not None and time.monotonic() < deadline and not restarted:
+            now = greeting.status(address, _ANSWER)
+            restarted = now not in (None, before)
+            time.sleep(_POLL)
+        time.sleep(_POLL)
+
+
+def _owner(job: str, index: int, address: str) -> str | None:
+    """Returns the name on a server: ours if there was none, and None if nobody reads there.
+
+    A server with another name is told to start anew.
+    """
+    options = tf.compat.v1.RunOptions(timeout_in_ms=int(_ANSWER * 1000))
+    with tf.Graph().as_default():
+        serves = shutdown.queue(job, index, "serves").size()
+        owners = shutdown.queue(job, index, "owner")
+        known, get, put = owners.size(), owners.dequeue(), owners.enqueue(_NAME)
+        anew = shutdown.queue(job, index).enqueue(shutdown.ANEW)
+        try:
+            with shutdown.session(f"grpc://{address}", job, index) as opened:
+                if not opened.run(serves, options=options):
+                    return None
+                name = opened.run(get, options=options).decode() if opened.run(known) else _NAME
+                opened.run(put, options=options)
+                if name != _NAME:
+                    opened.run(anew, options=options)
+                return name
+        except tf.errors.OpError:
+            return None  # Whoever connects next will see what is wrong with it.
