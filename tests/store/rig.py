@@ -84,11 +84,11 @@ class Rig:
         given = ids, gradients[:3], state, live, finite, np.int32(expected)
         if self._actors is None:
             self._push.get_concrete_function(self.pusher.handles(), *given)
-            self._actors = Actors(self.pusher, 1)
-        self._actors.start(self._failures.append)
+            self._actors = Actors(self.pusher)
+        self._actors.start([0], self._failures.append)
         try:
             with tf.device(worker_device(0)):
-                return self._push(self._actors.handles(0), *given)
+                return self._push(self._actors.handles(0, 0), *given)
         finally:
             self._actors.stop()
             assert not self._failures

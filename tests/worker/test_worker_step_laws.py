@@ -51,7 +51,7 @@ class Rig:
         side = self.session.state.side(self.policy.exchange, False)
         self.step = self.session.steps.training(side, self.policy, feed)
         self.actors = side.actors()
-        self.handles = self.actors.handles(0)
+        self.handles = self.actors.handles(0, 0)
         self.group = feed.group
 
     def server(self):
@@ -62,7 +62,7 @@ class Rig:
     def epoch(self, data, memory=None):
         """Trains over a dataset; returns (reports, what the worker keeps)."""
         failures = []
-        self.actors.start(failures.append)
+        self.actors.start([0], failures.append)
         try:
             return self._epoch(data, memory)
         finally:

@@ -6,7 +6,7 @@ changes nothing, however late it arrives (a worker that was frozen, and thaws).
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -63,7 +63,7 @@ class _Server:
         self._running: ServerCall | None = None
 
     def start(
-        self, handles: ServerHandles, lives: list[int], failed: Callable[[BaseException], None]
+        self, handles: ServerHandles, lives: Sequence[int], failed: Callable[[BaseException], None]
     ) -> None:
         """Starts the loop."""
         nothing = np.full(len(lives), -1, np.int64)
@@ -128,53 +128,53 @@ class Actors:
     `stop`. All of them are called from one thread.
     """
 
-    def __init__(self, pusher: Pusher, num_workers: int):
+    def __init__(self, pusher: Pusher):
         """Makes the queues.
 
         Args:
           pusher: of which a step has been traced.
-          num_workers: of the cluster.
         """
         self._pusher = pusher
-        self._lives = [0] * num_workers
-        self._senders: list[_Life | None] = [None] * num_workers
+        self._senders: dict[tuple[int, int], _Life] = {}  # by worker and life
         self._servers = [_Server(pusher, p) for p in pusher.written_to()]
 
-    def start(self, failed: Callable[[BaseException], None]) -> None:
+    def start(self, lives: Sequence[int], failed: Callable[[BaseException], None]) -> None:
         """Starts the loops.
 
         Args:
+          lives: per worker, the number of its present life. The numbers never go back.
           failed: called with the error by which a loop ended, in some thread.
         """
         for server in self._servers:
-            server.start(self._pusher.handles_on(server.p), self._lives, failed)
+            server.start(self._pusher.handles_on(server.p), lives, failed)
 
-    def handles(self, worker: int) -> ServerHandles:
-        """What the present life of a worker calls its steps with."""
-        life = self._senders[worker]
-        if life is None:
-            life = _Life(worker, self._lives[worker], self._servers)
-            self._senders[worker] = life
-        return self._pusher.server_handles()._replace(sender=life.sender)
+    def handles(self, worker: int, life: int) -> ServerHandles:
+        """What a life of a worker calls its steps with; made when it is first asked for."""
+        key = worker, life
+        if key not in self._senders:
+            self._senders[key] = _Life(worker, life, self._servers)
+        return self._pusher.server_handles()._replace(sender=self._senders[key].sender)
 
-    def fence(self, worker: int) -> list[Told]:
-        """Ends the life of a worker on every ps: none of its letters counts any more.
+    def fence(self, worker: int, life: int) -> dict[int, Told]:
+        """Ends the earlier lives of a worker on every ps: none of their letters counts any more.
+
+        Args:
+          worker: index.
+          life: the worker's next one.
 
         Returns:
-          What each ps has of this life. (Of a ps that pushes do not concern, nothing.)
+          ps -> what it has of the life that ends. (A ps that pushes do not concern has nothing.)
 
         Raises:
           TaskLost: a ps is gone.
           StepTimeout: a ps does not answer.
         """
-        self._lives[worker] += 1
-        calls = [s.command(FENCE, worker, self._lives[worker]) for s in self._servers]
+        calls = [s.command(FENCE, worker, life) for s in self._servers]
         deadline = time.monotonic() + _ANSWERS_WITHIN
-        told = [Told(*map(int, c.result(deadline, "fencing off a worker"))) for c in calls]
-        life, self._senders[worker] = self._senders[worker], None
-        if life is not None:
-            life.end()
-        return told
+        found = [c.result(deadline, "fencing off a worker") for c in calls]
+        for key in [k for k in self._senders if k[0] == worker and k[1] < life]:
+            self._senders.pop(key).end()
+        return {c.ps: Told(*map(int, row)) for c, row in zip(calls, found, strict=True)}
 
     def stop(self) -> int:
         """Ends the loops, once these have taken in what is in the inboxes.
@@ -191,9 +191,8 @@ class Actors:
 
     def abort(self) -> None:
         """Ends loops and waiting calls after an error; afterwards this object is of no use."""
-        for life in self._senders:
-            if life is not None:
-                life.end()
+        for life in self._senders.values():
+            life.end()
         for server in self._servers:
             server.delete()
 

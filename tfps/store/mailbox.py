@@ -7,7 +7,7 @@ update: what a worker calls on a ps is cancelled with the worker, but the loop i
 chief.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -76,6 +76,20 @@ def _integer(t: Any) -> tf.Tensor:
 def number(bits: tf.Tensor) -> tf.Tensor:
     """The float32 scalar of a header's bits."""
     return tf.bitcast(tf.cast(bits, tf.int32), tf.float32)
+
+
+def repeats_of(has: Collection[int]) -> int:
+    """The number that tells a push that it is a repeat: 0 tells that it is none.
+
+    Args:
+      has: the ps that have the unit already.
+    """
+    return 1 + sum(2 << p for p in has)
+
+
+def masked(repeats: tf.Tensor, p: int) -> tf.Tensor:
+    """int64 scalar, `Header.masked` for a ps, of a number of `repeats_of`."""
+    return tf.bitwise.bitwise_and(tf.bitwise.right_shift(repeats, p + 1), 1)
 
 
 class SenderHandles(NamedTuple):

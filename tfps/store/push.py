@@ -259,7 +259,7 @@ class Pusher:
         learning_rate: tf.Tensor,
         expected: tf.Tensor | None = None,
         reads: Sequence[tuple[int, tf.Tensor]] = (),
-        masks: tf.Tensor | None = None,
+        repeats: tf.Tensor | None = None,
     ) -> Receipt:
         """Sends a step's updates to the servers, and waits until these have taken them in.
 
@@ -273,15 +273,15 @@ class Pusher:
           expected: int32 scalar, the number of pushes in a round; None outside of rounds.
           reads: (ps, tensor) of what is read before in the same function. The push is not sent
             before that, so that its update does not overtake the read.
-          masks: None, or int64 [ps] for a push that is repeated: 1 for each ps that has it already
-            and is to ignore it.
+          repeats: int64 scalar, 0 or `mailbox.repeats_of` the ps that have the push already, which
+            ignore it; None for 0.
 
         Returns:
           What ps 0 says.
         """
         receipt = Receipt(tf.constant(0, tf.int64), tf.constant(False))
         for p in range(self._plan.num_ps):
-            letter = self._letter(p, handles, sent, learning_rate, expected, masks)
+            letter = self._letter(p, handles, sent, learning_rate, expected, repeats)
             if letter is None:
                 continue
             with tf.device(ps_device(p)):
@@ -308,7 +308,7 @@ class Pusher:
         sent: Push,
         learning_rate: tf.Tensor,
         expected: tf.Tensor | None,
-        masks: tf.Tensor | None,
+        repeats: tf.Tensor | None,
     ) -> list[tf.Tensor] | None:
         """What a ps gets of a push: tensors on that ps, the header's row first; None for nothing.
 
@@ -320,11 +320,11 @@ class Pusher:
         payloads = {i: one for i, one in sent.payloads.items() if i in held}
         rows = {i: one for i, one in sent.rows.items() if i in held}
         header = Header(
-            kind=mailbox.PUSH if masks is None else mailbox.REPEAT,
+            kind=mailbox.PUSH if repeats is None else tf.minimum(repeats, mailbox.REPEAT),
             worker=handles.sender.identity[0],
             life=handles.sender.identity[1],
             unit=sent.unit,
-            masked=0 if masks is None else masks[p],
+            masked=0 if repeats is None else mailbox.masked(repeats, p),
             version=sent.versions[p],
             live=sent.live,
             finite=sent.finite,

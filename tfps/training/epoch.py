@@ -152,6 +152,13 @@ class Epoch:
             self._state.own.load_if_changed()
             self._is_over = self.stopped() and not before
 
+    def lost(self, worker: int) -> None:
+        """Keeps what a lost worker has reported of metrics that workers carry."""
+        self._totals.retire(worker)
+
+    def returned(self, worker: int) -> None:
+        """See `policy_run.Observer`."""
+
     def defers(self) -> bool:
         """Whether nobody looks at the totals before the run is over."""
         counts = self._snapshotter is not None and self._snapshotter.counts_updates

@@ -7,11 +7,16 @@ import keras
 
 from tfps.training import callbacks as traits
 from tfps.training.feeds import Feed, Work
+from tfps.training.given import Redo
 from tfps.training.metric_totals import MetricTotals
 from tfps.training.reports import Reports
 from tfps.training.session import Session
 from tfps.training.work_loop import WorkLoop
 from tfps.worker.tally import Report
+
+
+# Works of a worker whose reports may stay there; see `policy_run`.
+_UNREPORTED = 16
 
 
 class EvaluationRun:
@@ -34,18 +39,25 @@ class EvaluationRun:
         self._pulled = session.pull()
         self._handles = session.served.store.handles()
         self._program = session.served.program
-        self._totals = MetricTotals(
-            self._program, session.merging(feed, train=False), self._step.own.logs
-        )
 
     def evaluate(self) -> MetricTotals:
         """Runs over the feed, from its first batch; returns the totals."""
-        self._feed.reset()  # Every validation sees the same batches.
-        self._feed.begin_epoch()
-        with self._own.aside():
-            self._run()
-        self._feed.end_epoch()
+        self._begins_again = True
+        while self._begins_again:
+            self._begins_again = False
+            self._unreported: dict[int, list[Work]] = {}
+            self._totals = self._fresh()
+            self._feed.reset()  # Every validation sees the same batches.
+            self._feed.begin_epoch()
+            with self._own.aside():
+                self._run()
+            self._feed.end_epoch()
         return self._totals
+
+    def _fresh(self) -> MetricTotals:
+        session = self._session
+        merging = session.merging(self._feed, train=False)
+        return MetricTotals(self._program, merging, self._step.own.logs)
 
     def _run(self) -> None:
         own = self._own
@@ -53,9 +65,16 @@ class EvaluationRun:
         calls = self._session.calls
         self._reports = Reports(calls, self._step.own, defers=not self._watches_batches)
         own.report(self._reports.blanks)
-        WorkLoop(calls, self._feed, self).run()
-        for report in self._reports.bring(calls, [one.report[0] for one in own.each]):
-            self._totals.add(report)
+        loop = WorkLoop(calls, self._feed, self)
+        loop.run()
+        while True:
+            vectors = [one.report[0] if one.report else None for one in own.each]
+            for report in self._reports.bring(calls, vectors):
+                self._totals.add(report)
+                self._unreported[report.worker] = []
+            if not calls.events:
+                break
+            loop.run()
         own.copy()
 
     def call(self, worker: int, work: Work) -> Callable[[], Report]:
@@ -63,6 +82,9 @@ class EvaluationRun:
 
         step, handles, pulled = self._step, self._handles, self._pulled[worker]
         each, number = self._own.each, self._session.number_batches(work.count)
+        unreported = self._unreported.setdefault(worker, [])
+        unreported.append(work)
+        defers = len(unreported) <= _UNREPORTED
         replace, reports = self._own.replacement(worker), self._reports
 
         def call() -> Report:
@@ -71,11 +93,43 @@ class EvaluationRun:
             for part in work.steps:
                 vector, own = step(handles, pulled, part.source, own, part.count, first)
                 own, first = own._replace(report=[vector]), first + part.count
-            report, following = reports.take(worker, work, vector)
+            report, following = reports.take(worker, work, vector, defers)
             each[worker] = own._replace(report=[following])
             return report
 
         return call
+
+    def completed(self, worker: int, work: Work, result: Report) -> None:
+        """See `work_loop.Run`."""
+        if result.is_known:
+            self._unreported[worker] = []
+
+    def lost(self, worker: int, redo: Redo | None) -> list[Redo]:
+        """See `work_loop.Run`; all that the worker has not reported is evaluated by others."""
+        del redo
+        for work in self._unreported.pop(worker, []):
+            self._feed.give_back(worker, work, 0)
+        self._own.lost(worker)
+        self._reports.lost(worker)
+        # What workers carry of metrics is lost with them.
+        self._begins_again = self._begins_again or bool(self._totals.carried)
+        return []
+
+    def redo(self, worker: int, redo: Redo) -> tuple[Work, Callable[[], Report]]:
+        """See `work_loop.Run`; nothing is done again but by giving it back."""
+        raise NotImplementedError
+
+    def redo_ended(self, worker: int, work: Any, taken: int) -> None:
+        """See `redo`."""
+
+    def redone(self, redo: Redo, result: Any) -> None:
+        """See `redo`."""
+
+    def returned(self, worker: int) -> None:
+        """See `work_loop.Run`; who has returned takes part in what comes next."""
+
+    def begins(self, worker: int, value: Any) -> None:
+        """See `returned`."""
 
     def began(self, first: int) -> None:
         """See `work_loop.Run`."""

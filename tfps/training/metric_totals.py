@@ -89,6 +89,11 @@ class MetricTotals:
             self._latest[report.worker] = metrics
         self._extras = extras
 
+    def retire(self, worker: int) -> None:
+        """Notes that a worker will not go on with the metrics that it carries."""
+        if worker in self._latest:
+            self._latest[min([0, *self._latest]) - 1] = self._latest.pop(worker)
+
     def logs(self, final: bool = False) -> dict[str, float]:
         """The logs of all workers: name -> value.
 

@@ -40,6 +40,7 @@ class OwnState:
     def forget(self) -> None:
         """Lets go of the values; workers begin with those of the model again."""
         self.each: list[Own] = []
+        self._begin: list[np.ndarray] = []  # the metrics with which a worker begins
         self._variables: list[keras.Variable] = []
         self._copied: list[np.ndarray] = []  # What the model's variables were given last.
         self._replacements: dict[int, list[np.ndarray]] = {}  # worker -> what it goes on with
@@ -68,14 +69,44 @@ class OwnState:
                 "whatever batch is next; train with one worker, or give a dataset_fn",
                 stacklevel=2,
             )
-        kept = [own.unlisted for own in self.each]
         if self._is_new(program):
             kept = self._placed_anew(program)
+        else:
+            self._place_returned()
+            kept = [own.unlisted for own in self.each]
         fresh = [Own([], [], [])] * self._calls.num_workers
         if metrics:
             begins = by_worker or (lambda worker: metrics)
             fresh = self._calls.run_on_each(lambda worker: placed(begins(worker), []))
-        self.each = [Own(f.metrics, k, []) for f, k in zip(fresh, kept, strict=True)]
+        self._begin = metrics
+        self.each = [
+            Own([] if f is None else f.metrics, k, []) for f, k in zip(fresh, kept, strict=True)
+        ]
+
+    def lost(self, worker: int) -> None:
+        """Lets go of what a lost worker had."""
+        if worker < len(self.each):
+            self.each[worker] = Own([], [], [])
+            self._replacements.pop(worker, None)
+
+    def revived(self) -> Callable[[], Own]:
+        """What is to be called on a worker that has returned; gives the values that it begins with.
+
+        These are those of the metrics before the first batch, and what the model has of the others.
+        """
+        metrics, unlisted = self._begin, self._copied
+        return lambda: placed(metrics, unlisted)
+
+    def _place_returned(self) -> None:
+        """Gives values to workers that have returned since the last epoch."""
+        if not self._variables:
+            return
+        new = [w for w in sorted(self._calls.living) if not self.each[w].unlisted]
+        revived = self.revived()
+        placed_on = self._calls.run_on_each(lambda worker: revived(), new) if new else []
+        for worker in new:
+            if (own := placed_on[worker]) is not None:
+                self.each[worker] = own
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
@@ -110,20 +141,28 @@ class OwnState:
             values = [values[w % len(values)] for w in range(self._calls.num_workers)]
         placed_on = self._calls.run_on_each(lambda worker: placed([], values[worker]))
         self._copy(values[0])
-        return [own.unlisted for own in placed_on]
+        return [[] if own is None else own.unlisted for own in placed_on]
 
     def report(self, reports: list[tf.Tensor]) -> None:
         """Gives each worker the report to which its next call adds its own."""
         pairs = zip(self.each, reports, strict=True)
-        self.each[:] = [own._replace(report=[report]) for own, report in pairs]
+        self.each[:] = [
+            own._replace(report=[] if report is None else [report]) for own, report in pairs
+        ]
 
-    def copy(self, worker: int = 0) -> None:
-        """Gives the model the values with which a worker that is not at work goes on."""
-        self._copy(self._following(worker))
+    def copy(self, worker: int | None = None) -> None:
+        """Gives the model the values with which a worker that is not at work goes on.
+
+        Args:
+          worker: index; None for the first that lives.
+        """
+        self._copy(self._following(self._calls.first if worker is None else worker))
 
     def _following(self, worker: int) -> list[np.ndarray]:
         if worker in self._replacements:
             return self._replacements[worker]
+        if worker not in self._calls.living:
+            return self._copied
         values = self.each[worker].unlisted
         return self._calls.ask(lambda: [t.numpy() for t in values]) if values else []
 

@@ -1,12 +1,16 @@
 """Training under one policy: from the start of the workers to the end of what they hold."""
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 from tfps.model import optimizer_traits
-from tfps.training.feeds import Feed, WorkSource
+from tfps.store import mailbox
+from tfps.store.actors import Told
+from tfps.training.feeds import Feed, WorkAhead, WorkSource
+from tfps.training.given import GivenWorks, Redo
 from tfps.training.lookahead import Lookahead
 from tfps.training.policy import ConsistencyPolicy
 from tfps.training.reports import Reports
@@ -14,11 +18,16 @@ from tfps.training.schedule import Clocks
 from tfps.training.server_side import ServerSide
 from tfps.training.session import Session
 from tfps.training.work_loop import RoundLoop, WorkLoop
+from tfps.worker.async_step import AsyncCarry
 from tfps.worker.tally import Report
 from tfps.worker.worker_step import RoundStep
 
 # s after which the learning rate is read again though no hook has run.
 _RATE_LASTS = 0.1
+
+# Works of a worker whose reports may stay there. If the worker is lost, their metrics are computed
+# again.
+_UNREPORTED = 16
 
 
 class Observer(Protocol):
@@ -35,6 +44,12 @@ class Observer(Protocol):
 
     def defers(self) -> bool:
         """Whether it is enough to know at the end of a run what its work came to."""
+
+    def lost(self, worker: int) -> None:
+        """A worker is lost; the others go on."""
+
+    def returned(self, worker: int) -> None:
+        """A lost worker takes part again."""
 
     def stopped(self) -> bool:
         """Whether training is to stop."""
@@ -87,12 +102,14 @@ class PolicyRun:
         defers = self._defers and type(schedule).finished is Clocks.finished
         self._reports = Reports(self._calls, self._step.own, defers)
         self._start()
+        kind = RoundLoop if self._policy.in_rounds else WorkLoop
         ended = False
-        loop = RoundLoop if self._policy.in_rounds else WorkLoop
         try:
-            last = loop(self._calls, self._source(), self, schedule, first).run()
-            self._bring_reports()
-            self._push_pending()
+            self._source = self._source_of(observer)
+            loop = kind(self._calls, self._source, self, schedule, first)
+            last = loop.run()
+            while not self._is_finished():
+                last = loop.run()
             self._actors.stop()
             ended = True
         finally:
@@ -105,53 +122,69 @@ class PolicyRun:
     def _start(self) -> None:
         self._side.pusher.clear()
         self._actors = self._side.actors()
-        self._handles = [self._actors.handles(w) for w in range(self._calls.num_workers)]
-        self._actors.start(self._calls.interrupt)
+        self._actors.start(self._calls.lives, self._calls.interrupt)
+        lives, actors, step = list(self._calls.lives), self._actors, self._step
+        self._handles = self._calls.run_on_each(lambda w: actors.handles(w, lives[w]))
+        handles = self._handles
         # Nothing else may hold the memory, or the tensors would stay on the workers.
         memory = self._state.take_memory(self._side.exchange)
-        self._state.carries = self._calls.run_on_each(
-            lambda worker: self._step.start(self._handles[worker], memory[worker])
-        )
+        self._state.carries = self._calls.run_on_each(lambda w: step.start(handles[w], memory[w]))
         self._state.own.report(self._reports.blanks)
+        self._given = GivenWorks(self._calls.num_workers)
+        self._pushing: dict[int, _RoundPush] = {}
+        self._round_redos: dict[int, _RoundPush] = {}
 
-    def _source(self) -> WorkSource:
+    def _source_of(self, observer: Observer) -> WorkSource:
         if not self._step.prefetches:
             return self._feed
         # When training goes on in another way, workers first train on the batches that they hold.
-        return Lookahead(self._feed, self._calls.num_workers, self._observer.has_changed)
+        return Lookahead(self._feed, self._calls.num_workers, observer.has_changed)
 
     def call(self, worker: int, work: Any) -> Callable[[], Report]:
         """See `work_loop.Run`."""
         number, rate = self._state.number_steps(work.takes), self._rate()
+        self._give(worker, number, work)
         # A call that hangs must not keep the trainer alive, so it holds only what it needs.
         step, handles, carries = self._step, self._handles[worker], self._state.carries
         each, replace = self._state.own.each, self._state.own.replacement(worker)
-        reports = self._reports
+        reports, carry = self._reports, carries[worker]
+        defers = self._given.unreported(worker) < _UNREPORTED
 
         def call() -> Report:
             replace()
-            own, first = each[worker], number
+            own, first, kept = each[worker], number, carry
             for part in work.steps:
-                vector, carries[worker], own = step(
-                    handles, part.source, carries[worker], own, part.takes, first, rate
+                vector, kept, own = step(
+                    handles, part.source, kept, own, part.takes, first, rate
                 )
                 own, first = own._replace(report=[vector]), first + part.takes
-            report, following = reports.take(worker, work, vector)
-            each[worker] = own._replace(report=[following])
+            report, following = reports.take(worker, work, vector, defers)
+            carries[worker], each[worker] = kept, own._replace(report=[following])
             return report
 
         return call
 
+    def _give(self, worker: int, number: int, work: Any) -> None:
+        """Notes what is lost if the worker is."""
+        if self._policy.in_rounds:
+            self._pushing[worker] = _RoundPush(work, number)
+            return
+        following = work.following if isinstance(work, WorkAhead) else work
+        if following is not None:
+            exchange = bool(self._policy.local_steps)
+            self._given.give(worker, number, following, exchange)
+
     def push(self, worker: int, share: float, expected: int) -> Callable[[], Report]:
         """See `work_loop.RoundRun`."""
         number, rate = self._state.number_steps(1), self._rate()
+        held = self._pushing[worker]
+        held.push, held.share, held.expected = number, share, expected
         step, handles = cast(RoundStep, self._step), self._handles[worker]
         carries = self._state.carries
+        carry = carries[worker]
 
         def call() -> Report:
-            vector, carries[worker] = step.push(
-                handles, carries[worker], number, share, expected, rate
-            )
+            vector, carries[worker] = step.push(handles, carry, number, share, expected, rate)
             return Report.of(vector, step.own.shapes, worker)
 
         return call
@@ -159,6 +192,13 @@ class PolicyRun:
     def began(self, first: int) -> None:
         """See `work_loop.Run`."""
         self._observer.began(first)
+
+    def completed(self, worker: int, work: Any, result: Report) -> None:
+        """See `work_loop.Run`."""
+        if self._policy.in_rounds:
+            return
+        done = work.held if isinstance(work, WorkAhead) else work
+        self._given.done(worker, [] if done is None else [done], result.is_known)
 
     def ended(self, last: int, first: int, result: Report) -> None:
         """See `work_loop.Run`."""
@@ -170,23 +210,154 @@ class PolicyRun:
         changed = not self._step.prefetches and self._observer.has_changed()
         return self._observer.stopped() or changed
 
-    def _bring_reports(self) -> None:
-        """Tells the observer what workers have not reported yet."""
-        vectors = [own.report[0] for own in self._state.own.each]
+    # What is lost with a worker.
+
+    def lost(self, worker: int, redo: Redo | None) -> list[Redo]:
+        """See `work_loop.Run`."""
+        told = self._actors.fence(worker, self._calls.lives[worker])
+        self._state.carries[worker] = None
+        self._state.own.lost(worker)
+        self._reports.lost(worker)
+        self._observer.lost(worker)
+        redos = []
+        if redo is not None:
+            has = redo.has | {p for p, one in told.items() if one.repeated == redo.number}
+            redos.append(redo._replace(has=has))
+        if self._policy.in_rounds:
+            return redos + self._lost_of_round(worker, told)
+        loss = self._given.lose(worker, {p: one.last for p, one in told.items()})
+        for work, begin in loss.back:
+            self._feed.give_back(worker, work, begin)
+        return redos + loss.redo
+
+    def _lost_of_round(self, worker: int, told: dict[int, Told]) -> list[Redo]:
+        held = self._pushing.pop(worker, None)
+        if held is None:
+            return []
+        if held.push is None:
+            self._feed.give_back(worker, held.work, 0)
+            return []
+        has = frozenset(p for p, one in told.items() if one.last >= held.push)
+        if len(has) == len(told):
+            return []
+        count = held.work.count
+        redo = Redo(held.work, 0, count, held.push, has, counts=False, open=False)
+        self._round_redos[held.push] = held
+        return [redo]
+
+    def redo(self, worker: int, redo: Redo) -> tuple[Any, Callable[[], Report]]:
+        """See `work_loop.Run`."""
+        work = self._feed.repeat(redo.work, redo.begin, worker, redo.count)
+        repeats = mailbox.repeats_of(redo.has)
+        if self._policy.in_rounds:
+            return work, self._redo_of_round(worker, redo, work, repeats)
+        rate, carries, each = self._rate(), self._state.carries, self._state.own.each
+        handles, carry, own = self._handles[worker], carries[worker], each[worker]
+        step = self._session.steps.repeating(self._side, self._policy, self._feed)
+        masked, shapes, blank = self._masked(redo.has), step.own.shapes, self._reports.blanks[worker]
+        whole = bool(self._policy.local_steps)
+        counts = redo.counts
+
+        def call() -> Report:
+            given = carry if whole else AsyncCarry(carry.residuals)
+            vector, kept, after = step(
+                handles, work.source, given, own._replace(report=[blank]), work.count,
+                redo.number, rate, repeats,
+            )  # fmt: skip
+            # A ps that ignores the repeat has not got what its residuals would lack.
+            residuals = {
+                i: (carry.residuals if i in masked else kept.residuals)[i] for i in kept.residuals
+            }
+            kept = kept if whole else carry
+            carries[worker] = kept._replace(residuals=residuals)
+            if counts:
+                each[worker] = after._replace(report=own.report)
+            report = Report.of(vector, shapes, worker)
+            return report if counts else report.of_push()
+
+        return work, call
+
+    def _redo_of_round(self, worker, redo, work, repeats) -> Callable[[], Report]:
+        held = self._round_redos[redo.number]
+        rate, carries = self._rate(), self._state.carries
+        handles, carry = self._handles[worker], carries[worker]
+        own = self._state.own.each[worker]._replace(report=[self._reports.blanks[worker]])
+        step = cast(RoundStep, self._step)
+
+        def call() -> Report:
+            # The worker's own push is done: what it has computed is of no use any more.
+            vector, kept, _ = step(handles, work.source, carry, own, work.count, held.number, rate)
+            taken = Report.of(vector, step.own.shapes, worker).taken
+            assert held.push is not None
+            vector, kept = step.push(
+                handles, kept, held.push, held.share, held.expected, rate, repeats
+            )
+            carries[worker] = kept
+            return dataclasses.replace(Report.of(vector, step.own.shapes, worker), taken=taken)
+
+        return call
+
+    def _masked(self, has: frozenset[int]) -> set[int]:
+        """The buckets on these ps."""
+        buckets = self._session.served.store.plan.buckets
+        return {i for i, bucket in enumerate(buckets) if bucket.ps in has}
+
+    def redo_ended(self, worker: int, work: Any, taken: int) -> None:
+        """See `work_loop.Run`."""
+        self._feed.done(worker, work, taken)
+
+    def redone(self, redo: Redo, result: Report) -> None:
+        """See `work_loop.Run`."""
+        del redo
+        self._observer.counts(result)
+
+    def returned(self, worker: int) -> Callable[[], Any]:
+        """See `work_loop.Run`."""
+        actors, step, life = self._actors, self._step, self._calls.lives[worker]
+        revived, blank = self._state.own.revived(), step.own.blank
+
+        def begin() -> tuple:
+            handles = actors.handles(worker, life)
+            return handles, step.start(handles, None), revived(), blank()
+
+        return begin
+
+    def begins(self, worker: int, value: Any) -> None:
+        """See `work_loop.Run`."""
+        handles, carry, own, blank = value
+        self._handles[worker], self._state.carries[worker] = handles, carry
+        self._reports.blanks[worker] = blank
+        self._state.own.each[worker] = own._replace(report=[blank])
+        self._observer.returned(worker)
+
+    # The end.
+
+    def _is_finished(self) -> bool:
+        """Brings reports, and pushes what is pending; whether nobody was lost meanwhile."""
+        vectors = [own.report[0] if own.report else None for own in self._state.own.each]
         for report in self._reports.bring(self._calls, vectors):
             self._observer.counts(report)
-
-    def _push_pending(self) -> None:
-        rate, carries = self._rate(), self._state.carries
-        vectors = self._calls.run_on_each(
-            lambda worker: self._step.finish(self._handles[worker], carries[worker], rate)
-        )
+            self._state.own.each[report.worker] = self._state.own.each[report.worker]._replace(
+                report=[self._reports.blanks[report.worker]]
+            )
+        rate, carries, step, handles = self._rate(), self._state.carries, self._step, self._handles
+        vectors = self._calls.run_on_each(lambda w: step.finish(handles[w], carries[w], rate))
         for worker, vector in enumerate(vectors):
             if vector is not None:
                 self._observer.counts(Report.of(vector, self._step.own.shapes, worker))
+        for worker in self._calls.living:
+            self._given.settled(worker)
+        if not self._calls.events:
+            return True
+        # What was pending is pushed: the others go on with nothing but their memory.
+        again = self._calls.run_on_each(lambda w: step.start(handles[w], step.rest(carries[w])))
+        for worker, carry in enumerate(again):
+            if carry is not None:
+                carries[worker] = carry
+        return False
 
     def _keep_memory(self) -> None:
-        memory = [self._step.rest(carry) for carry in self._state.carries]
+        memory = [None if c is None else self._step.rest(c) for c in self._state.carries]
         self._state.keep_memory(self._side.exchange, memory)
         self._state.carries = []
 
@@ -200,3 +371,21 @@ class PolicyRun:
 
     def _read_rate(self) -> float:
         return optimizer_traits.rate_now(self._session.served.rate)
+
+
+@dataclasses.dataclass
+class _RoundPush:
+    """What a worker does in a round.
+
+    Attributes:
+      work: its batch, or the batches of its local steps.
+      number: of the (first) step.
+      push: number of the push; None before the round is due.
+      share, expected: of the push.
+    """
+
+    work: Any
+    number: int
+    push: int | None = None
+    share: float = 0.0
+    expected: int = 0

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from tfps import _keras_models, _tf_functions
 from tfps.training.feeds import Feed, Work
+from tfps.training.given import Redo
 from tfps.training.session import Session
 from tfps.training.work_loop import WorkLoop
 
@@ -65,6 +66,7 @@ class PredictionRun:
         self._group = session.model.steps_per_execution
         self._ended: dict[int, int] = {}  # group of batches -> how many of them are done
         self._is_over = False  # whether the hook after a batch has stopped the prediction
+        self._given: dict[int, Work] = {}  # worker -> what it is at
         self._told = 0  # groups of which the hook has been called
 
     def predict(self) -> list:
@@ -86,6 +88,7 @@ class PredictionRun:
 
         step, handles, pulled = self._step, self._handles, self._pulled[worker]
         each, number = self._own.each, self._session.number_batches(1)
+        self._given[worker] = work
         replace = self._own.replacement(worker)
 
         def call() -> Prediction:
@@ -94,6 +97,39 @@ class PredictionRun:
             return Prediction(keras.tree.map_structure(_here, outputs), worker)
 
         return call
+
+    def completed(self, worker: int, work: Work, result: Any) -> None:
+        """See `work_loop.Run`."""
+        self._given.pop(worker, None)
+
+    def lost(self, worker: int, redo: Redo | None) -> list[Redo]:
+        """See `work_loop.Run`; the batch keeps its place in the order of the input."""
+        self._own.lost(worker)
+        work = self._given.pop(worker, None)
+        redos = [] if redo is None else [redo]
+        if work is not None:
+            redos.append(Redo(work, 0, 1, 0, frozenset(), counts=True, open=True))
+        return redos
+
+    def redo(self, worker: int, redo: Redo) -> tuple[Work, Callable[[], Prediction]]:
+        """See `work_loop.Run`."""
+        work = self._feed.repeat(redo.work, 0, worker)
+        call = self.call(worker, work)
+        del self._given[worker]
+        return work, call
+
+    def redo_ended(self, worker: int, work: Work, taken: int) -> None:
+        """See `work_loop.Run`."""
+        self._feed.done(worker, work, taken)
+
+    def redone(self, redo: Redo, result: Any) -> None:
+        """See `work_loop.Run`; every batch is of a call that has not ended."""
+
+    def returned(self, worker: int) -> None:
+        """See `work_loop.Run`; who has returned takes part in what comes next."""
+
+    def begins(self, worker: int, value: Any) -> None:
+        """See `returned`."""
 
     def began(self, first: int) -> None:
         """See `work_loop.Run`."""

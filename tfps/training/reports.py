@@ -31,20 +31,27 @@ class Reports:
         # Per worker, steps and batches in a report that has stayed there.
         self._later = [(0, 0)] * calls.num_workers
 
-    def take(self, worker: int, work: Any, vector: tf.Tensor) -> tuple[Report, tf.Tensor]:
+    def lost(self, worker: int) -> None:
+        """Notes that a worker is lost, with the report that has stayed there."""
+        self._later[worker] = 0, 0
+
+    def take(
+        self, worker: int, work: Any, vector: tf.Tensor, defers: bool = True
+    ) -> tuple[Report, tf.Tensor]:
         """Takes in what a call reports; called in the thread of the call.
 
         Args:
           worker: index.
           work: what the call did.
           vector: what it returned.
+          defers: whether the report may stay where it is.
 
         Returns:
           (what is known of the call, and of all calls before if the report is brought here; the
           report that the worker's next call adds to).
         """
         steps, taken = self._later[worker]
-        if self._defers and work.is_sure:
+        if self._defers and defers and work.is_sure:
             self._later[worker] = steps + work.count, taken + work.takes
             return Report.later(work.count, work.takes, worker), vector
         report = Report.of(vector, self._shapes, worker)
@@ -67,5 +74,8 @@ class Reports:
         late = [worker for worker, later in enumerate(self._later) if later != (0, 0)]
         if not late:
             return []
-        arrays = calls.run_on_each(lambda w: vectors[w].numpy() if w in late else None)
-        return [Report.of(arrays[w], self._shapes, w) for w in late]
+        arrays = calls.run_on_each(lambda w: vectors[w].numpy(), late)
+        here = [w for w in late if arrays[w] is not None]
+        for w in here:
+            self._later[w] = 0, 0
+        return [Report.of(arrays[w], self._shapes, w) for w in here]

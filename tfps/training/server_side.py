@@ -78,13 +78,12 @@ class ServerSide:
         update = Summed(optimizer) if exchange.in_rounds else Applied(optimizer)
         host = served.program.devices.host
         self.pusher = Pusher(store, update, exchange.staleness_scaling, host)
-        self._num_workers = num_workers
         self._actors: Actors | None = None
 
     def actors(self) -> Actors:
         """The loops of the servers; to be asked for after a step has been traced."""
         if self._actors is None:
-            self._actors = Actors(self.pusher, self._num_workers)
+            self._actors = Actors(self.pusher)
         return self._actors
 
     def abort(self) -> None:

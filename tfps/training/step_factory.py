@@ -69,6 +69,20 @@ class StepFactory:
         key = ("training", side, policy.delay, Form.of(feed))
         return self._once(key, lambda: self._trace_training(side, policy, feed))
 
+    def repeating(self, side: ServerSide, policy: ConsistencyPolicy, feed: Feed) -> WorkerStep:
+        """The step by which a worker does again what another one has lost; not for rounds."""
+        step = self.training(side, policy, feed)
+        if isinstance(step, (AsyncStep, LocalSGDStep)):
+            return step
+        key = ("repeating", side, Form.of(feed))
+        return self._once(key, lambda: self._trace_repeating(side, feed))
+
+    def _trace_repeating(self, side: ServerSide, feed: Feed) -> AsyncStep:
+        program, puller = self._served.program, self._served.puller
+        optimizer = self._served.optimizer
+        gradient = Gradient(program, puller, side.pusher, optimizer, program.model.jit_compile)
+        return AsyncStep(gradient, self._own(feed, True), feed.source_spec, feed.group == 1)
+
     def merging(self, feed: Feed, train: bool) -> MetricMerging:
         """How the metrics of several workers are put together, in training or in evaluation."""
         return self._once(

@@ -340,7 +340,7 @@ class TrainingState:
 
     def memory(self) -> dict[str, list[WorkerMemory]]:
         """What workers have kept, as arrays; see `Exported.workers`."""
-        return tf.nest.map_structure(lambda t: t.numpy(), self._memory)
+        return tf.nest.map_structure(lambda t: None if t is None else t.numpy(), self._memory)
 
     def sides_in_use(self) -> dict[str, ServerSide]:
         """Name of an exchange -> the servers' side of it, for those whose state outlives a cut.

@@ -1,12 +1,14 @@
-"""Handing out work: which worker runs what next, and what happens when the work is done."""
+"""Handing out work: which worker runs what next, and what happens when it is done, or lost."""
 
 import collections
+import dataclasses
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from tfps import errors
-from tfps.cluster.calls import Completion, WorkerCalls
+from tfps.cluster.calls import Completion, Lost, Returned, WorkerCalls
 from tfps.training.feeds import WorkSource
+from tfps.training.given import Redo
 from tfps.training.schedule import Clocks, RoundSchedule, Schedule
 
 
@@ -64,6 +66,36 @@ class Run(Protocol):
     def stopped(self) -> bool:
         """Whether no further work is to be given out; work that is under way is finished."""
 
+    def completed(self, worker: int, work: Any, result: Any) -> None:
+        """A call has ended; called before `ended`, and whether or not the call had batches."""
+
+    def lost(self, worker: int, redo: Redo | None) -> list[Redo]:
+        """A worker is lost. What was not trained on at all is given back to the source.
+
+        Args:
+          worker: index.
+          redo: what the worker was to do again for another one; None if it was doing its own work.
+
+        Returns:
+          What another worker is to do again. A redo that the worker was given comes back first,
+          with what is known of it now.
+        """
+
+    def redo(self, worker: int, redo: Redo) -> tuple[Any, Callable[[], Result]]:
+        """(the work, the call) by which a worker does again what another one has lost."""
+
+    def redo_ended(self, worker: int, work: Any, taken: int) -> None:
+        """The work of a redo is settled: it is done, or its worker was lost, too."""
+
+    def redone(self, redo: Redo, result: Any) -> None:
+        """Something was done again whose batches have ended before, as far as hooks know."""
+
+    def returned(self, worker: int) -> Callable[[], Any] | None:
+        """The call by which a worker begins that has returned; None if it is to wait."""
+
+    def begins(self, worker: int, value: Any) -> None:
+        """The call of `returned` has ended with this value; the worker gets work from now on."""
+
 
 class RoundRun(Run, Protocol):
     """Training under a policy whose schedule is a `RoundSchedule`."""
@@ -78,11 +110,45 @@ class RoundRun(Run, Protocol):
         """
 
 
+@dataclasses.dataclass
+class _LostCall:
+    """A call that was lost with its worker, of which something is done again.
+
+    Attributes:
+      worker: index of the worker that was lost.
+      first: index of the call's first batch.
+      left: how many redos are left.
+      result: of those that are done.
+      steps: batches that these had.
+    """
+
+    worker: int
+    first: int
+    left: int = 0
+    result: Any = None
+    steps: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Again:
+    """What is to be done again, and for which lost call; None if its batches have ended before."""
+
+    redo: Redo
+    call: _LostCall | None
+    work: Any = None
+
+
+class _Begin:
+    """The tag of the call by which a returned worker begins."""
+
+
 class WorkLoop:
     """Runs the work of a source on the workers until the source is at its end.
 
     A worker gets its next work only after the hooks of its last work. So with one worker, what a
     hook changes holds for the very next batch, as in Keras.
+
+    When a worker is lost, what it was doing goes to others, before any new work; nobody else waits.
     """
 
     def __init__(
@@ -93,7 +159,7 @@ class WorkLoop:
         schedule: Schedule | None = None,
         first: int = 0,
     ):
-        """Makes ready for `run`, with all workers idle.
+        """Makes ready for `run`, with all living workers idle.
 
         Args:
           calls: to the workers.
@@ -107,15 +173,21 @@ class WorkLoop:
         self._run = run
         self._schedule = schedule or Clocks()
         self._begun = self._ended = first
-        self._idle = collections.deque(range(calls.num_workers))
+        self._idle = collections.deque(sorted(calls.living))
+        self._redo: collections.deque[_Again] = collections.deque()
+        self._announced = 0  # batches whose hooks have been called, and that are dealt out again
+        self._is_dry = False  # whether the source had nothing for whoever asked last
 
     def run(self) -> int:
-        """Returns the index after the last batch, once the source has ended or the run stopped."""
+        """Returns the index after the last batch, once the source has ended or the run stopped.
+
+        It may be called again after workers were lost in what followed.
+        """
         try:
             while True:
                 waiting = self._start()
-                if self._calls.pending:
-                    self._complete(self._calls.next())
+                if self._calls.pending or self._calls.events or self._lacks_workers():
+                    self._take_in(self._calls.next())
                 elif waiting:
                     raise errors.ConfigError(
                         f"{type(self._schedule).__name__} allows no step to any of the workers "
@@ -129,18 +201,52 @@ class WorkLoop:
             self._calls.drain()
             raise
 
+    def _lacks_workers(self) -> bool:
+        """Whether there is something to do, and nobody to do it."""
+        if self._calls.enough and self._idle:
+            return False
+        return bool(self._redo) or not (self._is_dry or self._run.stopped())
+
+    def _take_in(self, event: Completion | Lost | Returned) -> None:
+        match event:
+            case Lost():
+                self._lose(event)
+            case Returned(worker):
+                if (begin := self._run.returned(worker)) is not None:
+                    self._source.back(worker)
+                    self._calls.submit(worker, begin, tag=_Begin())
+            case Completion(worker, _Begin(), value):
+                self._run.begins(worker, value)
+                self._idle.append(worker)
+            case Completion(worker, _Again() as again, value):
+                self._complete_again(worker, again, value)
+            case _:
+                self._complete(event)
+
     def _start(self) -> list[int]:
         """Gives idle workers work; returns the workers that have to wait for others."""
+        if not self._calls.enough:
+            return []
+        self._start_again()
         # A worker that leaves may have been the one that other workers wait for.
         waiting = list(self._idle)
         while waiting != (waiting := self._start_some(waiting)):
             pass
         return waiting
 
+    def _start_again(self) -> None:
+        """Gives out what is to be done again: before new work, and whatever the schedule."""
+        while self._redo and self._idle:
+            again, worker = self._redo.popleft(), self._idle.popleft()
+            work, call = self._run.redo(worker, again.redo)
+            self._calls.submit(worker, call, tag=dataclasses.replace(again, work=work))
+
     def _start_some(self, workers: list[int]) -> list[int]:
         """Gives each of these workers work; returns the workers that have to wait."""
         waiting = []
         for worker in workers:
+            if worker not in self._idle:
+                continue
             if self._run.stopped():
                 self._schedule.leave(worker)
                 continue
@@ -150,28 +256,37 @@ class WorkLoop:
                 waiting.append(worker)
                 continue
             work = self._source.take(worker, steps)
+            self._is_dry = work is None
             if work is None:
                 # Nobody has to wait for a worker without data.
                 self._schedule.leave(worker)
                 continue
             self._idle.remove(worker)
             self._schedule.started(worker)
-            if work.count:
-                self._run.began(self._begun)
+            self._announce(work.count)
             self._calls.submit(worker, self._run.call(worker, work), tag=(self._begun, work))
             self._begun += work.count
         return waiting
+
+    def _announce(self, count: int) -> None:
+        """Has the hook called that goes before a call, unless it was called for these batches."""
+        again = min(count, self._announced)
+        self._announced -= again
+        self._begun -= again
+        if count > again:
+            self._run.began(self._begun)
 
     def _complete(self, completion: Completion) -> None:
         worker, result = completion.worker, completion.value
         first, work = completion.tag
         self._source.done(worker, work, result.taken)
+        self._run.completed(worker, work, result)
         if self._schedule.finished(worker, result.steps, result.weight):
-            self._hold(worker, first, result)
+            self._hold(worker, first, work, result)
         else:
             self._settle(worker, first, result)
 
-    def _hold(self, worker: int, first: int, result: Result) -> None:
+    def _hold(self, worker: int, first: int, work: Any, result: Result) -> None:
         raise errors.ConfigError(
             f"{type(self._schedule).__name__} holds back what worker {worker} computed, but the "
             "policy is not in rounds; finished must return False, or the policy's in_rounds be True"
@@ -179,9 +294,53 @@ class WorkLoop:
 
     def _settle(self, worker: int, first: int, result: Result) -> None:
         self._idle.append(worker)
+        self._end(first, result)
+
+    def _end(self, first: int, result: Result) -> None:
         self._ended += result.steps
         if result.steps:
             self._run.ended(self._ended - 1, first, result)
+
+    # What is lost with a worker.
+
+    def _lose(self, lost: Lost) -> None:
+        worker, tag = lost.worker, lost.tag
+        if worker in self._idle:
+            self._idle.remove(worker)
+        again = tag if isinstance(tag, _Again) else None
+        redos = self._run.lost(worker, None if again is None else again.redo)
+        self._source.left(worker)
+        self._is_dry = False
+        if again is not None:
+            self._run.redo_ended(worker, again.work, again.redo.count)
+            # Before what others have lost since, as it was.
+            self._redo.appendleft(_Again(redos.pop(0), again.call))
+        call = None
+        if isinstance(tag, tuple):
+            call = _LostCall(worker, tag[0])
+            open_ = sum(redo.count for redo in redos if redo.open)
+            self._announced += tag[1].count - open_
+        for redo in redos:
+            if redo.open and call is not None:
+                call.left += 1
+            self._redo.append(_Again(redo, call if redo.open else None))
+        if call is None or not call.left:
+            # Otherwise the steps that are done again hold the clock of the worker open.
+            self._schedule.leave(worker)
+
+    def _complete_again(self, worker: int, again: _Again, result: Result) -> None:
+        self._run.redo_ended(worker, again.work, result.taken)
+        self._idle.append(worker)
+        call = again.call
+        if call is None:
+            self._run.redone(again.redo, result)
+            return
+        call.left -= 1
+        call.result = result if call.result is None else call.result + result
+        if not call.left:
+            self._end(call.first, call.result)
+            if call.worker not in self._calls.living:
+                self._schedule.leave(call.worker)
 
 
 class RoundLoop(WorkLoop):
@@ -193,7 +352,7 @@ class RoundLoop(WorkLoop):
     def __init__(self, *args: Any, **kwargs: Any):
         """See `WorkLoop`; the schedule is a `RoundSchedule`."""
         super().__init__(*args, **kwargs)
-        self._held: dict[int, tuple[int, Result]] = {}  # worker -> (its first batch, its result)
+        self._held: dict[int, _Held] = {}
 
     def _start(self) -> list[int]:
         # In the order of workers, so that who gets which batch, and which step number, does not
@@ -202,17 +361,74 @@ class RoundLoop(WorkLoop):
         waiting = super()._start()
         due = self._schedule.due()
         for worker, share in sorted(due.items()):
-            self._calls.submit(worker, self._run.push(worker, share, len(due)))
+            self._held[worker].pushes = True
+            call = self._run.push(worker, share, len(due))
+            self._calls.submit(worker, call, tag=_Pushes())
         return waiting
 
-    def _hold(self, worker: int, first: int, result: Result) -> None:
-        self._held[worker] = first, result
+    def _hold(self, worker: int, first: int, work: Any, result: Result) -> None:
+        self._held[worker] = _Held(first, work, result)
 
     def _complete(self, completion: Completion) -> None:
-        if completion.tag is not None:
+        if not isinstance(completion.tag, _Pushes):
             super()._complete(completion)
             return
         worker = completion.worker
-        first, computed = self._held.pop(worker)
+        held = self._held.pop(worker)
         self._schedule.pushed(worker)
-        self._settle(worker, first, computed + completion.value)
+        self._settle(worker, held.first, held.result + completion.value)
+
+    def _lose(self, lost: Lost) -> None:
+        held = self._held.get(lost.worker)
+        if held is None:
+            super()._lose(lost)
+            return
+        worker = lost.worker
+        redos = self._run.lost(worker, None)
+        if not held.pushes:
+            # It leaves the round, and its batch is dealt out in a later one.
+            del self._held[worker]
+            self._source.give_back(worker, held.work, 0)
+            self._announced += held.work.count
+            self._schedule.leave(worker)
+        else:
+            self._redo.extend(_Again(redo, _LostCall(worker, held.first, 1)) for redo in redos)
+            if not redos:
+                self._pushed_by_others(worker)
+        self._source.left(worker)
+        self._is_dry = False
+
+    def _complete_again(self, worker: int, again: _Again, result: Result) -> None:
+        self._run.redo_ended(worker, again.work, result.taken)
+        self._idle.append(worker)
+        assert again.call is not None
+        self._pushed_by_others(again.call.worker, result)
+
+    def _pushed_by_others(self, worker: int, result: Any = None) -> None:
+        """What a lost worker had computed for its round is on every ps."""
+        held = self._held.pop(worker)
+        self._schedule.pushed(worker)
+        if worker not in self._calls.living:
+            self._schedule.leave(worker)
+        self._end(held.first, held.result if result is None else held.result + result)
+
+
+@dataclasses.dataclass
+class _Held:
+    """What a worker has computed and holds back.
+
+    Attributes:
+      first: index of the first batch.
+      work: that was done.
+      result: of the call.
+      pushes: whether the round is due.
+    """
+
+    first: int
+    work: Any
+    result: Any
+    pushes: bool = False
+
+
+class _Pushes:
+    """The tag of a call that pushes what is held back."""

@@ -60,9 +60,9 @@ class _Input:
         stream.at += lease.count
         return self._work(stream, lease)
 
-    def repeat(self, lease: Lease, index: int, worker: int) -> Work:
-        """A work of one batch of a lease, for whatever worker."""
-        again = self.passes.repeat(lease, index)
+    def repeat(self, lease: Lease, index: int, worker: int, count: int) -> Work:
+        """A work of some batches of a lease, for whatever worker."""
+        again = self.passes.repeat(lease, index, count)
         remote = RemoteDataset(self._make, worker)
         return self._work(Stream(remote, again.turn, again.begin), again)
 
@@ -168,9 +168,9 @@ class WorkerFeed:
         if leased.of.stream is leased.stream:
             leased.of.drop()
 
-    def repeat(self, work: Work, index: int, worker: int) -> Work:
-        """See `feeds.WorkSource`."""
-        return work.lease.of.repeat(work.lease.lease, index, worker)
+    def repeat(self, work: Work, index: int, worker: int, count: int = 1) -> Work:
+        """See `feeds.Feed`."""
+        return work.lease.of.repeat(work.lease.lease, index, worker, count)
 
     def left(self, worker: int) -> None:
         """See `feeds.WorkSource`; its datasets go to the workers that read the fewest."""

@@ -16,7 +16,7 @@ from tfps.worker.batch_loop import repeat
 from tfps.worker.gradient import Gradient
 from tfps.worker.own_values import Own, OwnValues
 from tfps.worker.tally import added, zeros
-from tfps.worker.tracing import STEP_NUMBERS, form
+from tfps.worker.tracing import REPEATABLE_NUMBERS, form
 from tfps.worker.worker_step import Residuals, WorkerMemory, kept
 
 
@@ -53,7 +53,7 @@ class AsyncStep:
         pusher = self._gradient.pusher
         carry = AsyncCarry(form(pusher.initial_residuals))
         self._run = RemoteFunction(
-            self._steps, pusher.handles(), source, carry, self.own.specs, numbers=STEP_NUMBERS
+            self._steps, pusher.handles(), source, carry, self.own.specs, numbers=REPEATABLE_NUMBERS
         )
 
     def start(self, handles: ServerHandles, memory: WorkerMemory | None) -> AsyncCarry:
@@ -70,10 +70,18 @@ class AsyncStep:
         count: int,
         number: int,
         learning_rate: float,
+        repeats: int = 0,
     ) -> tuple[tf.Tensor, AsyncCarry, Own]:
-        """See `WorkerStep`."""
+        """See `RepeatableStep`."""
         return self._run(
-            handles, source, carry, own, count=count, first=number, learning_rate=learning_rate
+            handles,
+            source,
+            carry,
+            own,
+            count=count,
+            first=number,
+            learning_rate=learning_rate,
+            repeats=repeats,
         )
 
     def finish(self, handles: ServerHandles, carry: AsyncCarry, learning_rate: float) -> None:
@@ -83,7 +91,7 @@ class AsyncStep:
         """See `WorkerStep`."""
         return WorkerMemory(carry.residuals, [])
 
-    def _step(self, handles, batch, residuals, metrics, number, learning_rate):
+    def _step(self, handles, batch, residuals, metrics, number, learning_rate, repeats):
         """One step.
 
         Args:
@@ -93,21 +101,24 @@ class AsyncStep:
           metrics: the worker's own values before the step.
           number: int64 scalar, the step's.
           learning_rate: float32 scalar.
+          repeats: int64 scalar; see `Pusher.push`.
 
         Returns:
           (residuals, metrics, the tallies of computing and of the push).
         """
         parameters = self._gradient.pull(handles, batch, number)  # ps -> worker
         computed = self._gradient.compute(batch, parameters, residuals, metrics, number)
-        pushed = self._gradient.push(handles, computed.sent, learning_rate)  # worker -> ps
+        pushed = self._gradient.push(  # worker -> ps
+            handles, computed.sent, learning_rate, repeats=repeats
+        )
         return computed.residuals, computed.metrics, (computed.tally, pushed)
 
-    def _steps(self, handles, source, carry, own, count, first, learning_rate):
+    def _steps(self, handles, source, carry, own, count, first, learning_rate, repeats):
         def step(i, batch, state):
             residuals, metrics, total = state
             number = first + tf.cast(i, tf.int64)
             residuals, metrics, tallies = self._step(
-                handles, batch, residuals, metrics, number, learning_rate
+                handles, batch, residuals, metrics, number, learning_rate, repeats
             )
             return residuals, metrics, added(total, *tallies)
 

@@ -22,7 +22,7 @@ from tfps.worker.gradient import Gradient, encoded
 from tfps.worker.own_values import Own, OwnValues
 from tfps.worker.sync_step import SyncCarry, SyncStep
 from tfps.worker.tally import Tally, added, zeros
-from tfps.worker.tracing import RATE, STEP_NUMBER, form
+from tfps.worker.tracing import RATE, REPEATS, STEP_NUMBER, form
 
 _ONE_AT_A_TIME = threading.Lock()
 
@@ -72,7 +72,8 @@ class EagerStep(AsyncStep):
             lambda *arguments: encoded(pusher, *arguments),
             gradient.change_specs(), residuals, STEP_NUMBER,
         )  # fmt: skip
-        self._push = RemoteFunction(gradient.push, handles, sent, numbers={"learning_rate": RATE})
+        numbers = {"learning_rate": RATE, "repeats": REPEATS}
+        self._push = RemoteFunction(gradient.push, handles, sent, numbers=numbers)
 
     def __call__(
         self,
@@ -83,6 +84,7 @@ class EagerStep(AsyncStep):
         count: int,
         number: int,
         learning_rate: float,
+        repeats: int = 0,
     ) -> tuple[tf.Tensor, AsyncCarry, Own]:
         """See `WorkerStep`."""
         done, residuals, metrics, total = 0, carry.residuals, self.own.begin(own), zeros()
@@ -92,7 +94,9 @@ class EagerStep(AsyncStep):
                 index = tf.constant(number + done, tf.int64)
                 computed = self._gradient.compute(batch, parameters, residuals, metrics, index)
             residuals, metrics = computed.residuals, computed.metrics
-            pushed = self._push(handles, computed.sent, learning_rate=learning_rate)
+            pushed = self._push(
+                handles, computed.sent, learning_rate=learning_rate, repeats=repeats
+            )
             total = added(total, computed.tally, pushed)
             done += 1
         report = self.own.report(own, tf.constant(done), total, metrics)

@@ -180,6 +180,7 @@ class Gradient:
         sent: Push,
         learning_rate: tf.Tensor,
         reads: Reads | None = None,
+        repeats: tf.Tensor | None = None,
     ) -> Tally:
         """Pushes.
 
@@ -188,11 +189,12 @@ class Gradient:
           sent: what to push.
           learning_rate: float32 scalar.
           reads: what is pulled before the push in the same call.
+          repeats: see `Pusher.push`.
 
         Returns:
           What the push counts.
         """
-        return push(self.pusher, handles, sent, learning_rate, reads=reads)
+        return push(self.pusher, handles, sent, learning_rate, reads=reads, repeats=repeats)
 
     def change_specs(self) -> Change:
         """The specs of a change, known without tracing the model."""
@@ -254,7 +256,7 @@ def push(
     learning_rate: tf.Tensor,
     expected: tf.Tensor | None = None,
     reads: Reads | None = None,
-    masks: tf.Tensor | None = None,
+    repeats: tf.Tensor | None = None,
 ) -> Tally:
     """Pushes, and counts the push.
 
@@ -265,9 +267,9 @@ def push(
       learning_rate: float32 scalar.
       expected: int32 scalar, how many workers push in this round; None outside of rounds.
       reads: what is pulled before the push in the same call.
-      masks: of a push that is repeated; see `Pusher.push`.
+      repeats: see `Pusher.push`.
     """
-    receipt = pusher.push(handles, sent, learning_rate, expected, reads or [], masks)
+    receipt = pusher.push(handles, sent, learning_rate, expected, reads or [], repeats)
     return of_push(sent, receipt, pusher.payload_bytes)
 
 

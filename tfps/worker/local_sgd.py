@@ -15,10 +15,18 @@ from tfps.worker.gradient import Change, encoded, push
 from tfps.worker.local_copy import LocalCopy
 from tfps.worker.own_values import Own, OwnValues
 from tfps.worker.tally import Tally, added, vector, zeros
-from tfps.worker.tracing import PUSH_NUMBERS, RATE, STEP_NUMBER, STEP_NUMBERS, blank, form, traced
+from tfps.worker.tracing import (
+    PUSH_NUMBERS,
+    RATE,
+    REPEATABLE_NUMBERS,
+    STEP_NUMBER,
+    blank,
+    form,
+    traced,
+)
 from tfps.worker.worker_step import Residuals, WorkerMemory, kept
 
-_NUMBERS = {**STEP_NUMBERS, "outer_rate": RATE}
+_NUMBERS = {**REPEATABLE_NUMBERS, "outer_rate": RATE}
 
 
 class Copy(NamedTuple):
@@ -142,6 +150,7 @@ class LocalSGDStep:
         count: int,
         number: int,
         learning_rate: float,
+        repeats: int = 0,
     ) -> tuple[tf.Tensor, Any, Own]:
         """One exchange, of up to `count` steps; see `WorkerStep`."""
         outer_rate = optimizer_traits.settable_rate(self._outer)
@@ -154,6 +163,7 @@ class LocalSGDStep:
             first=number,
             learning_rate=learning_rate,
             outer_rate=outer_rate,
+            repeats=repeats,
         )
 
     def finish(self, handles: ServerHandles, carry: Any, learning_rate: float) -> None:
@@ -210,7 +220,9 @@ class LocalSGDStep:
             total,
         )
 
-    def _steps(self, handles, source, carry, own, count, first, learning_rate, outer_rate):
+    def _steps(
+        self, handles, source, carry, own, count, first, learning_rate, repeats, outer_rate
+    ):
         trained = self._train(handles, source, carry, own, count, first, learning_rate)
         # Where there was no batch left, a push without effect takes the place of the real one.
         sent, residuals = tf.cond(
@@ -218,7 +230,7 @@ class LocalSGDStep:
             lambda: encoded(self._pusher, trained.change, carry.residuals, first),
             lambda: (blank(self._sent_specs), carry.residuals),
         )
-        pushed = push(self._pusher, handles, sent, outer_rate)  # worker -> ps
+        pushed = push(self._pusher, handles, sent, outer_rate, repeats=repeats)  # worker -> ps
         total = added(trained.total, pushed)
         report = self.own.report(own, trained.done, total, trained.metrics)
         carry = trained.carry._replace(residuals=residuals)
@@ -261,6 +273,7 @@ class LocalSGDRoundStep(LocalSGDStep):
         share: float,
         expected: int,
         learning_rate: float,
+        repeats: int = 0,
     ) -> tuple[tf.Tensor, RoundCarry]:
         """See `RoundStep`; the servers' optimizer has a learning rate of its own."""
         del learning_rate
@@ -273,6 +286,7 @@ class LocalSGDRoundStep(LocalSGDStep):
             share=share,
             expected=expected,
             learning_rate=rate,
+            repeats=repeats,
         )
         return report, carry._replace(local=carry.local._replace(residuals=residuals))
 
@@ -280,14 +294,16 @@ class LocalSGDRoundStep(LocalSGDStep):
         """See `WorkerStep`."""
         return super().rest(carry.local)
 
-    def _steps(self, handles, source, carry, own, count, first, learning_rate, outer_rate):
-        del outer_rate
+    def _steps(
+        self, handles, source, carry, own, count, first, learning_rate, repeats, outer_rate
+    ):
+        del repeats, outer_rate
         trained = self._train(handles, source, carry.local, own, count, first, learning_rate)
         report = self.own.report(own, trained.done, trained.total, trained.metrics)
         carry = RoundCarry(trained.carry, trained.change)
         return report, carry, self.own.end(trained.metrics)
 
-    def _pushed(self, handles, change, residuals, number, share, expected, learning_rate):
+    def _pushed(self, handles, change, residuals, number, share, expected, learning_rate, repeats):
         sent, residuals = encoded(self._pusher, change, residuals, number, share)
-        tally = push(self._pusher, handles, sent, learning_rate, expected)  # worker -> ps
+        tally = push(self._pusher, handles, sent, learning_rate, expected, repeats=repeats)
         return vector(tf.constant(0), tally), residuals

@@ -79,6 +79,7 @@ class SyncStep:
         share: float,
         expected: int,
         learning_rate: float,
+        repeats: int = 0,
     ) -> tuple[tf.Tensor, SyncCarry]:
         """See `RoundStep`."""
         return self._push(
@@ -88,6 +89,7 @@ class SyncStep:
             share=share,
             expected=expected,
             learning_rate=learning_rate,
+            repeats=repeats,
         )
 
     def finish(self, handles: ServerHandles, carry: SyncCarry, learning_rate: float) -> None:
@@ -112,8 +114,8 @@ class SyncStep:
         report = self.own.report(own, done, total, metrics)
         return report, SyncCarry(carry.residuals, change), self.own.end(metrics)
 
-    def _pushed(self, handles, carry, number, share, expected, learning_rate):
+    def _pushed(self, handles, carry, number, share, expected, learning_rate, repeats):
         pusher = self._gradient.pusher
         sent, residuals = encoded(pusher, carry.change, carry.residuals, number, share)
-        tally = push(pusher, handles, sent, learning_rate, expected)  # worker -> ps
+        tally = push(pusher, handles, sent, learning_rate, expected, repeats=repeats)
         return vector(tf.constant(0), tally), SyncCarry(residuals, carry.change)

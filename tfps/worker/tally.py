@@ -101,6 +101,19 @@ class Report:
         """What is known of a call whose report stays on the worker for now."""
         return cls(steps, Tally(), [], taken, worker, is_known=False)
 
+    def of_push(self) -> "Report":
+        """What the call pushed, without its batches: these were reported before."""
+        tally = Tally(
+            pushes=self.tally.pushes,
+            updates=self.tally.updates,
+            max_staleness=self.tally.max_staleness,
+            bytes_up=self.tally.bytes_up,
+            bytes_down=self.tally.bytes_down,
+            total_staleness=self.tally.total_staleness,
+            staleness=self.tally.staleness,
+        )
+        return Report(0, tally, [], self.taken, self.worker)
+
     def __add__(self, other: "Report") -> "Report":
         """What a call did together with the push that followed it, a call of its own."""
         tally, taken = sum_of(self.tally, other.tally), self.taken + other.taken

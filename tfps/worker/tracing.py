@@ -10,15 +10,18 @@ COUNT = tf.TensorSpec([], tf.int32)  # how many batches to take at most
 STEP_NUMBER = tf.TensorSpec([], tf.int64)  # of the first step; seeds dropout and codecs
 RATE = tf.TensorSpec([], tf.float32)  # learning rate
 SHARE = tf.TensorSpec([], tf.float32)  # of a worker in the weighted mean of its round
+REPEATS = tf.TensorSpec([], tf.int64)  # 0, or which ps have what is pushed; see `repeats_of`
 EXPECTED = tf.TensorSpec([], tf.int32)  # how many workers push in a round
 
 # The numbers of a training step, and of a push that is a call of its own.
 STEP_NUMBERS = {"count": COUNT, "first": STEP_NUMBER, "learning_rate": RATE}
+REPEATABLE_NUMBERS = {**STEP_NUMBERS, "repeats": REPEATS}
 PUSH_NUMBERS = {
     "number": STEP_NUMBER,
     "share": SHARE,
     "expected": EXPECTED,
     "learning_rate": RATE,
+    "repeats": REPEATS,
 }
 
 
