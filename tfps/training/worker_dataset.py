@@ -10,6 +10,8 @@ from tfps import _tf_data
 from tfps.cluster.devices import worker_device
 from tfps.training.feeds import Opener
 
+UNKNOWN = tf.data.UNKNOWN_CARDINALITY
+
 # The user's function, and the seeds that it draws, are one thread's at a time.
 _making = threading.Lock()
 
@@ -20,6 +22,9 @@ class RemoteDataset:
     What a dataset draws anew for each pass, such as the order of a shuffle, follows from the number
     of iterators that it has had. So a dataset that has had too many is made again, and one that has
     had too few is given others.
+
+    Attributes:
+      length: how many batches a pass has, or a negative number: no end, not known, or not made yet.
     """
 
     def __init__(self, make: Callable[[], tf.data.Dataset], worker: int):
@@ -32,12 +37,14 @@ class RemoteDataset:
         self._make, self.worker = make, worker
         self._dataset: tf.data.Dataset | None = None
         self._iterators = 0  # how many the dataset has had
+        self.length = UNKNOWN
 
     def dataset(self) -> tf.data.Dataset:
         """Returns the dataset, made when it is first asked for."""
         if self._dataset is None:
             with _making, input_device(self.worker):
                 self._dataset, self._iterators = self._make(), 0
+                self.length = _tf_data.length_of(self._dataset)
         return self._dataset
 
     def iterator(self, turn: int, begin: int) -> tf.data.Iterator:
