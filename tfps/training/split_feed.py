@@ -12,6 +12,7 @@ from tfps.model.batches import without_optionals
 from tfps.training.feeds import FeedPosition, Work
 from tfps.training.movable_dataset import MovableDataset
 from tfps.training.splits import Splits
+from tfps.training.worker_dataset import require_repeatable
 
 _DONE = -1  # in a position: a split of which nothing is left
 
@@ -211,6 +212,11 @@ class SplitFeed:
         for one in self._begun.values():
             if one.host == worker:  # Its new process has nothing of it.
                 one.move(None)
+
+    def require_repeatable(self) -> None:
+        """See `feeds.Feed`; the first split is tried."""
+        name = f"make_dataset, called for {self._splits.items[0]!r},"
+        require_repeatable(self._making(0, 0), 0, name)
 
     def end_epoch(self) -> None:
         """See `feeds.Feed`."""

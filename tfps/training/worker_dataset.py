@@ -1,12 +1,13 @@
 """A dataset that is made on a worker, and made again on another one, at any batch of any pass."""
 
+import pickle
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 
-from tfps import _tf_data
+from tfps import _tf_data, errors
 from tfps.cluster.devices import worker_device
 from tfps.training.feeds import Opener
 
@@ -90,6 +91,39 @@ class Stream(Opener):
         if self._iterator is None:
             self._iterator = self._remote.iterator(self.turn, self._begin)
         return self._iterator
+
+
+def require_repeatable(make: Callable[[], tf.data.Dataset], worker: int, name: str) -> None:
+    """Refuses a dataset that has other batches when it is made again.
+
+    The first two batches are read, twice.
+
+    Args:
+      make: see `RemoteDataset`.
+      worker: index of the worker on which to read.
+      name: of the user's function, and what it was called for.
+
+    Raises:
+      DataError: the batches differ.
+    """
+    if _beginning(make, worker) != _beginning(make, worker):
+        raise errors.DataError(
+            f"{name} makes a dataset that has other batches when it is made again, so what is lost "
+            "with a worker could not be repeated; give what draws random numbers a seed, and leave "
+            "out deterministic=False"
+        )
+
+
+def _beginning(make: Callable[[], tf.data.Dataset], worker: int) -> list[bytes]:
+    """The first two batches, as bytes."""
+    iterator, found = RemoteDataset(make, worker).iterator(0, 0), []
+    with input_device(worker):
+        for _ in range(2):
+            element = iterator.get_next_as_optional()
+            if not element.has_value():
+                break
+            found += tf.nest.flatten(element.get_value(), expand_composites=True)
+    return [pickle.dumps(tensor.numpy()) for tensor in found]
 
 
 def input_device(worker: int) -> Any:

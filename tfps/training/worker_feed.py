@@ -10,6 +10,7 @@ from tfps.model.batches import without_optionals
 from tfps.training.context import Context
 from tfps.training.feeds import FeedPosition, Work
 from tfps.training.movable_dataset import MovableDataset
+from tfps.training.worker_dataset import require_repeatable
 
 
 class WorkerFeed:
@@ -41,7 +42,7 @@ class WorkerFeed:
         """
         self._steps = steps_per_epoch
         self.group = steps_per_execution
-        make = _Making(dataset_fn, num_workers)
+        self._make = make = _Making(dataset_fn, num_workers)
         self._inputs = [MovableDataset(make.of(w), w) for w in range(num_workers)]
         datasets = [one.dataset() for one in self._inputs]
         self._living = set(range(num_workers))
@@ -127,6 +128,12 @@ class WorkerFeed:
     def _least_loaded(self) -> int | None:
         load = {w: sum(one.host == w for one in self._inputs) for w in sorted(self._living)}
         return min(load, key=lambda w: load[w]) if load else None
+
+    def require_repeatable(self) -> None:
+        """See `feeds.Feed`; the dataset of one living worker is tried."""
+        worker = min(self._living)
+        name = f"dataset_fn, called for worker {worker},"
+        require_repeatable(self._make.of(worker), worker, name)
 
     def end_epoch(self) -> None:
         """See `feeds.Feed`."""
