@@ -153,10 +153,11 @@ class ChiefFeed:
         self._ready = collections.deque(sorted([*self._ready, *again], key=lambda one: one.number))
         self._left += len(again)
 
-    def repeat(self, work: Work, index: int, worker: int) -> Work:
-        """See `feeds.WorkSource`."""
+    def repeat(self, work: Work, index: int, worker: int, count: int = 1) -> Work:
+        """See `feeds.Feed`."""
         del worker
-        return self._work([[_Numbered(work.lease.numbers[index], _lone(work, index))]])
+        batches = range(index, index + count)
+        return self._work([[_Numbered(work.lease.numbers[i], _lone(work, i)) for i in batches]])
 
     def left(self, worker: int) -> None:
         """See `feeds.WorkSource`; the chief has read what the worker was given."""

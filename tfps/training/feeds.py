@@ -146,17 +146,6 @@ class WorkSource(Protocol):
           begin: index in the work of the first batch that was not trained on.
         """
 
-    def repeat(self, work: Any, index: int, worker: int) -> Any:
-        """A work of one batch for a worker to run now: a batch that another worker lost.
-
-        A repeat is settled like a work that was taken, and may itself be repeated or given back.
-
-        Args:
-          work: what `take` or `repeat` returned, settled or not.
-          index: of the batch in the work.
-          worker: index of the worker that is to repeat the batch.
-        """
-
     def left(self, worker: int) -> None:
         """Notes that a worker is lost: what only it could read is read by others from now on.
 
@@ -216,8 +205,17 @@ class Feed(WorkSource, Protocol):
     def take(self, worker: int, most: float = math.inf) -> Work | None:
         """See `WorkSource`."""
 
-    def repeat(self, work: Work, index: int, worker: int) -> Work:
-        """See `WorkSource`."""
+    def repeat(self, work: Work, index: int, worker: int, count: int = 1) -> Work:
+        """A work for a worker to run now: batches that another worker has lost.
+
+        A repeat is settled like a work that was taken, and may itself be repeated or given back.
+
+        Args:
+          work: what `take` or `repeat` returned, settled or not.
+          index: of the first batch in the work.
+          worker: index of the worker that is to repeat the batches.
+          count: how many batches, all of the same shape.
+        """
 
     def regroup(self, group: int, alike: bool = False) -> None:
         """Says of which batches a `Work` may consist, from the next one on.

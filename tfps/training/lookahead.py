@@ -63,22 +63,6 @@ class Lookahead:
         if work.following is not None:
             self._feed.give_back(worker, work.following, 0)
 
-    def repeat(self, work: WorkAhead, index: int, worker: int) -> WorkAhead:
-        """A call in which the worker takes a batch that another worker lost.
-
-        The worker trains in this call on the batch that it holds, if it holds one, and on the batch
-        to be repeated in its next call.
-
-        Args:
-          work: a call whose batch `held` is to be repeated.
-          index: 0.
-          worker: index; no call to it is outstanding.
-        """
-        assert work.held is not None
-        again = self._call(worker, self._feed.repeat(work.held, index, worker))
-        assert again is not None
-        return again
-
     def left(self, worker: int) -> None:
         """See `feeds.WorkSource`; a batch that an idle worker holds is given back."""
         held, called = self._held[worker], self._called[worker]

@@ -61,9 +61,9 @@ class MovableDataset:
         stream.at += lease.count
         return self._work(stream, lease)
 
-    def repeat(self, lease: Lease, index: int, worker: int) -> Work:
-        """A work of one batch of a lease, for whatever worker."""
-        again = self.passes.repeat(lease, index)
+    def repeat(self, lease: Lease, index: int, worker: int, count: int) -> Work:
+        """A work of some batches of a lease, for whatever worker."""
+        again = self.passes.repeat(lease, index, count)
         return self._work(Stream(RemoteDataset(self._make, worker), again.turn, again.begin), again)
 
     def forget(self, stream: Stream) -> None:
@@ -102,6 +102,6 @@ class Leased:
         self.of.forget(self.stream)
         return self.of.passes.give_back(self.lease, begin)
 
-    def repeat(self, index: int, worker: int) -> Work:
-        """See `WorkSource.repeat`."""
-        return self.of.repeat(self.lease, index, worker)
+    def repeat(self, index: int, worker: int, count: int) -> Work:
+        """See `Feed.repeat`."""
+        return self.of.repeat(self.lease, index, worker, count)

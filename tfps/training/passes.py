@@ -100,9 +100,9 @@ class Passes:
         self._open.add(lease)
         return lease
 
-    def repeat(self, lease: Lease, index: int) -> Lease:
-        """A lease of one batch that another lease has as well."""
-        again = Lease(lease.turn, lease.begin + index, 1)
+    def repeat(self, lease: Lease, index: int, count: int = 1) -> Lease:
+        """A lease of some batches that another lease has as well."""
+        again = Lease(lease.turn, lease.begin + index, count)
         self._open.add(again)
         return again
 

@@ -185,9 +185,9 @@ class SplitFeed:
         self._left += work.lease.give_back(begin)
         self._note(work.lease.of)
 
-    def repeat(self, work: Work, index: int, worker: int) -> Work:
-        """See `feeds.WorkSource`."""
-        again = work.lease.repeat(index, worker)
+    def repeat(self, work: Work, index: int, worker: int, count: int = 1) -> Work:
+        """See `feeds.Feed`."""
+        again = work.lease.repeat(index, worker, count)
         self._note(work.lease.of)
         return again
 

@@ -98,9 +98,9 @@ class WorkerFeed:
         del worker
         self._left += work.lease.give_back(begin)
 
-    def repeat(self, work: Work, index: int, worker: int) -> Work:
-        """See `feeds.WorkSource`."""
-        return work.lease.repeat(index, worker)
+    def repeat(self, work: Work, index: int, worker: int, count: int = 1) -> Work:
+        """See `feeds.Feed`."""
+        return work.lease.repeat(index, worker, count)
 
     def left(self, worker: int) -> None:
         """See `feeds.WorkSource`; its datasets go to the workers that read the fewest."""
