@@ -67,6 +67,24 @@ class Elements:
         return structure.from_compatible_tensor_list(self._spec, flat)
 
 
+def without_tuning(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """The dataset without the thread that tunes it, unless the user has asked for that thread.
+
+    Deleting an iterator waits for that thread, at times for as long as the iterator was used.
+    """
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    with tf.device(dataset._variant_tensor.device):
+        if dataset.options().autotune.enabled is not None:
+            return dataset
+        return dataset.with_options(options)
+
+
+def are_alike(spec: Any, other: Any) -> bool:
+    """Whether elements of one spec can be taken for elements of the other."""
+    return structure.are_compatible(spec, other)
+
+
 def length_of(dataset: tf.data.Dataset) -> int:
     """The number of a dataset's elements, or a negative number: no end, or not known."""
     with tf.device(dataset._variant_tensor.device):
@@ -113,6 +131,24 @@ class Seeds:
                 yield
             finally:
                 ours._seed, ours._rng = None, kept
+
+
+@contextlib.contextmanager
+def seeded(*numbers: int) -> Iterator[None]:
+    """A context in which what draws from the global seeds draws what follows from some numbers.
+
+    A global seed of TensorFlow that the user has set stays: operations that have a seed of their
+    own do what they did. After the context, the global seeds are where they were before.
+    """
+    seed = context.global_seed()
+    drawn = np.random.SeedSequence([n % 2**64 for n in numbers]).generate_state(3)
+    with _global_seeds_kept():
+        ours = context.context()
+        ours._seed = random_seed.DEFAULT_GRAPH_SEED if seed is None else seed
+        ours._rng = random.Random(int(drawn[0]))
+        np.random.seed(drawn[1])
+        random.seed(int(drawn[2]))
+        yield
 
 
 def _global_seeds() -> tuple[Any, Any, Any, Any]:

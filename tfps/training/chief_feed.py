@@ -165,6 +165,9 @@ class ChiefFeed:
     def back(self, worker: int) -> None:
         """See `feeds.WorkSource`."""
 
+    def require_repeatable(self) -> None:
+        """See `feeds.Feed`; a work holds the batches that are to be repeated."""
+
     def end_epoch(self) -> None:
         """See `feeds.Feed`."""
         if self._steps is None and self.num_batches and self._taken >= self.num_batches:

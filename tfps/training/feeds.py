@@ -228,6 +228,15 @@ class Feed(WorkSource, Protocol):
     def reset(self) -> None:
         """Makes the next epoch begin with the first batch of a pass."""
 
+    def require_repeatable(self) -> None:
+        """Refuses input that could not go on exactly where a worker is lost.
+
+        To be called before the first epoch, where workers may be lost and recovered from.
+
+        Raises:
+          DataError: a dataset of workers has other batches when it is made again.
+        """
+
     def begin_epoch(self) -> None:
         """Makes ready for `take`."""
 

@@ -5,7 +5,14 @@ from typing import Any
 from tfps import errors
 from tfps.training.chief_feed import ChiefFeed
 from tfps.training.feeds import Feed
+from tfps.training.split_feed import SplitFeed
+from tfps.training.splits import Splits
 from tfps.training.worker_feed import WorkerFeed
+
+
+def is_read_by_workers(x: Any) -> bool:
+    """Whether the workers read an input, a `dataset_fn` or splits, and not the chief."""
+    return callable(x) or isinstance(x, Splits)
 
 
 def feed_of(
@@ -15,7 +22,7 @@ def feed_of(
     steps_per_execution: int,
     **data: Any,
 ) -> Feed:
-    """The feed for `x`, a `dataset_fn` or what `keras.Model.fit` takes.
+    """The feed for `x`: a `dataset_fn`, splits, or what `keras.Model.fit` takes.
 
     Args:
       x: the user's input.
@@ -25,16 +32,22 @@ def feed_of(
       **data: y, sample_weight, batch_size, shuffle, class_weight.
 
     Raises:
-      DataError: a `dataset_fn` was given together with arguments that belong to arrays.
+      DataError: a `dataset_fn` or splits were given together with arguments that belong to arrays.
     """
-    if not callable(x):
+    if not is_read_by_workers(x):
         return ChiefFeed(
             x=x, steps_per_epoch=steps_per_epoch, steps_per_execution=steps_per_execution, **data
         )
     for name in ("y", "sample_weight", "batch_size", "class_weight"):
         if data.get(name) is not None:
             raise errors.DataError(
-                f"{name} was given together with a dataset_fn; its dataset yields whole batches, "
+                f"{name} was given together with {_name(x)}; its datasets yield whole batches, "
                 "put it there"
             )
+    if isinstance(x, Splits):
+        return SplitFeed(x, steps_per_epoch, steps_per_execution)
     return WorkerFeed(x, num_workers, steps_per_epoch, steps_per_execution)
+
+
+def _name(x: Any) -> str:
+    return "Splits" if isinstance(x, Splits) else "a dataset_fn"

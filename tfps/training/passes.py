@@ -62,6 +62,10 @@ class Passes:
         self.turn, self.cursor, self.end = turn, cursor, math.inf
         self._gaps = sorted((turn, begin, end) for begin, end in gaps)
 
+    def limit(self, end: int) -> None:
+        """Notes that the present pass has at most `end` batches."""
+        self.end = min(self.end, end)
+
     @property
     def is_over(self) -> bool:
         """Whether there is nothing to deal out until the next pass begins."""

@@ -17,6 +17,7 @@ from tfps.training.epoch import Epoch
 from tfps.training.evaluation import EvaluationRun
 from tfps.training.feeds import Feed
 from tfps.training.hooks import Hooks
+from tfps.training.input import is_read_by_workers
 from tfps.training.placing import LayerDevice, Placing
 from tfps.training.policy import ConsistencyPolicy
 from tfps.training.prediction import PredictionRun
@@ -226,8 +227,8 @@ class Trainer:
         """Trains the model; see `keras.Model.fit` for the arguments.
 
         Args:
-          x: what Keras takes, or `dataset_fn(context) -> tf.data.Dataset`, called once for each
-            worker with a `tfps.Context`.
+          x: what Keras takes; or `dataset_fn(context) -> tf.data.Dataset`, called once for each
+            worker with a `tfps.Context`; or `tfps.data.Splits`.
           steps_per_epoch: batches in an epoch, over all workers together. By default the input
             once; with a `dataset_fn`, each worker's dataset once. As in Keras, batches that the
             chief reads come in whole calls of `steps_per_execution`.
@@ -415,12 +416,13 @@ class Trainer:
         """The model's outputs, in the order of the input; see `keras.Model.predict`.
 
         Raises:
-          DataError: `x` is a `dataset_fn`, whose batches have no order, or there was no batch.
+          DataError: `x` is a `dataset_fn` or `Splits`, whose batches have no order, or there was no
+            batch.
         """
-        if callable(x):
+        if is_read_by_workers(x):
             raise errors.DataError(
-                "predict was given a dataset_fn, whose batches have no order among the workers; "
-                "give arrays or one Dataset"
+                "predict was given a dataset_fn or Splits, whose batches have no order among the "
+                "workers; give arrays or one Dataset"
             )
         session = self._session
         feed = session.feed(x, steps, batch_size=batch_size, shuffle=False, group=1)
@@ -447,7 +449,7 @@ class Trainer:
         return chief.epoch
 
     def _validation_feed(self, validation_data, batch_size, steps) -> Feed:
-        if callable(validation_data):
+        if is_read_by_workers(validation_data):
             x, y, sample_weight = validation_data, None, None
         else:
             x, y, sample_weight = _keras_models.unpack_batch(validation_data)
@@ -456,7 +458,7 @@ class Trainer:
             steps,
             y=y,
             sample_weight=sample_weight,
-            batch_size=None if callable(x) else batch_size,
+            batch_size=None if is_read_by_workers(x) else batch_size,
             shuffle=False,
         )
 

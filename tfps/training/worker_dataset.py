@@ -1,14 +1,17 @@
 """A dataset that is made on a worker, and made again on another one, at any batch of any pass."""
 
+import pickle
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 
-from tfps import _tf_data
+from tfps import _tf_data, errors
 from tfps.cluster.devices import worker_device
 from tfps.training.feeds import Opener
+
+UNKNOWN = tf.data.UNKNOWN_CARDINALITY
 
 # The user's function, and the seeds that it draws, are one thread's at a time.
 _making = threading.Lock()
@@ -20,6 +23,9 @@ class RemoteDataset:
     What a dataset draws anew for each pass, such as the order of a shuffle, follows from the number
     of iterators that it has had. So a dataset that has had too many is made again, and one that has
     had too few is given others.
+
+    Attributes:
+      length: how many batches a pass has, or a negative number: no end, not known, or not made yet.
     """
 
     def __init__(self, make: Callable[[], tf.data.Dataset], worker: int):
@@ -32,12 +38,14 @@ class RemoteDataset:
         self._make, self.worker = make, worker
         self._dataset: tf.data.Dataset | None = None
         self._iterators = 0  # how many the dataset has had
+        self.length = UNKNOWN
 
     def dataset(self) -> tf.data.Dataset:
         """Returns the dataset, made when it is first asked for."""
         if self._dataset is None:
             with _making, input_device(self.worker):
                 self._dataset, self._iterators = self._make(), 0
+                self.length = _tf_data.length_of(self._dataset)
         return self._dataset
 
     def iterator(self, turn: int, begin: int) -> tf.data.Iterator:
@@ -83,6 +91,39 @@ class Stream(Opener):
         if self._iterator is None:
             self._iterator = self._remote.iterator(self.turn, self._begin)
         return self._iterator
+
+
+def require_repeatable(make: Callable[[], tf.data.Dataset], worker: int, name: str) -> None:
+    """Refuses a dataset that has other batches when it is made again.
+
+    The first two batches are read, twice.
+
+    Args:
+      make: see `RemoteDataset`.
+      worker: index of the worker on which to read.
+      name: of the user's function, and what it was called for.
+
+    Raises:
+      DataError: the batches differ.
+    """
+    if _beginning(make, worker) != _beginning(make, worker):
+        raise errors.DataError(
+            f"{name} makes a dataset that has other batches when it is made again, so what is lost "
+            "with a worker could not be repeated; give what draws random numbers a seed, and leave "
+            "out deterministic=False"
+        )
+
+
+def _beginning(make: Callable[[], tf.data.Dataset], worker: int) -> list[bytes]:
+    """The first two batches, as bytes."""
+    iterator, found = RemoteDataset(make, worker).iterator(0, 0), []
+    with input_device(worker):
+        for _ in range(2):
+            element = iterator.get_next_as_optional()
+            if not element.has_value():
+                break
+            found += tf.nest.flatten(element.get_value(), expand_composites=True)
+    return [pickle.dumps(tensor.numpy()) for tensor in found]
 
 
 def input_device(worker: int) -> Any:

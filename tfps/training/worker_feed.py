@@ -1,6 +1,5 @@
 """Input that the workers read: a `dataset_fn` makes a dataset for each worker."""
 
-import dataclasses
 import math
 from collections.abc import Callable
 
@@ -10,75 +9,8 @@ from tfps import _tf_data, errors
 from tfps.model.batches import without_optionals
 from tfps.training.context import Context
 from tfps.training.feeds import FeedPosition, Work
-from tfps.training.passes import Lease, Passes
-from tfps.training.worker_dataset import RemoteDataset, Stream
-
-
-class _Input:
-    """The dataset of one worker, wherever it is read now.
-
-    Attributes:
-      passes: which of its batches are dealt out and done.
-      host: index of the worker that reads it; None as long as no worker is left.
-      length: how many batches a pass has, or a negative number: there is no end, or nobody knows.
-    """
-
-    def __init__(self, index: int, make: Callable[[], tf.data.Dataset]):
-        """Makes the dataset on its worker.
-
-        Args:
-          index: of the worker.
-          make: makes the dataset.
-
-        Raises:
-          DataError: `make` returned something that is not a `tf.data.Dataset`.
-        """
-        self._make = make
-        self.passes = Passes()
-        self.move(index)
-        dataset = self._remote.dataset()
-        self.length = _tf_data.length_of(dataset)
-        self.element_spec = dataset.element_spec
-
-    def move(self, host: int | None) -> None:
-        """Makes another worker read the dataset from now on, or a new process of the same one."""
-        self.host = host
-        self.drop()
-        if host is not None:
-            self._remote = RemoteDataset(self._make, host)
-
-    def drop(self) -> None:
-        """Lets go of the iterator, which may be anywhere."""
-        self.stream: Stream | None = None
-
-    def deal(self, most: float) -> Work:
-        """The next work, of at most `most` batches; the passes are not over."""
-        lease = self.passes.deal(most)
-        stream = self.stream
-        if stream is None or (stream.turn, stream.at) != (lease.turn, lease.begin):
-            stream = self.stream = Stream(self._remote, lease.turn, lease.begin)
-        stream.at += lease.count
-        return self._work(stream, lease)
-
-    def repeat(self, lease: Lease, index: int, worker: int, count: int) -> Work:
-        """A work of some batches of a lease, for whatever worker."""
-        again = self.passes.repeat(lease, index, count)
-        remote = RemoteDataset(self._make, worker)
-        return self._work(Stream(remote, again.turn, again.begin), again)
-
-    def _work(self, stream: Stream, lease: Lease) -> Work:
-        is_sure = self.length == tf.data.INFINITE_CARDINALITY
-        is_sure |= self.length >= lease.begin + lease.count
-        return Work(stream, lease.count, is_sure, lease=_Leased(self, lease, stream))
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Leased:
-    """What a work is of: some batches of an input, read from a stream."""
-
-    of: _Input
-    lease: Lease
-    stream: Stream
+from tfps.training.movable_dataset import MovableDataset
+from tfps.training.worker_dataset import require_repeatable
 
 
 class WorkerFeed:
@@ -110,13 +42,14 @@ class WorkerFeed:
         """
         self._steps = steps_per_epoch
         self.group = steps_per_execution
-        make = _Making(dataset_fn, num_workers)
-        self._inputs = [_Input(w, make.of(w)) for w in range(num_workers)]
+        self._make = make = _Making(dataset_fn, num_workers)
+        self._inputs = [MovableDataset(make.of(w), w) for w in range(num_workers)]
+        datasets = [one.dataset() for one in self._inputs]
         self._living = set(range(num_workers))
         self._in_epoch = False
         self._epoch = 0  # batches of the next epoch that have been used before a restart
         self.num_batches = steps_per_epoch
-        spec = self._inputs[0].element_spec
+        spec = datasets[0].element_spec
         self.batch_spec = without_optionals(spec)
         self.source_spec = tf.data.IteratorSpec(spec)
 
@@ -158,19 +91,16 @@ class WorkerFeed:
     def done(self, worker: int, work: Work, steps: int) -> None:
         """See `feeds.WorkSource`; batches that the worker's dataset did not have are dealt anew."""
         del worker
-        self._left += work.lease.of.passes.done(work.lease.lease, steps)
+        self._left += work.lease.done(steps)
 
     def give_back(self, worker: int, work: Work, begin: int) -> None:
         """See `feeds.WorkSource`."""
         del worker
-        leased: _Leased = work.lease
-        self._left += leased.of.passes.give_back(leased.lease, begin)
-        if leased.of.stream is leased.stream:
-            leased.of.drop()
+        self._left += work.lease.give_back(begin)
 
     def repeat(self, work: Work, index: int, worker: int, count: int = 1) -> Work:
         """See `feeds.Feed`."""
-        return work.lease.of.repeat(work.lease.lease, index, worker, count)
+        return work.lease.repeat(index, worker, count)
 
     def left(self, worker: int) -> None:
         """See `feeds.WorkSource`; its datasets go to the workers that read the fewest."""
@@ -198,6 +128,12 @@ class WorkerFeed:
     def _least_loaded(self) -> int | None:
         load = {w: sum(one.host == w for one in self._inputs) for w in sorted(self._living)}
         return min(load, key=lambda w: load[w]) if load else None
+
+    def require_repeatable(self) -> None:
+        """See `feeds.Feed`; the dataset of one living worker is tried."""
+        worker = min(self._living)
+        name = f"dataset_fn, called for worker {worker},"
+        require_repeatable(self._make.of(worker), worker, name)
 
     def end_epoch(self) -> None:
         """See `feeds.Feed`."""

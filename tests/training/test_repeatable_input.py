@@ -1,0 +1,111 @@
+"""Datasets that workers read are made again the same, or are refused."""
+
+import random
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfps
+from tfps import _tf_data
+from tfps.training.feeds import FeedPosition
+from tfps.training.input import feed_of
+
+
+@pytest.fixture(autouse=True)
+def _connected(connect):
+    connect(workers=2)
+
+
+def drawing(context):
+    """Draws from all global seeds."""
+    order = random.sample(range(20), 10) + np.random.permutation(np.arange(20, 30)).tolist()
+    return tf.data.Dataset.from_tensor_slices(order).shuffle(20).batch(1)
+
+
+def read(feed, worker, count):
+    """The next batches of a worker's work, each a number."""
+    found = []
+    while len(found) < count:
+        work = feed.take(worker)
+        element = work.source.get_next_as_optional()
+        feed.done(worker, work, int(element.has_value()))
+        if element.has_value():
+            found.append(int(element.get_value()[0]))
+    return found
+
+
+@pytest.fixture(params=[None, 3])
+def _global_seed(request):
+    tf.random.set_seed(request.param)
+    yield
+    tf.random.set_seed(0)
+
+
+@pytest.mark.usefixtures("_global_seed")
+@pytest.mark.parametrize("turn", [0, 2])
+def test_another_worker_goes_on_in_the_same_order(turn):
+    def only_for_the_first(context):
+        return drawing(context).take(-1 if context.worker_index == 0 else 0)
+
+    feed = feed_of(only_for_the_first, 2, None, 1)
+    whole = []
+    for _ in range(turn + 1):
+        feed.begin_epoch()
+        whole.append(read(feed, 0, 20))
+        feed.end_epoch()
+    assert len({tuple(order) for order in whole}) == turn + 1
+    feed.seek(FeedPosition((0, 0), passes=(turn, turn)))  # The last epoch once more.
+    feed.begin_epoch()
+    assert read(feed, 0, 7) == whole[turn][:7]
+    before = random.getstate(), np.random.get_state()[1].tolist()
+    feed.left(0)
+    assert read(feed, 1, 6) == whole[turn][7:13]
+    feed.back(0)
+    assert read(feed, 0, 7) == whole[turn][13:]
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before
+
+
+def test_each_worker_has_an_order_of_its_own():
+    feed = feed_of(drawing, 2, None, 1)
+    feed.begin_epoch()
+    assert read(feed, 0, 20) != read(feed, 1, 20)
+
+
+@pytest.mark.usefixtures("_global_seed")
+def test_a_seed_has_the_meaning_that_it_has_outside():
+    def make():
+        return tf.data.Dataset.range(20).shuffle(20, seed=5)
+
+    outside = [int(i) for i in make()]
+    with _tf_data.seeded(1):
+        assert [int(i) for i in make()] == outside
+    with _tf_data.Seeds().of(0):
+        assert [int(i) for i in make()] == outside
+
+
+def test_a_seeded_context_draws_what_follows_from_its_numbers():
+    def draw(*numbers):
+        with _tf_data.seeded(*numbers):
+            shuffled = tf.data.Dataset.range(20).shuffle(20)
+            return random.random(), np.random.random(), [int(i) for i in shuffled]
+
+    assert draw(1, 2) == draw(1, 2)
+    assert all(a != b for a, b in zip(draw(1, 2), draw(1, 3), strict=True))
+
+
+def test_repeatable_input_is_accepted():
+    feed_of(drawing, 2, None, 1).require_repeatable()
+    feed_of(np.arange(4), 2, None, 1).require_repeatable()
+    feed_of(tfps.data.Splits([0, 1], drawing), 2, None, 1).require_repeatable()
+
+
+def unrepeatable(_):
+    return tf.data.Dataset.from_tensor_slices(np.random.default_rng().normal(size=4)).batch(1)
+
+
+def test_input_that_does_not_repeat_itself_is_refused():
+    with pytest.raises(tfps.DataError, match="dataset_fn, called for worker 0, makes a dataset"):
+        feed_of(unrepeatable, 2, None, 1).require_repeatable()
+    with pytest.raises(tfps.DataError, match="make_dataset, called for 7, makes a dataset"):
+        feed_of(tfps.data.Splits([7], unrepeatable), 2, None, 1).require_repeatable()
