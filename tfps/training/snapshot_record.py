@@ -132,7 +132,7 @@ def exported(tree: dict[str, Any], servers: SavedServers) -> Exported:
     plain = dict(tree["chief"])
     position, opened = plain["position"], plain["open"]
     if position is not None:
-        plain["position"] = FeedPosition(**_tuples(position))
+        plain["position"] = FeedPosition(**{k: _tuples(v) for k, v in position.items()})
     if opened is not None:
         plain["open"] = OpenEpoch(**{**opened, "tally": Tally(**opened["tally"])})
     plain["history"] = [(number, logs) for number, logs in plain["history"]]
@@ -156,5 +156,5 @@ def exported(tree: dict[str, Any], servers: SavedServers) -> Exported:
     return Exported(servers, sides, workers, layout, ChiefState(**plain), tree["own"])
 
 
-def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -6,12 +6,12 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
 
-from tfps import errors, exit_codes
+from tfps import _keras_data, errors, exit_codes
 from tfps.store import snapshot_parts as parts
 from tfps.store.server_state import Placed
 from tfps.store.snapshot_folder import FILE_ERRORS, Folder, Id, Manifest
@@ -69,34 +69,50 @@ class Snapshotter:
         self._fit = 0
         self._goes_on_from: int | None = None  # the `fit` of the snapshot to resume
         self._histories: list[list[tuple[int, dict[str, Any]]]] = []
+        self._candidates: list[Id] = []
+        self._order = 0
+        self._told: Callable[[], bool] = lambda: False  # whether the process was told to end
         self._updates = 0  # since the last cut that was saved
         self._began = -math.inf  # s, when that was
 
     # The begin and the end of a `fit`.
 
-    def begin_fit(self) -> Iterator[Past]:
-        """What the next `fit` may go on from, the best first; nothing if it begins afresh.
+    def begin_fit(self) -> None:
+        """Counts a `fit`, and looks for snapshots that it may go on from.
 
         Raises:
           ConfigError: the folder cannot be written.
-          SnapshotDamaged: there are snapshots, and none of them can be read.
         """
         self._fit += 1
         self._updates, self._began = 0, time.monotonic()
         if self._writer is None:
-            yield from self._claimed()
-        elif self._goes_on_from is not None and self._fit <= self._goes_on_from:
-            yield from self._found()
+            self._claim()
+        elif self._goes_on_from is not None and self._fit > self._goes_on_from:
+            self._candidates = []
 
-    def _claimed(self) -> Iterator[Past]:
-        folder, found = self._folder, self._folder.complete()
-        is_over = bool(found) and self._is_over(found[0])
+    def _claim(self) -> None:
+        folder, self._candidates = self._folder, self._folder.complete()
+        if self._candidates and self._is_over(self._candidates[0]):
+            self._candidates = []
         self._incarnation = folder.claim()
-        self._writer = SnapshotWriter(folder, self._incarnation, self.settings.keep)
+        look = self._session.calls.ask.require_alive
+        self._writer = SnapshotWriter(folder, self._incarnation, self.settings.keep, look)
         _ours.add((folder.path, self._incarnation))
         _note_end_of(folder, self._incarnation)
-        if found and not is_over:
-            yield from self._found()
+        self._order = self._order_before()
+
+    def _order_before(self) -> int:
+        """The seed of the order of the data that the job began with."""
+        for id in self._candidates:
+            with contextlib.suppress(errors.SnapshotDamaged):
+                return self._folder.read(id).content["order"]
+        seed = _keras_data.program_seed()
+        return int.from_bytes(os.urandom(4)) if seed is None else seed
+
+    @property
+    def order(self) -> int:
+        """The seed of the order of the data in the present `fit`."""
+        return (self._order + self._fit) % (1 << 31)
 
     def _is_over(self, id: Id) -> bool:
         """Whether the newest snapshot is the end of a program, or of another trainer of this one.
@@ -111,9 +127,14 @@ class Snapshotter:
         is_ours = (folder.path, id.incarnation) in _ours
         return has_ended and (is_ours or folder.has_ended(id.incarnation))
 
-    def _found(self) -> Iterator[Past]:
+    def found(self) -> Iterator[Past]:
+        """What the present `fit` may go on from, the best first; nothing if it begins afresh.
+
+        Raises:
+          SnapshotDamaged: there are snapshots, and none of them can be read.
+        """
         reasons = []
-        for id in self._folder.complete():
+        for id in self._candidates:
             try:
                 past = self._read(id)
             except errors.SnapshotDamaged as e:
@@ -189,6 +210,20 @@ class Snapshotter:
         self.take(has_ended=True)
         self.wait()
 
+    @contextlib.contextmanager
+    def ending_in_order(self) -> Iterator[None]:
+        """In this context SIGTERM ends the process after a last snapshot, at the next cut."""
+        with exit_codes.sigterm_noted() as self._told:
+            yield
+        # It came after the last cut, which was saved.
+        if self.is_leaving:
+            exit_codes.terminate()
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether the process was told to end, and does so at the next cut."""
+        return self._told()
+
     # Cuts.
 
     def counts(self, updates: int) -> None:
@@ -203,6 +238,8 @@ class Snapshotter:
     @property
     def is_due(self) -> bool:
         """Whether a cut is to be saved as soon as there is one."""
+        if self.is_leaving:
+            return True
         every, count = self.settings.every, self.settings.every_updates
         if count is not None and self._updates >= count:
             return True
@@ -218,6 +255,7 @@ class Snapshotter:
 
         Raises:
           Superseded: a later chief writes to the folder.
+          SystemExit: the process was told to end, and the state is saved.
         """
         assert self._writer is not None
         self._writer.wait()
@@ -237,6 +275,7 @@ class Snapshotter:
         tree = record(chief, state.memory(), state.own.export(), state.sides_restored, rates)
         content = {
             "format": FORMAT,
+            "order": self._order,
             "fit": self._fit,
             "has_ended": has_ended,
             "histories": packed.tree(self._histories),
@@ -245,6 +284,10 @@ class Snapshotter:
             "model": _architecture(session.model),
         }
         self._writer.write(values, packed.arrays, content)
+        if self.is_leaving:
+            self.wait()
+            say(f"told to end by SIGTERM; the newest snapshot is {self._writer.saved}")
+            exit_codes.terminate()
 
     def wait(self) -> None:
         """Waits until what was begun is written; see `take`."""

@@ -1,5 +1,6 @@
 """`Trainer`: `fit`, `evaluate` and `predict` of a Keras model on a cluster."""
 
+import contextlib
 import functools
 import os
 import warnings
@@ -256,6 +257,10 @@ class Trainer:
             (x, y, sample_weight), validation_data = _keras_models.split_validation(
                 (x, y, sample_weight), validation_split=validation_split
             )
+        order = None
+        if self._snapshotter is not None:
+            self._snapshotter.begin_fit()
+            order = self._snapshotter.order
         feed = session.feed(
             x,
             steps_per_epoch,
@@ -264,6 +269,7 @@ class Trainer:
             batch_size=batch_size,
             shuffle=shuffle,
             class_weight=class_weight,
+            order=order,
         )
         past = self._prepare(feed)
         if past is not None and not self._snapshots.resumes(past):
@@ -281,7 +287,7 @@ class Trainer:
         )
         store.optimizer_copy.build()
         following = store.copy.following(self._ps_answer, session.recount)
-        with _keras_variables.keras_functions_aside(model), following:
+        with self._ending_in_order(), _keras_variables.keras_functions_aside(model), following:
             hooks.train_begin()
             resumed = session.state.begin_fit()
             try:
@@ -306,11 +312,15 @@ class Trainer:
         assert self._snapshotter is not None
         return self._snapshotter
 
+    def _leaves(self) -> bool:
+        """Whether the process was told to end, and does so at the next cut."""
+        return self._snapshotter is not None and self._snapshotter.is_leaving
+
     def _prepare(self, feed: Feed) -> Past | None:
         """Brings the model to the servers; returns the snapshot whose state they have, if any."""
         session = self._session
         if self._snapshotter is not None:
-            for past in self._snapshotter.begin_fit():
+            for past in self._snapshotter.found():
                 session.state.restore(past.state)
                 try:
                     session.prepare(feed, train=True)
@@ -321,6 +331,10 @@ class Trainer:
                 return past
         session.prepare(feed, train=True)
         return None
+
+    def _ending_in_order(self) -> contextlib.AbstractContextManager[None]:
+        own = self._snapshotter
+        return contextlib.nullcontext() if own is None else own.ending_in_order()
 
     def _ended_before(self, past: Past) -> keras.callbacks.History:
         """The history of a `fit` that had ended before the program was started again."""
@@ -363,8 +377,10 @@ class Trainer:
             )
             hooks.epoch_begin(number)
             logs = epoch.run()
+            self._save_if_due(leaving=True)
             if validation and _keras_models.should_evaluate(model, number, validation_freq):
                 evaluated = self._evaluate(validation, hooks.callbacks, verbose=0)
+                self._save_if_due(leaving=True)
                 logs.update({f"val_{name}": value for name, value in evaluated.items()})
             stats = epoch.stats
             for name, value in stats.items():
@@ -374,11 +390,20 @@ class Trainer:
             session.state.note_epoch(number, logs, feed.position())
             recorded = hooks.epoch_end(number, logs, stats, epoch.staleness)
             session.state.note_logs(recorded)
-            if self._snapshotter is not None and self._snapshotter.is_due:
-                self._snapshotter.take()
+            self._save_if_due()
             if model.stop_training:
                 break
         return logs
+
+    def _save_if_due(self, leaving: bool = False) -> None:
+        """Takes a snapshot between two cuts of `fit`.
+
+        Args:
+          leaving: whether only the end of the process is a reason.
+        """
+        own = self._snapshotter
+        if own is not None and (own.is_leaving or (own.is_due and not leaving)):
+            own.take()
 
     @_errors_named
     def evaluate(
@@ -468,9 +493,10 @@ class Trainer:
         self.model.stop_evaluating = False
         with copy.hook():  # What this hook changes is what is evaluated.
             callbacks.on_test_begin()
-        totals = EvaluationRun(session, feed, callbacks).evaluate()
+        leaves = self._leaves
+        totals = EvaluationRun(session, feed, callbacks, leaves).evaluate()
         session.served.program.move_seeds()
-        if not totals.examples and not self.model.stop_evaluating:
+        if not totals.examples and not self.model.stop_evaluating and not leaves():
             raise errors.DataError("evaluate was given no batch; the input is empty")
         logs = totals.logs(final=True)
         with copy.hook():

@@ -412,8 +412,7 @@ class TrainingState:
         if rate is not None:
             optimizer_traits.each(served.optimizer)[0].learning_rate = rate
         self._memory = {
-            kind: self._calls.run_on_each(_placing(memory))
-            for kind, memory in workers.items()
+            kind: self._calls.run_on_each(_placing(memory)) for kind, memory in workers.items()
         }
         self.own.restore(exported.own)
         self._restored_sides = dict(exported.sides)
