@@ -51,8 +51,8 @@ flags.DEFINE_enum(
 flags.DEFINE_string(
     "snapshots",
     None,
-    "Folder of snapshots that the chief and all ps share; the same command goes on from the newest. "
-    "A job that came to its end begins anew.",
+    "Folder of snapshots that the chief and all ps share. The same command goes on from the "
+    "newest. A job that came to its end begins anew.",
 )
 flags.DEFINE_float(
     "snapshot_every", 30.0, "Seconds from one snapshot to the next.", lower_bound=0.0

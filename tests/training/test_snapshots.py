@@ -149,7 +149,7 @@ def test_every_batch_is_used_once_in_the_order_of_the_unbroken_run(connect, tmp_
     assert 0 < len(rest.batches[1]) < len(whole.batches[1])
     assert rest.batches[1] == whole.batches[1][-len(rest.batches[1]) :]
     assert rest.batches[2] == whole.batches[2]
-    if "shuffle" in kind or kind in LIGHT:
+    if kind in ("dataset that shuffles", *LIGHT):
         assert whole.batches[1] != whole.batches[2]
     if "part" not in kind:
         assert sorted(whole.batches[2]) == list(powers()[:, 0])
@@ -259,21 +259,12 @@ DAMAGES = {
     "a flipped bit in the values": lambda f: flip(newest(f, "ps-0.data-00000-of-00001"), 2),
     "a flipped bit in an index": lambda f: flip(newest(f, "ps-0.index"), 30),
     "a flipped bit of the chief's": lambda f: flip(newest(f, "chief.data-00000-of-00001"), 9),
-    "a flipped bit in the manifest": lambda f: flip(newest(f, ".json.draft"), 50),
+    "a flipped bit in the manifest": lambda f: flip(max(f.glob("snapshot-*.json")), 50),
     "a part that is cut off": lambda f: (p := newest(f, "ps-0.index")).write_bytes(
         p.read_bytes()[:-1]
     ),
     "a part that is gone": lambda f: newest(f, "ps-0.data-00000-of-00001").unlink(),
 }
-
-
-def manifest(folder):
-    return max(
-        p for p in folder.iterdir() if p.name.startswith("snapshot-") and p.suffix == ".json"
-    )
-
-
-DAMAGES["a flipped bit in the manifest"] = lambda f: flip(manifest(f), 50)
 
 
 def test_the_one_before_is_used_instead_of_one_that_is_damaged(connect, tmp_path, capfd):
@@ -336,5 +327,5 @@ def test_settings():
     for wrong in ({"directory": ""}, {"directory": 3}, {"every": -1}, {"keep": 0}, {"every": None}):
         with pytest.raises(tfps.ConfigError):
             tfps.Snapshots(**{"directory": "x", **wrong})
-    with pytest.raises(tfps.ConfigError, match="every_updates=1.5"):
+    with pytest.raises(tfps.ConfigError, match="every_updates"):
         tfps.Snapshots("x", every_updates=1.5)

@@ -385,7 +385,7 @@ def reader_of(prefix: str) -> Any:
     """
     try:
         return tf.train.load_checkpoint(prefix)
-    except (*FILE_ERRORS, ValueError) as e:
+    except (tf.errors.OpError, OSError, ValueError) as e:
         raise errors.SnapshotDamaged(f"{prefix} cannot be read: {_said(e)}") from e
 
 
@@ -395,7 +395,7 @@ def checked(read: Callable[[str], Any], who: str) -> Callable[[str], np.ndarray]
     def call(name: str) -> np.ndarray:
         try:
             return np.asarray(read(name))
-        except (*FILE_ERRORS, RuntimeError) as e:
+        except (tf.errors.OpError, RuntimeError) as e:  # The reader's errors have no class.
             raise errors.SnapshotDamaged(f"{who}: {_said(e)}") from e
 
     return call

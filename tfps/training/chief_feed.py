@@ -96,6 +96,8 @@ class ChiefFeed:
 
     def begin_epoch(self) -> None:
         """See `feeds.Feed`; with `steps_per_epoch`, the pass of the last epoch goes on."""
+        if self._steps is None or self._pass is None:
+            self._aim()  # Keras may begin to read ahead.
         self._adapter.on_epoch_begin()
         self._left, self._taken, self._has_ended = self._most, 0, False
         if (resumed := self._resumes) is not None:
@@ -209,7 +211,15 @@ class ChiefFeed:
             )
         self._pass, self._resumes = None, position
 
+    def _aim(self) -> None:
+        """Lets what is read by index begin where the next pass does, in the order of that pass."""
+        if self._indexed is not None:
+            position = self._resumes or FeedPosition((0,))
+            skip = min([begin for _, begin, _ in position.again], default=position.batches[0])
+            self._indexed.begin(max(self._passes, sum(position.passes)), skip)
+
     def _begin_pass(self) -> None:
+        self._aim()
         position, self._resumes = self._resumes or FeedPosition((0,)), None
         self._ready.clear()
         # An order that is drawn anew for each pass follows from the number of passes before.
@@ -219,9 +229,7 @@ class ChiefFeed:
         again = {i for _, begin, last in position.again for i in range(begin, last)}
         skip = min(again, default=end)
         dataset = self._dataset
-        if self._indexed is not None:
-            self._indexed.begin(self._passes, skip)
-        elif skip:
+        if skip and self._indexed is None:
             dataset = _tf_data.skipping(dataset, skip)
         self._first, self._read = self._read, self._read + skip
         self._pass = self._begin_iterator(dataset)

@@ -137,6 +137,7 @@ class Epoch:
 
     def began(self, first: int) -> None:
         """Calls the hook of a batch that is about to be trained on."""
+        self._state.chief.batch_hooks += 1
         self._hooks.batch_begin(first)
         self._state.own.load_if_changed()
 

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfps import _keras_variables as contents
+from tfps import _keras_models, _keras_variables as contents
 from tfps.store.model_copy import ModelCopy
 from tfps.training import callbacks as traits
 from tfps.training.board import Board
@@ -42,6 +42,16 @@ class Hooks:
         self._ask()
         with self._copy.hook(whole=self._secretly):
             self.callbacks.on_train_begin()
+
+    def resume(self, batch_hooks: int) -> None:
+        """Lets callbacks of Keras that count batches go on where a run before was cut off.
+
+        Args:
+          batch_hooks: how often hooks before batches were called by then.
+        """
+        for callback in self.callbacks.callbacks:
+            if isinstance(callback, keras.callbacks.TensorBoard):
+                _keras_models.skip_batches(callback, batch_hooks)
 
     def epoch_begin(self, epoch: int) -> None:
         """Before the first batch of an epoch."""

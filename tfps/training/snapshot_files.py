@@ -162,7 +162,7 @@ def _rebuilt(manifest: Manifest) -> keras.Model:
         "load the snapshot with the program that wrote it: make a trainer with the same folder, "
         "and call fit"
     )
-    if text is None:
+    if not text:
         raise errors.ConfigError(f"the model of {manifest.id} cannot be written as JSON; {remedy}")
     try:
         return keras.models.model_from_json(text)

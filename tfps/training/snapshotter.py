@@ -6,6 +6,7 @@ import dataclasses
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -71,6 +72,7 @@ class Snapshotter:
         self._histories: list[list[tuple[int, dict[str, Any]]]] = []
         self._candidates: list[Id] = []
         self._order = 0
+        self._model: str | None = None  # as JSON, of the present `fit`
         self._told: Callable[[], bool] = lambda: False  # whether the process was told to end
         self._updates = 0  # since the last cut that was saved
         self._began = -math.inf  # s, when that was
@@ -83,7 +85,7 @@ class Snapshotter:
         Raises:
           ConfigError: the folder cannot be written.
         """
-        self._fit += 1
+        self._fit, self._model = self._fit + 1, None
         self._updates, self._began = 0, time.monotonic()
         if self._writer is None:
             self._claim()
@@ -260,6 +262,8 @@ class Snapshotter:
         assert self._writer is not None
         self._writer.wait()
         self._updates, self._began = 0, time.monotonic()
+        if self._model is None:
+            self._model = _architecture(self._session.model)
         session, state = self._session, self._session.state
         store = session.served.store
         sides = {n: s for n, s in state.sides_in_use().items() if s.outer is not None}
@@ -281,7 +285,7 @@ class Snapshotter:
             "histories": packed.tree(self._histories),
             "record": packed.tree(tree),
             "form": dataclasses.asdict(parts.Form.of(store, outer)),
-            "model": _architecture(session.model),
+            "model": self._model,
         }
         self._writer.write(values, packed.arrays, content)
         if self.is_leaving:
@@ -295,12 +299,15 @@ class Snapshotter:
             self._writer.wait()
 
 
-def _architecture(model: keras.Model) -> str | None:
-    """The model as JSON, or None if Keras cannot write it."""
+def _architecture(model: keras.Model) -> str:
+    """The model as JSON, or nothing if Keras cannot write it."""
     try:
-        return model.to_json()
+        with warnings.catch_warnings():
+            # Whoever loads the model will learn what of it is unsafe.
+            warnings.simplefilter("ignore")
+            return model.to_json()
     except Exception:  # A model of the user's own may raise anything.
-        return None
+        return ""
 
 
 def _note_end_of(folder: Folder, incarnation: int) -> None:

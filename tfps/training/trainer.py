@@ -293,6 +293,7 @@ class Trainer:
             try:
                 if resumed is not None:
                     initial_epoch = self._resume(resumed, feed)
+                    hooks.resume(resumed.batch_hooks)
                 epochs_to_run = range(_keras_models.initial_epoch(model, initial_epoch), epochs)
                 logs = self._train(feed, validation, validation_freq, epochs_to_run, hooks)
             finally:

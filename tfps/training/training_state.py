@@ -71,6 +71,7 @@ class ChiefState:
       epoch: index of the epoch with which the present or last `fit` goes on.
       history: (index, logs) of each of these epochs, and of those before them.
       position: where the input of the present or last `fit` is; None before its first cut.
+      batch_hooks: how often the present or last `fit` has called hooks before batches.
       open: the epoch that has begun, at a cut in the middle of an epoch; None between epochs.
       learning_rate: of the compiled optimizer; None where a schedule or a callable gives it, and
         for several optimizers, whose rates are on the servers.
@@ -83,6 +84,7 @@ class ChiefState:
     epoch: int = 0
     history: list[tuple[int, dict[str, Any]]] = dataclasses.field(default_factory=list)
     position: FeedPosition | None = None
+    batch_hooks: int = 0
     open: OpenEpoch | None = None
     learning_rate: float | None = None
     seeds: list[np.ndarray] = dataclasses.field(default_factory=list)
@@ -268,7 +270,7 @@ class TrainingState:
         resumes, self._resumes, self._fits = self._resumes, False, True
         if resumes:
             return self.chief
-        self.chief.epoch, self.chief.history = 0, []
+        self.chief.epoch, self.chief.history, self.chief.batch_hooks = 0, [], 0
         self.chief.position = self.chief.open = None
         return None
 
