@@ -32,26 +32,26 @@ def test_list_and_show(saved, capsys, tmp_path):
     folder, _ = saved
     code, listed = said(capsys, "list", folder)
     assert code == 0
-    assert "snapshot-000001-000002" in listed and "epoch 3, batch 4, step 24" in listed
+    assert "snapshot-000001-000003" in listed and "epoch 3, batch 4, step 24" in listed
     assert "at the end of fit 1" in listed
-    code, shown = said(capsys, "show", folder, "--snapshot=snapshot-000001-000002")
+    code, shown = said(capsys, "show", folder, "--snapshot=snapshot-000001-000003")
     assert code == 0
     assert "momentums, velocities" in shown and "[8, 16]" in shown and "batches" in shown
     assert said(capsys, "show", tmp_path)[0] == 2
     code, line = said(capsys, "show", folder, "--snapshot=other")
-    assert code == 2 and "it has snapshot-000001-000003, snapshot-000001-000002" in line
+    assert code == 2 and "it has snapshot-000001-000004, snapshot-000001-000003" in line
 
 
 def test_a_damaged_one_is_listed_as_such(saved, capsys, tmp_path):
     folder, _ = saved
     for path in folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    (tmp_path / "snapshot-000001-000003.ps-1.index").unlink()
+    (tmp_path / "snapshot-000001-000004.ps-1.index").unlink()
     listed = said(capsys, "list", tmp_path)[1]
-    assert "snapshot-000001-000003   damaged: snapshot-000001-000003.ps-1.index" in listed
-    code, _ = said(capsys, "show", tmp_path, "--snapshot=snapshot-000001-000003")
+    assert "snapshot-000001-000004   damaged: snapshot-000001-000004.ps-1.index" in listed
+    code, _ = said(capsys, "show", tmp_path, "--snapshot=snapshot-000001-000004")
     assert code == 1
-    assert "snapshot-000001-000002" in said(capsys, "show", tmp_path)[1]
+    assert "snapshot-000001-000003" in said(capsys, "show", tmp_path)[1]
 
 
 def test_plain_keras_goes_on_with_what_is_exported(saved, capsys, tmp_path):

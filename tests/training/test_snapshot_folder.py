@@ -106,7 +106,7 @@ def test_a_part_that_is_nowhere(tmp_path):
 
 def test_a_folder_that_cannot_be(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(errors.ConfigError, match="snapshots cannot be written to .*give a folder"):
+    with pytest.raises(errors.ConfigError, match=r"snapshots cannot be written to .*give a folder"):
         Folder(tmp_path / "file" / "below").claim()
 
 

@@ -5,7 +5,7 @@ once goes on after a variable was replaced.
 """
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -121,6 +121,10 @@ class Pusher:
     def clear(self) -> None:
         """Forgets pushes of a round that did not become complete."""
         self._aggregation.clear()
+
+    def renew(self, servers: Collection[int]) -> None:
+        """Makes what is on some servers anew; see `Aggregation.renew`."""
+        self._aggregation.renew(servers)
 
     def export(self) -> AggregationState:
         """What is on the servers beside the store; see `Aggregation.export`."""

@@ -7,7 +7,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import keras
@@ -38,6 +38,7 @@ class Past:
       has_ended: whether that `fit` had come to its end.
       histories: per `fit`, (index, logs) of its epochs.
       state: of training.
+      servers: the servers' part of the state, which is in files.
     """
 
     manifest: Manifest
@@ -45,6 +46,19 @@ class Past:
     has_ended: bool
     histories: list[list[tuple[int, dict[str, Any]]]]
     state: Exported
+    servers: parts.SavedServers
+
+
+class GoneBack(Exception):
+    """Everything is as it was at a snapshot, because servers were lost; `fit` goes on from there.
+
+    Attributes:
+      past: the snapshot.
+    """
+
+    def __init__(self, past: Past):
+        super().__init__(past.manifest.id)
+        self.past = past
 
 
 class Snapshotter:
@@ -172,7 +186,7 @@ class Snapshotter:
             [(epoch, logs) for epoch, logs in one] for one in unpacked(content["histories"], read)
         ]
         state = exported(unpacked(content["record"], read), servers)
-        return Past(manifest, content["fit"], content["has_ended"], histories, state)
+        return Past(manifest, content["fit"], content["has_ended"], histories, state, servers)
 
     def resumes(self, past: Past) -> bool:
         """Whether the present `fit` goes on from a snapshot; otherwise it had ended before."""
@@ -292,6 +306,80 @@ class Snapshotter:
             self.wait()
             say(f"told to end by SIGTERM; the newest snapshot is {self._writer.saved}")
             exit_codes.terminate()
+
+    # After the loss of servers.
+
+    def restore_servers(self, servers: Collection[int]) -> Past:
+        """Makes lost servers anew, with what they had in the newest snapshot.
+
+        The others keep what they have. To be called when nothing is outstanding, and the servers
+        are connected again.
+
+        Args:
+          servers: indices of the parameter servers.
+
+        Returns:
+          The snapshot.
+
+        Raises:
+          ConfigError: the variables of the snapshot lay in another way on the servers.
+          SnapshotDamaged: there is no snapshot of this `fit` that can be read.
+        """
+        state = self._session.state
+        state.renew(servers)
+        for past in self._pasts():
+            try:
+                state.refill(servers, past.servers)
+            except errors.SnapshotDamaged as e:
+                self.skipped(past.manifest.id, e)
+                continue
+            return past
+        raise self._nothing_to_restore()
+
+    def go_back(self, servers: Collection[int]) -> Past:
+        """Makes lost servers anew, and lets all of training go back to the newest snapshot.
+
+        Args:
+          servers: indices of the lost parameter servers; see `restore_servers`.
+
+        Returns:
+          The snapshot. The feed has to be brought to its position.
+
+        Raises:
+          SnapshotDamaged: there is no snapshot of this `fit` that can be read.
+        """
+        session = self._session
+        session.state.renew(servers)
+        for past in self._pasts():
+            try:
+                ended = session.state.go_back(past.state)
+            except errors.SnapshotDamaged as e:
+                self.skipped(past.manifest.id, e)
+                continue
+            for side in ended:
+                session.steps.forget(side)
+            self._updates, self._began = 0, time.monotonic()
+            return past
+        raise self._nothing_to_restore()
+
+    def _pasts(self) -> Iterator[Past]:
+        """The snapshots of the present `fit`, the newest first, once what was begun is written."""
+        with contextlib.suppress(errors.TaskLost):
+            self.wait()
+        for id in self._folder.complete():
+            try:
+                past = self._read(id)
+            except errors.SnapshotDamaged as e:
+                self.skipped(id, e)
+                continue
+            if past.fit == self._fit and not past.has_ended:
+                yield past
+
+    def _nothing_to_restore(self) -> errors.SnapshotDamaged:
+        return errors.SnapshotDamaged(
+            f"{self._folder.path} has no snapshot of this fit to go back to; begin the job anew, "
+            "with a smaller Snapshots(every=...)"
+        )
 
     def wait(self) -> None:
         """Waits until what was begun is written; see `take`."""

@@ -15,7 +15,7 @@ such as the end of an epoch.
 import copy
 import dataclasses
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +26,7 @@ from tfps.cluster.calls import WorkerCalls
 from tfps.model import optimizer_traits
 from tfps.store.placement import Shard
 from tfps.store.server_state import ServerState
-from tfps.store.snapshot_parts import SavedServers
+from tfps.store.snapshot_parts import Form, SavedServers
 from tfps.training.feeds import FeedPosition
 from tfps.training.own_state import OwnState
 from tfps.training.policy import ConsistencyPolicy, Exchange
@@ -287,6 +287,15 @@ class TrainingState:
         opened, self.chief.open = self.chief.open, None
         return opened
 
+    def note_beginning(self, epoch: int, position: FeedPosition) -> None:
+        """Notes where a `fit` begins.
+
+        Args:
+          epoch: index of its first epoch.
+          position: where the input is.
+        """
+        self.chief.epoch, self.chief.position = epoch, position
+
     def note_open(self, epoch: OpenEpoch, position: FeedPosition) -> None:
         """Notes how far an epoch of `fit` has come, at a cut.
 
@@ -397,18 +406,21 @@ class TrainingState:
 
     def _put_in_place(self, served: ServedModel, exported: Exported) -> None:
         remembers = bool(tf.nest.flatten(exported.workers))
-        workers = exported.workers
-        if remembers and isinstance(exported.servers, SavedServers):
-            workers = self._refitted(exported, _layout(served))
-        elif remembers and exported.layout != _layout(served):
+        is_saved = isinstance(exported.servers, SavedServers)
+        if remembers and not is_saved and exported.layout != _layout(served):
             raise errors.ConfigError(
                 "the workers' memory (residuals of codecs, inner optimizers) is laid out for other "
                 "servers; restore with as many servers and the partitioner of before"
             )
         self._calls.settle()
-        self.chief = dataclasses.replace(copy.deepcopy(exported.chief), seeds=[])
+        served.store.restore(exported.servers, exported.chief.outer_updates)
+        self._put_chief_in_place(served, exported)
         self._resumes = True
-        served.store.restore(exported.servers, self.chief.outer_updates)
+
+    def _put_chief_in_place(self, served: ServedModel, exported: Exported) -> None:
+        """Puts in place all that is not on the servers."""
+        workers = self._refitted(exported, _layout(served))
+        self.chief = dataclasses.replace(copy.deepcopy(exported.chief), seeds=[])
         served.program.base_seeds = exported.chief.seeds
         rate = exported.chief.learning_rate
         if rate is not None:
@@ -433,6 +445,69 @@ class TrainingState:
             stacklevel=2,
         )
         return {}
+
+    def renew(self, servers: Collection[int]) -> None:
+        """Makes all variables of lost servers anew, without values, under the same objects.
+
+        To be called at a time at which nothing is outstanding, once the servers are connected
+        again. `refill` or `go_back` has to follow.
+
+        Args:
+          servers: indices of the parameter servers.
+        """
+
+        def renew() -> None:
+            self._require_served().store.renew(servers)
+            for side in self._sides.values():
+                side.pusher.renew(servers)
+
+        self._calls.ask(renew)
+
+    def refill(self, servers: Collection[int], saved: SavedServers) -> None:
+        """Gives some servers what they had in a snapshot; the others keep what they have.
+
+        Raises:
+          ConfigError: the variables of the snapshot lay in another way on the servers.
+          SnapshotDamaged: a part cannot be read.
+        """
+        served = self._require_served()
+        placed = {side.exchange.name: side.placed() for side in self._sides.values()}
+        if not saved.form.is_laid_out_as(Form.of(served.store, {})):
+            raise errors.ConfigError(
+                "the newest snapshot was taken on another number of servers or with another "
+                "partitioner, so what a lost server had is in no one part of it"
+            )
+        self._calls.ask(lambda: saved.fill_ps(served.store, servers, placed))
+        served.store.copy.outdate()
+
+    def go_back(self, exported: Exported) -> list[ServerSide]:
+        """Lets the running `fit` go on from a state, on servers, workers and here.
+
+        Args:
+          exported: of this model.
+
+        Returns:
+          The server sides that did not exist then, and are not used any more.
+
+        Raises:
+          SnapshotDamaged: the state's files cannot be read.
+        """
+        served = self._require_served()
+        later = [
+            key
+            for key, side in self._sides.items()
+            if side.outer is not None and side.exchange.name not in exported.sides
+        ]
+        ended = [self._sides.pop(key) for key in later]
+        kept = {side.exchange.name: side for side in self._sides.values()}
+        self.own.forget()
+        self._memory, self.carries = {}, []
+        self._calls.ask(lambda: served.store.fill(exported.servers))
+        served.store.copy.outdate()
+        self._put_chief_in_place(served, exported)
+        for name in kept.keys() & self._restored_sides.keys():
+            kept[name].restore(self._restored_sides.pop(name))
+        return ended
 
     def _require_served(self) -> ServedModel:
         if self._served is None:
