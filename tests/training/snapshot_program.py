@@ -43,7 +43,7 @@ def main(folder, result, every, ballast):
     with exit_codes.on_sigterm():
         data = tf.data.Dataset.from_tensor_slices((x, x)).batch(1)
         history = trainer.fit(data, epochs=EPOCHS, verbose=0, callbacks=[Slow()])
-    weight = float(model.get_weights()[0][0, 0])
+    weight = float(model.trainable_weights[0].numpy()[0, 0])
     pathlib.Path(result).write_text(f"{weight} {history.epoch} {int(model.optimizer.iterations)}")
 
 

@@ -32,6 +32,7 @@ from tfps.training.own_state import OwnState
 from tfps.training.policy import ConsistencyPolicy, Exchange
 from tfps.training.served_model import ServedModel
 from tfps.training.server_side import ServerSide, SideState
+from tfps.training.worker_memory import refitted
 from tfps.worker.tally import Tally
 from tfps.worker.worker_step import WorkerMemory
 
@@ -435,16 +436,19 @@ class TrainingState:
         self, exported: Exported, layout: list[tuple[Shard, ...]]
     ) -> dict[str, list[WorkerMemory]]:
         """The workers' memory for the workers and the layout of now."""
-        lost = [kind for kind, each in exported.workers.items() if tf.nest.flatten(each)]
-        same = all(len(each) == self._calls.num_workers for each in exported.workers.values())
-        if not lost or (same and exported.layout == layout):
-            return exported.workers
-        warnings.warn(
-            f"what workers remembered of {' and '.join(lost)} is lost, because it was laid out for "
-            "other servers or another number of workers; they begin without it",
-            stacklevel=2,
-        )
-        return {}
+        num_workers, found = self._calls.num_workers, {}
+        for kind, memory in exported.workers.items():
+            if exported.layout == layout and len(memory) == num_workers:
+                found[kind] = memory
+                continue
+            found[kind], lost = refitted(memory, exported.layout, layout, num_workers)
+            if lost:
+                warnings.warn(
+                    f"{' and '.join(lost)} are laid out for the servers of before; workers begin "
+                    "without them",
+                    stacklevel=2,
+                )
+        return {kind: memory for kind, memory in found.items() if memory}
 
     def renew(self, servers: Collection[int]) -> None:
         """Makes all variables of lost servers anew, without values, under the same objects.
