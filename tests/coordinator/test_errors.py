@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 import tfps
-from tests.coordinator.conftest import BOTH, UNRAISABLE, Point
+from tests.coordinator.conftest import BOTH, UNRAISABLE, Point, calling
 from tfps.cluster import health, members
 from tfps.coordinator import faults, recovery, work_queue
 
@@ -143,7 +143,7 @@ def test_a_lost_ps_is_noticed_by_whoever_waits(make, gate, monkeypatch, wait, do
     coordinator.join()
 
 
-def test_a_fault_that_passes_is_no_error(make, monkeypatch):
+def test_a_fault_that_passes_is_no_error(make):
     """A function that fails as one whose connection broke is run again, but not for ever."""
     coordinator = make(workers=1)
     failures = iter(range(100))
@@ -153,18 +153,14 @@ def test_a_fault_that_passes_is_no_error(make, monkeypatch):
             raise tf.errors.UnavailableError(None, None, "Socket closed")
         return np.bool_(True)
 
-    @tf.function
-    def call():
-        return tf.numpy_function(fail, [], tf.bool)
-
+    call = calling(fail)
     assert coordinator.schedule(call).fetch()
     coordinator.join()
     while next(failures) < 49:
         pass
     coordinator.schedule(call)
-    with pytest.raises(tfps.WorkerError, match="Socket closed") as caught:
+    with pytest.raises(tfps.WorkerError, match="Socket closed"):
         coordinator.join()
-    assert isinstance(caught.value, tf.errors.UnavailableError)
     assert next(failures) == 50 + faults.MOST_FAULTS + 1
 
 
