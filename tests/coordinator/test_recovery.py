@@ -87,9 +87,10 @@ def coordinator(fleet):
     made._queue.stop()
 
 
-@tf.function
+@pytest.fixture
 def two():
-    return tf.constant(2)
+    """A function; one that was traced in another connection has no graph on these workers."""
+    return tf.function(lambda: tf.constant(2))
 
 
 def test_a_worker_between_functions_and_in_their_midst(coordinator, fleet):
@@ -182,13 +183,13 @@ def test_a_worker_while_per_worker_datasets_are_made(coordinator, fleet, of_func
     assert model.iterations.numpy() >= 12
 
 
-def test_an_error_of_the_users_function_is_raised_once(coordinator, fleet):
+def test_an_error_of_the_users_function_is_raised_once(coordinator, fleet, two):
     with coordinator.strategy.scope():
         go_on = tf.Variable(True)
 
     @tf.function
     def fail():
-        tf.debugging.assert_positive(tf.constant(-1), "mine")
+        tf.debugging.assert_negative(tf.random.uniform([], 1.0, 2.0), "mine")
 
     @tf.function
     def last():
@@ -210,7 +211,7 @@ def test_an_error_of_the_users_function_is_raised_once(coordinator, fleet):
     assert coordinator.fetch(values) == [2] * 6
 
 
-def test_results_of_a_lost_worker(coordinator, fleet):
+def test_results_of_a_lost_worker(coordinator, fleet, two):
     @tf.function
     def large():
         return tf.ones([5000])
@@ -247,7 +248,7 @@ def test_variables_are_read_while_a_worker_is_gone_and_back(coordinator, fleet):
 
 
 @pytest.mark.parametrize("wait", ["join", pytest.param("schedule", marks=pytest.mark.soak)])
-def test_a_ps_is_lost_and_comes_back(coordinator, fleet, wait):
+def test_a_ps_is_lost_and_comes_back(coordinator, fleet, two, wait):
     model = Model(coordinator)
     with coordinator.strategy.scope():
         more = [tf.Variable(float(i)) for i in range(2)]
@@ -288,7 +289,7 @@ def test_a_ps_and_a_worker_at_once(coordinator, fleet):
     for task in (W0, P0):
         fleet.start(task)
     with pytest.raises(tf.errors.OpError):
-        model.join()
+        coordinator.join()
     deadline = time.monotonic() + 40.0
     while coordinator._queue._members.lost():
         assert time.monotonic() < deadline
