@@ -229,7 +229,7 @@ def test_a_lost_ps_ends_a_join_and_is_started_again():
         killed = cluster._processes[1]  # LocalCluster starts its workers before its ps.
         killed.kill()
         begun = time.monotonic()
-        with pytest.raises(tfps.TaskLost, match="ps 0 .* is gone") as caught:
+        with pytest.raises(tfps.TaskLost, match=r"ps 0 .* is gone") as caught:
             coordinator.join()
         assert time.monotonic() - begun < 15
         assert isinstance(caught.value, tf.errors.UnavailableError)
