@@ -14,7 +14,6 @@ from tfps.training.session import Session
 from tfps.training.work_loop import WorkLoop
 from tfps.worker.tally import Report
 
-
 # Works of a worker whose reports may stay there; see `policy_run`.
 _UNREPORTED = 16
 
