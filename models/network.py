@@ -48,6 +48,15 @@ flags.DEFINE_enum(
     ["exact", "lazy"],
     "Embedding rows that a step did not look up: updated as Keras does, or left alone.",
 )
+flags.DEFINE_string(
+    "snapshots",
+    None,
+    "Folder of snapshots that the chief and all ps share. The same command goes on from the "
+    "newest. A job that came to its end begins anew.",
+)
+flags.DEFINE_float(
+    "snapshot_every", 30.0, "Seconds from one snapshot to the next.", lower_bound=0.0
+)
 flags.DEFINE_enum(
     "partitioner",
     "none",
@@ -85,6 +94,8 @@ def arguments() -> dict:
             "or int8"
         )
     plain = ("push_warmup", "overlap", "sparse_updates", "devices_per_worker")
+    if FLAGS.snapshots:
+        parsed["snapshots"] = tfps.Snapshots(FLAGS.snapshots, every=FLAGS.snapshot_every)
     return {**parsed, **{name: FLAGS[name].value for name in plain}}
 
 

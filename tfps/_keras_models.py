@@ -30,6 +30,7 @@ __all__ = [
     "overrides",
     "seed_states",
     "should_evaluate",
+    "skip_batches",
     "split_validation",
     "unpack_batch",
 ]
@@ -162,6 +163,11 @@ def should_evaluate(model: keras.Model, epoch: int, validation_freq: int | Seque
 def initial_epoch(model: keras.Model, initial: int) -> int:
     """The epoch to begin with: `initial`, unless BackupAndRestore set an epoch on the model."""
     return getattr(model, "_initial_epoch", None) or initial
+
+
+def skip_batches(callback: keras.callbacks.TensorBoard, count: int) -> None:
+    """Lets the steps of a TensorBoard callback, whose training has begun, go on from a count."""
+    callback._global_train_batch = count
 
 
 def seed_states(model: keras.Model) -> list[keras.Variable]:

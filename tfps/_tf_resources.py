@@ -120,6 +120,24 @@ def rehomed(variable: Any) -> tf.Tensor | None:
     return new
 
 
+def renew(variable: Any) -> None:
+    """Lets a variable be a new resource without a value, on the device of the old one.
+
+    The old resource is not touched: its process may be gone.
+    """
+    old = variable._handle
+    with tf.init_scope(), tf.device(old.device):
+        kind = tf.zeros([], variable.dtype)
+        name = variable._handle_name.split(":")[0]
+        new = resource_variable_ops.eager_safe_variable_handle(
+            kind, variable.shape, None, name, graph_mode=False
+        )
+    for attribute in ("_parent_trackable", "_name", "_unique_id"):
+        if hasattr(old, attribute):
+            setattr(new, attribute, getattr(old, attribute))
+    set_handle(variable, new)
+
+
 def named_handle_of(table: Any) -> tf.Tensor | None:
     """Returns the handle of a table that is found by a name; None if the handle itself leads to it.
 

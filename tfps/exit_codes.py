@@ -19,7 +19,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 from tfps import errors
 
@@ -66,15 +67,52 @@ def on_sigterm() -> Iterator[None]:
 
     def end(signum: int, frame: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # The way out is not left again.
-        _noted.append(TERMINATED)
-        raise SystemExit(TERMINATED)
+        terminate()
 
+    end.tfps = True  # type: ignore[attr-defined]
     signal.signal(signal.SIGTERM, end)
     try:
         yield
     finally:
         if signal.getsignal(signal.SIGTERM) is end:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def terminate() -> NoReturn:
+    """Raises the SystemExit by which a process ends that was told to by SIGTERM."""
+    _noted.append(TERMINATED)
+    raise SystemExit(TERMINATED)
+
+
+@contextlib.contextmanager
+def sigterm_noted() -> Iterator[Callable[[], bool]]:
+    """Lets SIGTERM be noted instead of ending the main thread where it is; the second one ends it.
+
+    In another thread, or where the program has a handler of its own, nothing is noted.
+
+    Yields:
+      A function that returns whether the signal has come.
+    """
+    before = signal.getsignal(signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread() or not (
+        before == signal.SIG_DFL or hasattr(before, "tfps")
+    ):
+        yield lambda: False
+        return
+    told: list[int] = []
+
+    def note(signum: int, frame: object) -> None:
+        told.append(signum)
+        if len(told) > 1:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            terminate()
+
+    signal.signal(signal.SIGTERM, note)
+    try:
+        yield lambda: bool(told)
+    finally:
+        if signal.getsignal(signal.SIGTERM) is note:
+            signal.signal(signal.SIGTERM, before)
 
 
 def is_noted() -> bool:

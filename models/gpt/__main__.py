@@ -69,7 +69,7 @@ flags.DEFINE_integer("seed", 0, "Of weights, data order and dropout.")
 flags.DEFINE_string(
     "log_dir",
     None,
-    "TensorBoard's folder. Default: runs/gpt/ and the time.",
+    "TensorBoard's folder. Default: runs/gpt/ and the time, or board in the folder of --snapshots.",
     allow_override=True,  # absl.logging has a flag of that name.
 )
 flags.DEFINE_string("save", "runs/gpt/model.keras", "File of the trained model.")
@@ -107,7 +107,7 @@ def train(connect: task.Connect) -> None:
     steps = max(1, batches // together)
     with way.scope():
         model = _compiled_model(tokenizer.vocabulary, way.updates(steps * FLAGS.epochs))
-    log_dir = FLAGS.log_dir or os.path.join("runs", "gpt", time.strftime("%Y%m%d-%H%M%S"))
+    log_dir = FLAGS.log_dir or _log_dir()
     say(
         f"{model.count_params():,} parameters on {way.describe()}, {len(training.tokens):,} tokens "
         "of training text",
@@ -186,6 +186,12 @@ def _check_flags() -> None:
         raise tfps.ConfigError(f"--save: cannot make {folder}: {e.strerror.lower()}") from e
     if not os.access(folder, os.W_OK):
         raise tfps.ConfigError(f"--save={FLAGS.save} cannot be written; choose another folder")
+
+
+def _log_dir() -> str:
+    if FLAGS.snapshots:
+        return os.path.join(FLAGS.snapshots, "board")  # A job that goes on has one board.
+    return os.path.join("runs", "gpt", time.strftime("%Y%m%d-%H%M%S"))
 
 
 def _load() -> tuple[tokenizers.Tokenizer, text.Windows, text.Windows]:

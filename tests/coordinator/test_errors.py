@@ -2,13 +2,14 @@
 
 import threading
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
 import tfps
-from tests.coordinator.conftest import BOTH, UNRAISABLE, Point
-from tfps.cluster import failures, health
-from tfps.coordinator import work_queue
+from tests.coordinator.conftest import BOTH, UNRAISABLE, Point, calling
+from tfps.cluster import health, members
+from tfps.coordinator import faults, recovery, work_queue
 
 pytestmark = UNRAISABLE
 
@@ -107,16 +108,18 @@ def test_an_error_while_tracing_leaves_the_coordinator_usable(make, double):
 
 
 @pytest.mark.parametrize("wait", ["join", "fetch", "done", "schedule"])
-def test_a_lost_server_is_noticed_by_whoever_waits(make, gate, monkeypatch, wait, double):
+def test_a_lost_ps_is_noticed_by_whoever_waits(make, gate, monkeypatch, wait, double):
     coordinator = make(workers=1)
     value = coordinator.schedule(gate.function())
     waiting = coordinator.schedule(double, args=(1,))
     assert gate.entered.acquire(timeout=10)
-    monkeypatch.setattr(health, "PATIENCE", 0.05)
     monkeypatch.setattr(health, "DRAIN", 0.1)
     monkeypatch.setattr(work_queue, "_LIMIT", 1)
-    monkeypatch.setattr(failures.sockets, "answers", lambda address, timeout: False)
-    with pytest.raises(tfps.TaskLost, match=r"worker 0 .* no longer answer") as caught:
+    monkeypatch.setattr(work_queue, "_LOOK", 0.05)
+    monkeypatch.setattr(recovery.reconnecting, "reconnect", lambda members: frozenset())
+    known, ps = members.of(coordinator.strategy.cluster), members.Task("ps", 1)
+    known.lose(ps, "is gone")
+    with pytest.raises(tfps.TaskLost, match=r"ps 1 \(127.0.0.1:\d+\) is gone; its var") as caught:
         if wait == "fetch":
             value.get()
         elif wait == "schedule":
@@ -132,7 +135,46 @@ def test_a_lost_server_is_noticed_by_whoever_waits(make, gate, monkeypatch, wait
     if wait == "fetch":
         with pytest.raises(tfps.TaskLost):
             coordinator.join()
-    monkeypatch.undo()
     gate.open()
+    # The loss has been told; what does not need the ps goes on, whether or not it comes back.
+    assert coordinator.schedule(double, args=(1,)).fetch() == 2
+    known.admit(ps, None)
     assert coordinator.schedule(double, args=(1,)).fetch() == 2
     coordinator.join()
+
+
+def test_a_fault_that_passes_is_no_error(make):
+    """A function that fails as one whose connection broke is run again, but not for ever."""
+    coordinator = make(workers=1)
+    failures = iter(range(100))
+
+    def fail():
+        if next(failures) in (*range(faults.MOST_FAULTS), *range(50, 100)):
+            raise tf.errors.UnavailableError(None, None, "Socket closed")
+        return np.bool_(True)
+
+    call = calling(fail)
+    assert coordinator.schedule(call).fetch()
+    coordinator.join()
+    while next(failures) < 49:
+        pass
+    coordinator.schedule(call)
+    with pytest.raises(tfps.WorkerError, match="Socket closed"):
+        coordinator.join()
+    assert next(failures) == 50 + faults.MOST_FAULTS + 1
+
+
+@pytest.mark.parametrize(
+    ("error", "runtime"),
+    [
+        (tf.errors.UnavailableError(None, None, "mine"), True),
+        (tf.errors.InvalidArgumentError(None, None, "Unable to find a context_id matching"), True),
+        (tf.errors.InvalidArgumentError(None, None, "not positive"), False),
+        (tf.errors.NotFoundError(None, None, "no such file"), False),
+        (TypeError("Binding inputs to tf.function failed"), True),
+        (TypeError("mine"), False),
+        (ValueError("socket"), False),
+    ],
+)
+def test_which_errors_may_be_of_the_runtime(error, runtime):
+    assert faults.may_be_of_runtime(error) == runtime

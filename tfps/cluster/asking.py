@@ -67,8 +67,12 @@ class Asker:
             raise error
         return result
 
-    def _look(self, seconds: float) -> None:
+    def require_alive(self) -> None:
+        """Raises `TaskLost` if a server does not answer any more."""
         failures.require_alive(self._cluster)
+
+    def _look(self, seconds: float) -> None:
+        self.require_alive()
         if seconds > self._limit:
             raise errors.StepTimeout(
                 "the servers accept connections, but one has not answered the chief, which reads "

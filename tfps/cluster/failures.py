@@ -89,7 +89,17 @@ def named(cluster: Cluster, error: BaseException, worker: int | None = None) -> 
         require_alive(cluster, error)
     except errors.TaskLost as lost:
         return unavailable(lost, error)
-    address = "" if worker is None else cluster.spec["worker"][worker]
+    return described(error, worker, "" if worker is None else cluster.spec["worker"][worker])
+
+
+def described(error: BaseException, worker: int | None, address: str) -> BaseException:
+    """Returns an error of the runtime with the name of the worker; see `named`.
+
+    Args:
+      error: what was raised. No server is gone.
+      worker: index of the worker on which a call raised it; None if the chief itself did.
+      address: the worker's `host:port`.
+    """
     if not isinstance(error, tf.errors.OpError):
         if worker is not None:
             error.add_note(f"raised by a function on worker {worker} ({address})")

@@ -22,7 +22,7 @@ _CONFIRM = 0.1
 _STEADY = 3.0
 
 # s after the last `attend` for which the tasks are still asked.
-_ATTENTION = 10.0
+_ATTENTION = 20.0
 
 # s without an answer after which a worker counts as lost. A parameter server holds what training
 # has learned, so more patience is had with it.
@@ -101,7 +101,7 @@ class Members:
         return list(self._watches)
 
     def attend(self) -> None:
-        """Has the servers asked for the next 10 s; whoever waits for calls repeats this."""
+        """Has the servers asked for the next 20 s; whoever waits for calls repeats this."""
         now = time.monotonic()
         # A second's difference is none: this is called for each of many short calls.
         if now + _ATTENTION - self._until < 1.0:
@@ -149,6 +149,10 @@ class Members:
         """Returns the lost tasks that answer again, and wait to be taken in."""
         return frozenset(task for task, watch in self._watches.items() if watch.has_returned())
 
+    def life(self, task: Task) -> int:
+        """Returns how often a task has been taken in again; its memory was empty each time."""
+        return self._watches[task].life
+
     def silent(self) -> frozenset[Task]:
         """Returns the tasks that do not answer at present, but are not lost yet."""
         return frozenset(t for t, w in self._watches.items() if w.loss is None and w.failures)
@@ -189,6 +193,7 @@ class Members:
         with self._changed:
             watch.loss, watch.failures, watch.replaced = None, 0, False
             watch.incarnation = incarnation
+            watch.life += 1
             self._changed.notify_all()
 
 
@@ -202,6 +207,7 @@ class _Watch:
       answers_since: since when (`time.monotonic`, in s) all questions have been answered; None if
         the last one was not.
       replaced: whether another process answers than the one that was lost.
+      life: how often the task has been taken in again.
       incarnation: that of the process whose memory this process uses; None until it is known.
       open: whether a suspicion has not been looked into yet.
     """
@@ -212,6 +218,7 @@ class _Watch:
         self.failures = 0
         self.answers_since: float | None = time.monotonic()
         self.replaced = False
+        self.life = 0
         self.incarnation: int | None = None
         self.open = False
         self._members = weakref.ref(members)

@@ -6,6 +6,7 @@ gone as well, nobody says so. So each chief leaves its name on the servers that 
 a chief that finds another name has that server start anew before it connects.
 """
 
+import functools
 import os
 import threading
 import time
@@ -22,8 +23,11 @@ _ANSWER = 5.0
 # s between two looks at a server that starts anew.
 _POLL = 0.1
 
-# The name of this chief, which is a process.
-_NAME = f"{os.getpid()}-{uuid.uuid4()}"
+
+@functools.cache
+def _name(process: int) -> str:
+    """Returns the name of a chief, which is a process; one that was forked has its own."""
+    return f"{process}-{uuid.uuid4()}"
 
 
 def claim(servers: Iterable[tuple[str, int, str]], timeout: float) -> None:
@@ -46,11 +50,11 @@ def claim(servers: Iterable[tuple[str, int, str]], timeout: float) -> None:
 
 
 def _claim(job: str, index: int, address: str, deadline: float) -> None:
-    restarted = False
+    restarted, own = False, _name(os.getpid())
     while time.monotonic() < deadline:
         before = greeting.status(address, _ANSWER)
-        name = _owner(job, index, address)
-        if name == _NAME or (name is None and not restarted):
+        name = _owner(job, index, address, own)
+        if name == own or (name is None and not restarted):
             return
         # It starts anew within seconds, and is then another process at the same address.
         while name is not None and time.monotonic() < deadline and not restarted:
@@ -60,8 +64,8 @@ def _claim(job: str, index: int, address: str, deadline: float) -> None:
         time.sleep(_POLL)
 
 
-def _owner(job: str, index: int, address: str) -> str | None:
-    """Returns the name on a server: ours if there was none, and None if nobody reads there.
+def _owner(job: str, index: int, address: str, own: str) -> str | None:
+    """Returns the name on a server: `own` if there was none, and None if nobody reads there.
 
     A server with another name is told to start anew.
     """
@@ -69,15 +73,15 @@ def _owner(job: str, index: int, address: str) -> str | None:
     with tf.Graph().as_default():
         serves = shutdown.queue(job, index, "serves").size()
         owners = shutdown.queue(job, index, "owner")
-        known, get, put = owners.size(), owners.dequeue(), owners.enqueue(_NAME)
+        known, get, put = owners.size(), owners.dequeue(), owners.enqueue(own)
         anew = shutdown.queue(job, index).enqueue(shutdown.ANEW)
         try:
             with shutdown.session(f"grpc://{address}", job, index) as opened:
                 if not opened.run(serves, options=options):
                     return None
-                name = opened.run(get, options=options).decode() if opened.run(known) else _NAME
+                name = opened.run(get, options=options).decode() if opened.run(known) else own
                 opened.run(put, options=options)
-                if name != _NAME:
+                if name != own:
                     opened.run(anew, options=options)
                 return name
         except tf.errors.OpError:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from tfps import _tf
 from tfps.cluster.devices import worker_device
 from tfps.coordinator.closures import ClosureLane, Round
+from tfps.coordinator.faults import Repeats
 from tfps.coordinator.remote_value import Resource
 from tfps.coordinator.work_queue import WorkQueue
 
@@ -93,7 +94,7 @@ class Cluster:
         self,
         queue: WorkQueue,
         start: Callable[[], None],
-        resources: list[weakref.WeakSet[Resource]],
+        resources: Iterable[Iterable[Resource]],
     ):
         """Shows a coordinator's parts.
 
@@ -119,12 +120,16 @@ class TensorFlowClosure:
 
     Attributes:
       round: see `Closure`.
+      repeats: see `Closure`.
+      worker: index of the worker that has to run it; None if any may.
     """
 
     def __init__(self, closure: Any):
         """Wraps a `cluster_coordinator.Closure`, which gives its result to its own remote value."""
         self._closure = closure
         self.round: Round | None = None
+        self.repeats = Repeats()
+        self.worker: int | None = None
 
     def run(self, lane: ClosureLane) -> None:
         """Runs the closure on the lane's worker."""

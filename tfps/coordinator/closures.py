@@ -3,6 +3,7 @@
 import copy
 import functools
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ from tfps.cluster import failures
 from tfps.cluster.byte_row import ByteRow
 from tfps.cluster.lanes import Lane, Source
 from tfps.coordinator import result_buffer
+from tfps.coordinator.faults import Repeats
 from tfps.coordinator.remote_value import RemoteValue, Resource
 
 _PER_WORKER = tf.distribute.coordinator.PerWorkerValue
@@ -97,11 +99,17 @@ class ClosureLane(Lane):
 
     Attributes:
       results: the buffers for small results that this lane has computed.
+      life: the life of its worker in which the buffers were made.
     """
 
     def __init__(self, worker: int, source: Source, index: int):
         """Describes the lane; see `Lane`."""
         super().__init__(worker, source, index)
+        self.renew(0)
+
+    def renew(self, life: int) -> None:
+        """Forgets the buffers: the worker's memory is empty in its new life."""
+        self.life = life
         self.results = result_buffer.Results(f"{self.device}/device:CPU:0")
 
 
@@ -292,15 +300,17 @@ class Round:
       inflight: number of closures that run.
       error: the first error, which has not been raised yet.
       manager: cancels what runs.
+      begun: time (`time.monotonic`, in s) at which it began.
     """
 
-    __slots__ = ("error", "inflight", "manager")
+    __slots__ = ("begun", "error", "inflight", "manager")
 
     def __init__(self) -> None:
         """Begins a round in which nothing runs yet."""
         self.inflight = 0
         self.error: BaseException | None = None
         self.manager = _tf.CancellationManager()
+        self.begun = time.monotonic()
 
 
 class Closure:
@@ -309,9 +319,11 @@ class Closure:
     Attributes:
       output: weak reference to the `RemoteValue` for the result.
       round: the round in which it runs, once a lane has taken it.
+      repeats: how often it was run again.
+      worker: None, since any worker may run it.
     """
 
-    __slots__ = ("args", "kwargs", "leaves", "output", "round", "trace")
+    __slots__ = ("args", "kwargs", "leaves", "output", "repeats", "round", "trace", "worker")
 
     def __init__(
         self, trace: Trace, args: tuple, kwargs: dict, leaves: list | None, output: RemoteValue
@@ -332,6 +344,8 @@ class Closure:
         self.leaves = leaves
         self.output = weakref.ref(output)
         self.round: Round | None = None
+        self.repeats = Repeats()
+        self.worker: int | None = None
 
     def run(self, lane: ClosureLane) -> Any:
         """Calls the graph; returns what `Trace.run` does."""
@@ -346,9 +360,11 @@ class ResourceClosure:
     Attributes:
       output: weak reference to the `Resource` for what is made.
       round: none, since nobody joins the call and nobody cancels it.
+      repeats: how often it was run again.
+      worker: index of the worker.
     """
 
-    __slots__ = ("args", "function", "kwargs", "output")
+    __slots__ = ("args", "function", "kwargs", "output", "repeats", "worker")
     round: Round | None = None
 
     def __init__(self, function: Callable[..., Any], args: tuple, kwargs: dict, output: Resource):
@@ -357,6 +373,8 @@ class ResourceClosure:
         self.args = args
         self.kwargs = kwargs
         self.output = weakref.ref(output)
+        self.repeats = Repeats()
+        self.worker: int | None = None
 
     def run(self, lane: ClosureLane) -> Any:
         """Calls the function; returns what it returns."""

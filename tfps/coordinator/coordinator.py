@@ -1,6 +1,5 @@
 """`tf.distribute.coordinator.ClusterCoordinator`, at a fraction of its cost."""
 
-import weakref
 from typing import Any
 
 import tensorflow as tf
@@ -16,6 +15,7 @@ from tfps.coordinator.closures import (
     reject_remote_values,
 )
 from tfps.coordinator.remote_value import RemoteValue, Resource, bring
+from tfps.coordinator.resources import Resources
 from tfps.coordinator.work_queue import WorkQueue
 
 # The servers' thread pools (`server.inter_op_threads`) are sized with this in mind.
@@ -29,10 +29,16 @@ class ClusterCoordinator(tf.distribute.coordinator.ClusterCoordinator):
     is one coordinator for each strategy. A `tfps.ParameterServerStrategy` comes with its
     coordinator, which TensorFlow's class returns as well.
 
+    A function whose worker is lost is run again, on another worker or on the same one when it has
+    come back, and its updates may then have been made already: a function runs at least once. A
+    worker that starts again at its address is used again, and its per-worker values are made anew.
+    With a parameter server, its variables are lost, and the functions that run fail; the server
+    can be used for new variables once it has started again.
+
     It differs from TensorFlow's in these points: a function is traced and its inputs are laid out
     once, results stay on the workers until they are fetched, errors name the worker and its
-    address, and a lost worker or ps is a `tfps.TaskLost` within seconds. No function is run again
-    on another worker.
+    address, a frozen task or vanished host is lost after seconds, while others go on, and there is
+    no number of faults after which the coordinator gives up.
     """
 
     def __new__(
@@ -73,13 +79,14 @@ class ClusterCoordinator(tf.distribute.coordinator.ClusterCoordinator):
             self._strategy = strategy
             strategy.extended._used_with_coordinator = True
             cluster = getattr(strategy, "cluster", None)
-            self._queue = WorkQueue(cluster or Cluster.from_resolver(strategy._cluster_resolver))
+            cluster = cluster or Cluster.from_resolver(strategy._cluster_resolver)
+            # For each worker, the per-worker values on it, in the order in which they were made.
+            self._resources = Resources(cluster.num_workers)
+            self._queue = WorkQueue(cluster, self._resources)
             self._traces = Traces(strategy)
             # The specs are not in the work queue. They know their strategy, and the lanes, which
             # know the queue, end when nobody knows the strategy any more.
             self._specs: dict = {}
-            workers = range(self._queue.cluster.num_workers)
-            self._resources: list[weakref.WeakSet[Resource]] = [weakref.WeakSet() for _ in workers]
             queue = self._queue
             self._cluster = as_tensorflow.Cluster(queue, queue.start_lanes, self._resources)
             self._has_initialized = True
@@ -141,7 +148,8 @@ class ClusterCoordinator(tf.distribute.coordinator.ClusterCoordinator):
           WorkerError: a function failed on a worker. The error is an instance of TensorFlow's class
             too, for instance `tf.errors.InvalidArgumentError`. Functions that had not run are
             cancelled. The error is raised once; afterwards the coordinator can be used again.
-          TaskLost: a worker or ps is gone. The error is also a `tf.errors.UnavailableError`.
+          TaskLost: a ps is lost, or all workers were lost for an hour. The error is also a
+            `tf.errors.UnavailableError`.
         """
         self._queue.join()
 
@@ -183,8 +191,8 @@ class ClusterCoordinator(tf.distribute.coordinator.ClusterCoordinator):
         for worker in range(self._queue.cluster.num_workers):
             value = Resource(self._queue, self._specs)
             value._type_spec = spec
-            self._queue.put_on(worker, ResourceClosure(fn, args, kwargs, value))
-            self._resources[worker].add(value)
+            value.closure = ResourceClosure(fn, args, kwargs, value)
+            self._queue.make(worker, value)
             values.append(value)
         return tf.distribute.coordinator.PerWorkerValue(tuple(values))
 

@@ -129,9 +129,15 @@ def _structured(result: Any, packed: _tf_functions.FlatFunction | None) -> Any:
 
 
 class Resource(RemoteValue):
-    """A per-worker value: what a function made on one worker, such as an iterator."""
+    """A per-worker value: what a function made on one worker, such as an iterator.
 
-    __slots__ = ("_components", "_known", "_spec")
+    It is made again when the worker has lost its memory.
+
+    Attributes:
+      closure: the call that makes it, once the coordinator has queued one.
+    """
+
+    __slots__ = ("_components", "_known", "_spec", "closure")
 
     def __init__(self, queue: Queue, specs: dict[Hashable, Any]):
         """Has no value yet. The coordinator makes resources.
@@ -142,8 +148,10 @@ class Resource(RemoteValue):
         """
         super().__init__(queue)
         self._known = specs
-        self._components: list[tf.Tensor] | None = None
+        # The value, and the tensors that it is as an argument.
+        self._components: tuple[Any, list[tf.Tensor]] | None = None
         self._spec: Any = None
+        self.closure: Any = None
 
     @property
     def _type_spec(self):
@@ -172,9 +180,15 @@ class Resource(RemoteValue):
 
     def components(self) -> list[tf.Tensor]:
         """Returns the tensors, such as handles, that the value is as an argument of a function."""
-        if self._components is None:
-            self._components = tf.nest.flatten(self.value(), expand_composites=True)
-        return self._components
+        value, known = self.value(), self._components
+        if known is None or known[0] is not value:
+            known = self._components = value, tf.nest.flatten(value, expand_composites=True)
+        return known[1]
+
+    def renew(self) -> None:
+        """Has no value any more, until it is made again; the queue's lock is held."""
+        if self._ready:
+            self._ready, self._event = False, None
 
 
 def bring(values: list[RemoteValue]) -> None:

@@ -4,19 +4,29 @@ import collections
 import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import tensorflow as tf
 
 from tfps import _tf, errors
-from tfps.cluster import failures, health
+from tfps.cluster import failures, health, members
+from tfps.cluster.members import Task
 from tfps.cluster.spec import Cluster
+from tfps.coordinator import recovery
 from tfps.coordinator.closures import ClosureLane, Round
-from tfps.coordinator.remote_value import RemoteValue
+from tfps.coordinator.faults import Faults, Repeats
+from tfps.coordinator.remote_value import RemoteValue, Resource
+from tfps.coordinator.resources import Resources
 
 # Closures that may wait before `put` blocks: TensorFlow's limit.
 _LIMIT = 256 * 1024
+
+# s between two looks of somebody who waits.
+_LOOK = 1.0
+
+# s to wait for a worker to come back when all are lost: TensorFlow's limit.
+_RECOVERY = 3600.0
 
 
 class Output(Protocol):
@@ -32,9 +42,13 @@ class Queued(Protocol):
     Attributes:
       output: returns what receives the result, or None if nobody holds it any more.
       round: the round in which the closure runs; None if `join` does not wait for it.
+      repeats: how often it was run again.
+      worker: index of the worker that has to run it; None if any may.
     """
 
     round: Round | None
+    repeats: Repeats
+    worker: int | None
 
     @property
     def output(self) -> Callable[[], Output | None]:
@@ -47,24 +61,31 @@ class Queued(Protocol):
 class WorkQueue:
     """One queue for all workers, a queue of each worker's own, and the account of both.
 
-    A lane takes a closure and reports what became of it. The chief's threads wait here for
-    closures, and whoever waits for long asks whether all servers are still there.
+    A lane takes a closure and reports what became of it. A closure whose worker was lost goes back
+    to the head of its queue, and the lanes of the worker pause until it has come back. The chief's
+    threads wait here for closures, and whoever waits has the servers asked whether they live.
 
     Attributes:
       cluster: the cluster whose workers run the closures.
       lanes_per_worker: number of closures that a worker runs at the same time, at most.
     """
 
-    def __init__(self, cluster: Cluster):
+    def __init__(self, cluster: Cluster, resources: Resources | None = None):
         """Has no lanes yet.
 
         Args:
           cluster: whose workers run the closures.
+          resources: the per-worker values, which are made again on workers that come back.
         """
         self.cluster = cluster
         self.lanes_per_worker = 1
         self._lanes: list[ClosureLane] = []
-        self._health = health.Health(cluster, self._lanes)
+        self._members = members.of(cluster)
+        self._faults = Faults(self._members)
+        self._recovery = recovery.Recovery(self._members, self._wake)
+        self._resources = resources or Resources(cluster.num_workers)
+        # How often each worker had come back when its values were made; see `Members.life`.
+        self._lives = [self._members.life(Task("worker", w)) for w in range(cluster.num_workers)]
         self._queue: collections.deque = collections.deque()
         self._own: list[collections.deque] = [
             collections.deque() for _ in range(cluster.num_workers)
@@ -109,10 +130,17 @@ class WorkQueue:
           joined: whether `join` waits for it, and raises its error.
         """
         with self._lock:
+            closure.worker = worker
             if joined:
                 self._begin(closure)
             self._own[worker].append(closure)
             self._work.notify_all()
+
+    def make(self, worker: int, resource: Resource) -> None:
+        """Queues the closure of a new per-worker value for its worker."""
+        with self._lock:
+            self._resources.add(worker, resource)
+            self.put_on(worker, resource.closure)
 
     @property
     def manager(self) -> _tf.CancellationManager:
@@ -140,8 +168,7 @@ class WorkQueue:
             self._raise_pending()
             if self._is_settled():
                 return True
-            if self._health.due:
-                self._look()
+            if self._look() is not None:
                 self._raise_pending()
             return False
 
@@ -149,19 +176,34 @@ class WorkQueue:
         """Waits until the value or its error is there.
 
         Raises:
-          TaskLost: a server is gone.
+          TaskLost: a ps is lost, or all workers are.
         """
         with self._lock:
             ready = value._waiter()
-        while not ready.wait(health.PATIENCE):
+        while not ready.wait(_LOOK):
             with self._lock:
+                if value._ready:
+                    return
+                ready = value._waiter()  # The value may be made again meanwhile.
                 lost = self._look()
             if lost is not None:
                 raise lost
 
-    def errors_named(self) -> contextlib.AbstractContextManager[None]:
-        """Names the errors of copying to the chief; see `Health`."""
-        return self._health.errors_named()
+    @contextlib.contextmanager
+    def errors_named(self) -> Iterator[None]:
+        """Names TensorFlow's errors of copying results to the chief.
+
+        Raises:
+          TaskLost: the worker that held the result is lost; a `tf.errors.UnavailableError` too.
+          Error: no server is gone; also an instance of TensorFlow's class.
+        """
+        self._members.attend()
+        try:
+            yield
+        except tf.errors.OpError as e:
+            if isinstance(e, errors.Error):
+                raise
+            raise self._faults.of_copy(e) from e
 
     def start_lanes(self) -> None:
         """Starts the lanes that are missing. The coordinator calls this when there is work."""
@@ -200,7 +242,7 @@ class WorkQueue:
         own = self._own[lane.worker]
         with self._lock:
             while not self._stopped:
-                if lane.index >= self.lanes_per_worker:
+                if lane.index >= self.lanes_per_worker or self._is_away(lane):
                     self._resized.wait()
                     continue
                 if own:
@@ -226,10 +268,14 @@ class WorkQueue:
         result: Any,
         error: BaseException | None,
     ) -> None:
-        """Takes note of a closure's result or error."""
+        """Takes note of a closure's result or error, or puts it back if its worker is lost."""
         its_round = closure.round
         if error is not None and not _was_cancelled(error, its_round):
-            error = self._health.named(lane.worker, error)
+            judged = self._faults.judged(lane.worker, error, closure.repeats)
+            self._recovery.begin()
+            if judged is None and self._put_back(closure):
+                return
+            error = judged or error
         with self._lock:
             output = closure.output()
             if output is not None:
@@ -243,7 +289,56 @@ class WorkQueue:
             if not its_round.inflight and not self._queue:
                 self._settled.notify_all()
 
+    def _put_back(self, closure: Queued) -> bool:
+        """Puts a closure at the head of its queue, unless an error has ended its round."""
+        with self._lock:
+            its_round = closure.round
+            if its_round is not None and (its_round is not self._round or its_round.error):
+                return False
+            if closure.worker is None:
+                self._queue.appendleft(closure)
+                self._round.inflight -= 1
+            elif its_round is not None or not self._is_renewed(closure):
+                self._own[closure.worker].appendleft(closure)
+            self._work.notify_all()
+            return True
+
+    def _wake(self) -> None:
+        """Lets the lanes look whether their workers are back."""
+        with self._lock:
+            self._resized.notify_all()
+
     # With the lock held.
+
+    def _is_away(self, lane: ClosureLane) -> bool:
+        """Whether a lane's worker is lost; if it has come back, prepares it for calls."""
+        task = Task("worker", lane.worker)
+        life = self._members.life(task)
+        if lane.life != life:
+            lane.renew(life)
+        if self._lives[lane.worker] != life:
+            self._lives[lane.worker] = life
+            self._renew(lane.worker)
+        if self._members.loss(task) is None:
+            return False
+        self._recovery.begin()
+        return True
+
+    def _renew(self, worker: int) -> None:
+        """Has the per-worker values of a worker made again, before all else."""
+        again = self._resources.of(worker)
+        for resource in again:
+            resource.renew()
+        joined = [closure for closure in self._own[worker] if closure.round is not None]
+        self._own[worker].clear()
+        self._own[worker].extend([*(r.closure for r in again), *joined])
+        self._work.notify_all()
+
+    def _is_renewed(self, closure: Queued) -> bool:
+        """Whether the closure of a per-worker value waits already, since its worker is back."""
+        worker = closure.worker
+        assert worker is not None
+        return any(waiting is closure for waiting in self._own[worker])
 
     def _begin(self, closure: Queued) -> None:
         closure.round = self._round
@@ -283,21 +378,27 @@ class WorkQueue:
     def _wait(self, condition: threading.Condition, reached: Callable[[], bool]) -> None:
         """Waits until `reached()`, or until there is an error to raise."""
         while not reached() and self._round.error is None:
-            if not condition.wait(health.PATIENCE) and self._health.due:
+            self._members.attend()
+            if not condition.wait(_LOOK):
                 self._look()
 
     def _look(self) -> BaseException | None:
-        """Asks after calls that take long; returns the error if a server is gone."""
-        self._lock.release()
-        try:
-            self._health.look()
+        """Has the servers asked; returns the error if nothing can go on."""
+        self._members.attend()
+        lost = self._members.lost()
+        if not lost and self._recovery.error is None:
             return None
-        except errors.TaskLost as e:
-            lost = failures.unavailable(e)
-        finally:
-            self._lock.acquire()
-        self._fail(self._round, lost)
-        return lost
+        self._recovery.begin()
+        error = (
+            self._recovery.error
+            or self._faults.lost_ps(lost, self._round.begun)
+            or recovery.is_waited_too_long(self._members, _RECOVERY)
+        )
+        if error is None:
+            return None
+        unavailable = failures.unavailable(error) if isinstance(error, errors.TaskLost) else error
+        self._fail(self._round, unavailable)
+        return unavailable
 
 
 def _was_cancelled(error: BaseException, its_round: Round | None) -> bool:

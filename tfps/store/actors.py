@@ -57,9 +57,7 @@ class _Server:
         self._specs = self._loop.specs
         self.inbox = mailbox.queue(p, [mailbox.HANDLE, HEADER, *self._specs], _name("inbox"))
         self._answers = mailbox.queue(p, [mailbox.ANSWER], _name("answers"))
-        self._call = RemoteFunction(
-            self._called, mailbox.HANDLE, mailbox.HANDLE, numbers=_COMMAND
-        )
+        self._call = RemoteFunction(self._called, mailbox.HANDLE, mailbox.HANDLE, numbers=_COMMAND)
         self._running: ServerCall | None = None
 
     def start(

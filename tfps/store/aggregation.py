@@ -5,12 +5,13 @@ optimizer update with their sum when the last one has come.
 """
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
+from tfps import _tf_resources
 from tfps.cluster.devices import ps_device
 from tfps.model.server_optimizer import ServerOptimizer
 from tfps.store.bucket_update import BucketOptimizer, Rate
@@ -88,6 +89,12 @@ class Aggregation(abc.ABC):
           ConfigError: the state is of another outer optimizer.
         """
         restore_optimizers(self._layout, self._placed(), state.outer)
+
+    def renew(self, servers: Collection[int]) -> None:
+        """Makes what is on some servers anew, with zeros; see `ParameterStore.renew`."""
+        for optimizer, mine in self._placed():
+            if self._plan.buckets[mine[0]].ps in servers:
+                _make_anew([variable.value for variable in optimizer.state])
 
     def _placed(self) -> list[tuple[ServerOptimizer, list[int]]]:
         return [(o, self.optimizer.trained(p)) for p, o in self.optimizer.outer().items()]
@@ -218,6 +225,12 @@ class Summed(Aggregation):
             with tf.device(v.device):
                 v.assign(tf.zeros(v.shape, v.dtype))
 
+    def renew(self, servers: Collection[int]) -> None:
+        super().renew(servers)
+        by_bucket = [*self.sums.items(), *self.touched.items()]
+        mine = [v for i, v in by_bucket if self._plan.buckets[i].ps in servers]
+        _make_anew([*mine, *(v for p in servers for v in self.counts[p])])
+
     def export(self) -> AggregationState:
         def arrays(variables):
             return self._layout.whole((i, v.numpy()) for i, v in variables.items())
@@ -323,6 +336,13 @@ class Summed(Aggregation):
             cleared = write([totals[i] for i in whole], zeros)
         with tf.control_dependencies(cleared):
             return tf.constant(True)
+
+
+def _make_anew(variables: Iterable[tf.Variable]) -> None:
+    for variable in variables:
+        _tf_resources.renew(variable)
+        with tf.device(variable.device):
+            variable.assign(tf.zeros(variable.shape, variable.dtype))
 
 
 def _zeros(shape, dtype) -> tf.Variable:

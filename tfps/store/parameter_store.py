@@ -1,12 +1,13 @@
 """The parameter store: a model's variables and its optimizer, on the servers."""
 
+from collections.abc import Collection
 from typing import Any, Protocol
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tfps import _keras_creation, errors
+from tfps import _keras_creation, _tf_resources, errors
 from tfps.cluster.devices import ps_device
 from tfps.model import optimizer_traits
 from tfps.model.loss_scale import LossScale
@@ -159,6 +160,28 @@ class ParameterStore:
         with tf.device(ps_device(ps)):
             return tf.Variable(0, dtype=tf.int64, trainable=False, name="version")
 
+    def renew(self, servers: Collection[int]) -> None:
+        """Makes all variables of some servers anew, without values, after the servers were lost.
+
+        Handles are arguments of every step, so nothing is traced anew.
+
+        Args:
+          servers: indices of the parameter servers.
+        """
+        for i, bucket in enumerate(self.plan.buckets):
+            if bucket.ps in servers:
+                _renew(self.stored[i])
+        for optimizer, mine in self.placed():
+            if self.plan.buckets[mine[0]].ps in servers:
+                for variable in optimizer.state:
+                    _renew(variable)
+        for ps in servers:
+            _renew(self.versions[ps])
+            self._locks[ps] = self._create_lock(ps)
+        if self.loss_scale and 0 in servers:
+            for variable in self.loss_scale.variables:
+                _renew(variable)
+
     # The chief's copy.
 
     def load_if_changed(self) -> bool:
@@ -222,12 +245,16 @@ class ParameterStore:
           ConfigError: the state is of another model or optimizer.
           SnapshotDamaged: the files cannot be read; nothing was written then.
         """
+        self.fill(state)
+        self.fetch(elsewhere)
+
+    def fill(self, state: "ServerState | Saved") -> None:
+        """Writes a state to the servers alone; see `restore`."""
         if isinstance(state, ServerState):
             self.write(state)
         else:
             self._require_alike(state.shapes, state.form.scaled)
             state.fill(self)
-        self.fetch(elsewhere)
 
     def write(self, state: ServerState) -> None:
         """Writes an exported state to the servers; see `restore`."""
@@ -256,6 +283,10 @@ class ParameterStore:
         """Each optimizer with the buckets that it updates."""
         whole = [(o, self.trained[p]) for p, o in self.optimizers.items()]
         return [*whole, *((o, [i]) for i, o in self.row_optimizers.items())]
+
+
+def _renew(variable: keras.Variable | tf.Variable) -> None:
+    _tf_resources.renew(variable.value if isinstance(variable, keras.Variable) else variable)
 
 
 def _is_dense(bucket: Bucket) -> bool:

@@ -20,7 +20,6 @@ from tfps.store.parameter_store import ParameterStore
 from tfps.store.resources import read
 from tfps.store.tables import Found, Ids
 
-
 # (ps, what was read there): in the graph of a step, what a push is not to overtake.
 Reads = list[tuple[int, tf.Tensor]]
 

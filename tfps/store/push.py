@@ -6,7 +6,7 @@ once goes on after a variable was replaced.
 
 import contextlib
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -139,6 +139,10 @@ class Pusher:
     def clear(self) -> None:
         """Forgets pushes of a round that did not become complete."""
         self._aggregation.clear()
+
+    def renew(self, servers: Collection[int]) -> None:
+        """Makes what is on some servers anew; see `Aggregation.renew`."""
+        self._aggregation.renew(servers)
 
     def export(self) -> AggregationState:
         """What is on the servers beside the store; see `Aggregation.export`."""

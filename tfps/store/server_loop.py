@@ -114,8 +114,7 @@ class ServerLoop:
 
         def taken():
             shaped = [
-                tf.ensure_shape(t, spec.shape)
-                for t, spec in zip(tensors, self.specs, strict=True)
+                tf.ensure_shape(t, spec.shape) for t, spec in zip(tensors, self.specs, strict=True)
             ]
             receipt = self._take_in(handles, header, shaped)
             return tf.stack([receipt.staleness, tf.cast(receipt.updated, tf.int64), header.unit])

@@ -11,7 +11,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -308,13 +308,26 @@ class SavedServers:
             return
         self.fill_ps(store, range(store.plan.num_ps))
 
-    def fill_ps(self, store: ParameterStore, servers: Sequence[int]) -> None:
+    def fill_ps(
+        self,
+        store: ParameterStore,
+        servers: Collection[int],
+        outer: dict[str, Placed] | None = None,
+    ) -> None:
         """Writes what some servers had back to them; the store is laid out as the snapshot.
+
+        Args:
+          store: with the variables.
+          servers: indices of the parameter servers.
+          outer: name of an exchange -> its outer optimizers, each with its buckets, for the
+            exchanges whose outer optimizers are filled, too.
 
         Raises:
           SnapshotDamaged: a part cannot be read.
         """
-        every = [(ps, [h for h in held_by(store) if h.ps == ps]) for ps in servers]
+        names = [name for name, _ in self.form.outer]
+        held_of = held_by(store, [(outer or {}).get(name, []) for name in names])
+        every = [(ps, [h for h in held_of if h.ps == ps]) for ps in sorted(servers)]
         every = [(ps, held) for ps, held in every if held]
         with _all_at_once(len(every)) as run:
             read = run(lambda one: self._restored(*one), every)
@@ -385,7 +398,7 @@ def reader_of(prefix: str) -> Any:
     """
     try:
         return tf.train.load_checkpoint(prefix)
-    except (*FILE_ERRORS, ValueError) as e:
+    except (tf.errors.OpError, OSError, ValueError) as e:
         raise errors.SnapshotDamaged(f"{prefix} cannot be read: {_said(e)}") from e
 
 
@@ -395,7 +408,7 @@ def checked(read: Callable[[str], Any], who: str) -> Callable[[str], np.ndarray]
     def call(name: str) -> np.ndarray:
         try:
             return np.asarray(read(name))
-        except (*FILE_ERRORS, RuntimeError) as e:
+        except (tf.errors.OpError, RuntimeError) as e:  # The reader's errors have no class.
             raise errors.SnapshotDamaged(f"{who}: {_said(e)}") from e
 
     return call

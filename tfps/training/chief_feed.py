@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from tfps import _keras_models, _tf_data, errors
+from tfps import _keras_data, _keras_models, _tf_data, errors
 from tfps.model.batches import without_optionals
 from tfps.training.feeds import FeedPosition, Work, shapes_of
 from tfps.worker.batch_loop import Stack
@@ -38,7 +38,12 @@ class ChiefFeed:
     """
 
     def __init__(
-        self, *, steps_per_epoch: int | None = None, steps_per_execution: int = 1, **data: Any
+        self,
+        *,
+        steps_per_epoch: int | None = None,
+        steps_per_execution: int = 1,
+        order: int | None = None,
+        **data: Any,
     ):
         """Adapts what `keras.Model.fit` takes.
 
@@ -46,13 +51,21 @@ class ChiefFeed:
           steps_per_epoch: batches in an epoch; None for the whole input. As in Keras, an epoch has
             whole calls, and so up to `steps_per_execution - 1` batches more.
           steps_per_execution: batches in a call at most.
+          order: seed of an order that a later process can repeat; None for Keras's own order.
           **data: x, y, sample_weight, batch_size, shuffle, class_weight.
         """
         if isinstance(data["x"], tf.data.Dataset):
             data["shuffle"] = False  # Keras would warn that a dataset shuffles itself.
+        self._indexed: _keras_data.Indexed | None = None
+        if order is not None and isinstance(data["x"], keras.utils.PyDataset):
+            self._indexed = _keras_data.Indexed(data["x"], order if data["shuffle"] else None)
+            data |= {"x": self._indexed, "shuffle": False}
         epochs = _keras_models.EpochIterator(steps_per_epoch=steps_per_epoch, **data)
         self._adapter = epochs.data_adapter
-        self._dataset = self._adapter.get_tf_dataset()
+        if order is not None and _keras_data.is_shuffled(self._adapter):
+            self._dataset = _keras_data.in_seeded_order(self._adapter, order)
+        else:
+            self._dataset = self._adapter.get_tf_dataset()
         self._steps = epochs.steps_per_epoch
         self.num_batches = epochs.num_batches
         calls = math.inf if not self.num_batches else -(-self.num_batches // steps_per_execution)
@@ -83,6 +96,8 @@ class ChiefFeed:
 
     def begin_epoch(self) -> None:
         """See `feeds.Feed`; with `steps_per_epoch`, the pass of the last epoch goes on."""
+        if self._steps is None or self._pass is None:
+            self._aim()  # Keras may begin to read ahead.
         self._adapter.on_epoch_begin()
         self._left, self._taken, self._has_ended = self._most, 0, False
         if (resumed := self._resumes) is not None:
@@ -200,7 +215,15 @@ class ChiefFeed:
             )
         self._pass, self._resumes = None, position
 
+    def _aim(self) -> None:
+        """Lets what is read by index begin where the next pass does, in the order of that pass."""
+        if self._indexed is not None:
+            position = self._resumes or FeedPosition((0,))
+            skip = min([begin for _, begin, _ in position.again], default=position.batches[0])
+            self._indexed.begin(max(self._passes, sum(position.passes)), skip)
+
     def _begin_pass(self) -> None:
+        self._aim()
         position, self._resumes = self._resumes or FeedPosition((0,)), None
         self._ready.clear()
         # An order that is drawn anew for each pass follows from the number of passes before.
@@ -209,7 +232,9 @@ class ChiefFeed:
         end = position.batches[0]
         again = {i for _, begin, last in position.again for i in range(begin, last)}
         skip = min(again, default=end)
-        dataset = _tf_data.skipping(self._dataset, skip) if skip else self._dataset
+        dataset = self._dataset
+        if skip and self._indexed is None:
+            dataset = _tf_data.skipping(dataset, skip)
         self._first, self._read = self._read, self._read + skip
         self._pass = self._begin_iterator(dataset)
         for i in range(skip, end):

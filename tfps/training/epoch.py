@@ -93,6 +93,9 @@ class Epoch:
         totals = self._totals
         self._state.own.begin(self._program, self._feed, totals.carried, totals.carried_by)
         self._steps = self._train(self._steps)
+        if self._snapshotter is not None:
+            # A snapshot may follow any time before the epoch is noted.
+            self._note(self._steps)
         self._feed.end_epoch()
         self._seconds = time.perf_counter() - self._started
         if not self._totals.examples and not self._model.stop_training:
@@ -117,15 +120,15 @@ class Epoch:
 
     def _save(self, steps: int) -> None:
         """Takes a snapshot if one is due; there is a cut now."""
-        if self._snapshotter is None or not self._snapshotter.is_due:
-            return
-        self._state.note_open(
-            OpenEpoch(
-                steps, time.perf_counter() - self._started, self._totals.tally, *self._totals.state()
-            ),
-            self._feed.position(),
-        )
-        self._snapshotter.take()
+        if self._snapshotter is not None and self._snapshotter.is_due:
+            self._note(steps)
+            self._snapshotter.take()
+
+    def _note(self, steps: int) -> None:
+        """Notes how far the epoch has come; there is a cut now."""
+        seconds, totals = time.perf_counter() - self._started, self._totals
+        opened = OpenEpoch(steps, seconds, totals.tally, *totals.state())
+        self._state.note_open(opened, self._feed.position())
 
     def _is_warming(self, policy: ConsistencyPolicy) -> bool:
         return self._state.is_warming(policy, self._counted.count - self._state.chief.outer_updates)
@@ -134,6 +137,7 @@ class Epoch:
 
     def began(self, first: int) -> None:
         """Calls the hook of a batch that is about to be trained on."""
+        self._state.chief.batch_hooks += 1
         self._hooks.batch_begin(first)
         self._state.own.load_if_changed()
 

@@ -14,7 +14,6 @@ from tfps.training.session import Session
 from tfps.training.work_loop import WorkLoop
 from tfps.worker.tally import Report
 
-
 # Works of a worker whose reports may stay there; see `policy_run`.
 _UNREPORTED = 16
 
@@ -22,14 +21,22 @@ _UNREPORTED = 16
 class EvaluationRun:
     """A `work_loop.Run` that evaluates every batch with the same parameters."""
 
-    def __init__(self, session: Session, feed: Feed, callbacks: keras.callbacks.CallbackList):
+    def __init__(
+        self,
+        session: Session,
+        feed: Feed,
+        callbacks: keras.callbacks.CallbackList,
+        leaves: Callable[[], bool] = lambda: False,
+    ):
         """Traces the step, unless that has been done before, and pulls the parameters.
 
         Args:
           session: prepared.
           feed: of the input.
           callbacks: of the user.
+          leaves: whether the process is about to end, so that nobody needs the result.
         """
+        self._leaves = leaves
         self._session, self._own = session, session.state.own
         self._feed = feed
         self._callbacks = callbacks
@@ -152,5 +159,5 @@ class EvaluationRun:
             self._is_over = self.stopped() and not before
 
     def stopped(self) -> bool:
-        """Whether a callback has set `stop_evaluating`."""
-        return self._session.model.stop_evaluating
+        """Whether a callback has set `stop_evaluating`, or the process is about to end."""
+        return self._session.model.stop_evaluating or self._leaves()

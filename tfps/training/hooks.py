@@ -5,15 +5,31 @@ may change them. The copy brings what a hook looks at; what a hook has changed i
 servers after it. No hook of `fit` is called from anywhere else.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 
-from tfps import _keras_variables as contents
+from tfps import _keras_models, _keras_variables as contents
 from tfps.store.model_copy import ModelCopy
 from tfps.training import callbacks as traits
 from tfps.training.board import Board
+
+
+class Place(NamedTuple):
+    """Which hooks have been called last.
+
+    Attributes:
+      epoch: index of the epoch.
+      begun, ended: index of the batch.
+    """
+
+    epoch: int
+    begun: int = -1
+    ended: int = -1
+
+
+_NOWHERE = Place(-1)
 
 
 class Hooks:
@@ -36,6 +52,7 @@ class Hooks:
         self._board = Board(callbacks)
         self.watches_batches = self._secretly = self._secretly_in_batches = False
         self._has_captured = False
+        self._now = self._called = _NOWHERE
 
     def train_begin(self) -> None:
         """Before the first epoch."""
@@ -43,9 +60,30 @@ class Hooks:
         with self._copy.hook(whole=self._secretly):
             self.callbacks.on_train_begin()
 
+    def resume(self, batch_hooks: int) -> None:
+        """Lets callbacks of Keras that count batches go on where a run before was cut off.
+
+        Args:
+          batch_hooks: how often hooks before batches were called by then.
+        """
+        for callback in self.callbacks.callbacks:
+            if isinstance(callback, keras.callbacks.TensorBoard):
+                _keras_models.skip_batches(callback, batch_hooks)
+
+    def go_back(self) -> None:
+        """Training goes back to an earlier cut; hooks that were called are not called again."""
+        self._called = max(self._called, self._now)
+
+    def was_called(self, epoch: int) -> bool:
+        """Whether all hooks of an epoch, which is trained on again, have been called."""
+        return epoch < self._called.epoch
+
     def epoch_begin(self, epoch: int) -> None:
         """Before the first batch of an epoch."""
         self._ask()
+        self._now = Place(epoch)
+        if epoch <= self._called.epoch:
+            return
         if self._secretly and not self._has_captured:
             self._copy.capture(contents.captured)
             self._has_captured = True
@@ -71,11 +109,17 @@ class Hooks:
 
     def batch_begin(self, batch: int) -> None:
         """Before the first batch of some work; `batch` is its index."""
+        self._now = self._now._replace(begun=batch)
+        if self._now[:2] <= self._called[:2]:
+            return
         with self._copy.hook(captured=self._secretly_in_batches):
             self.callbacks.on_train_batch_begin(batch)
 
     def batch_end(self, batch: int, logs: dict[str, Any]) -> None:
         """After some work; `batch` is the index of the last batch that is done."""
+        self._now = self._now._replace(ended=batch)
+        if (self._now.epoch, batch) <= (self._called.epoch, self._called.ended):
+            return
         with self._copy.hook(captured=self._secretly_in_batches):
             self.callbacks.on_train_batch_end(batch, logs)
 

@@ -29,7 +29,7 @@ def feed_of(
       num_workers: of the cluster.
       steps_per_epoch: batches in an epoch, of all workers together; None for the whole input.
       steps_per_execution: batches in a call at most.
-      **data: y, sample_weight, batch_size, shuffle, class_weight.
+      **data: y, sample_weight, batch_size, shuffle, class_weight; order, see `ChiefFeed`.
 
     Raises:
       DataError: a `dataset_fn` or splits were given together with arguments that belong to arrays.

@@ -154,9 +154,7 @@ class PolicyRun:
             replace()
             own, first, kept = each[worker], number, carry
             for part in work.steps:
-                vector, kept, own = step(
-                    handles, part.source, kept, own, part.takes, first, rate
-                )
+                vector, kept, own = step(handles, part.source, kept, own, part.takes, first, rate)
                 own, first = own._replace(report=[vector]), first + part.takes
             report, following = reports.take(worker, work, vector, defers)
             carries[worker], each[worker] = kept, own._replace(report=[following])
@@ -254,7 +252,8 @@ class PolicyRun:
         rate, carries, each = self._rate(), self._state.carries, self._state.own.each
         handles, carry, own = self._handles[worker], carries[worker], each[worker]
         step = self._session.steps.repeating(self._side, self._policy, self._feed)
-        masked, shapes, blank = self._masked(redo.has), step.own.shapes, self._reports.blanks[worker]
+        masked, shapes = self._masked(redo.has), step.own.shapes
+        blank = self._reports.blanks[worker]
         whole = bool(self._policy.local_steps)
         counts = redo.counts
 

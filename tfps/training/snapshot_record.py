@@ -87,14 +87,7 @@ def record(
     if chief.open is not None:
         plain["open"]["tally"] = chief.open.tally._asdict()
     memory = {
-        kind: [
-            {
-                "residuals": {i: _arrays(one) for i, one in m.residuals.items()},
-                "inner": _arrays(m.inner),
-            }
-            for m in each
-        ]
-        for kind, each in workers.items()
+        kind: [None if m is None else _memory(m) for m in each] for kind, each in workers.items()
     }
     waiting = {
         name: {
@@ -111,6 +104,11 @@ def record(
         "sides": waiting,
         "outer_rates": outer_rates,
     }
+
+
+def _memory(memory: WorkerMemory) -> dict[str, Any]:
+    residuals = {i: _arrays(one) for i, one in memory.residuals.items()}
+    return {"residuals": residuals, "inner": _arrays(memory.inner)}
 
 
 def _arrays(nested: Any) -> list[np.ndarray]:
@@ -132,7 +130,7 @@ def exported(tree: dict[str, Any], servers: SavedServers) -> Exported:
     plain = dict(tree["chief"])
     position, opened = plain["position"], plain["open"]
     if position is not None:
-        plain["position"] = FeedPosition(**_tuples(position))
+        plain["position"] = FeedPosition(**{k: _tuples(v) for k, v in position.items()})
     if opened is not None:
         plain["open"] = OpenEpoch(**{**opened, "tally": Tally(**opened["tally"])})
     plain["history"] = [(number, logs) for number, logs in plain["history"]]
@@ -146,7 +144,7 @@ def exported(tree: dict[str, Any], servers: SavedServers) -> Exported:
         state = AggregationState(optimizer, {}, {}, np.zeros([0, 2], np.int32))
         sides[name] = SideState(state, one["rate"])
     workers = {
-        kind: [WorkerMemory(m["residuals"], m["inner"]) for m in each]
+        kind: [m and WorkerMemory(m["residuals"], m["inner"]) for m in each]
         for kind, each in tree["workers"].items()
     }
     layout = [
@@ -156,5 +154,5 @@ def exported(tree: dict[str, Any], servers: SavedServers) -> Exported:
     return Exported(servers, sides, workers, layout, ChiefState(**plain), tree["own"])
 
 
-def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -10,6 +10,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfps import _tf, errors
+from tfps.cluster import health
 from tfps.store import snapshot_parts as parts
 from tfps.store.snapshot_folder import FILE_ERRORS, Folder, Id
 from tfps.training.snapshot_record import Arrays
@@ -32,17 +33,21 @@ class SnapshotWriter:
       saved: the newest snapshot that this writer has completed; None before the first.
     """
 
-    def __init__(self, folder: Folder, incarnation: int, keep: int):
+    def __init__(
+        self, folder: Folder, incarnation: int, keep: int, look: Callable[[], None] = lambda: None
+    ):
         """Writes nothing yet.
 
         Args:
           folder: that this chief has claimed.
           incarnation: of this chief.
           keep: how many complete snapshots are kept.
+          look: raises an error if a server is gone; called while somebody waits for the files.
         """
         self.saved: Id | None = None
         self._folder, self._incarnation, self._keep = folder, incarnation, keep
         self._number = 0
+        self._look = look
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -80,14 +85,26 @@ class SnapshotWriter:
         self._thread.start()
 
     def wait(self) -> None:
-        """Waits until what was begun is written.
+        """Waits until what was begun is written, with a line after each minute.
 
         Raises:
           Superseded: a later chief writes to the folder.
+          TaskLost: a server went away.
         """
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        begun, said = time.monotonic(), 0
+        while self._thread is not None:
+            self._thread.join(health.PATIENCE)
+            if not self._thread.is_alive():
+                self._thread = None
+                break
+            try:
+                self._look()
+            except BaseException:
+                self._thread = None  # It may hang for ever; the next snapshot gets another one.
+                raise
+            if (minutes := int(time.monotonic() - begun) // 60) > said:
+                said = minutes
+                say(f"waiting for the files of a snapshot for {said} min; is a disk slow or full?")
         if self._error is not None:
             error, self._error = self._error, None
             raise error

@@ -6,12 +6,13 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import keras
 
-from tfps import errors, exit_codes
+from tfps import _keras_data, errors, exit_codes
 from tfps.store import snapshot_parts as parts
 from tfps.store.server_state import Placed
 from tfps.store.snapshot_folder import FILE_ERRORS, Folder, Id, Manifest
@@ -37,6 +38,7 @@ class Past:
       has_ended: whether that `fit` had come to its end.
       histories: per `fit`, (index, logs) of its epochs.
       state: of training.
+      servers: the servers' part of the state, which is in files.
     """
 
     manifest: Manifest
@@ -44,6 +46,19 @@ class Past:
     has_ended: bool
     histories: list[list[tuple[int, dict[str, Any]]]]
     state: Exported
+    servers: parts.SavedServers
+
+
+class GoneBack(Exception):
+    """Everything is as it was at a snapshot, because servers were lost; `fit` goes on from there.
+
+    Attributes:
+      past: the snapshot.
+    """
+
+    def __init__(self, past: Past):
+        super().__init__(past.manifest.id)
+        self.past = past
 
 
 class Snapshotter:
@@ -69,34 +84,51 @@ class Snapshotter:
         self._fit = 0
         self._goes_on_from: int | None = None  # the `fit` of the snapshot to resume
         self._histories: list[list[tuple[int, dict[str, Any]]]] = []
+        self._candidates: list[Id] = []
+        self._order = 0
+        self._model: str | None = None  # as JSON, of the present `fit`
+        self._told: Callable[[], bool] = lambda: False  # whether the process was told to end
         self._updates = 0  # since the last cut that was saved
         self._began = -math.inf  # s, when that was
 
     # The begin and the end of a `fit`.
 
-    def begin_fit(self) -> Iterator[Past]:
-        """What the next `fit` may go on from, the best first; nothing if it begins afresh.
+    def begin_fit(self) -> None:
+        """Counts a `fit`, and looks for snapshots that it may go on from.
 
         Raises:
           ConfigError: the folder cannot be written.
-          SnapshotDamaged: there are snapshots, and none of them can be read.
         """
-        self._fit += 1
+        self._fit, self._model = self._fit + 1, None
         self._updates, self._began = 0, time.monotonic()
         if self._writer is None:
-            yield from self._claimed()
-        elif self._goes_on_from is not None and self._fit <= self._goes_on_from:
-            yield from self._found()
+            self._claim()
+        elif self._goes_on_from is not None and self._fit > self._goes_on_from:
+            self._candidates = []
 
-    def _claimed(self) -> Iterator[Past]:
-        folder, found = self._folder, self._folder.complete()
-        is_over = bool(found) and self._is_over(found[0])
+    def _claim(self) -> None:
+        folder, self._candidates = self._folder, self._folder.complete()
+        if self._candidates and self._is_over(self._candidates[0]):
+            self._candidates = []
         self._incarnation = folder.claim()
-        self._writer = SnapshotWriter(folder, self._incarnation, self.settings.keep)
+        look = self._session.calls.ask.require_alive
+        self._writer = SnapshotWriter(folder, self._incarnation, self.settings.keep, look)
         _ours.add((folder.path, self._incarnation))
         _note_end_of(folder, self._incarnation)
-        if found and not is_over:
-            yield from self._found()
+        self._order = self._order_before()
+
+    def _order_before(self) -> int:
+        """The seed of the order of the data that the job began with."""
+        for id in self._candidates:
+            with contextlib.suppress(errors.SnapshotDamaged):
+                return self._folder.read(id).content["order"]
+        seed = _keras_data.program_seed()
+        return int.from_bytes(os.urandom(4)) if seed is None else seed
+
+    @property
+    def order(self) -> int:
+        """The seed of the order of the data in the present `fit`."""
+        return (self._order + self._fit) % (1 << 31)
 
     def _is_over(self, id: Id) -> bool:
         """Whether the newest snapshot is the end of a program, or of another trainer of this one.
@@ -111,9 +143,14 @@ class Snapshotter:
         is_ours = (folder.path, id.incarnation) in _ours
         return has_ended and (is_ours or folder.has_ended(id.incarnation))
 
-    def _found(self) -> Iterator[Past]:
+    def found(self) -> Iterator[Past]:
+        """What the present `fit` may go on from, the best first; nothing if it begins afresh.
+
+        Raises:
+          SnapshotDamaged: there are snapshots, and none of them can be read.
+        """
         reasons = []
-        for id in self._folder.complete():
+        for id in self._candidates:
             try:
                 past = self._read(id)
             except errors.SnapshotDamaged as e:
@@ -149,7 +186,7 @@ class Snapshotter:
             [(epoch, logs) for epoch, logs in one] for one in unpacked(content["histories"], read)
         ]
         state = exported(unpacked(content["record"], read), servers)
-        return Past(manifest, content["fit"], content["has_ended"], histories, state)
+        return Past(manifest, content["fit"], content["has_ended"], histories, state, servers)
 
     def resumes(self, past: Past) -> bool:
         """Whether the present `fit` goes on from a snapshot; otherwise it had ended before."""
@@ -189,6 +226,20 @@ class Snapshotter:
         self.take(has_ended=True)
         self.wait()
 
+    @contextlib.contextmanager
+    def ending_in_order(self) -> Iterator[None]:
+        """In this context SIGTERM ends the process after a last snapshot, at the next cut."""
+        with exit_codes.sigterm_noted() as self._told:
+            yield
+        # It came after the last cut, which was saved.
+        if self.is_leaving:
+            exit_codes.terminate()
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether the process was told to end, and does so at the next cut."""
+        return self._told()
+
     # Cuts.
 
     def counts(self, updates: int) -> None:
@@ -203,6 +254,8 @@ class Snapshotter:
     @property
     def is_due(self) -> bool:
         """Whether a cut is to be saved as soon as there is one."""
+        if self.is_leaving:
+            return True
         every, count = self.settings.every, self.settings.every_updates
         if count is not None and self._updates >= count:
             return True
@@ -218,10 +271,13 @@ class Snapshotter:
 
         Raises:
           Superseded: a later chief writes to the folder.
+          SystemExit: the process was told to end, and the state is saved.
         """
         assert self._writer is not None
         self._writer.wait()
         self._updates, self._began = 0, time.monotonic()
+        if self._model is None:
+            self._model = _architecture(self._session.model)
         session, state = self._session, self._session.state
         store = session.served.store
         sides = {n: s for n, s in state.sides_in_use().items() if s.outer is not None}
@@ -237,14 +293,93 @@ class Snapshotter:
         tree = record(chief, state.memory(), state.own.export(), state.sides_restored, rates)
         content = {
             "format": FORMAT,
+            "order": self._order,
             "fit": self._fit,
             "has_ended": has_ended,
             "histories": packed.tree(self._histories),
             "record": packed.tree(tree),
             "form": dataclasses.asdict(parts.Form.of(store, outer)),
-            "model": _architecture(session.model),
+            "model": self._model,
         }
         self._writer.write(values, packed.arrays, content)
+        if self.is_leaving:
+            self.wait()
+            say(f"told to end by SIGTERM; the newest snapshot is {self._writer.saved}")
+            exit_codes.terminate()
+
+    # After the loss of servers.
+
+    def restore_servers(self, servers: Collection[int]) -> Past:
+        """Makes lost servers anew, with what they had in the newest snapshot.
+
+        The others keep what they have. To be called when nothing is outstanding, and the servers
+        are connected again.
+
+        Args:
+          servers: indices of the parameter servers.
+
+        Returns:
+          The snapshot.
+
+        Raises:
+          ConfigError: the variables of the snapshot lay in another way on the servers.
+          SnapshotDamaged: there is no snapshot of this `fit` that can be read.
+        """
+        state = self._session.state
+        state.renew(servers)
+        for past in self._pasts():
+            try:
+                state.refill(servers, past.servers)
+            except errors.SnapshotDamaged as e:
+                self.skipped(past.manifest.id, e)
+                continue
+            return past
+        raise self._nothing_to_restore()
+
+    def go_back(self, servers: Collection[int]) -> Past:
+        """Makes lost servers anew, and lets all of training go back to the newest snapshot.
+
+        Args:
+          servers: indices of the lost parameter servers; see `restore_servers`.
+
+        Returns:
+          The snapshot. The feed has to be brought to its position.
+
+        Raises:
+          SnapshotDamaged: there is no snapshot of this `fit` that can be read.
+        """
+        session = self._session
+        session.state.renew(servers)
+        for past in self._pasts():
+            try:
+                ended = session.state.go_back(past.state)
+            except errors.SnapshotDamaged as e:
+                self.skipped(past.manifest.id, e)
+                continue
+            for side in ended:
+                session.steps.forget(side)
+            self._updates, self._began = 0, time.monotonic()
+            return past
+        raise self._nothing_to_restore()
+
+    def _pasts(self) -> Iterator[Past]:
+        """The snapshots of the present `fit`, the newest first, once what was begun is written."""
+        with contextlib.suppress(errors.TaskLost):
+            self.wait()
+        for id in self._folder.complete():
+            try:
+                past = self._read(id)
+            except errors.SnapshotDamaged as e:
+                self.skipped(id, e)
+                continue
+            if past.fit == self._fit and not past.has_ended:
+                yield past
+
+    def _nothing_to_restore(self) -> errors.SnapshotDamaged:
+        return errors.SnapshotDamaged(
+            f"{self._folder.path} has no snapshot of this fit to go back to; begin the job anew, "
+            "with a smaller Snapshots(every=...)"
+        )
 
     def wait(self) -> None:
         """Waits until what was begun is written; see `take`."""
@@ -252,12 +387,15 @@ class Snapshotter:
             self._writer.wait()
 
 
-def _architecture(model: keras.Model) -> str | None:
-    """The model as JSON, or None if Keras cannot write it."""
+def _architecture(model: keras.Model) -> str:
+    """The model as JSON, or nothing if Keras cannot write it."""
     try:
-        return model.to_json()
+        with warnings.catch_warnings():
+            # Whoever loads the model will learn what of it is unsafe.
+            warnings.simplefilter("ignore")
+            return model.to_json()
     except Exception:  # A model of the user's own may raise anything.
-        return None
+        return ""
 
 
 def _note_end_of(folder: Folder, incarnation: int) -> None:

@@ -1,5 +1,6 @@
 """`Trainer`: `fit`, `evaluate` and `predict` of a Keras model on a cluster."""
 
+import contextlib
 import functools
 import os
 import warnings
@@ -18,6 +19,7 @@ from tfps.training.evaluation import EvaluationRun
 from tfps.training.feeds import Feed
 from tfps.training.hooks import Hooks
 from tfps.training.input import is_read_by_workers
+from tfps.training.noted_epochs import NotedEpochs
 from tfps.training.placing import LayerDevice, Placing
 from tfps.training.policy import ConsistencyPolicy
 from tfps.training.prediction import PredictionRun
@@ -25,7 +27,7 @@ from tfps.training.served_model import Codecs, Traffic
 from tfps.training.server_side import require_local
 from tfps.training.session import Session
 from tfps.training.snapshots import Snapshots, of as snapshots_of
-from tfps.training.snapshotter import Past, Snapshotter
+from tfps.training.snapshotter import GoneBack, Past, Snapshotter
 from tfps.training.training_state import ChiefState, TrainingState
 
 # A list of Keras callbacks, a `keras.callbacks.CallbackList`, or None.
@@ -145,6 +147,7 @@ class Trainer:
         self.strategy = strategy
         self.stats: dict[str, list[float]] = {}
         self._log_stats = log_stats
+        self._noted = NotedEpochs()
         if overlap not in (0, 1, 2):
             raise errors.ConfigError(f"overlap={overlap!r} must be 0, 1 or 2")
         if sparse_updates not in ("exact", "lazy"):
@@ -257,6 +260,10 @@ class Trainer:
             (x, y, sample_weight), validation_data = _keras_models.split_validation(
                 (x, y, sample_weight), validation_split=validation_split
             )
+        order = None
+        if self._snapshotter is not None:
+            self._snapshotter.begin_fit()
+            order = self._snapshotter.order
         feed = session.feed(
             x,
             steps_per_epoch,
@@ -265,6 +272,7 @@ class Trainer:
             batch_size=batch_size,
             shuffle=shuffle,
             class_weight=class_weight,
+            order=order,
         )
         past = self._prepare(feed)
         if past is not None and not self._snapshots.resumes(past):
@@ -275,19 +283,22 @@ class Trainer:
                 validation_data, validation_batch_size or batch_size, validation_steps
             )
         model.stop_training = False
-        self.stats = {}
+        self.stats, self._noted = {}, NotedEpochs()
         store = session.served.store
         hooks = Hooks(
             self._callback_list(callbacks, verbose, feed, epochs, history=True), store.copy
         )
         store.optimizer_copy.build()
         following = store.copy.following(self._ps_answer, session.recount)
-        with _keras_variables.keras_functions_aside(model), following:
+        with self._ending_in_order(), _keras_variables.keras_functions_aside(model), following:
             hooks.train_begin()
             resumed = session.state.begin_fit()
             try:
                 if resumed is not None:
                     initial_epoch = self._resume(resumed, feed)
+                    hooks.resume(resumed.batch_hooks)
+                else:
+                    self._save_beginning(feed, initial_epoch)
                 epochs_to_run = range(_keras_models.initial_epoch(model, initial_epoch), epochs)
                 logs = self._train(feed, validation, validation_freq, epochs_to_run, hooks)
             finally:
@@ -307,11 +318,15 @@ class Trainer:
         assert self._snapshotter is not None
         return self._snapshotter
 
+    def _leaves(self) -> bool:
+        """Whether the process was told to end, and does so at the next cut."""
+        return self._snapshotter is not None and self._snapshotter.is_leaving
+
     def _prepare(self, feed: Feed) -> Past | None:
         """Brings the model to the servers; returns the snapshot whose state they have, if any."""
         session = self._session
         if self._snapshotter is not None:
-            for past in self._snapshotter.begin_fit():
+            for past in self._snapshotter.found():
                 session.state.restore(past.state)
                 try:
                     session.prepare(feed, train=True)
@@ -322,6 +337,10 @@ class Trainer:
                 return past
         session.prepare(feed, train=True)
         return None
+
+    def _ending_in_order(self) -> contextlib.AbstractContextManager[None]:
+        own = self._snapshotter
+        return contextlib.nullcontext() if own is None else own.ending_in_order()
 
     def _ended_before(self, past: Past) -> keras.callbacks.History:
         """The history of a `fit` that had ended before the program was started again."""
@@ -351,35 +370,79 @@ class Trainer:
         hooks: Hooks,
     ) -> dict[str, Any] | None:
         """Runs the epochs of `fit`; returns the logs of the last one."""
-        model, session = self.model, self._session
-        logs = None
-        for number in epochs:
-            epoch = Epoch(
-                session,
-                feed,
-                hooks,
-                lambda: self.consistency,
-                self._snapshotter,
-                session.state.begin_epoch(number),
-            )
-            hooks.epoch_begin(number)
-            logs = epoch.run()
-            if validation and _keras_models.should_evaluate(model, number, validation_freq):
-                evaluated = self._evaluate(validation, hooks.callbacks, verbose=0)
-                logs.update({f"val_{name}": value for name, value in evaluated.items()})
-            stats = epoch.stats
-            for name, value in stats.items():
-                self.stats.setdefault(name, []).append(value)
-            if self._log_stats:
-                logs = {**logs, **stats}
-            session.state.note_epoch(number, logs, feed.position())
-            recorded = hooks.epoch_end(number, logs, stats, epoch.staleness)
-            session.state.note_logs(recorded)
-            if self._snapshotter is not None and self._snapshotter.is_due:
-                self._snapshotter.take()
-            if model.stop_training:
+        number, logs = epochs.start, None
+        while number < epochs.stop:
+            try:
+                logs = self._train_epoch(number, feed, validation, validation_freq, hooks)
+            except GoneBack as e:
+                number = self._go_back(e.past, feed, hooks)
+                continue
+            if self.model.stop_training:
                 break
+            number += 1
         return logs
+
+    def _train_epoch(
+        self,
+        number: int,
+        feed: Feed,
+        validation: Feed | None,
+        validation_freq: int | list[int],
+        hooks: Hooks,
+    ) -> dict[str, Any]:
+        """Runs one epoch of `fit`, or what is left of it; returns its logs."""
+        model, session = self.model, self._session
+        opened = session.state.begin_epoch(number)
+        epoch = Epoch(session, feed, hooks, lambda: self.consistency, self._snapshotter, opened)
+        hooks.epoch_begin(number)
+        self._noted.begin(number, session.served.optimizer, opened is None)
+        logs = epoch.run()
+        self._save_if_due(leaving=True)
+        if hooks.was_called(number):
+            # It had come to its end before training went back.
+            logs = self._noted.logs[number]
+            session.state.note_epoch(number, logs, feed.position())
+            return logs
+        if validation and _keras_models.should_evaluate(model, number, validation_freq):
+            evaluated = self._evaluate(validation, hooks.callbacks, verbose=0)
+            self._save_if_due(leaving=True)
+            logs.update({f"val_{name}": value for name, value in evaluated.items()})
+        stats = epoch.stats
+        for name, value in stats.items():
+            self.stats.setdefault(name, []).append(value)
+        if self._log_stats:
+            logs = {**logs, **stats}
+        session.state.note_epoch(number, logs, feed.position())
+        recorded = hooks.epoch_end(number, logs, stats, epoch.staleness)
+        session.state.note_logs(recorded)
+        self._noted.logs[number] = recorded
+        self._save_if_due()
+        return logs
+
+    def _go_back(self, past: Past, feed: Feed, hooks: Hooks) -> int:
+        """Lets `fit` go on from a snapshot; returns the index of its epoch."""
+        chief = past.state.chief
+        if chief.position is not None:
+            feed.seek(chief.position)
+        hooks.go_back()
+        return chief.epoch
+
+    def _save_beginning(self, feed: Feed, initial_epoch: int) -> None:
+        """Takes the snapshot to which a `fit` goes back that loses servers before its first cut."""
+        if self._snapshotter is not None:
+            number = _keras_models.initial_epoch(self.model, initial_epoch)
+            self._session.state.note_beginning(number, feed.position())
+            self._snapshotter.take()
+
+    def _save_if_due(self, leaving: bool = False) -> None:
+        """Takes a snapshot between two cuts of `fit`.
+
+        Args:
+          leaving: whether only the end of the process is a reason.
+        """
+        own = self._snapshotter
+        if own is not None and (own.is_leaving or (own.is_due and not leaving)):
+            own.take()
 
     @_errors_named
     def evaluate(
@@ -470,9 +533,10 @@ class Trainer:
         self.model.stop_evaluating = False
         with copy.hook():  # What this hook changes is what is evaluated.
             callbacks.on_test_begin()
-        totals = EvaluationRun(session, feed, callbacks).evaluate()
+        leaves = self._leaves
+        totals = EvaluationRun(session, feed, callbacks, leaves).evaluate()
         session.served.program.move_seeds()
-        if not totals.examples and not self.model.stop_evaluating:
+        if not totals.examples and not self.model.stop_evaluating and not leaves():
             raise errors.DataError("evaluate was given no batch; the input is empty")
         logs = totals.logs(final=True)
         with copy.hook():

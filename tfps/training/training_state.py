@@ -15,7 +15,7 @@ such as the end of an epoch.
 import copy
 import dataclasses
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,12 +26,13 @@ from tfps.cluster.calls import WorkerCalls
 from tfps.model import optimizer_traits
 from tfps.store.placement import Shard
 from tfps.store.server_state import ServerState
-from tfps.store.snapshot_parts import SavedServers
+from tfps.store.snapshot_parts import Form, SavedServers
 from tfps.training.feeds import FeedPosition
 from tfps.training.own_state import OwnState
 from tfps.training.policy import ConsistencyPolicy, Exchange
 from tfps.training.served_model import ServedModel
 from tfps.training.server_side import ServerSide, SideState
+from tfps.training.worker_memory import refitted
 from tfps.worker.tally import Tally
 from tfps.worker.worker_step import WorkerMemory
 
@@ -71,6 +72,7 @@ class ChiefState:
       epoch: index of the epoch with which the present or last `fit` goes on.
       history: (index, logs) of each of these epochs, and of those before them.
       position: where the input of the present or last `fit` is; None before its first cut.
+      batch_hooks: how often the present or last `fit` has called hooks before batches.
       open: the epoch that has begun, at a cut in the middle of an epoch; None between epochs.
       learning_rate: of the compiled optimizer; None where a schedule or a callable gives it, and
         for several optimizers, whose rates are on the servers.
@@ -83,6 +85,7 @@ class ChiefState:
     epoch: int = 0
     history: list[tuple[int, dict[str, Any]]] = dataclasses.field(default_factory=list)
     position: FeedPosition | None = None
+    batch_hooks: int = 0
     open: OpenEpoch | None = None
     learning_rate: float | None = None
     seeds: list[np.ndarray] = dataclasses.field(default_factory=list)
@@ -268,7 +271,7 @@ class TrainingState:
         resumes, self._resumes, self._fits = self._resumes, False, True
         if resumes:
             return self.chief
-        self.chief.epoch, self.chief.history = 0, []
+        self.chief.epoch, self.chief.history, self.chief.batch_hooks = 0, [], 0
         self.chief.position = self.chief.open = None
         return None
 
@@ -284,6 +287,15 @@ class TrainingState:
         self.chief.epoch = epoch
         opened, self.chief.open = self.chief.open, None
         return opened
+
+    def note_beginning(self, epoch: int, position: FeedPosition) -> None:
+        """Notes where a `fit` begins.
+
+        Args:
+          epoch: index of its first epoch.
+          position: where the input is.
+        """
+        self.chief.epoch, self.chief.position = epoch, position
 
     def note_open(self, epoch: OpenEpoch, position: FeedPosition) -> None:
         """Notes how far an epoch of `fit` has come, at a cut.
@@ -395,25 +407,27 @@ class TrainingState:
 
     def _put_in_place(self, served: ServedModel, exported: Exported) -> None:
         remembers = bool(tf.nest.flatten(exported.workers))
-        workers = exported.workers
-        if remembers and isinstance(exported.servers, SavedServers):
-            workers = self._refitted(exported, _layout(served))
-        elif remembers and exported.layout != _layout(served):
+        is_saved = isinstance(exported.servers, SavedServers)
+        if remembers and not is_saved and exported.layout != _layout(served):
             raise errors.ConfigError(
                 "the workers' memory (residuals of codecs, inner optimizers) is laid out for other "
                 "servers; restore with as many servers and the partitioner of before"
             )
         self._calls.settle()
-        self.chief = dataclasses.replace(copy.deepcopy(exported.chief), seeds=[])
+        served.store.restore(exported.servers, exported.chief.outer_updates)
+        self._put_chief_in_place(served, exported)
         self._resumes = True
-        served.store.restore(exported.servers, self.chief.outer_updates)
+
+    def _put_chief_in_place(self, served: ServedModel, exported: Exported) -> None:
+        """Puts in place all that is not on the servers."""
+        workers = self._refitted(exported, _layout(served))
+        self.chief = dataclasses.replace(copy.deepcopy(exported.chief), seeds=[])
         served.program.base_seeds = exported.chief.seeds
         rate = exported.chief.learning_rate
         if rate is not None:
             optimizer_traits.each(served.optimizer)[0].learning_rate = rate
         self._memory = {
-            kind: self._calls.run_on_each(_placing(memory))
-            for kind, memory in workers.items()
+            kind: self._calls.run_on_each(_placing(memory)) for kind, memory in workers.items()
         }
         self.own.restore(exported.own)
         self._restored_sides = dict(exported.sides)
@@ -422,16 +436,82 @@ class TrainingState:
         self, exported: Exported, layout: list[tuple[Shard, ...]]
     ) -> dict[str, list[WorkerMemory]]:
         """The workers' memory for the workers and the layout of now."""
-        lost = [kind for kind, each in exported.workers.items() if tf.nest.flatten(each)]
-        same = all(len(each) == self._calls.num_workers for each in exported.workers.values())
-        if not lost or (same and exported.layout == layout):
-            return exported.workers
-        warnings.warn(
-            f"what workers remembered of {' and '.join(lost)} is lost, because it was laid out for "
-            "other servers or another number of workers; they begin without it",
-            stacklevel=2,
-        )
-        return {}
+        num_workers, found = self._calls.num_workers, {}
+        for kind, memory in exported.workers.items():
+            if exported.layout == layout and len(memory) == num_workers:
+                found[kind] = memory
+                continue
+            found[kind], lost = refitted(memory, exported.layout, layout, num_workers)
+            if lost:
+                warnings.warn(
+                    f"{' and '.join(lost)} are laid out for the servers of before; workers begin "
+                    "without them",
+                    stacklevel=2,
+                )
+        return {kind: memory for kind, memory in found.items() if memory}
+
+    def renew(self, servers: Collection[int]) -> None:
+        """Makes all variables of lost servers anew, without values, under the same objects.
+
+        To be called at a time at which nothing is outstanding, once the servers are connected
+        again. `refill` or `go_back` has to follow.
+
+        Args:
+          servers: indices of the parameter servers.
+        """
+
+        def renew() -> None:
+            self._require_served().store.renew(servers)
+            for side in self._sides.values():
+                side.pusher.renew(servers)
+
+        self._calls.ask(renew)
+
+    def refill(self, servers: Collection[int], saved: SavedServers) -> None:
+        """Gives some servers what they had in a snapshot; the others keep what they have.
+
+        Raises:
+          ConfigError: the variables of the snapshot lay in another way on the servers.
+          SnapshotDamaged: a part cannot be read.
+        """
+        served = self._require_served()
+        placed = {side.exchange.name: side.placed() for side in self._sides.values()}
+        if not saved.form.is_laid_out_as(Form.of(served.store, {})):
+            raise errors.ConfigError(
+                "the newest snapshot was taken on another number of servers or with another "
+                "partitioner, so what a lost server had is in no one part of it"
+            )
+        self._calls.ask(lambda: saved.fill_ps(served.store, servers, placed))
+        served.store.copy.outdate()
+
+    def go_back(self, exported: Exported) -> list[ServerSide]:
+        """Lets the running `fit` go on from a state, on servers, workers and here.
+
+        Args:
+          exported: of this model.
+
+        Returns:
+          The server sides that did not exist then, and are not used any more.
+
+        Raises:
+          SnapshotDamaged: the state's files cannot be read.
+        """
+        served = self._require_served()
+        later = [
+            key
+            for key, side in self._sides.items()
+            if side.outer is not None and side.exchange.name not in exported.sides
+        ]
+        ended = [self._sides.pop(key) for key in later]
+        kept = {side.exchange.name: side for side in self._sides.values()}
+        self.own.forget()
+        self._memory, self.carries = {}, []
+        self._calls.ask(lambda: served.store.fill(exported.servers))
+        served.store.copy.outdate()
+        self._put_chief_in_place(served, exported)
+        for name in kept.keys() & self._restored_sides.keys():
+            kept[name].restore(self._restored_sides.pop(name))
+        return ended
 
     def _require_served(self) -> ServedModel:
         if self._served is None:

@@ -220,9 +220,7 @@ class LocalSGDStep:
             total,
         )
 
-    def _steps(
-        self, handles, source, carry, own, count, first, learning_rate, repeats, outer_rate
-    ):
+    def _steps(self, handles, source, carry, own, count, first, learning_rate, repeats, outer_rate):
         trained = self._train(handles, source, carry, own, count, first, learning_rate)
         # Where there was no batch left, a push without effect takes the place of the real one.
         sent, residuals = tf.cond(
@@ -294,9 +292,7 @@ class LocalSGDRoundStep(LocalSGDStep):
         """See `WorkerStep`."""
         return super().rest(carry.local)
 
-    def _steps(
-        self, handles, source, carry, own, count, first, learning_rate, repeats, outer_rate
-    ):
+    def _steps(self, handles, source, carry, own, count, first, learning_rate, repeats, outer_rate):
         del repeats, outer_rate
         trained = self._train(handles, source, carry.local, own, count, first, learning_rate)
         report = self.own.report(own, trained.done, trained.total, trained.metrics)

@@ -1,0 +1,127 @@
+"""A lost server: its variables are made anew, and filled from the newest snapshot, within `fit`."""
+
+import keras
+import numpy as np
+import pytest
+
+from tests.training.test_snapshots import dataset, summing, trainer_on
+from tests.training.test_training_state import CASES, data, soak
+from tfps.training.snapshotter import GoneBack
+
+
+class Lose(keras.callbacks.Callback):
+    """Loses servers in the hook of a batch, once, and lets `fit` go back."""
+
+    def __init__(self, trainer, epoch, batch, servers):
+        super().__init__()
+        self._trainer, self._at, self._servers = trainer, (epoch, batch), servers
+        self.calls = []
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+        self.calls.append(("epoch", epoch))
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.calls.append(("epoch ends", epoch))
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.calls.append(("batch", self.epoch, batch))
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.calls.append(("batch ends", self.epoch, batch))
+        if self._at and self.epoch == self._at[0] and batch >= self._at[1]:
+            self._at = None
+            raise Lost(self._servers)
+
+
+class Lost(Exception):
+    pass
+
+
+@pytest.fixture
+def losing(monkeypatch):
+    """Where `fit` meets `Lost`, servers are made anew and training goes back."""
+    from tfps.training import epoch
+
+    run = epoch.Epoch.run
+
+    def running(self):
+        try:
+            return run(self)
+        except Lost as e:
+            raise GoneBack(self._snapshotter.go_back(*e.args)) from e
+
+    monkeypatch.setattr(epoch.Epoch, "run", running)
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=[] if c == "local steps" else soak) for c in CASES]
+)
+def test_all_goes_back_and_ends_as_if_nothing_had_been_lost(connect, tmp_path, losing, case):
+    """Both runs have the same cuts. No hook is called twice, and nothing is traced anew."""
+    whole = trainer_on(connect, case, 1, tmp_path / "whole")
+    seen = Lose(whole, None, None, [])
+    seen._at = None
+    expected = whole.fit(data(), epochs=3, verbose=0, callbacks=[seen]).history
+    cut = trainer_on(connect, case, 1, tmp_path / "cut")
+    lose = Lose(cut, 1, 7, [1])
+    history = cut.fit(data(), epochs=3, verbose=0, callbacks=[lose])
+    assert lose.calls == seen.calls
+    assert history.epoch == [0, 1, 2]
+    for a, b in zip(cut.model.get_weights(), whole.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    for name, values in expected.items():
+        np.testing.assert_array_equal(history.history[name], values)
+
+
+def test_going_back_over_the_end_of_an_epoch(connect, tmp_path, losing):
+    """The newest snapshot is of the epoch before, of which no hook is called again."""
+    trainer = summing(connect(workers=1, ps=1), tmp_path, every_updates=13)
+    lose = Lose(trainer, 1, 1, [0])
+    rates = keras.callbacks.LearningRateScheduler(lambda epoch, rate: 1.0 + epoch)
+    history = trainer.fit(
+        dataset(), epochs=2, verbose=0, callbacks=[rates, lose], validation_data=dataset()
+    )
+    assert trainer.model.get_weights()[0] == -(1 + 2) * (2**10 - 1)
+    assert [c for c in lose.calls if c[0].startswith("epoch")] == [
+        ("epoch", 0), ("epoch ends", 0), ("epoch", 1), ("epoch ends", 1)
+    ]  # fmt: skip
+    assert len(lose.calls) == len(set(lose.calls)) == 4 + 40
+    assert len(history.history["val_loss"]) == 2
+    assert [epoch for epoch, _ in trainer.state.chief.history] == [0, 1]
+    assert "val_loss" in trainer.state.chief.history[0][1]
+
+
+def test_a_lost_server_alone_has_what_it_had(connect, tmp_path):
+    """The others keep what they have: here what the model's second variable was trained to."""
+    trainer = trainer_on(connect, "async", 1, tmp_path)
+    variables = []
+
+    class Refill(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            store = trainer._session.served.store
+            mine = [i for i, b in enumerate(store.plan.buckets) if b.ps == 1]
+            others = [i for i, b in enumerate(store.plan.buckets) if b.ps == 0]
+            before = [store.stored[i].numpy() for i in range(len(store.stored))]
+            past = trainer._snapshotter.restore_servers([1])
+            saved = past.servers.load()
+            after = [store.stored[i].numpy() for i in range(len(store.stored))]
+            assert others and mine
+            for i in others:
+                np.testing.assert_array_equal(after[i], before[i])
+            assert any((after[i] != before[i]).any() for i in mine)
+            whole = store._layout.whole(enumerate(after))
+            for v in {s.variable for i in mine for s in store.plan.buckets[i].shards}:
+                if all(
+                    b.ps == 1 for b in store.plan.buckets if v in {s.variable for s in b.shards}
+                ):
+                    np.testing.assert_array_equal(whole[v], saved.values[v])
+                    variables.append(v)
+
+    trainer.fit(data(), verbose=0, callbacks=[Refill()])
+    assert variables
+    # It trains on, with the handles of the new variables.
+    before = trainer.model.get_weights()
+    trainer.fit(data(), verbose=0)
+    assert all((a != b).any() for a, b in zip(trainer.model.get_weights(), before, strict=True))
+    assert np.isfinite(trainer.evaluate(data(), verbose=0))

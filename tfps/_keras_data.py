@@ -1,0 +1,119 @@
+"""Orders of Keras's input that can be repeated: private names of Keras, as of Keras 3.15.
+
+Keras draws the order of arrays and of a `PyDataset` from generators that nobody can set back, so a
+process that goes on in the middle of a pass could not know which batches have been used. Here the
+order follows from a seed and from the number of iterators that were made before.
+"""
+
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras.src import tree
+from keras.src.trainers.data_adapters import array_slicing
+from keras.src.trainers.data_adapters.array_data_adapter import ArrayDataAdapter
+from keras.src.utils import rng_utils
+
+
+def program_seed() -> int | None:
+    """What the program gave to `keras.utils.set_random_seed`; None if it did not."""
+    return rng_utils.get_random_seed()
+
+
+class Indexed(keras.utils.PyDataset):
+    """A `PyDataset` whose passes begin anywhere, in an order that can be repeated."""
+
+    def __init__(self, whole: keras.utils.PyDataset, seed: int | None):
+        """Begins as the whole dataset.
+
+        Args:
+          whole: what the user gave.
+          seed: of the order; None for the order of the indices.
+        """
+        super().__init__(whole.workers, whole.use_multiprocessing, whole.max_queue_size)
+        self._whole, self._seed = whole, seed
+        self.begin(0, 0)
+
+    def begin(self, passes: int, skip: int) -> None:
+        """Makes ready for a pass.
+
+        Args:
+          passes: how many there were before.
+          skip: how many batches are left out at its beginning.
+        """
+        self._skip, self._order = skip, None
+        if self._seed is not None and (count := self._whole.num_batches) is not None:
+            self._order = np.random.default_rng([self._seed, passes]).permutation(count)
+
+    @property
+    def num_batches(self) -> int | None:
+        """The number of batches of the pass, or None if there is no end."""
+        count = self._whole.num_batches
+        return None if count is None else max(0, count - self._skip)
+
+    def __getitem__(self, index: int) -> Any:
+        """A batch of the pass."""
+        index += self._skip
+        return self._whole[index if self._order is None else int(self._order[index])]
+
+    def on_epoch_begin(self) -> None:
+        """See `keras.utils.PyDataset`."""
+        self._whole.on_epoch_begin()
+
+    def on_epoch_end(self) -> None:
+        """See `keras.utils.PyDataset`."""
+        self._whole.on_epoch_end()
+
+
+def is_shuffled(adapter: Any) -> bool:
+    """Whether a data adapter is of arrays that are shuffled."""
+    return isinstance(adapter, ArrayDataAdapter) and bool(adapter._shuffle)
+
+
+def in_seeded_order(adapter: Any, seed: int) -> tf.data.Dataset:
+    """The batches of an adapter for which `is_shuffled` is true, as `get_tf_dataset` has them.
+
+    Each iterator has another order, which follows from the seed and the number of the iterators
+    before.
+
+    Args:
+      adapter: of arrays.
+      seed: of the orders.
+    """
+    count, size = adapter._num_samples, adapter._batch_size
+    whole = count // size
+
+    def indices(number: tf.Tensor) -> tf.data.Dataset:
+        every = tf.range(count, dtype=tf.int64)
+        if adapter._shuffle != "batch":
+            every = tf.random.experimental.stateless_shuffle(every, [seed, number])
+        batches = tf.data.Dataset.from_tensor_slices(tf.reshape(every[: whole * size], [-1, size]))
+        if adapter._partial_batch_size:
+            rest = tf.reshape(every[whole * size :], [adapter._partial_batch_size])
+            batches = batches.concatenate(tf.data.Dataset.from_tensors(rest))
+        if adapter._shuffle == "batch":
+            batches = batches.enumerate().map(
+                lambda i, batch: tf.random.experimental.stateless_shuffle(batch, [seed + i, number])
+            )
+        return batches
+
+    numbers = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).take(1)
+    order = numbers.prefetch(1).flat_map(indices)
+    inputs = array_slicing.convert_to_sliceable(adapter._inputs, target_backend="tensorflow")
+    inputs = tf.data.Dataset.from_tensors(tree.lists_to_tuples(inputs)).repeat()
+    batches = tf.data.Dataset.zip((order, inputs)).map(
+        lambda i, data: tree.traverse(lambda x: _rows(x, i), data),
+        num_parallel_calls=tf.data.AUTOTUNE,
+    )
+    options = tf.data.Options()
+    options.experimental_optimization.apply_default_optimizations = False
+    return batches.with_options(options).prefetch(tf.data.AUTOTUNE)
+
+
+def _rows(x: Any, indices: tf.Tensor) -> Any:
+    if isinstance(x, array_slicing.TensorflowSparseWrapper):
+        return array_slicing.slice_tensorflow_sparse_wrapper(x, indices)
+    if isinstance(x, list | tuple | dict):
+        return None  # Go on inside of it.
+    return tf.gather(x, indices, axis=0) if tf.is_tensor(x) else x

@@ -1,0 +1,139 @@
+"""Whether a function that failed is run again: what its error says, and who is lost."""
+
+import re
+import sys
+
+import tensorflow as tf
+
+from tfps import errors
+from tfps.cluster import failures
+from tfps.cluster.members import Members, Task
+
+# s to wait until a silent task answers or is lost. A worker is waited for in any case; a parameter
+# server that has failed a worker is gone for the worker already.
+_SETTLE = 15.0
+
+# How often a function is run again because of faults that pass, and how often because it lost its
+# worker. A function that brings down every worker on which it runs is not run for ever.
+MOST_FAULTS = 5
+MOST_LOSSES = 10
+
+# How errors of TensorFlow's runtime speak of a task that died, is gone, or came back, in version
+# 2.21. The classes alone do not tell them from errors of the user's functions.
+_OF_RUNTIME = re.compile(
+    r"connect|recvmsg|sendmsg|socket|transport|context_id|unknown device|invalid device"
+    r"|incarnation|primary device is not remote|tensor remote_handle|remote workers"
+    r"|name of a function registered|function library|keepalive",
+    re.IGNORECASE,
+)
+_KINDS = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError)
+
+
+def may_be_of_runtime(error: BaseException) -> bool:
+    """Returns whether an error may come from a task that is lost, rather than from a function."""
+    if not isinstance(error, tf.errors.OpError):
+        # TensorFlow cannot bind arguments whose shapes it has to ask of a task that is gone.
+        return isinstance(error, TypeError) and "inding inputs" in str(error)
+    return isinstance(error, _KINDS) or bool(_OF_RUNTIME.search(error.message or ""))
+
+
+class Repeats:
+    """How often a closure was run again.
+
+    Attributes:
+      faults: because of faults that passed.
+      losses: because it lost its worker.
+    """
+
+    __slots__ = ("faults", "losses")
+
+    def __init__(self) -> None:
+        """Has not been run again."""
+        self.faults = self.losses = 0
+
+
+class Faults:
+    """Judges the errors of calls on workers."""
+
+    def __init__(self, members: Members):
+        """Asks `members` who is lost."""
+        self._members = members
+
+    def judged(self, worker: int, error: BaseException, repeats: Repeats) -> BaseException | None:
+        """Waits until it is known who is lost, and decides what becomes of a call that failed.
+
+        Args:
+          worker: index of the worker on which the call failed.
+          error: what the call raised.
+          repeats: what is known of the call; it is counted here.
+
+        Returns:
+          None if the call should be repeated; otherwise the error as the chief's code should see
+          it, see `failures.described`.
+        """
+        if isinstance(error, errors.Error):  # That of an argument, which has a name already.
+            return error
+        task = Task("worker", worker)
+        address = self._members.address(task)
+        if not may_be_of_runtime(error):
+            return failures.described(error, worker, address)
+        self._members.suspect()
+        lost = self._members.settle(timeout=_SETTLE)
+        if gone := self.lost_ps(lost):
+            return failures.unavailable(gone, error)
+        if task in lost:
+            repeats.losses += 1
+            if repeats.losses <= MOST_LOSSES:
+                return None
+            why = f"a function has lost its worker {repeats.losses} times, last {task} ({address})"
+            return failures.unavailable(
+                errors.TaskLost(f"{why}; look whether it brings the worker's process down"), error
+            )
+        repeats.faults += 1
+        if repeats.faults <= MOST_FAULTS and isinstance(error, (tf.errors.OpError, TypeError)):
+            return None
+        return failures.described(error, worker, address)
+
+    def of_copy(self, error: tf.errors.OpError) -> BaseException:
+        """Returns the error of copying a result to the chief as the chief's code should see it."""
+        if not may_be_of_runtime(error):
+            return failures.described(error, None, "")
+        self._members.suspect()
+        lost = self._members.settle(timeout=_SETTLE)
+        if gone := self.lost_ps(lost):
+            return failures.unavailable(gone, error)
+        if not lost:
+            return failures.described(error, None, "")
+        names = [f"{task} ({self._members.address(task)})" for task in sorted(lost)]
+        said = errors.summary(error.message)
+        return failures.unavailable(
+            errors.TaskLost(
+                f"the result is lost with its worker ({' and '.join(names)}: {said}); fetch "
+                "results as soon as they are there, or schedule the function again"
+            ),
+            error,
+        )
+
+    def lost_ps(self, lost: frozenset[Task], since: float = 0.0) -> errors.TaskLost | None:
+        """Returns the error for lost parameter servers; None if there are none.
+
+        Args:
+          lost: all lost tasks.
+          since: losses that were noticed before this time (`time.monotonic`, in s) do not count.
+        """
+        gone = []
+        for task in sorted(lost):
+            loss = self._members.loss(task)
+            if task.job == "ps" and loss is not None and loss.noticed >= since:
+                gone.append(f"{task} ({self._members.address(task)}) {loss.why}")
+        if not gone:
+            return None
+        return errors.TaskLost(
+            f"{' and '.join(gone)}; its variables are lost: when it is back, make them anew, from "
+            "the last checkpoint if there is one"
+        )
+
+
+def say(line: str) -> None:
+    """Tells the user what has become of a task."""
+    print(f"tfps: {line}", file=sys.stderr, flush=True)
