@@ -1,5 +1,9 @@
 """Snapshots: training that is cut off anywhere goes on where it was, bit by bit."""
 
+import contextlib
+import os
+import subprocess
+
 import keras
 import numpy as np
 import pytest
@@ -329,3 +333,60 @@ def test_settings():
             tfps.Snapshots(**{"directory": "x", **wrong})
     with pytest.raises(tfps.ConfigError, match="every_updates"):
         tfps.Snapshots("x", every_updates=1.5)
+
+
+@pytest.mark.processes
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_full_disk_is_no_end(connect, tmp_path, capfd):
+    """There is room for one snapshot; training goes on, and that one stays."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=160k", "none", folder], check=True)
+    try:
+        whole = summing(connect(workers=1, ps=1), folder)
+        full = folder / "ballast"
+
+        class Fill(keras.callbacks.Callback):
+            def on_train_batch_end(self, batch, logs=None):
+                if batch == 4:
+                    whole._snapshotter.wait()
+                    with contextlib.suppress(OSError):
+                        full.write_bytes(bytes(1 << 20))
+                if batch == 8:
+                    whole._snapshotter.wait()
+                    full.unlink()
+
+        whole.fit(dataset(), verbose=0, callbacks=[Fill()])
+        said = capfd.readouterr().err
+        assert "snapshot-000001-000003 could not be written" in said
+        assert "snapshot-000001-000002 stays the newest" in said
+        assert whole.model.get_weights()[0] == -(2**BATCHES - 1)
+        assert not list(folder.glob("snapshot-000001-000003.*"))
+        # The end is saved, for there is room again.
+        assert len(list(folder.glob("snapshot-*.json"))) == 2
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_residuals_go_on_with_other_workers_and_servers(connect, tmp_path, recwarn):
+    """No gradient is lost: once all residuals are sent, each batch has been applied."""
+
+    def trainer(workers, ps):
+        layer = keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros")
+        model = keras.Sequential([keras.Input([8]), layer])
+        model.compile(o.SGD(1.0), loss=lambda y, p: 8.0 * p, jit_compile=False)
+        snapshots = tfps.Snapshots(tmp_path, every=None, every_updates=3)
+        codec = tfps.compression.TopK(0.25, min_bytes=0)
+        strategy = connect(workers=workers, ps=ps)
+        return tfps.Trainer(model, strategy, push=codec, snapshots=snapshots)
+
+    x = np.exp2(np.arange(80) % 8).reshape([10, 8]).astype(np.float32)
+    data = tf.data.Dataset.from_tensor_slices((x, x[:, :1])).batch(1)
+    killed(trainer(2, 1), data, at=(0, 7))
+    again = trainer(1, 2)
+    again.fit(data, verbose=0)
+    (left,) = again.state.export().workers["gradients"]
+    kept = sum(leaf.reshape([-1]) for leaf in tf.nest.flatten(left.residuals))
+    weights = again.model.get_weights()[0][:, 0]
+    np.testing.assert_array_equal(-weights + kept, 8 * x.sum(0))
+    assert not [w for w in recwarn if "begin" in str(w.message)]
