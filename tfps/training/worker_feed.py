@@ -223,10 +223,6 @@ class WorkerFeed:
 
     def seek(self, position: FeedPosition) -> None:
         """See `feeds.Feed`."""
-        at_start = not any(position.batches) and not position.again and not position.epoch
-        if len(position.batches) != len(self._inputs) and at_start:
-            self.reset()  # Nothing was used of any dataset, so other workers do as well.
-            return
         if len(position.batches) != len(self._inputs):
             raise errors.DataError(
                 f"the position is of {len(position.batches)} dataset(s), but there are "
