@@ -108,6 +108,7 @@ def _run(train: Callable[[Connect], None]) -> int:
     finally:
         _part(cluster, failure)
     print(f"error: {failure}", file=sys.stderr, flush=True)
+    exit_codes.note(code)
     return code
 
 

@@ -115,6 +115,11 @@ def sigterm_noted() -> Iterator[Callable[[], bool]]:
             signal.signal(signal.SIGTERM, before)
 
 
+def note(code: int) -> None:
+    """Notes that a program ends with a code that is no success, though by no exception."""
+    _noted.append(code)
+
+
 def is_noted() -> bool:
     """Whether an error or a signal is what ends this process."""
     return bool(_noted) or hasattr(sys, "last_value")

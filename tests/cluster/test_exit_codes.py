@@ -29,6 +29,8 @@ def test_launchers_have_the_same_table():
         (errors.TaskLost("x"), 75),
         (errors.ChiefLost("x"), 75),
         (errors.StartupTimeout("x"), 75),
+        (errors.Superseded("x"), 75),
+        (errors.SnapshotDamaged("x"), 1),
         (errors.ClusterConfigError("x"), 3),
         (errors.PortInUse("x"), 3),
         (errors.ConfigError("x"), 2),

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from tests.training.test_snapshots import dataset, summing, trainer_on
+from tests.training.test_snapshots import INPUTS, dataset, summing, trainer_on
 from tests.training.test_training_state import CASES, data, soak
 from tfps.training.snapshotter import GoneBack
 
@@ -90,6 +90,16 @@ def test_going_back_over_the_end_of_an_epoch(connect, tmp_path, losing):
     assert len(history.history["val_loss"]) == 2
     assert [epoch for epoch, _ in trainer.state.chief.history] == [0, 1]
     assert "val_loss" in trainer.state.chief.history[0][1]
+
+
+@pytest.mark.parametrize("kind", ["arrays", "py dataset", "dataset_fn, part of a pass"])
+def test_the_input_goes_back(connect, tmp_path, losing, kind):
+    strategy = connect(workers=1, ps=1)
+    whole, cut = (summing(strategy, tmp_path / name, every_updates=6) for name in ("a", "b"))
+    for trainer, lose in ((whole, None), (cut, Lose(cut, 1, 5, [0]))):
+        trainer.fit(**INPUTS[kind](), epochs=3, verbose=0, callbacks=[lose] if lose else [])
+    np.testing.assert_array_equal(cut.model.get_weights(), whole.model.get_weights())
+    assert cut.state.chief.history == whole.state.chief.history
 
 
 def test_a_lost_server_alone_has_what_it_had(connect, tmp_path):

@@ -327,6 +327,13 @@ def test_time_decides_by_default(connect, tmp_path):
     assert int(max(p.name for p in tmp_path.glob("snapshot-*"))[16:22]) > 2
 
 
+def test_a_snapshot_of_another_model_is_refused(connect, tmp_path):
+    killed(summing(connect(workers=1, ps=1), tmp_path), dataset(), at=(0, 5))
+    other = tfps.Trainer(compiled(1), connect(workers=1, ps=1), snapshots=tmp_path)
+    with pytest.raises(tfps.ConfigError, match=r"does not go with this program.*another folder"):
+        other.fit(data(), verbose=0)
+
+
 def test_settings():
     for wrong in ({"directory": ""}, {"directory": 3}, {"every": -1}, {"keep": 0}, {"every": None}):
         with pytest.raises(tfps.ConfigError):

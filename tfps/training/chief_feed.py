@@ -62,10 +62,8 @@ class ChiefFeed:
             data |= {"x": self._indexed, "shuffle": False}
         epochs = _keras_models.EpochIterator(steps_per_epoch=steps_per_epoch, **data)
         self._adapter = epochs.data_adapter
-        if order is not None and _keras_data.is_shuffled(self._adapter):
-            self._dataset = _keras_data.in_seeded_order(self._adapter, order)
-        else:
-            self._dataset = self._adapter.get_tf_dataset()
+        self._order = order
+        self._dataset = self._made()
         self._steps = epochs.steps_per_epoch
         self.num_batches = epochs.num_batches
         calls = math.inf if not self.num_batches else -(-self.num_batches // steps_per_execution)
@@ -83,6 +81,12 @@ class ChiefFeed:
         self._ready: collections.deque[_Numbered] = collections.deque()  # read, not dealt out
         self._open: set[int] = set()  # numbers of batches that were dealt out and are not settled
         self._resumes: FeedPosition | None = None  # where the next pass is to begin
+
+    def _made(self) -> tf.data.Dataset:
+        """The dataset, as if it had had no iterator yet."""
+        if self._order is not None and _keras_data.is_shuffled(self._adapter):
+            return _keras_data.in_seeded_order(self._adapter, self._order)
+        return self._adapter.get_tf_dataset()
 
     def regroup(self, group: int, alike: bool = False) -> None:
         """See `feeds.Feed`; batches that are more than tensors do not come in groups."""
@@ -213,6 +217,11 @@ class ChiefFeed:
                 f"the position is of {len(position.batches)} datasets of workers, but this input "
                 "is read by the chief; go on with the dataset_fn that the position was taken from"
             )
+        if self._in_epoch:
+            self._adapter.on_epoch_end()
+            self._in_epoch = False
+        if self._passes > sum(position.passes) and self._order is not None:
+            self._dataset, self._passes = self._made(), 0
         self._pass, self._resumes = None, position
 
     def _aim(self) -> None:

@@ -171,6 +171,13 @@ class Snapshotter:
         say(f"{id} is left out, and the one before it is taken: {error}")
         return str(id)
 
+    def unfit(self, past: Past, error: errors.ConfigError) -> errors.ConfigError:
+        """The error of a snapshot that was taken by another program."""
+        return errors.ConfigError(
+            f"{past.manifest.id} in {self._folder.path} does not go with this program ({error}); "
+            "give Snapshots another folder"
+        )
+
     def _read(self, id: Id) -> Past:
         manifest = self._folder.read(id)
         content = manifest.content

@@ -333,6 +333,8 @@ class Trainer:
                 except errors.SnapshotDamaged as e:
                     self._snapshotter.skipped(past.manifest.id, e)
                     continue
+                except errors.ConfigError as e:
+                    raise self._snapshotter.unfit(past, e) from e
                 self._snapshotter.say_resumed(past)
                 return past
         session.prepare(feed, train=True)
