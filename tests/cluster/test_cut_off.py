@@ -95,6 +95,7 @@ def test_a_worker_whose_network_is_cut_and_heals(tmp_path, name):
             start("ps", 0, "ps0", ["-m", "tfps.serve"])
             chief = start("chief", 0, "chief", ["-c", textwrap.dedent(CHIEF), name])
             assert line() == "ready\n"
+            time.sleep(5.0)  # The servers have seen their chief.
             network.unplug("worker0")
             tell()
             said, seconds, count = (first := line()).split()
