@@ -145,6 +145,10 @@ class Network:
         """Sets a host's link down, so that the host vanishes without closing its connections."""
         self._ip("switch", "link", "set", host, "down")
 
+    def plug(self, host: str) -> None:
+        """Sets the link of an unplugged host up again."""
+        self._ip("switch", "link", "set", host, "up")
+
     def command(self, host: str) -> list[str]:
         """The prefix of a command line that runs on the host."""
         return ["ip", "netns", "exec", self._prefix + host]
