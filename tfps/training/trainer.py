@@ -1,5 +1,6 @@
 """`Trainer`: `fit`, `evaluate` and `predict` of a Keras model on a cluster."""
 
+import contextlib
 import functools
 import warnings
 import weakref
@@ -264,14 +265,18 @@ class Trainer:
             )
         model.stop_training = False
         self.stats = {}
-        store = session.served.store
         hooks = Hooks(
-            self._callback_list(callbacks, verbose, feed, epochs, history=True), store.copy
+            self._callback_list(callbacks, verbose, feed, epochs, history=True),
+            lambda: session.served.store.copy,
         )
-        store.optimizer_copy.build()
-        following = store.copy.following(self._ps_answer, session.recount)
-        with _keras_variables.keras_functions_aside(model), following:
+        with _keras_variables.keras_functions_aside(model), contextlib.ExitStack() as following:
+            following.enter_context(self._following())
             hooks.train_begin()
+            if not session.served.program.has_rates():
+                # The servers' optimizer is made anew, for the schedule that a hook has assigned.
+                following.close()
+                session.prepare(feed, train=True)
+                following.enter_context(self._following())
             resumed = session.state.begin_fit()
             try:
                 if resumed is not None:
@@ -280,13 +285,20 @@ class Trainer:
                 logs = self._train(feed, validation, validation_freq, epochs_to_run, hooks)
             finally:
                 session.state.end_fit()
+                hooks.close()
             if epochs > 0:
-                session.calls.ask(store.finalize)
+                session.calls.ask(session.served.store.finalize)
         if epochs > 0:
             _keras_optimizers.finalize(model)
         session.served.program.move_seeds()
         hooks.train_end(logs)
         return model.history
+
+    def _following(self) -> contextlib.AbstractContextManager[None]:
+        """A context in which the model follows the servers, beside an optimizer that is built."""
+        store = self._session.served.store
+        store.optimizer_copy.build()
+        return store.copy.following(self._ps_answer, self._session.recount)
 
     def _ps_answer(self, error: BaseException) -> bool:
         """Whether the servers can be asked after an error for what they have."""
