@@ -103,11 +103,17 @@ def rehomed(variable: Any) -> tf.Tensor | None:
     """Makes a resource with the value and the properties of a variable.
 
     Returns:
-      The handle of the new resource, or None if the variable has no value yet.
+      The handle of the new resource, or None if the variable has no value: not yet, or no longer,
+      because its device ended with an earlier context of TensorFlow's.
     """
     old = variable._handle
     with tf.init_scope(), tf.device(old.device):
-        if not tf.raw_ops.VarIsInitializedOp(resource=old):
+        try:
+            if not tf.raw_ops.VarIsInitializedOp(resource=old):
+                return None
+        except tf.errors.InvalidArgumentError as e:
+            if "unknown device" not in e.message:
+                raise
             return None
         value = tf.raw_ops.ReadVariableOp(resource=old, dtype=variable.dtype)
         new = resource_variable_ops.eager_safe_variable_handle(

@@ -1,6 +1,8 @@
 """What was made before a connection goes on after it."""
 
 import itertools
+import os
+import pathlib
 import warnings
 
 import keras
@@ -9,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 import tfps
+from tests import warm
 from tests.conftest import mlp, regression
 from tfps import _tf_resources
 
@@ -292,3 +295,31 @@ def test_after_tensorflows_own_strategy_nothing_old_is_touched(connect):
     held.assign_add(1.0)
     assert held.numpy() == 4
     del remote, also_remote
+
+
+# Code that asks for more devices after the first use of TensorFlow resets its context, as several
+# of Keras's own tests do.
+_RESET = """
+import tensorflow as tf, tfps
+from tensorflow.python.eager import context
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
+with tf.device("CPU:1"):
+    lost = tf.Variable(1.0)
+context._reset_context()
+held = tf.Variable(3.0)
+with tfps.LocalCluster(1, 1) as cluster:
+    tfps.ParameterServerStrategy(cluster)
+    held.assign(4.0)
+    print("held", held.numpy())
+"""
+
+
+@pytest.mark.processes
+@pytest.mark.timeout(60)
+def test_a_variable_whose_device_ended_with_a_context_is_left_alone(tmp_path):
+    root = pathlib.Path(__file__).parents[2]
+    done = warm.run(["-c", _RESET], root, os.environ, tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "held 4.0" in done.stdout

@@ -77,6 +77,28 @@ def test_a_schedule_assigned_after_the_first_fit_is_in_force_at_the_next(connect
         np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-6)
 
 
+def test_a_schedule_assigned_before_the_first_batch_is_in_force_at_once(connect):
+    """Keras traces the step with the first batch, after `on_train_begin`."""
+    weights, losses = {}, {}
+    for run in ("keras", "tfps"):
+        model = _model()
+        fit = model.fit if run == "keras" else tfps.Trainer(model, connect()).fit
+
+        def assign(logs=None, model=model):
+            model.optimizer.learning_rate = _schedule(0.1)
+            model.layers[0].bias.assign([0.5])  # What a hook assigns besides is kept.
+
+        begins = keras.callbacks.LambdaCallback(on_train_begin=assign)
+        arguments = {"batch_size": 8, "epochs": 2, "shuffle": False, "verbose": 0}
+        losses[run] = fit(_X, _Y, callbacks=[begins], **arguments).history["loss"]
+        assert int(model.optimizer.iterations) == 8
+        fit(_X, _Y, **arguments)  # Slots go on.
+        weights[run] = model.get_weights()
+    np.testing.assert_allclose(losses["tfps"], losses["keras"], rtol=1e-4)
+    for mine, theirs in zip(weights["tfps"], weights["keras"], strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-6)
+
+
 def _schedule(rate):
     return keras.optimizers.schedules.ExponentialDecay(rate, 4, 0.8)
 

@@ -2,6 +2,7 @@
 
 import csv
 import glob
+import os
 
 import keras
 import numpy as np
@@ -277,3 +278,21 @@ def test_evaluating_while_workers_are_busy_is_refused(connect):
     with pytest.raises(tfps.ConfigError, match="from on_epoch_end, not from a hook of a batch"):
         trainer.fit(x, y, batch_size=4, callbacks=[look], verbose=0)
     assert len(trainer.fit(x, y, batch_size=4, verbose=0).epoch) == 1
+
+
+def test_an_error_leaves_no_file_of_stats_open(connect, tmp_path):
+    def fail(epoch, logs):
+        if epoch == 1:
+            raise ValueError("stop here")
+
+    x, y = regression(16)
+    model = mlp()
+    model.compile("sgd", "mse")
+    board = c.TensorBoard(str(tmp_path), write_graph=False)
+    with pytest.raises(ValueError, match="stop here"):
+        tfps.Trainer(model, connect()).fit(
+            x, y, epochs=2, verbose=0, callbacks=[board, c.LambdaCallback(on_epoch_begin=fail)]
+        )
+    mine = [os.path.realpath(f"/proc/self/fd/{n}") for n in os.listdir("/proc/self/fd")]
+    assert list((tmp_path / "tfps").iterdir())
+    assert not [path for path in mine if path.startswith(str(tmp_path / "tfps"))]

@@ -134,16 +134,17 @@ class ModelVariables:
             seed.assign_add([0, 1])
 
     def is_current(self) -> bool:
-        """Whether the model still has these variables, and was not compiled anew.
-
-        It has not if an optimizer was given another schedule, or one in place of a number.
-        """
+        """Whether the model still has these variables and rates, and was not compiled anew."""
         now = self.model.trainable_variables, self.model.metrics_variables
         pairs = zip(now, self._listed, strict=True)
         same = all([id(v) for v in now] == [id(v) for v in then] for now, then in pairs)
+        same = same and self._compilation == _keras_models.compilation(self.model)
+        return same and self.has_rates()
+
+    def has_rates(self) -> bool:
+        """Whether no optimizer was given another schedule, or one in place of a number."""
         rates = self._current_rates()
-        same = same and all(now is then for now, then in zip(rates, self._rates, strict=True))
-        return same and self._compilation == _keras_models.compilation(self.model)
+        return all(now is then for now, then in zip(rates, self._rates, strict=True))
 
     def _current_rates(self) -> list[Any]:
         """What gives the optimizers their learning rates: variables, schedules or callables."""

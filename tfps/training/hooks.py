@@ -5,6 +5,7 @@ may change them. The copy brings what a hook looks at; what a hook has changed i
 servers after it. No hook of `fit` is called from anywhere else.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
@@ -40,19 +41,24 @@ class Hooks:
       watches_batches: whether any callback has a hook for batches.
     """
 
-    def __init__(self, callbacks: keras.callbacks.CallbackList, copy: ModelCopy):
+    def __init__(self, callbacks: keras.callbacks.CallbackList, copy: Callable[[], ModelCopy]):
         """Notes the callbacks; what they look at is asked at the start of each epoch.
 
         Args:
           callbacks: of the run.
-          copy: of what is on the servers.
+          copy: gives the copy of what is on the servers. It may be another copy after
+            `train_begin`, and nothing else here keeps it alive.
         """
         self.callbacks = callbacks
-        self._copy = copy
+        self._current_copy = copy
         self._board = Board(callbacks)
         self.watches_batches = self._secretly = self._secretly_in_batches = False
         self._has_captured = False
         self._now = self._called = _NOWHERE
+
+    @property
+    def _copy(self) -> ModelCopy:
+        return self._current_copy()
 
     def train_begin(self) -> None:
         """Before the first epoch."""
@@ -149,5 +155,8 @@ class Hooks:
 
     def train_end(self, logs: dict[str, Any] | None) -> None:
         """After the last epoch, when the variables do not follow the servers any more."""
-        self._board.close()
         self.callbacks.on_train_end(logs)
+
+    def close(self) -> None:
+        """Closes what was opened for the epochs, after an error too."""
+        self._board.close()

@@ -46,7 +46,7 @@ class ServedModel:
       puller: the traffic down.
       optimizer: what updates the model; None if the servers hold no optimizer.
       rate: what gave its learning rate when the servers' optimizer was made, see
-        `optimizer_traits.rate_of`. As in Keras, what is assigned during a `fit` is in force later.
+        `optimizer_traits.rate_of`. What is assigned after `on_train_begin` is in force later.
     """
 
     program: StatelessModel

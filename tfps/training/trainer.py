@@ -284,14 +284,20 @@ class Trainer:
             )
         model.stop_training = False
         self.stats, self._noted = {}, NotedEpochs()
-        store = session.served.store
         hooks = Hooks(
-            self._callback_list(callbacks, verbose, feed, epochs, history=True), store.copy
+            self._callback_list(callbacks, verbose, feed, epochs, history=True),
+            lambda: session.served.store.copy,
         )
-        store.optimizer_copy.build()
-        following = store.copy.following(self._ps_answer, session.recount)
-        with self._ending_in_order(), _keras_variables.keras_functions_aside(model), following:
+        leaving = self._ending_in_order()
+        aside = _keras_variables.keras_functions_aside(model)
+        with leaving, aside, contextlib.ExitStack() as following:
+            following.enter_context(self._following())
             hooks.train_begin()
+            if not session.served.program.has_rates():
+                # The servers' optimizer is made anew, for the schedule that a hook has assigned.
+                following.close()
+                session.prepare(feed, train=True)
+                following.enter_context(self._following())
             resumed = session.state.begin_fit()
             try:
                 if resumed is not None:
@@ -303,8 +309,9 @@ class Trainer:
                 logs = self._train(feed, validation, validation_freq, epochs_to_run, hooks)
             finally:
                 session.state.end_fit()
+                hooks.close()
             if epochs > 0:
-                session.calls.ask(store.finalize)
+                session.calls.ask(session.served.store.finalize)
             if self._snapshotter is not None:
                 self._snapshotter.end_fit()
         if epochs > 0:
@@ -355,6 +362,12 @@ class Trainer:
             history.on_epoch_end(epoch, logs)
         self.model.history = history
         return history
+
+    def _following(self) -> contextlib.AbstractContextManager[None]:
+        """A context in which the model follows the servers, beside an optimizer that is built."""
+        store = self._session.served.store
+        store.optimizer_copy.build()
+        return store.copy.following(self._ps_answer, self._session.recount)
 
     def _ps_answer(self, error: BaseException) -> bool:
         """Whether the servers can be asked after an error for what they have."""
