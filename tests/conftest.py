@@ -90,17 +90,19 @@ def _processes_are_marked(request, monkeypatch):
     monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
 
 
-# TensorFlow's graph optimizer takes a sixth of what a new step costs; no test looks at what it
-# does. These run with it, as programs do: programs as users write them, and each kind of step,
-# table, codec and policy once. So do all programs that are processes of their own.
+# TensorFlow's graph optimizer takes a sixth of what a new step costs. These tests run with it, as
+# programs do: programs as users write them, and each kind of step, table, codec and policy once.
+# So do all programs that are processes of their own, and with `TFPS_TEST_OPTIMIZED=1`, as in
+# `make soak`, all tests.
 _OPTIMIZED = ("keras/", "coordinator/", "test_smoke", "worker_step_laws", "store/test_tables")
 _OPTIMIZED += ("training/test_consistency", "training/test_codecs", "training/test_device_split")
+_ALL_OPTIMIZED = os.environ.get("TFPS_TEST_OPTIMIZED") == "1"
 
 
 @pytest.fixture(autouse=True)
 def _graphs_are_optimized(request):
     """Switches TensorFlow's graph optimizer on for some tests; see above."""
-    on = any(name in request.node.nodeid for name in _OPTIMIZED)
+    on = any(name in request.node.nodeid for name in _OPTIMIZED) or _ALL_OPTIMIZED
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": not on})
 
 
