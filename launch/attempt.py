@@ -111,6 +111,8 @@ class Attempt:
             try:
                 self._launcher.start(task, self._topology.environ(task))
             except errors.HostError as e:
+                if self._told:  # The launcher has stopped waiting for the host.
+                    return
                 self._failed(task, None, f"could not be started: {e}")
             else:
                 self._running.add(name)

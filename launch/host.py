@@ -16,10 +16,12 @@ from launch.machine import Machine, source
 
 CONNECT = 10.0  # s that a host may take to start its agent
 ANSWER = 8.0  # s that an agent may take to answer
+HURRY = 1.0  # s that it may still take when the launcher is told to end
 PING = 2.0  # s between two pings
 PATIENCE = 20.0  # s of silence after which the launcher and a remote agent give each other up
 BACKLOG = 10_000  # events that wait for the supervisor before agents are left unread
 _MARK = "\x1e"  # As in agent.py.
+_ENDS = "it has not answered yet, and the launcher is told to end"
 
 
 class Host:
@@ -30,6 +32,7 @@ class Host:
       lost: why the host counts as lost, or None.
       heard: when something last came from it (s, monotonic).
       facts: what the agent has found out about the host; see `agent/facts.py`.
+      hurried: whether the launcher is told to end, so that nobody waits for this host any more.
     """
 
     def __init__(self, machine: Machine, events: "queue.Queue[Event]"):
@@ -43,6 +46,7 @@ class Host:
         self.lost: str | None = "it was not asked yet"
         self.heard = time.monotonic()
         self.facts: dict[str, Any] = {}
+        self.hurried = False
         self.ports: list[int] = []
         self._numbers = itertools.count()
         self._closing = False
@@ -52,7 +56,8 @@ class Host:
         """Starts the agent.
 
         Raises:
-          HostError: it did not come within `timeout` seconds; names the host and the cause.
+          HostError: it did not come within `timeout` seconds, or the launcher is told to end; names
+            the host and the cause.
         """
         self._answers: dict[int, queue.Queue] = collections.defaultdict(queue.Queue)
         self._hello = threading.Event()
@@ -79,9 +84,10 @@ class Host:
         self._outbox.put(source())
         deadline = time.monotonic() + timeout
         while not self._hello.wait(0.05) and self.lost is None and time.monotonic() < deadline:
-            pass
+            if self.hurried:
+                break
         if not self._hello.is_set():
-            why = self.lost or f"no answer within {timeout:g} s"
+            why = self.lost or (_ENDS if self.hurried else f"no answer within {timeout:g} s")
             self.abandon()
             raise errors.HostError(f"host {self.machine.name}: {why}")
         self.tell("ping", patience=PATIENCE if self.machine.remote else None)
@@ -174,7 +180,8 @@ class Host:
         """Sends a message and returns the answer.
 
         Raises:
-          HostError: there is no answer within `timeout` s, or the agent could not do it.
+          HostError: there is no answer within `timeout` s, or the agent could not do it. There is
+            none within `HURRY` s either when the launcher is told to end.
         """
         number = self._send(what, values, answered=True)
         deadline = time.monotonic() + timeout
@@ -184,8 +191,11 @@ class Host:
                     answer = self._answers[number].get(timeout=0.2)
                     break
                 except queue.Empty:
+                    if self.hurried:  # A host that lives still says what it has done.
+                        deadline = min(deadline, time.monotonic() + HURRY)
                     if self.lost is not None or time.monotonic() > deadline:
-                        why = self.lost or f"no answer within {timeout:g} s"
+                        silent = _ENDS if self.hurried else f"no answer within {timeout:g} s"
+                        why = self.lost or silent
                         raise errors.HostError(f"host {self.machine.name}: {why}") from None
         finally:
             del self._answers[number]

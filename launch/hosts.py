@@ -203,6 +203,11 @@ class HostsLauncher:
             if host.lost is None:
                 host.tell("stop", grace=grace)
 
+    def hurry(self) -> None:
+        """Lets nobody wait for hosts any longer; called by a signal handler."""
+        for host in self._hosts.values():
+            host.hurried = True
+
     def close(self) -> None:
         """Ends all agents, and with them all that is left."""
         self._closed.set()

@@ -4,6 +4,7 @@
 restarts is followed by another one, if the policy allows.
 """
 
+import signal
 import time
 from collections.abc import Callable, Sequence
 
@@ -45,6 +46,7 @@ class Job:
     def tell(self, signum: int) -> None:
         """Notes that the launcher got a signal; called by signal handlers."""
         self._told.append(signum)
+        self._launcher.hurry()
 
     def run(self) -> int:
         """Runs the job; returns the exit code.
@@ -54,6 +56,12 @@ class Job:
         """
         try:
             return self._run()
+        except errors.HostError:
+            if not self._told:
+                raise
+            name = signal.Signals(self._told[0]).name
+            self._output.say(f"{name} came before the job could begin", bad=True)
+            return 128 + self._told[0]
         finally:
             self._launcher.close()
 

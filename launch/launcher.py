@@ -57,7 +57,7 @@ Event = Line | Exited | HostLost
 class Launcher(Protocol):
     """Runs the tasks of one job.
 
-    Calls come from one thread. None of them waits without a limit.
+    Calls come from one thread, but for `hurry`. None of them waits without a limit.
     """
 
     def check(self, roles: Sequence[Role], again: bool = False) -> Topology:
@@ -97,6 +97,13 @@ class Launcher(Protocol):
         """Ends all tasks: SIGTERM now, SIGKILL after `grace` seconds. Does not wait for them.
 
         `watch` goes on to tell of lines and exits, and is told of each task's exit.
+        """
+        ...
+
+    def hurry(self) -> None:
+        """Lets a `check` or `start` that waits for a host raise `HostError` within 2 s.
+
+        The job is told to end. A signal handler calls this, so it must not wait, nor take a lock.
         """
         ...
 

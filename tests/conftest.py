@@ -11,6 +11,8 @@ import time
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # TensorFlow gives every server, and every connection, 64 threads that receive answers of others.
 os.environ.setdefault("TF_GRPC_WORKER_CACHE_QUEUES", "2")
+# Looking for oneDNN's kernels takes a tenth of what a new step costs.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 # Its plugin would import it after the tests, when CPython 3.11's parser was seen to fail.
 import hypothesis
@@ -86,6 +88,22 @@ def _processes_are_marked(request, monkeypatch):
         raise AssertionError(f"{request.node.name} starts {command}; mark it with `processes`")
 
     monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
+
+
+# TensorFlow's graph optimizer takes a sixth of what a new step costs. These tests run with it, as
+# programs do: programs as users write them, and each kind of step, table, codec and policy once.
+# So do all programs that are processes of their own, and with `TFPS_TEST_OPTIMIZED=1`, as in
+# `make soak`, all tests.
+_OPTIMIZED = ("keras/", "coordinator/", "test_smoke", "worker_step_laws", "store/test_tables")
+_OPTIMIZED += ("training/test_consistency", "training/test_codecs", "training/test_device_split")
+_ALL_OPTIMIZED = os.environ.get("TFPS_TEST_OPTIMIZED") == "1"
+
+
+@pytest.fixture(autouse=True)
+def _graphs_are_optimized(request):
+    """Switches TensorFlow's graph optimizer on for some tests; see above."""
+    on = any(name in request.node.nodeid for name in _OPTIMIZED) or _ALL_OPTIMIZED
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": not on})
 
 
 _clusters: dict = {}

@@ -46,14 +46,23 @@ class Halves(keras.Sequential):
         return {"loss": self._loss_tracker.result()}
 
 
+def scheduled():
+    return o.Adam(o.schedules.ExponentialDecay(1e-2, 5, 0.5))
+
+
+def clipped():
+    return o.SGD(1e-2, momentum=0.9, global_clipnorm=0.1, weight_decay=1e-2)
+
+
 @pytest.mark.parametrize(
-    "optimizer",
+    "cls, optimizer",
     [
-        lambda: o.Adam(o.schedules.ExponentialDecay(1e-2, 5, 0.5)),
-        lambda: o.SGD(1e-2, momentum=0.9, global_clipnorm=0.1, weight_decay=1e-2),
+        (Thrice, scheduled),
+        (Halves, clipped),
+        pytest.param(Thrice, clipped, marks=pytest.mark.soak),
+        pytest.param(Halves, scheduled, marks=pytest.mark.soak),
     ],
 )
-@pytest.mark.parametrize("cls", [Thrice, Halves])
 def test_every_call_is_an_update(connect, cls, optimizer):
     mine, theirs = fit_both(connect, sequential(cls, optimizer), *regression(64))
     assert int(mine.optimizer.iterations) == int(theirs.optimizer.iterations)
@@ -139,6 +148,7 @@ class Critic(keras.Model):
         return {"gap": gap}
 
 
+@pytest.mark.soak  # Its parts are in the tests above, and in `test_own_applies.py`.
 def test_a_wgan_gp_trains_as_well_as_in_keras(connect):
     real = np.random.default_rng(0).normal(3.0, 0.5, size=(512, 1)).astype("float32")
     noise = np.random.default_rng(1).normal(size=(1000, 4)).astype("float32")

@@ -28,6 +28,7 @@ class Scripted:
         self.script = sorted(script, key=lambda item: item[0])
         self.hosts, self.on_stop = hosts, on_stop
         self.started, self.stops, self.checks, self.closed = [], [], [], False
+        self.hurried = False
         self.running, self.refused, self.stopping = set(), {}, False
 
     def check(self, roles, again=False):
@@ -68,6 +69,9 @@ class Scripted:
     def stop(self, grace):
         self.stops.append(grace)
         self.stopping = True
+
+    def hurry(self):
+        self.hurried = True
 
     def close(self):
         self.closed = True
@@ -194,6 +198,28 @@ def test_signals(signum, code):
     assert found == code
     assert launcher.stops == [30.0]
     assert not any("failed first" in line for line in err)
+
+
+def test_a_start_that_a_signal_ends_is_no_failure():
+    """The supervisor waits for a host when the signal comes."""
+    made = Scripted([(0.3, Exited("worker 1", -9))], on_stop=143)
+    shown = output.Output(out=io.BytesIO(), err=(err := io.BytesIO()), colour=(False, False))
+    policy = attempt.Policy({"worker": 3}, backoff=restarts.Backoff(0.5, 60.0, 0.0))
+    supervisor = job.Job(made, topology.roles(2, 1), policy, shown, lambda: made.now)
+    start = made.start
+
+    def waits(task, environ):
+        if made.now > 0:
+            supervisor.tell(15)
+            assert made.hurried
+            raise errors.HostError("host b: it has not answered yet")
+        start(task, environ)
+
+    made.start = waits
+    assert supervisor.run() == 143
+    shown.close()
+    assert made.stops == [30.0]
+    assert "could not be started" not in err.getvalue().decode()
 
 
 def test_a_second_signal_kills():

@@ -19,23 +19,28 @@ def compiled(model, optimizer=None, jit_compile=False, loss="mse", **arguments):
 
 def trained(connect, model, devices, x, y=None, workers=1, **arguments):
     """(history, trainer) after two epochs without shuffling."""
-    fit = {name: arguments.pop(name) for name in ("sample_weight",) if name in arguments}
+    fit = {n: arguments.pop(n) for n in ("sample_weight", "validation_data") if n in arguments}
     strategy = connect(workers, 2, cpu_devices=3)
     trainer = tfps.Trainer(model, strategy, devices_per_worker=devices, **arguments)
-    history = trainer.fit(
-        x, y, batch_size=32, epochs=2, shuffle=False, verbose=0, validation_data=(x, y), **fit
-    )
+    history = trainer.fit(x, y, batch_size=32, epochs=2, shuffle=False, verbose=0, **fit)
     return history.history, trainer
 
 
-def assert_as_one(connect, make, x, y, devices=3, rounding=ROUNDING, **arguments):
-    """Trains `make()` on one device and on several, and compares weights, logs and predictions."""
+def assert_as_one(connect, make, x, y, devices=3, rounding=ROUNDING, inference=False, **arguments):
+    """Trains `make()` on one device and on several, and compares weights and logs.
+
+    With `inference`, it also compares an evaluation and predictions.
+    """
     one, several = make(), make()
+    if inference:
+        arguments["validation_data"] = (x, y)
     expected, alone = trained(connect, one, 1, x, y, **arguments)
     history, trainer = trained(connect, several, devices, x, y, **arguments)
     assert relative_error(several, one) < rounding
     for name, values in expected.items():
         np.testing.assert_allclose(history[name], values, rtol=1e-5, atol=1e-6, err_msg=name)
+    if not inference:
+        return
     part = keras.tree.map_structure(lambda t: t[:5], x)
     np.testing.assert_allclose(
         trainer.predict(part, batch_size=2, verbose=0),

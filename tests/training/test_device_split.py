@@ -1,8 +1,6 @@
 """A worker that splits its batches over several devices: it does what it does with one."""
 
 import os
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -10,8 +8,11 @@ import pytest
 import tensorflow as tf
 
 import tfps
+from tests import warm
 from tests.conftest import mlp, regression, relative_error
 from tests.training.devices import ROUNDING, assert_as_one, compiled, products, trained
+
+soak = pytest.mark.soak
 
 POLICIES = {
     "async": {},
@@ -23,14 +24,25 @@ POLICIES = {
 }
 
 
-@pytest.mark.parametrize("name", POLICIES)
+# With one worker a bound changes nothing, and an overlap of 1 is an easier one of 2.
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=soak if n in ("bounded", "overlap 1") else []) for n in POLICIES],
+)
 def test_under_every_policy(connect, name):
     # The last batch has 10 examples: 3, 3 and 4.
     x, y = regression(330)
-    assert_as_one(connect, lambda: compiled(mlp(), metrics=["mae"]), x, y, **POLICIES[name])
+    assert_as_one(
+        connect,
+        lambda: compiled(mlp(), metrics=["mae"]),
+        x,
+        y,
+        inference=name == "async",
+        **POLICIES[name],
+    )
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("jit_compile", [pytest.param(False, marks=soak), True])
 def test_two_workers_in_rounds(connect, jit_compile):
     x, y = regression(320)
 
@@ -47,7 +59,7 @@ def test_sample_weights_and_a_batch_smaller_than_the_devices(connect):
     def make():
         return compiled(mlp(), weighted_metrics=["mae"])
 
-    assert_as_one(connect, make, x, y, sample_weight=weights)
+    assert_as_one(connect, make, x, y, inference=True, sample_weight=weights)
 
 
 class Averaged(keras.losses.Loss):
@@ -64,7 +76,7 @@ def test_a_loss_and_metrics_that_no_sum_of_parts_gives(connect):
     def make():
         return compiled(mlp(), loss=Averaged(), metrics=["r2_score"])
 
-    assert_as_one(connect, make, x, y)
+    assert_as_one(connect, make, x, y, inference=True)
 
 
 def tokens(examples=70):
@@ -86,8 +98,15 @@ def tagger():
     )
 
 
-@pytest.mark.parametrize("sparse_updates", ["exact", "lazy"])
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize(
+    "sparse_updates, jit_compile",
+    [
+        ("lazy", False),
+        pytest.param("exact", True, marks=soak),
+        pytest.param("exact", False, marks=soak),
+        pytest.param("lazy", True, marks=soak),
+    ],
+)
 def test_masks_and_rows_of_tables(connect, sparse_updates, jit_compile):
     x, y = tokens()
 
@@ -96,7 +115,7 @@ def test_masks_and_rows_of_tables(connect, sparse_updates, jit_compile):
         return compiled(tagger(), loss=loss, metrics=["accuracy"], jit_compile=jit_compile)
 
     # Adam divides by second moments that are near 0.
-    assert_as_one(connect, make, x, y, rounding=2e-5, sparse_updates=sparse_updates)
+    assert_as_one(connect, make, x, y, rounding=2e-5, inference=True, sparse_updates=sparse_updates)
 
 
 class Positions(keras.Model):
@@ -116,7 +135,7 @@ class Positions(keras.Model):
         return self.head(keras.ops.mean(both, 1))
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("jit_compile", [pytest.param(False, marks=soak), True])
 def test_lookups_of_several_inputs_and_an_added_loss(connect, jit_compile):
     x, _ = tokens()
     y = np.sin(x.sum(1, keepdims=True)).astype(np.float32)
@@ -126,7 +145,7 @@ def test_lookups_of_several_inputs_and_an_added_loss(connect, jit_compile):
         model({"a": x[:2], "b": x[:2]})
         return compiled(model, keras.optimizers.SGD(0.1), jit_compile=jit_compile)
 
-    assert_as_one(connect, make, {"a": x, "b": x[::-1]}, y)
+    assert_as_one(connect, make, {"a": x, "b": x[::-1]}, y, inference=True)
 
 
 def test_loss_scaling(connect):
@@ -159,7 +178,7 @@ class OwnStep(keras.Model):
         return {"loss": loss}
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("jit_compile", [pytest.param(False, marks=soak), True])
 def test_an_own_train_step(connect, jit_compile):
     x, y = regression(100)
 
@@ -261,14 +280,9 @@ with tfps.LocalCluster(1, 1, processes=True, cpu_devices=2) as cluster:
 
 @pytest.mark.processes
 @pytest.mark.timeout(150)
-def test_a_worker_that_is_a_process():
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        env={**os.environ, "PYTHONPATH": os.getcwd()},
-        capture_output=True,
-        text=True,
-        timeout=140,
-    )
+def test_a_worker_that_is_a_process(tmp_path):
+    environ = {**os.environ, "PYTHONPATH": os.getcwd()}
+    done = warm.run(["-c", PROGRAM], tmp_path, environ, tmp_path, timeout=140)
     assert done.returncode == 0, done.stderr
     devices, error = done.stdout.strip().rsplit(" ", 1)
     assert devices == "['CPU:0', 'CPU:1']" and float(error) < ROUNDING

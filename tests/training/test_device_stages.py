@@ -46,8 +46,15 @@ class Staged(keras.Model):
             return self.head(self.second(x))
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(
+    "workers, jit_compile",
+    [
+        (1, True),
+        (2, False),
+        pytest.param(1, False, marks=pytest.mark.soak),
+        pytest.param(2, True, marks=pytest.mark.soak),
+    ],
+)
 def test_model_parallel_by_tf_device(connect, workers, jit_compile):
     x, y = regression(96)
     policy = tfps.Sync() if workers == 2 else tfps.Async()

@@ -32,7 +32,7 @@ class State(keras.layers.Layer):
         return x
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("jit_compile", [pytest.param(False, marks=pytest.mark.soak), True])
 def test_state_that_is_not_trained(connect, jit_compile):
     x, y = regression(100)
 

@@ -21,9 +21,13 @@ WAYS = {
     "local": (tfps.LocalSteps(3, keras.optimizers.SGD(1.0), "each"), 0, 1),
     "local, rounds": (tfps.LocalSteps(3, keras.optimizers.SGD(1.0)), 0, 1),
 }
-ways = pytest.mark.parametrize(
-    "way", [pytest.param(w, marks=[] if w in ("prefetch", "sync") else soak) for w in WAYS]
-)
+
+
+def ways(few):
+    """A mark: the test runs in one way, and in a soak in all; what is carried is the same."""
+    return pytest.mark.parametrize(
+        "way", [pytest.param(w, marks=[] if w == few else soak) for w in WAYS]
+    )
 
 
 class Largest(keras.Metric):
@@ -101,7 +105,7 @@ class Seen(keras.callbacks.Callback):
         self.logs.append(dict(logs))
 
 
-@ways
+@ways("prefetch")
 def test_one_worker_has_the_metrics_of_keras(connect, way):
     policy, overlap, steps = WAYS[way]
     x, y = regression(100)
@@ -210,7 +214,7 @@ def assert_alike(mine, theirs, rtol=2e-4):
     assert relative_error(mine, theirs) < 1e-4
 
 
-@ways
+@ways("sync")
 def test_one_worker_carries_the_states_as_keras_does(connect, way):
     policy, overlap, steps = WAYS[way]
     rate = 0.0 if overlap else 0.05  # Overlap misses updates, but no states.

@@ -7,6 +7,7 @@ import keras
 import tensorflow as tf
 
 from tfps import _keras_creation
+from tfps.model import optimizer_traits
 from tfps.model.frozen_adam import Frozen
 from tfps.model.optimizer_set import ONCE, AnyOptimizer, OptimizerSet
 from tfps.model.stateless_optimizer import StatelessOptimizer
@@ -21,9 +22,11 @@ def slots(optimizer: keras.optimizers.Optimizer) -> Callable[[tuple[int, ...]], 
       estimate, from a smaller variable of the same rank.
     """
     known: dict[tuple[int, ...], float] = {}
+    elementwise = optimizer_traits.is_elementwise(optimizer)
 
     def count(shape):
-        small = tuple(min(n, 8) for n in shape)
+        # An elementwise optimizer treats all elements alike, so it is built once.
+        small = (1,) * bool(shape) if elementwise else tuple(min(n, 8) for n in shape)
         if small not in known:
             variable = keras.Variable(tf.zeros(small), name="probe")
             probe = StatelessOptimizer(optimizer, [variable], [False])
