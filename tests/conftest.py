@@ -12,7 +12,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # TensorFlow gives every server, and every connection, 64 threads that receive answers of others.
 os.environ.setdefault("TF_GRPC_WORKER_CACHE_QUEUES", "2")
 # Looking for oneDNN's kernels takes a tenth of what a new step costs.
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 # Its plugin would import it after the tests, when CPython 3.11's parser was seen to fail.
 import hypothesis
@@ -96,7 +95,7 @@ def _processes_are_marked(request, monkeypatch):
 # `make soak`, all tests.
 _OPTIMIZED = ("keras/", "coordinator/", "test_smoke", "worker_step_laws", "store/test_tables")
 _OPTIMIZED += ("training/test_consistency", "training/test_codecs", "training/test_device_split")
-_ALL_OPTIMIZED = os.environ.get("TFPS_TEST_OPTIMIZED") == "1"
+_ALL_OPTIMIZED = os.environ.get("TFPS_TEST_OPTIMIZED", "1") == "1"
 
 
 @pytest.fixture(autouse=True)

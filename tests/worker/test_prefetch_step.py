@@ -1,6 +1,7 @@
 """Overlap: exactly the staleness that it promises, and nothing lost."""
 
 import functools
+import re
 import time
 
 import keras
@@ -12,7 +13,9 @@ import tfps
 from tests.conftest import mlp, regression
 from tests.covering import covering
 from tests.graphs import conditional_devices, sources
+from tfps.cluster import devices
 from tfps.cluster.devices import worker_device
+from tfps.store.actors import Actors
 from tfps.worker.overlapped_step import OverlappedStep
 from tfps.worker.prefetch_step import PrefetchStep
 
@@ -204,18 +207,25 @@ def test_computing_waits_for_no_server(connect, overlap, fed):
 
 
 @FED
-def test_a_lock_is_not_held_while_anything_is_on_its_way(connect, overlap, fed):
-    """What TensorFlow itself makes an update wait for, such as reads of rows, included."""
+def test_an_update_waits_for_nothing_that_is_on_its_way(connect, overlap, fed):
+    """A ps takes in a push all by itself, and the worker's own graph writes no variable."""
     step = with_a_table(connect, overlap, fed)
-    frees = [op for op in step._run.graph.get_operations() if op.type == "ConsumeMutexLock"]
-    assert len(frees) == 2
-    for free in frees:
-        (lock,) = (t.op for t in free.inputs)
-        later = sources(free) - sources(lock) - {lock}
-        given = {op for op in later if op.type in ("Const", "Placeholder")}
-        before = {t.op for op in later for t in op.inputs}
-        before |= {c for op in later for c in op.control_inputs}
-        assert {op.device for op in (later | before) - given if op.inputs} == {lock.device}
+    for p in step._pusher.written_to():
+        loop = every_op(step._pusher.loop(p)._run.graph)
+        assert {op.device for op in loop if op.inputs and op.device} <= {devices.ps_device(p)}
+        assert any(op.type == "ConsumeMutexLock" for op in loop)
+    writes = re.compile("Assign.*Variable|ResourceScatter|ResourceStridedSliceAssign|Mutex")
+    assert not [op for op in every_op(step._run.graph) if writes.match(op.type)]
+
+
+def every_op(graph):
+    """The operations of a graph, and of the functions that it calls."""
+    found = list(graph.get_operations())
+    for name in graph._functions:
+        function = graph._functions[name]
+        inner = getattr(function, "graph", None)
+        found += inner.get_operations() if inner is not None else []
+    return found
 
 
 @pytest.mark.parametrize("overlap", [pytest.param(1, marks=soak), 2])
@@ -281,7 +291,8 @@ def test_what_a_worker_carries_is_on_the_worker(connect, overlap, steps):
     trainer.fit(lambda context: data, callbacks=[look], verbose=0)
     step, carry = traced(trainer), look.carry
     with tf.device(worker_device(0)):
-        first = step.start(step._pusher.handles(), None)
+        actors = Actors(step._pusher)
+        first = step.start(actors.handles(0, 0), None)
     for one in first, carry:
         tensors = tf.nest.flatten(one)
         assert tensors and all("job:worker" in t.backing_device for t in tensors)

@@ -199,7 +199,7 @@ class WorkerCalls:
                 return self._admit(call.worker)
             assert error is not None
             raise error
-        if self._present.get(worker) is not call:
+        if self._present.get(worker) is not call or not isinstance(call, _Submitted):
             return None  # Of a life that is over.
         if error is not None and failures.is_of_network(error):
             # Nobody waits while somebody is asked.

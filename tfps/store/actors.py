@@ -64,7 +64,7 @@ class _Server:
         self, handles: ServerHandles, lives: Sequence[int], failed: Callable[[BaseException], None]
     ) -> None:
         """Starts the loop."""
-        nothing = np.full(len(lives), -1, np.int64)
+        nothing: np.ndarray = np.full(len(lives), -1, np.int64)
         roll = Roll(*map(tf.constant, (np.array(lives), nothing, nothing, np.int64(0))))
         self._running = ServerCall(self.p, lambda: self._loop(handles, self.inbox, roll), failed)
 
@@ -133,6 +133,7 @@ class Actors:
           pusher: of which a step has been traced.
         """
         self._pusher = pusher
+        self._is_over = False
         self._senders: dict[tuple[int, int], _Life] = {}  # by worker and life
         self._servers = [_Server(pusher, p) for p in pusher.written_to()]
 
@@ -144,7 +145,11 @@ class Actors:
           failed: called with the error by which a loop ended, in some thread.
         """
         for server in self._servers:
-            server.start(self._pusher.handles_on(server.p), lives, failed)
+            server.start(
+                self._pusher.handles_on(server.p),
+                lives,
+                lambda error: None if self._is_over else failed(error),
+            )
 
     def handles(self, worker: int, life: int) -> ServerHandles:
         """What a life of a worker calls its steps with; made when it is first asked for."""
@@ -189,6 +194,7 @@ class Actors:
 
     def abort(self) -> None:
         """Ends loops and waiting calls after an error; afterwards this object is of no use."""
+        self._is_over = True
         for life in self._senders.values():
             life.end()
         for server in self._servers:

@@ -262,7 +262,9 @@ class Summed(Aggregation):
         self, p: int, handles: ServerHandles, push: Arrived
     ) -> tuple[list[tf.Operation], tf.Tensor]:
         with tf.control_dependencies(self._add(p, handles, push)):
-            arrived, good = (read(h, tf.int32, ()) for h in handles.round.counts[p])
+            counts = handles.round.counts[p]
+            assert counts is not None
+            arrived, good = (read(h, tf.int32, ()) for h in counts)
             arrived, good = arrived + 1, good + tf.cast(push.applies, tf.int32)
             complete = tf.equal(arrived, push.expected)
 
@@ -277,7 +279,7 @@ class Summed(Aggregation):
             updated = tf.cond(complete, finish, lambda: tf.constant(False))
         with tf.control_dependencies([updated]):
             again = [tf.where(complete, 0, n) for n in (arrived, good)]
-            return write(handles.round.counts[p], again), updated
+            return write(counts, again), updated
 
     def _mine(self, p: int) -> list[int]:
         return [i for i in self.sums if self._plan.buckets[i].ps == p]

@@ -18,7 +18,7 @@ from tfps.store.bucket_update import Rate
 from tfps.store.buckets import pack
 from tfps.store.channel import Channel
 from tfps.store.handles import ServerHandles, on_one
-from tfps.store.mailbox import Header
+from tfps.store.mailbox import Header, SenderHandles
 from tfps.store.messages import coalesce
 from tfps.store.parameter_store import ParameterStore
 from tfps.store.resources import read, write
@@ -283,17 +283,19 @@ class Pusher:
         Returns:
           What ps 0 says.
         """
+        sender = handles.sender
+        assert sender is not None
         receipt = Receipt(tf.constant(0, tf.int64), tf.constant(False))
         for p in range(self._plan.num_ps):
-            letter = self._letter(p, handles, sent, learning_rate, expected, repeats)
+            letter = self._letter(p, sender, sent, learning_rate, expected, repeats)
             if letter is None:
                 continue
             with tf.device(ps_device(p)):
                 waits = [t for ps, t in reads if ps == p]
                 with tf.control_dependencies(waits):
-                    put = mailbox.put(handles.sender.inboxes[p], handles.sender.answers[p], letter)
+                    put = mailbox.put(sender.inboxes[p], sender.answers[p], letter)
                 with tf.control_dependencies([put]):
-                    answer = mailbox.answered(handles.sender.answers[p])
+                    answer = mailbox.answered(sender.answers[p])
             if p == 0:
                 answer = tf.identity(answer)
                 receipt = Receipt(answer[0], answer[1] > 0)
@@ -308,7 +310,7 @@ class Pusher:
     def _letter(
         self,
         p: int,
-        handles: ServerHandles,
+        sender: SenderHandles,
         sent: Push,
         learning_rate: tf.Tensor,
         expected: tf.Tensor | None,
@@ -325,8 +327,8 @@ class Pusher:
         rows = {i: one for i, one in sent.rows.items() if i in held}
         header = Header(
             kind=mailbox.PUSH if repeats is None else tf.minimum(repeats, mailbox.REPEAT),
-            worker=handles.sender.identity[0],
-            life=handles.sender.identity[1],
+            worker=sender.identity[0],
+            life=sender.identity[1],
             unit=sent.unit,
             masked=0 if repeats is None else mailbox.masked(repeats, p),
             version=sent.versions[p],
@@ -336,11 +338,12 @@ class Pusher:
             learning_rate=learning_rate,
             loss_scale=sent.loss_scale,
         )
+        row = header.row()
         messages, restore = coalesce([*tf.nest.flatten(payloads), *tf.nest.flatten(rows)])
         with tf.device(ps_device(p)):
             # Here, before any branch: what a branch takes in, TensorFlow asks for where it comes
             # from, and the worker's answer would wait behind all that is under way.
-            tensors = tf.nest.map_structure(tf.identity, [header.row(), *messages])
+            tensors = tf.nest.map_structure(tf.identity, [row, *messages])
         structure = tf.nest.map_structure(_spec, (payloads, rows))
         self._forms.setdefault(p, _Form([_spec(t) for t in messages], restore, structure))
         return tensors

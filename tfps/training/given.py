@@ -28,7 +28,7 @@ class Redo(NamedTuple):
 
     work: Any
     begin: int
-    count: int
+    count: int  # type: ignore[assignment]  # A tuple has a method of this name.
     number: int
     has: frozenset[int]
     counts: bool

@@ -24,7 +24,7 @@ from tfps.worker.overlapped_step import OverlappedStep
 from tfps.worker.own_values import OwnValues
 from tfps.worker.prefetch_step import PrefetchStep
 from tfps.worker.sync_step import SyncStep
-from tfps.worker.worker_step import WorkerStep
+from tfps.worker.worker_step import RepeatableStep, WorkerStep
 
 _Step = TypeVar("_Step")
 
@@ -69,7 +69,7 @@ class StepFactory:
         key = ("training", side, policy.delay, Form.of(feed))
         return self._once(key, lambda: self._trace_training(side, policy, feed))
 
-    def repeating(self, side: ServerSide, policy: ConsistencyPolicy, feed: Feed) -> WorkerStep:
+    def repeating(self, side: ServerSide, policy: ConsistencyPolicy, feed: Feed) -> RepeatableStep:
         """The step by which a worker does again what another one has lost; not for rounds."""
         step = self.training(side, policy, feed)
         if isinstance(step, (AsyncStep, LocalSGDStep)):

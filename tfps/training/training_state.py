@@ -138,7 +138,7 @@ class TrainingState:
         self._warmup = warmup
         self._served: ServedModel | None = None
         self._sides: dict[tuple[Exchange, bool], ServerSide] = {}
-        self._memory: dict[str, list[WorkerMemory]] = {}
+        self._memory: dict[str, list[WorkerMemory | None]] = {}
         self._restored_sides: dict[str, SideState] = {}
         self._restored: Exported | None = None  # what the servers' variables are to be filled with
         self._resumes = self._fits = False
@@ -238,7 +238,7 @@ class TrainingState:
         """
         return [*self._memory.pop(_kind(exchange), [None] * self._calls.num_workers)]
 
-    def keep_memory(self, exchange: Exchange, memory: list[WorkerMemory]) -> None:
+    def keep_memory(self, exchange: Exchange, memory: list[WorkerMemory | None]) -> None:
         """Keeps what each worker remembers until `take_memory`."""
         self._memory[_kind(exchange)] = memory
 

@@ -84,6 +84,27 @@ class WorkerStep(Protocol):
         """What is left of a carry after `finish`: no parameters, no batch, no push."""
 
 
+class RepeatableStep(WorkerStep, Protocol):
+    """A step by which a worker can do again what another one has lost."""
+
+    def __call__(
+        self,
+        handles: ServerHandles,
+        source: Any,
+        carry: Any,
+        own: Own,
+        count: int,
+        number: int,
+        learning_rate: float,
+        repeats: int = 0,
+    ) -> tuple[tf.Tensor, Any, Own]:
+        """See `WorkerStep`.
+
+        Args:
+          repeats: 0, or `mailbox.repeats_of` the ps that have what is pushed already.
+        """
+
+
 class RoundStep(WorkerStep, Protocol):
     """A step whose push is a call of its own, made when the chief says so."""
 
@@ -95,6 +116,7 @@ class RoundStep(WorkerStep, Protocol):
         share: float,
         expected: int,
         learning_rate: float,
+        repeats: int = 0,
     ) -> tuple[tf.Tensor, Any]:
         """Pushes what the last call has computed.
 
@@ -105,6 +127,7 @@ class RoundStep(WorkerStep, Protocol):
           share: of the worker in the weighted mean.
           expected: how many workers push in this round.
           learning_rate: for the optimizer; ignored where the optimizer follows a schedule.
+          repeats: 0, or `mailbox.repeats_of` the ps that have the push already.
 
         Returns:
           (float64 vector of 0 steps, see `tally.Report`; the carry for the next call).
