@@ -198,6 +198,10 @@ class WorkerCalls:
             if isinstance(call, Returned):
                 return self._admit(call.worker)
             assert error is not None
+            if failures.is_of_network(error):
+                self._members.suspect()
+                self._members.settle()
+                self._note_lost()
             raise error
         if self._present.get(worker) is not call or not isinstance(call, _Submitted):
             return None  # Of a life that is over.
@@ -235,8 +239,7 @@ class WorkerCalls:
             why = loss.why if loss is not None else "is gone"
             if task.job == "ps":
                 address = self._members.address(task)
-                lost = errors.TaskLost(f"{task} ({address}) {why}", [task.index])
-                raise failures.unavailable(lost)
+                raise failures.unavailable(errors.TaskLost(f"{task} ({address}) {why}"))
             if task.index in self.living:
                 self._lose(task.index, why)
 
@@ -275,6 +278,45 @@ class WorkerCalls:
         self._lanes[worker].start()
         self.living.add(worker)
         return Returned(worker)
+
+    def lost_servers(self) -> frozenset[int]:
+        """Asks all servers whether they live; returns the indices of the ps that are lost."""
+        self._members.suspect()
+        return frozenset(t.index for t in self._members.settle() if t.job == "ps")
+
+    def await_servers(self) -> frozenset[int]:
+        """Waits until every lost ps is back, with an empty memory; to be called between calls.
+
+        Returns:
+          The indices of the parameter servers that were lost.
+
+        Raises:
+          TaskLost: one of them did not return within `task_timeout`.
+        """
+        known, deadline = self._members, time.monotonic() + self.task_timeout
+        lost = {t for t in known.lost() if t.job == "ps"}
+        missing = set(lost)
+        while missing:
+            if (left := deadline - time.monotonic()) <= 0:
+                task = min(missing)
+                raise failures.unavailable(
+                    errors.TaskLost(
+                        f"{task} ({known.address(task)}) is lost and did not return within "
+                        f"task_timeout={self.task_timeout:g} s; start it again"
+                    )
+                )
+            if known.wait_returned(min(left, 1.0)) & missing:
+                missing -= reconnecting.reconnect(known)
+            new = {t for t in known.lost() if t.job == "ps"} - missing
+            lost, missing = lost | new, missing | new
+        for worker in range(self.num_workers):
+            task = Task("worker", worker)
+            if worker in self.living and task in known.lost():
+                loss = known.loss(task)
+                self._lose(worker, "is gone" if loss is None else loss.why)
+            elif worker not in self.living and task not in known.lost():
+                self._admit(worker)
+        return frozenset(t.index for t in lost)
 
     def _wait_for_workers(self, since: float | None) -> float:
         """Waits on for lost workers; returns since when (s)."""

@@ -4,6 +4,8 @@ A life of a worker lasts from its start to the first call that fails. A letter o
 changes nothing, however late it arrives (a worker that was frozen, and thaws).
 """
 
+import contextlib
+import functools
 import itertools
 import time
 from collections.abc import Callable, Sequence
@@ -12,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from tfps import errors
 from tfps.cluster.devices import ps_device, worker_device
 from tfps.cluster.remote_function import RemoteFunction
 from tfps.cluster.server_calls import ServerCall
@@ -23,6 +26,9 @@ from tfps.store.server_loop import Roll
 
 # s that a ps may take to answer the chief.
 _ANSWERS_WITHIN = 60.0
+
+# s to wait for queues to be deleted after an error.
+_DELETED_WITHIN = 5.0
 
 # Queues need names that no other queue of the chief has.
 _names = itertools.count()
@@ -115,8 +121,12 @@ class _Life:
 
     def end(self) -> None:
         """Ends the calls that still wait for an answer."""
-        for p, handle in self._answers.items():
-            mailbox.delete(p, handle)
+        for p in self._answers:
+            self.end_on(p)
+
+    def end_on(self, p: int) -> None:
+        """See `end`, for one ps."""
+        mailbox.delete(p, self._answers[p])
 
 
 class Actors:
@@ -195,10 +205,17 @@ class Actors:
     def abort(self) -> None:
         """Ends loops and waiting calls after an error; afterwards this object is of no use."""
         self._is_over = True
+        calls = [ServerCall(s.p, functools.partial(self._delete, s)) for s in self._servers]
+        deadline = time.monotonic() + _DELETED_WITHIN
+        for call in calls:
+            # What was on a ps that is lost is gone anyway.
+            with contextlib.suppress(tf.errors.OpError, errors.StepTimeout):
+                call.result(deadline, "deleting its queues")
+
+    def _delete(self, server: _Server) -> None:
         for life in self._senders.values():
-            life.end()
-        for server in self._servers:
-            server.delete()
+            life.end_on(server.p)
+        server.delete()
 
 
 def _name(kind: str) -> str:

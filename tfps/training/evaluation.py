@@ -106,6 +106,9 @@ class EvaluationRun:
 
         return call
 
+    def abandoned(self) -> None:
+        """See `work_loop.Run`; nobody waits for the servers' answers."""
+
     def completed(self, worker: int, work: Work, result: Report) -> None:
         """See `work_loop.Run`."""
         if result.is_known:

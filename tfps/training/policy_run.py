@@ -101,10 +101,10 @@ class PolicyRun:
         # A schedule of the user's own may go by the weights, which only reports have.
         defers = self._defers and type(schedule).finished is Clocks.finished
         self._reports = Reports(self._calls, self._step.own, defers)
-        self._start()
         kind = RoundLoop if self._policy.in_rounds else WorkLoop
         ended = False
         try:
+            self._start()
             self._source = self._source_of(observer)
             loop = kind(self._calls, self._source, self, schedule, first)
             last = loop.run()
@@ -120,6 +120,7 @@ class PolicyRun:
         return last
 
     def _start(self) -> None:
+        self._state.carries = []
         self._side.pusher.clear()
         self._actors = self._side.actors()
         self._actors.start(self._calls.lives, self._calls.interrupt)
@@ -207,6 +208,10 @@ class PolicyRun:
         """See `work_loop.Run`; a step that prefetches ends by its `Lookahead`."""
         changed = not self._step.prefetches and self._observer.has_changed()
         return self._observer.stopped() or changed
+
+    def abandoned(self) -> None:
+        """See `work_loop.Run`."""
+        self._side.abort()
 
     # What is lost with a worker.
 

@@ -98,6 +98,9 @@ class PredictionRun:
 
         return call
 
+    def abandoned(self) -> None:
+        """See `work_loop.Run`; nobody waits for the servers' answers."""
+
     def completed(self, worker: int, work: Work, result: Any) -> None:
         """See `work_loop.Run`."""
         self._given.pop(worker, None)

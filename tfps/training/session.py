@@ -44,6 +44,8 @@ class Session:
         placing: Placing,
         warmup: int,
         limit: float,
+        min_workers: int = 1,
+        task_timeout: float = 300.0,
     ):
         """Starts the threads that call the workers; the servers are filled by `prepare`.
 
@@ -55,9 +57,10 @@ class Session:
           placing: on which devices of a worker the model runs.
           warmup: how many updates are applied before gradients pass through codecs.
           limit: seconds that a call on a worker may take.
+          min_workers, task_timeout: see `WorkerCalls`.
         """
         self.model = model
-        self.calls = WorkerCalls(strategy.cluster, limit)
+        self.calls = WorkerCalls(strategy.cluster, limit, min_workers, task_timeout)
         self.state = TrainingState(self.calls, overlap, warmup)
         self._strategy = strategy
         self._overlap = overlap

@@ -23,6 +23,7 @@ from tfps.training.noted_epochs import NotedEpochs
 from tfps.training.placing import LayerDevice, Placing
 from tfps.training.policy import ConsistencyPolicy
 from tfps.training.prediction import PredictionRun
+from tfps.training.recovery import recover
 from tfps.training.served_model import Codecs, Traffic
 from tfps.training.server_side import require_local
 from tfps.training.session import Session
@@ -88,6 +89,8 @@ class Trainer:
         devices_per_worker: int | None = None,
         layer_device: LayerDevice | None = None,
         snapshots: Snapshots | str | os.PathLike | None = None,
+        min_workers: int = 1,
+        task_timeout: float = 300.0,
     ):
         """Checks the arguments; the servers are filled when training starts.
 
@@ -132,8 +135,13 @@ class Trainer:
             worker's own), or None for any (model parallelism). A model's own code may say the same
             `tf.device("GPU:1")`.
           snapshots: what is saved of training, where and how often, so that the same program,
-            started again, goes on there. A folder stands for `Snapshots(folder)`. None saves
-            nothing.
+            started again, goes on there, and training survives the loss of a ps. A folder stands
+            for `Snapshots(folder)`. None saves nothing.
+          min_workers: how many workers have to live. When a worker is lost, its batches go to the
+            others, and it takes part again when its process is back; with fewer than this many,
+            training waits.
+          task_timeout: how many seconds to wait for workers below `min_workers`, or for a lost ps,
+            to return. After that time `TaskLost` is raised.
 
         Raises:
           ConfigError: an argument is none of these.
@@ -159,10 +167,22 @@ class Trainer:
             )
         if not step_timeout > 0:
             raise errors.ConfigError(f"step_timeout={step_timeout!r} must be above 0 s")
+        if isinstance(min_workers, bool) or not isinstance(min_workers, int) or min_workers < 1:
+            raise errors.ConfigError(f"min_workers={min_workers!r} must be a whole number above 0")
+        if not task_timeout >= 0:
+            raise errors.ConfigError(f"task_timeout={task_timeout!r} must be at least 0 s")
         traffic = Traffic(push, pull, lazy=sparse_updates == "lazy")
         placing = Placing(devices_per_worker, layer_device)
         self._session = Session(
-            model, strategy, overlap, traffic, placing, push_warmup, step_timeout
+            model,
+            strategy,
+            overlap,
+            traffic,
+            placing,
+            push_warmup,
+            step_timeout,
+            min_workers,
+            task_timeout,
         )
         weakref.finalize(self, self._session.calls.close)
         settings = snapshots_of(snapshots)
@@ -388,9 +408,14 @@ class Trainer:
         number, logs = epochs.start, None
         while number < epochs.stop:
             try:
-                logs = self._train_epoch(number, feed, validation, validation_freq, hooks)
+                with self._session.calls.errors_named():
+                    logs = self._train_epoch(number, feed, validation, validation_freq, hooks)
             except GoneBack as e:
                 number = self._go_back(e.past, feed, hooks)
+                continue
+            except errors.TaskLost as e:
+                past = recover(self._session, self._snapshotter, e)
+                number = self._go_back(past, feed, hooks)
                 continue
             if self.model.stop_training:
                 break

@@ -69,6 +69,9 @@ class Run(Protocol):
     def completed(self, worker: int, work: Any, result: Any) -> None:
         """A call has ended; called before `ended`, and whether or not the call had batches."""
 
+    def abandoned(self) -> None:
+        """A ps is lost: what the workers are doing is of no use any more."""
+
     def lost(self, worker: int, redo: Redo | None) -> list[Redo]:
         """A worker is lost. What was not trained on at all is given back to the source.
 
@@ -196,6 +199,11 @@ class WorkLoop:
                     )
                 else:
                     return self._ended
+        except errors.TaskLost:
+            # The calls under way wait for the server that is lost.
+            self._run.abandoned()
+            self._calls.drain()
+            raise
         except BaseException:
             # No result of this run may come back as the result of a later run.
             self._calls.drain()

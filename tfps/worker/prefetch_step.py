@@ -84,7 +84,7 @@ class PrefetchStep:
         handles = self._pusher.handles()
         residuals = form(self._pusher.initial_residuals)
         self._held_specs = form(
-            lambda *arguments: self._taken(*arguments, reads=[])[0],
+            lambda *arguments: self._taken(*arguments)[0],
             handles, source, batch_spec, COUNT, STEP_NUMBER,
         )  # fmt: skip
         self._sent_specs, _ = form(
@@ -179,7 +179,7 @@ class PrefetchStep:
         carry = PrefetchCarry(residuals, here(held), [sent] if self._waits else [])
         return report, carry, self.own.end(metrics)
 
-    def _taken(self, handles, source, before, count, number, reads: Reads):
+    def _taken(self, handles, source, before, count, number, reads: Reads | None = None):
         """The next batch with what it needs.
 
         Args:

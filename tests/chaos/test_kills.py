@@ -1,0 +1,118 @@
+"""Servers are killed while a real job trains: every batch is on every ps exactly once."""
+
+import threading
+import time
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfps
+
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
+
+RECORDS = 400
+
+POLICIES = {
+    "async": {},
+    "overlap": {"overlap": 2},
+    "bounded": {"consistency": tfps.BoundedStaleness(1)},
+    "rounds": {"consistency": tfps.Sync()},
+    "local steps": {"consistency": tfps.LocalSteps(3, outer="average", merge="each")},
+}
+SOAK = "overlap", "bounded", "local steps"
+
+
+class Ledger(keras.layers.Layer):
+    """Counts, on each of two servers, how often each record was trained on."""
+
+    def build(self, shape):
+        def counts(name, size):
+            return self.add_weight(
+                name=name, shape=(size,), dtype="int32", initializer="zeros", trainable=False
+            )
+
+        # Of two sizes, so that they lie in different buckets, and on different servers.
+        self.small, self.large = counts("small", RECORDS), counts("large", 70_000)
+        self.w = self.add_weight(name="w", shape=(20_000,), initializer="zeros")
+
+    def call(self, x, training=False):
+        if training:
+            ids = tf.cast(x, "int32")
+            for counts in self.small, self.large:
+                counts.assign(tf.tensor_scatter_nd_add(counts, ids, tf.ones_like(ids[:, 0])))
+        return tf.reduce_sum(self.w[:1]) + 0 * x
+
+    def totals(self):
+        return np.asarray(self.small), np.asarray(self.large)[:RECORDS]
+
+
+def trained(cluster, killed, epochs, **arguments):
+    """Trains while servers are killed one after the other; returns the model's ledger."""
+    strategy = tfps.ParameterServerStrategy(cluster)
+    ledger = Ledger()
+    model = keras.Sequential([keras.Input([1]), ledger])
+    model.compile(keras.optimizers.SGD(0.01), "mse")
+    trainer = tfps.Trainer(model, strategy, **arguments)
+    left = list(killed)
+    over = threading.Event()
+    done = 0
+
+    class Killer(keras.callbacks.Callback):
+        """Begins to kill when training is under way."""
+
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch == 0:
+                threading.Thread(target=kill, daemon=True).start()
+
+        def on_train_end(self, logs=None):
+            over.set()
+
+    def kill():
+        for name in list(left):
+            if over.wait(1.0):
+                return
+            (kept,) = [one for one in cluster._kept if one.name == name]
+            kept.process.kill()
+            left.remove(name)
+
+    ids = np.arange(RECORDS, dtype=np.float32)[:, None]
+    begun = time.monotonic()
+    # More epochs if training was quicker than the killer.
+    while left:
+        over.clear()
+        trainer.fit(ids, ids, batch_size=2, epochs=epochs, verbose=0, callbacks=[Killer()])
+        done += epochs
+        assert time.monotonic() - begun < 200, f"{left} were not killed"
+    assert all(f" {ps} " in str(strategy.placement()) for ps in (0, 1))
+    return ledger, done
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.soak if n in SOAK else []) for n in POLICIES]
+)
+def test_a_killed_worker_costs_no_batch(name):
+    with tfps.LocalCluster(workers=3, ps=2, processes=True) as cluster:
+        killed = ["worker 1", "worker 0", "worker 1"]
+        ledger, epochs = trained(cluster, killed, 6, **POLICIES[name])
+    for counts in ledger.totals():
+        np.testing.assert_array_equal(counts, epochs)
+
+
+@pytest.mark.parametrize("name", ["async", pytest.param("rounds", marks=pytest.mark.soak)])
+def test_a_killed_ps_comes_back_to_the_newest_snapshot(name, tmp_path):
+    with tfps.LocalCluster(workers=2, ps=2, processes=True) as cluster:
+        snapshots = tfps.Snapshots(tmp_path, every=1.0)
+        killed = ["ps 1", "worker 0", "ps 0"]
+        ledger, epochs = trained(cluster, killed, 8, snapshots=snapshots, **POLICIES[name])
+    for counts in ledger.totals():
+        np.testing.assert_array_equal(counts, epochs)
+
+
+def test_without_snapshots_a_lost_ps_is_one_line():
+    with tfps.LocalCluster(workers=2, ps=2, processes=True) as cluster:
+        with pytest.raises(tfps.TaskLost, match=r"ps 1 \(.*snapshots=") as caught:
+            trained(cluster, ["ps 1"], 40)
+        assert "\n" not in str(caught.value)
+        cluster.close("a ps is lost")
