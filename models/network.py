@@ -57,6 +57,15 @@ flags.DEFINE_string(
 flags.DEFINE_float(
     "snapshot_every", 30.0, "Seconds from one snapshot to the next.", lower_bound=0.0
 )
+flags.DEFINE_integer(
+    "min_workers", 1, "With fewer living workers, training waits for them.", lower_bound=1
+)
+flags.DEFINE_float(
+    "task_timeout",
+    300.0,
+    "Seconds to wait for a lost ps, or for workers below --min_workers, to return.",
+    lower_bound=0.0,
+)
 flags.DEFINE_enum(
     "partitioner",
     "none",
@@ -94,6 +103,7 @@ def arguments() -> dict:
             "or int8"
         )
     plain = ("push_warmup", "overlap", "sparse_updates", "devices_per_worker")
+    parsed |= {"min_workers": FLAGS.min_workers, "task_timeout": FLAGS.task_timeout}
     if FLAGS.snapshots:
         parsed["snapshots"] = tfps.Snapshots(FLAGS.snapshots, every=FLAGS.snapshot_every)
     return {**parsed, **{name: FLAGS[name].value for name in plain}}

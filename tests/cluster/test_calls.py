@@ -6,8 +6,8 @@ import pytest
 import tensorflow as tf
 
 import tfps
-from tfps.cluster import failures, health
-from tfps.cluster.calls import WorkerCalls
+from tfps.cluster import failures, health, members
+from tfps.cluster.calls import Lost, WorkerCalls
 
 
 @pytest.fixture
@@ -77,15 +77,29 @@ def test_other_errors_pass_unchanged(dispatcher):
         dispatcher.next()
 
 
-def test_a_lost_server_is_noticed_while_waiting(dispatcher, monkeypatch):
-    monkeypatch.setattr(health, "PATIENCE", 0.1)
-    monkeypatch.setattr(failures.sockets, "answers", lambda address, timeout: False)
+def test_a_lost_worker_is_an_event_and_a_lost_ps_an_error(connect):
+    cluster = connect(workers=2).cluster
+    known, dispatcher = members.of(cluster), WorkerCalls(cluster)
     release = threading.Event()
-    dispatcher.submit(0, lambda: release.wait(10))
-    with pytest.raises(tfps.TaskLost, match=r"worker 0 .* no longer answer"):
-        dispatcher.next()
-    monkeypatch.undo()
-    release.set()
+    try:
+        dispatcher.submit(0, lambda: release.wait(10), tag="its call")
+        known.lose(members.Task("worker", 0), "is gone, says a test")
+        lost = dispatcher.next(returns=False)
+        assert lost == Lost(0, "its call", True, "is gone, says a test")
+        assert (dispatcher.living, dispatcher.lives, dispatcher.pending) == ({1}, [1, 0], 0)
+        release.set()
+        # What the earlier life still returns is the result of nothing.
+        assert dispatcher.run_on_each(lambda w: w) == [None, 1]
+        known.lose(members.Task("ps", 0), "is gone, too")
+        dispatcher.submit(1, lambda: time.sleep(1.0))
+        with pytest.raises(tfps.TaskLost, match=r"ps 0 \(.*\) is gone, too"):
+            dispatcher.next()
+    finally:
+        release.set()
+        for job in "worker", "ps":
+            known.admit(members.Task(job, 0), None)
+        dispatcher.drain()
+        dispatcher.close()
 
 
 def test_a_slow_step_is_no_lost_server(dispatcher, monkeypatch):

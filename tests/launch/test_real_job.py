@@ -65,12 +65,12 @@ def process_of(run: rigs.Run, task: str) -> int:
     raise AssertionError(f"no process of {task}")
 
 
-def test_a_job_whose_worker_is_killed_begins_again_and_trains_a_model(gpt, tmp_path):
+def test_a_job_whose_ps_is_killed_begins_again_and_trains_a_model(gpt, tmp_path):
     # Long enough to be killed, and when it begins again, short enough to end.
     run = gpt("--workers=1", "--ps=1", "--job_restarts=1", epochs=30)
     run.saw(r"\[chief 0\] .*validation: perplexity", timeout=120)
-    os.kill(process_of(run, "worker 0"), signal.SIGKILL)
-    run.saw(r"\[chief 0\] error: .*worker 0 .* no longer answers", timeout=60)
+    os.kill(process_of(run, "ps 0"), signal.SIGKILL)
+    run.saw(r"\[chief 0\] error: .*ps 0 .*(is gone|no longer answers)", timeout=60)
     assert run.wait(240) == 0, (run.out, run.err)
     assert "the job begins again" in run.err[-1]  # Then there is nothing to say.
     assert any(re.match(r"\[chief 0\] validation: .* bits per byte", line) for line in run.out)
@@ -81,16 +81,16 @@ def test_a_job_whose_worker_is_killed_begins_again_and_trains_a_model(gpt, tmp_p
 
 # The test above sees the chief's exit code, `test_laws.py` what the launcher says of the failure.
 @pytest.mark.soak
-def test_a_killed_worker_ends_the_job(gpt):
+def test_a_killed_ps_ends_the_job(gpt):
     run = gpt("--workers=1", "--ps=1", epochs=100_000)
     run.saw(r"\[chief 0\] .*validation: perplexity", timeout=120)
-    os.kill(process_of(run, "worker 0"), signal.SIGKILL)
+    os.kill(process_of(run, "ps 0"), signal.SIGKILL)
     killed = time.monotonic()
-    line = run.saw(r"\[chief 0\] error: .*worker 0 .* no longer answers", timeout=60)
+    line = run.saw(r"\[chief 0\] error: .*ps 0 .*(is gone|no longer answers)", timeout=60)
     assert run.wait(60) == 75
     assert time.monotonic() - killed < 60
     (said,) = [line for line in run.err if "it failed first" in line]
-    assert "worker 0 on localhost" in said
+    assert "ps 0 on localhost" in said
     assert "was killed by SIGKILL" in said
     assert line in run.out
 
