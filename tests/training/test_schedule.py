@@ -194,6 +194,7 @@ class Simulated:
     def __init__(self, workers, seconds):
         self.num_workers, self._seconds = workers, seconds
         self._calls, self._now, self._order = [], 0.0, 0
+        self.living, self.events, self.enough = set(range(workers)), [], True
 
     @property
     def pending(self):
@@ -265,6 +266,9 @@ def simulate(workers, seconds, feed, schedule):
             return lambda: result(0)
 
         def began(self, first):
+            pass
+
+        def completed(self, worker, work, result):
             pass
 
         def ended(self, last, first, result):
