@@ -15,7 +15,7 @@ from tfps.training.work_loop import WorkLoop
 from tfps.worker.tally import Report
 
 # Works of a worker whose reports may stay there; see `policy_run`.
-_UNREPORTED = 16
+_UNREPORTED = 32
 
 
 class EvaluationRun:

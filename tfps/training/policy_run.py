@@ -27,7 +27,7 @@ _RATE_LASTS = 0.1
 
 # Works of a worker whose reports may stay there. If the worker is lost, their metrics are computed
 # again.
-_UNREPORTED = 16
+_UNREPORTED = 32
 
 
 class Observer(Protocol):
