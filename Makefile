@@ -22,7 +22,6 @@ test: $(VENV)/.test  ## Run all tests but the soak; those that measure time come
 	$(PYTEST) -m 'timed and not soak'
 
 soak: $(VENV)/.test  ## Run what takes longer: all combinations of arguments, long random schedules.
-	TFPS_TEST_OPTIMIZED=1 TF_ENABLE_ONEDNN_OPTS=1 \
 	$(PYTEST) -n $(JOBS) --dist worksteal -m 'soak or hypothesis' --hypothesis-profile=soak --timeout=900
 
 lint: $(VENV)/.test  ## Check style, types and structure.

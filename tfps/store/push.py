@@ -69,11 +69,13 @@ class _Form(NamedTuple):
 
     Attributes:
       specs: of the tensors.
+      dtypes: of the tensors before `_carried`.
       restore: splits them; see `coalesce`.
       structure: nested as the payloads and the rows are.
     """
 
     specs: list[tf.TensorSpec]
+    dtypes: list[tf.DType]
     restore: Callable
     structure: Any
 
@@ -343,9 +345,10 @@ class Pusher:
         with tf.device(ps_device(p)):
             # Here, before any branch: what a branch takes in, TensorFlow asks for where it comes
             # from, and the worker's answer would wait behind all that is under way.
-            tensors = tf.nest.map_structure(tf.identity, [row, *messages])
+            tensors = tf.nest.map_structure(tf.identity, [row, *map(_carried, messages)])
         structure = tf.nest.map_structure(_spec, (payloads, rows))
-        self._forms.setdefault(p, _Form([_spec(t) for t in messages], restore, structure))
+        specs, dtypes = [_spec(t) for t in tensors[1:]], [t.dtype for t in messages]
+        self._forms.setdefault(p, _Form(specs, dtypes, restore, structure))
         return tensors
 
     # On a ps, in its loop.
@@ -366,7 +369,8 @@ class Pusher:
         The lock keeps out what the chief writes meanwhile.
         """
         form = self._forms[p]
-        payloads, rows = tf.nest.pack_sequence_as(form.structure, form.restore(messages))
+        given = [_restored(t, d) for t, d in zip(messages, form.dtypes, strict=True)]
+        payloads, rows = tf.nest.pack_sequence_as(form.structure, form.restore(given))
         with tf.control_dependencies(messages):
             lock = tf.raw_ops.MutexLock(mutex=handles.store.locks[p])
         with tf.control_dependencies([lock]):
@@ -426,3 +430,16 @@ class Pusher:
 
 def _spec(t: tf.Tensor) -> tf.TensorSpec:
     return tf.TensorSpec(t.shape, t.dtype)
+
+
+def _carried(t: tf.Tensor) -> tf.Tensor:
+    """A tensor, on its ps, as the loop can pass it on.
+
+    TensorFlow has no conditionals for 8-bit floats. Every one of them is a float16 too.
+    """
+    return tf.cast(t, tf.float16) if t.dtype.name.startswith("float8") else t
+
+
+def _restored(t: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    """The inverse of `_carried`."""
+    return t if t.dtype == dtype else tf.cast(t, dtype)
