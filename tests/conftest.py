@@ -90,8 +90,8 @@ def _processes_are_marked(request, monkeypatch):
 
 
 # Tests run with TensorFlow's graph optimizer, as programs do. It takes a sixth of what a new step
-# costs, so with `TFPS_TEST_OPTIMIZED=0`, for a quick look, only these run with it: programs as users
-# write them, and each kind of step, table, codec and policy once.
+# costs, so with `TFPS_TEST_OPTIMIZED=0`, for a quick look, only these run with it: programs as
+# users write them, and each kind of step, table, codec and policy once.
 _OPTIMIZED = ("keras/", "coordinator/", "test_smoke", "worker_step_laws", "store/test_tables")
 _OPTIMIZED += ("training/test_consistency", "training/test_codecs", "training/test_device_split")
 _ALL_OPTIMIZED = os.environ.get("TFPS_TEST_OPTIMIZED", "1") == "1"

@@ -126,8 +126,8 @@ class EvaluationRun:
         return []
 
     def redo(self, worker: int, redo: Redo) -> tuple[Work, Callable[[], Report]]:
-        """See `work_loop.Run`; nothing is done again but by giving it back."""
-        raise NotImplementedError
+        """See `work_loop.Run`; never called, since `lost` names nothing to be done again."""
+        raise AssertionError(f"an evaluation gives back what is lost, and has no {redo}")
 
     def redo_ended(self, worker: int, work: Any, taken: int) -> None:
         """See `redo`."""

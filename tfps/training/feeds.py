@@ -10,6 +10,7 @@ lost with a worker, and none is dealt out twice: what was not trained on is give
 some servers have already is repeated by another worker.
 """
 
+import abc
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -18,12 +19,12 @@ from typing import Any, Protocol
 import keras
 
 
-class Opener:
+class Opener(abc.ABC):
     """An input on a worker that is opened when the worker first reads it."""
 
+    @abc.abstractmethod
     def open(self) -> Any:
         """Returns the iterator; called in the thread that calls the worker."""
-        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)
