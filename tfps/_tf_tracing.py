@@ -18,16 +18,6 @@ from tensorflow.python.util import variable_utils
 
 from tfps import _tf
 
-
-def independent(op: tf.Operation) -> None:
-    """Lets a stateful operation of the function that is being traced run when its inputs are there.
-
-    Otherwise TensorFlow runs stateful operations that touch no resource in the order in which they
-    were traced, wherever they are placed.
-    """
-    ops.get_default_graph().experimental_acd_manager.run_independently(op)
-
-
 # Held while classes of TensorFlow or Keras are changed for the trace of one thread.
 patching = threading.RLock()
 

@@ -1,8 +1,8 @@
 """The loop of a parameter server: it takes letters out of the inbox and applies them, one by one.
 
 The chief calls the loop and it runs on the ps for as long as training follows one policy. All that
-a push changes on a ps is changed here, after all of the push has arrived. See `docs/recovery.md`
-for the rules.
+a push changes on a ps is changed here, after all of the push has arrived. `docs/architecture.md`
+("A ps is an actor") says why.
 """
 
 from collections.abc import Callable, Sequence

@@ -45,7 +45,6 @@ class ServerSide:
         served: ServedModel,
         exchange: Exchange,
         num_workers: int,
-        overlap: int,
         coded: bool,
         frozen_at: int | None,
     ):
@@ -55,7 +54,6 @@ class ServerSide:
           served: a model with an optimizer.
           exchange: of the policies.
           num_workers: of the cluster.
-          overlap: how many of its own updates a gradient may miss; see `tfps.Trainer`.
           coded: whether pushes pass through codecs.
           frozen_at: how many updates were applied when Adam's second moments were frozen, or None
             while they still change.

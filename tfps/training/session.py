@@ -61,7 +61,7 @@ class Session:
         """
         self.model = model
         self.calls = WorkerCalls(strategy.cluster, limit, min_workers, task_timeout)
-        self.state = TrainingState(self.calls, overlap, warmup)
+        self.state = TrainingState(self.calls, warmup)
         self._strategy = strategy
         self._overlap = overlap
         self._traffic, self._placing = traffic, placing

@@ -122,19 +122,17 @@ class TrainingState:
       own: what every worker has of its own of the model's variables.
     """
 
-    def __init__(self, calls: WorkerCalls, overlap: int, warmup: int):
+    def __init__(self, calls: WorkerCalls, warmup: int):
         """Starts with nothing on the servers.
 
         Args:
           calls: to the workers.
-          overlap: how many of its own updates a gradient may miss; see `tfps.Trainer`.
           warmup: how many updates are applied before gradients pass through codecs.
         """
         self.chief = ChiefState()
         self.carries: list[Any] = []
         self.own = OwnState(calls)
         self._calls = calls
-        self._overlap = overlap
         self._warmup = warmup
         self._served: ServedModel | None = None
         self._sides: dict[tuple[Exchange, bool], ServerSide] = {}
@@ -219,7 +217,6 @@ class TrainingState:
                 self._require_served(),
                 exchange,
                 self._calls.num_workers,
-                self._overlap,
                 coded=not warming,
                 frozen_at=self.chief.frozen_at,
             )
