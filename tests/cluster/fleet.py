@@ -71,9 +71,14 @@ class Fleet:
         self.wait(task)
 
     def freeze(self, task: Task) -> None:
-        """Stops a server as a debugger would."""
-        os.kill(self.processes[task].pid, signal.SIGSTOP)
+        """Stops a server as a debugger would; waits until each of its threads stands still."""
+        pid = self.processes[task].pid
+        os.kill(pid, signal.SIGSTOP)
         self._stopped.add(task)
+        deadline = time.monotonic() + 20.0
+        while _states(pid) != {"T"}:
+            assert time.monotonic() < deadline, _states(pid)
+            time.sleep(0.01)
 
     def thaw(self, task: Task) -> None:
         """Lets a frozen server go on."""
@@ -88,3 +93,10 @@ class Fleet:
             if process.poll() is None:
                 process.kill()
             process.wait(10)
+
+
+def _states(pid: int) -> set[str]:
+    """The states of a process's threads."""
+    # The name before the state, in brackets, may have blanks.
+    tasks = pathlib.Path(f"/proc/{pid}/task").glob("*/stat")
+    return {path.read_text().rpartition(")")[2].split()[0] for path in tasks}

@@ -25,9 +25,13 @@ def test_flags_become_arguments():
             "overlap": 2,
             "sparse_updates": "lazy",
             "devices_per_worker": None,
+            "min_workers": 1,
+            "task_timeout": 300.0,
         }
-    with flagsaver.flagsaver(partitioner="balanced"):
+    with flagsaver.flagsaver(min_workers=2, task_timeout=9.0, partitioner="balanced"):
         assert isinstance(network.partitioner(), tfps.partitioners.Balanced)
+        arguments = network.arguments()
+        assert (arguments["min_workers"], arguments["task_timeout"]) == (2, 9.0)
     assert network.partitioner() is None
 
 
