@@ -116,3 +116,47 @@ def test_without_snapshots_a_lost_ps_is_one_line():
             trained(cluster, ["ps 1"], 40)
         assert "\n" not in str(caught.value)
         cluster.close("a ps is lost")
+
+
+class Killing(keras.callbacks.Callback):
+    """Kills a worker after some batches of an evaluation or a prediction."""
+
+    def __init__(self, cluster, name, batch):
+        super().__init__()
+        self._cluster, self._name, self._batch = cluster, name, batch
+        self.batches = []
+
+    def _end(self, batch):
+        self.batches.append(batch)
+        if len(self.batches) == self._batch:
+            (kept,) = [one for one in self._cluster._kept if one.name == self._name]
+            kept.process.kill()
+
+    def on_test_batch_end(self, batch, logs=None):
+        self._end(batch)
+
+    def on_predict_batch_end(self, batch, logs=None):
+        self._end(batch)
+
+
+def test_a_worker_killed_while_it_infers_costs_no_example():
+    x = np.random.default_rng(0).normal(size=(600, 4)).astype(np.float32)
+    y = x.sum(axis=1, keepdims=True)
+    model = keras.Sequential([keras.Input([4]), keras.layers.Dense(3), keras.layers.Dense(1)])
+    model.compile("sgd", "mse", metrics=["mae"])
+    with tfps.LocalCluster(workers=3, ps=1, processes=True) as cluster:
+        trainer = tfps.Trainer(model, tfps.ParameterServerStrategy(cluster))
+        at = Killing(cluster, "worker 1", 40)
+        evaluated = trainer.evaluate(x, y, batch_size=4, verbose=0, callbacks=[at])
+        np.testing.assert_allclose(evaluated, model.evaluate(x, y, verbose=0), rtol=1e-5)
+        assert len(at.batches) == len(set(at.batches)) == 150
+        at = Killing(cluster, "worker 2", 40)
+        predicted = trainer.predict(x, batch_size=4, verbose=0, callbacks=[at])
+        np.testing.assert_allclose(predicted, model.predict(x, verbose=0), rtol=1e-4, atol=1e-5)
+        assert at.batches == list(range(150))
+        # Without hooks, reports stay on their workers; they are lost with them.
+        (kept,) = [one for one in cluster._kept if one.name == "worker 0"]
+        threading.Timer(0.3, kept.process.kill).start()
+        for _ in range(5):
+            evaluated = trainer.evaluate(x, y, batch_size=4, verbose=0)
+            np.testing.assert_allclose(evaluated, model.evaluate(x, y, verbose=0), rtol=1e-5)

@@ -135,11 +135,18 @@ class EvaluationRun:
     def redone(self, redo: Redo, result: Any) -> None:
         """See `redo`."""
 
-    def returned(self, worker: int) -> None:
-        """See `work_loop.Run`; who has returned takes part in what comes next."""
+    def returned(self, worker: int) -> Callable[[], Any]:
+        """See `work_loop.Run`; the worker pulls the parameters, which are still the same."""
+        del worker
+        pull, handles = self._session.steps.pull(), self._handles
+        revived, blank = self._own.revived(), self._step.own.blank
+        return lambda: (pull(handles), revived(), blank())
 
     def begins(self, worker: int, value: Any) -> None:
-        """See `returned`."""
+        """See `work_loop.Run`."""
+        self._pulled[worker], own, blank = value
+        self._reports.blanks[worker] = blank
+        self._own.each[worker] = own._replace(report=[blank])
 
     def began(self, first: int) -> None:
         """See `work_loop.Run`."""

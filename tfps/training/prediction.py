@@ -128,11 +128,16 @@ class PredictionRun:
     def redone(self, redo: Redo, result: Any) -> None:
         """See `work_loop.Run`; every batch is of a call that has not ended."""
 
-    def returned(self, worker: int) -> None:
-        """See `work_loop.Run`; who has returned takes part in what comes next."""
+    def returned(self, worker: int) -> Callable[[], Any]:
+        """See `work_loop.Run`; the worker pulls the parameters, which are still the same."""
+        del worker
+        pull, handles = self._session.steps.pull(), self._handles
+        revived = self._own.revived()
+        return lambda: (pull(handles), revived())
 
     def begins(self, worker: int, value: Any) -> None:
-        """See `returned`."""
+        """See `work_loop.Run`."""
+        self._pulled[worker], self._own.each[worker] = value
 
     def began(self, first: int) -> None:
         """See `work_loop.Run`."""

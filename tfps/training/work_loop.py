@@ -93,8 +93,8 @@ class Run(Protocol):
     def redone(self, redo: Redo, result: Any) -> None:
         """Something was done again whose batches have ended before, as far as hooks know."""
 
-    def returned(self, worker: int) -> Callable[[], Any] | None:
-        """The call by which a worker begins that has returned; None if it is to wait."""
+    def returned(self, worker: int) -> Callable[[], Any]:
+        """The call by which a worker begins that has returned."""
 
     def begins(self, worker: int, value: Any) -> None:
         """The call of `returned` has ended with this value; the worker gets work from now on."""
@@ -220,9 +220,8 @@ class WorkLoop:
             case Lost():
                 self._lose(event)
             case Returned(worker):
-                if (begin := self._run.returned(worker)) is not None:
-                    self._source.back(worker)
-                    self._calls.submit(worker, begin, tag=_Begin())
+                self._source.back(worker)
+                self._calls.submit(worker, self._run.returned(worker), tag=_Begin())
             case Completion(worker, _Begin(), value):
                 self._run.begins(worker, value)
                 self._idle.append(worker)
