@@ -1,7 +1,9 @@
 """Who lives and who returns: real processes are killed and frozen amid calls on others."""
 
+import re
 import threading
 import time
+from typing import ClassVar
 
 import pytest
 import tensorflow as tf
@@ -18,12 +20,19 @@ W0, W1, P0, P1 = Task("worker", 0), Task("worker", 1), Task("ps", 0), Task("ps",
 
 
 class Calls:
-    """Calls functions on a task over and over, and counts."""
+    """Calls functions on a task over and over, and counts.
+
+    Attributes:
+      made: all that were made and may still call.
+    """
+
+    made: ClassVar[list] = []
 
     def __init__(self, task, function):
         self.done, self.errors, self._over = 0, [], False
         self._device = f"/job:{task.job}/replica:0/task:{task.index}"
         self._function = function
+        self.made.append(self)
         threading.Thread(target=self._run, daemon=True).start()
 
     def _run(self):
@@ -61,6 +70,9 @@ def fleet(tmp_path):
     with Fleet(tmp_path, 2, 2) as started:
         started.wait(W0, W1, P0, P1)
         yield started
+        # Whoever still calls while another test connects would crash the process.
+        while Calls.made:
+            Calls.made.pop().end()
 
 
 def until_returned(known, task, timeout=30.0):
@@ -111,11 +123,11 @@ def test_others_go_on_while_tasks_are_lost_and_return(fleet):
     own.go_on()
     others.go_on()
 
-    # It is started again before anybody notices.
+    # It is started again at once, before or just after somebody notices.
     fleet.restart(W0)
     known.suspect(W0)
     assert known.settle() == {W0}
-    assert "another process" in known.loss(W0).why
+    assert re.search("another process|no process listens", known.loss(W0).why)
     take_in(known, W0)
     own.go_on()
 

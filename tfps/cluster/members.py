@@ -262,9 +262,15 @@ class _Watch:
         while self._is_attended():
             self._wake.clear()
             identify = identify or self.open
-            begun = time.monotonic()
+            begun, life = time.monotonic(), self.life
             answer = greeting.greet(self.address, _ASK)
-            identify = self._note(answer, identify)
+            number = None
+            if identify and answer is Answer.ANSWERS:
+                number = _tf_members.incarnation(greeting.status(self.address, _ASK))
+            if life != self.life:
+                identify = True  # The task was taken in meanwhile: this answer is older.
+                continue
+            identify = self._note(answer, identify, number)
             if answer is Answer.SILENT:
                 # A host without a name, or without a way to it, is as silent, but at once.
                 self._wake.wait(begun + _ASK - time.monotonic())
@@ -281,10 +287,10 @@ class _Watch:
                 self._thread = None
         return attended
 
-    def _note(self, answer: Answer, identify: bool) -> bool:
+    def _note(self, answer: Answer, identify: bool, number: int | None) -> bool:
         """Draws the conclusions; returns whether the task still has to say who it is."""
         if answer is Answer.ANSWERS:
-            return self._note_answer(identify)
+            return self._note_answer(identify, number)
         members = self._members()
         if members is None:
             return True
@@ -299,9 +305,8 @@ class _Watch:
             connections.cut(self.address)
         return True
 
-    def _note_answer(self, identify: bool) -> bool:
+    def _note_answer(self, identify: bool, number: int | None) -> bool:
         if identify:
-            number = _tf_members.incarnation(greeting.status(self.address, _ASK))
             if self.incarnation is None and self.loss is None:
                 self.incarnation = _tf_members.incarnations().get(self._task)
             self.replaced = number is not None and self.incarnation not in (None, number)
