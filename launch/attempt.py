@@ -2,11 +2,13 @@
 
 The rules (`exit_codes.py` has the codes):
 
-- When the chief has ended with 0, or all workers where there is no chief, the job is done.
+- When the chief has ended with 0, or all workers where there is no chief, the job is done. An
+  evaluator is waited for, too.
 - A task that ended by an error of the user's own is never started again: the job ends.
 - A task that a signal killed, that lost a peer, or whose host is gone, is started again alone,
   while its role has restarts left in this hour. Otherwise the job ends.
 - A chief that lost a peer says that the job as a whole cannot go on: the job ends.
+- An evaluator that cannot be started again is done without.
 """
 
 import dataclasses
@@ -17,7 +19,7 @@ from launch import errors, exit_codes, failures, restarts
 from launch.failures import Failure
 from launch.launcher import Event, Exited, HostLost, Launcher, Line
 from launch.output import Output
-from launch.topology import CHIEF, Task, Topology
+from launch.topology import CHIEF, EVALUATOR, Task, Topology
 
 POLL = 0.2  # s
 
@@ -86,6 +88,7 @@ class Attempt:
         self._running: set[str] = set()
         self._due = {task.name: 0.0 for task in topology.tasks}  # When to start what is not up.
         self._succeeded: set[str] = set()
+        self._done_without: set[str] = set()  # Evaluators.
         self._failures: list[Failure] = []
         self._restarted: dict[str, float] = {}  # When a task was last started again.
         self._verdict: Verdict | None = None
@@ -135,10 +138,15 @@ class Attempt:
         self._running.discard(task.name)
         if status == exit_codes.DONE:
             self._succeeded.add(task.name)
-            if self._succeeded.issuperset(self._topology.leaders):
-                self._verdict = self._verdict or Verdict(exit_codes.DONE)
+            self._judge()
         else:
             self._failed(task, status, exit_codes.described(status))
+
+    def _judge(self) -> None:
+        """Notes that the job is done, if it is."""
+        awaited = {*self._topology.leaders, *self._topology.evaluators} - self._done_without
+        if self._succeeded.issuperset(awaited):
+            self._verdict = self._verdict or Verdict(exit_codes.DONE)
 
     def _on_host_lost(self, event: HostLost) -> None:
         self._output.say(f"host {event.host} is lost: {event.why}", bad=True)
@@ -153,6 +161,9 @@ class Attempt:
         if self._verdict is not None:
             return
         if status is not None and not exit_codes.may_be_retried(status):
+            if task.role == EVALUATOR:
+                self._do_without(failure)
+                return
             self._verdict = Verdict(failure.code, because=str(failure))
         elif status == exit_codes.LOST and task.role == CHIEF:
             self._verdict = Verdict(exit_codes.LOST, again=True, because=str(failure))
@@ -162,6 +173,9 @@ class Attempt:
     def _retry(self, failure: Failure) -> None:
         task, budget = failure.task, self._budgets[failure.task.role]
         delay = budget.spend(task.name, self._clock())
+        if delay is None and task.role == EVALUATOR:
+            self._do_without(failure)
+            return
         if delay is None:
             used = f", and {task.role} tasks have used their {budget.limit} restarts of this hour"
             because = f"{failure}{used if budget.limit else ''}"
@@ -174,6 +188,13 @@ class Attempt:
             "hour)",
             bad=True,
         )
+
+    def _do_without(self, failure: Failure) -> None:
+        """Lets the job go on without its evaluator."""
+        self._output.say(f"{failure}; the job goes on without it", bad=True)
+        self._done_without.add(failure.task.name)
+        self._failures.remove(failure)  # It is not why the job may fail later.
+        self._judge()
 
     # The end.
 

@@ -35,7 +35,14 @@ flags.DEFINE_integer(
     lower_bound=0,
     flag_values=FLAGS,
 )
-for _role in ("worker", "ps", "chief"):
+flags.DEFINE_bool(
+    "evaluator",
+    False,
+    "Whether a task evaluates the job's snapshots beside it. It needs parameter servers and the "
+    "program's --snapshots.",
+    flag_values=FLAGS,
+)
+for _role in ("worker", "ps", "chief", "evaluator"):
     flags.DEFINE_integer(
         f"cores_per_{_role}",
         0,
@@ -75,6 +82,13 @@ flags.DEFINE_integer(
     "chief_restarts", 3, "Restarts of the chief in an hour.", lower_bound=0, flag_values=FLAGS
 )
 flags.DEFINE_integer(
+    "evaluator_restarts",
+    3,
+    "Restarts of the evaluator in an hour; the job goes on without one that has used them.",
+    lower_bound=0,
+    flag_values=FLAGS,
+)
+flags.DEFINE_integer(
     "job_restarts",
     0,
     "How often the job as a whole may begin again.",
@@ -108,7 +122,12 @@ def roles() -> tuple[topology.Role, ...]:
     Raises:
       FlagError: a flag's value is wrong.
     """
-    names = ("worker", "ps", "chief")
+    names = ("worker", "ps", "chief", "evaluator")
+    if FLAGS.evaluator and not FLAGS.ps:
+        raise errors.FlagError(
+            "--evaluator follows the snapshots of parameter servers, and --ps=0 has none; leave "
+            "out one of the two"
+        )
     return topology.roles(
         FLAGS.workers,
         FLAGS.ps,
@@ -116,14 +135,15 @@ def roles() -> tuple[topology.Role, ...]:
         cores={name: _value(f"cores_per_{name}") for name in names},
         memory={name: memory(f"memory_per_{name}", _value(f"memory_per_{name}")) for name in names},
         gpus_per_worker=FLAGS.gpus_per_worker,
+        evaluator=FLAGS.evaluator,
     )
 
 
 def policy() -> Policy:
     """Returns what the flags allow to be started again."""
-    once = FLAGS.no_restart
+    once, names = FLAGS.no_restart, ("worker", "ps", "chief", "evaluator")
     return Policy(
-        {role: 0 if once else _value(f"{role}_restarts") for role in ("worker", "ps", "chief")},
+        {role: 0 if once else _value(f"{role}_restarts") for role in names},
         0 if once else FLAGS.job_restarts,
         FLAGS.grace,
         FLAGS.settle,

@@ -162,9 +162,10 @@ def _node_selectors(items: Sequence[str]) -> dict[str, dict[str, str]]:
     for item in items:
         role, _, label = item.partition(":")
         key, given, value = label.partition("=")
-        if role not in (topology.CHIEF, topology.WORKER, topology.PS) or not (key and given):
+        roles = (topology.CHIEF, topology.WORKER, topology.PS, topology.EVALUATOR)
+        if role not in roles or not (key and given):
             raise errors.FlagError(
-                f"--node_selector={item} is not ROLE:LABEL=VALUE with the role chief, worker or ps"
+                f"--node_selector={item} is not ROLE:LABEL=VALUE with the role {', '.join(roles)}"
             )
         found.setdefault(role, {})[key] = value
     return found

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Mapping
 
-from launch import errors, exit_codes, kubectl, manifests, pods
+from launch import errors, exit_codes, kubectl, manifests, pods, topology
 from launch.kubectl import Kubectl
 from launch.launcher import Line
 from launch.output import Output
@@ -157,10 +157,14 @@ class Watch:
         if not owners:
             return False  # Somebody has deleted it.
         found = {_role(o): kubectl.condition(o, *_FINISHED) for o in owners}
-        if any(c and c["type"] == "Failed" for c in found.values()):
+        if self._job.jobset:
+            ended = found.get(None)
+            return None if ended is None else ended["type"] != "Failed"
+        # A job does without an evaluator that fails.
+        needed = [c for role, c in found.items() if role != topology.EVALUATOR]
+        if any(c and c["type"] == "Failed" for c in needed):
             return False
-        leader = found.get(None if self._job.jobset else self._job.leader)
-        return True if leader else None
+        return True if all(found.get(role) for role in self._job.awaited) else None
 
     def _follow(self, pod: Manifest) -> None:
         """Follows the output of a pod that has begun, once."""

@@ -89,11 +89,12 @@ def _network_policy(job: Job) -> Manifest:
 
 
 def _disruption_budget(job: Job, role: Role) -> Manifest:
-    """Draining a node may take one worker at a time, but neither the chief nor a ps.
+    """Draining a node may take one worker at a time, or an evaluator, but no chief and no ps.
 
     `minAvailable` as a number is the one form that is allowed for pods of Jobs.
     """
-    spare = 1 if role.name == topology.WORKER and role.name != job.leader else 0
+    may_go = (topology.WORKER, topology.EVALUATOR)
+    spare = 1 if role.name in may_go and role.name != job.leader else 0
     spec = {
         "minAvailable": role.count - spare,
         "selector": {"matchLabels": pods.labels(job, role.name)},
@@ -160,7 +161,7 @@ def _jobset(job: Job) -> Manifest:
             "subdomain": job.name,
             "publishNotReadyAddresses": True,
         },
-        "successPolicy": {"operator": "All", "targetReplicatedJobs": [job.leader]},
+        "successPolicy": {"operator": "All", "targetReplicatedJobs": job.awaited},
         "failurePolicy": {"maxRestarts": job.job_restarts, "rules": [own_error]},
         "ttlSecondsAfterFinished": job.keep,
         "replicatedJobs": [

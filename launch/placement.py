@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from launch import errors
-from launch.topology import CHIEF, PS, WORKER, Role
+from launch.topology import EVALUATOR, WORKER, Role
 
 
 class Limits(Protocol):
@@ -92,7 +92,8 @@ def place(roles: Sequence[Role], rooms: Sequence[Room], pin: str = "none") -> li
 
     The chief runs on the first host that takes it, and parameter servers one on each host in turn,
     since each needs its host's network. Workers are dealt out one to each host in turn, as far as
-    slots and GPUs go. GPUs are for workers only: the chief and parameter servers see none.
+    slots and GPUs go. An evaluator runs on the last host that takes it, for the first has the most
+    to do. GPUs are for workers only: the other tasks see none.
 
     Args:
       roles: what has to run.
@@ -113,6 +114,8 @@ def place(roles: Sequence[Role], rooms: Sequence[Room], pin: str = "none") -> li
             )
         if role.name == WORKER:
             hosts = _workers(role, usable)
+        elif role.name == EVALUATOR:
+            hosts = [usable[-1].host] * role.count
         else:
             hosts = [usable[i % len(usable)].host for i in range(role.count)]
         placed += [Placed(role.name, i, host) for i, host in enumerate(hosts)]
@@ -151,7 +154,7 @@ def _workers(role: Role, rooms: Sequence[Room]) -> list[str]:
 def _with_gpus(here: list[Placed], roles: Mapping[str, Role], room: Room) -> list[Placed]:
     """Deals out a host's GPUs to its workers."""
     workers = [p for p in here if p.role == WORKER]
-    found = [dataclasses.replace(p, gpus=()) for p in here if p.role in (CHIEF, PS)]
+    found = [dataclasses.replace(p, gpus=()) for p in here if p.role != WORKER]
     if not workers:
         return found
     each = roles[WORKER].gpus

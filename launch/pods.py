@@ -64,6 +64,12 @@ class Job:
         names = [role.name for role in self.roles]
         return topology.CHIEF if topology.CHIEF in names else topology.WORKER
 
+    @property
+    def awaited(self) -> list[str]:
+        """The roles that have ended when the job is over."""
+        names = [role.name for role in self.roles]
+        return [self.leader, *(name for name in names if name == topology.EVALUATOR)]
+
     def host(self, role: str, index: int) -> str:
         """Returns the host name of a task's pod; it is the same after a restart."""
         # A JobSet may have several Jobs for each role, and counts them.
@@ -139,7 +145,7 @@ def _container(job: Job, role: Role) -> Manifest:
     }
     if job.secrets:
         found["envFrom"] = [{"secretRef": {"name": name}} for name in job.secrets]
-    if role.name != job.leader:
+    if role.name not in (job.leader, topology.EVALUATOR):
         found["readinessProbe"] = _probe(job)
     return found
 

@@ -180,8 +180,8 @@ def _again() -> list[str]:
 def machines(environ: Mapping[str, str]) -> list[Machine]:
     """Returns the job's nodes as hosts for tasks.
 
-    In a heterogeneous job, the chief and parameter servers run in its first component, and workers
-    in the others. Slurm's count of tasks for a node says how many workers it takes.
+    In a heterogeneous job, workers run in all components but the first, and the other tasks in the
+    first. Slurm's count of tasks for a node says how many workers it takes.
 
     Args:
       environ: Slurm's variables.
@@ -212,7 +212,8 @@ def machines(environ: Mapping[str, str]) -> list[Machine]:
 def _roles(node: Node) -> tuple[str, ...]:
     if node.group is None or not (FLAGS.ps or FLAGS.chief):
         return ()
-    return (topology.CHIEF, topology.PS) if node.group == 0 else (topology.WORKER,)
+    servers = (topology.CHIEF, topology.PS, topology.EVALUATOR)
+    return servers if node.group == 0 else (topology.WORKER,)
 
 
 def _names(nodes: Sequence[Node]) -> str:

@@ -7,7 +7,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 
-CHIEF, WORKER, PS = "chief", "worker", "ps"
+CHIEF, WORKER, PS, EVALUATOR = "chief", "worker", "ps", "evaluator"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Role:
     """Tasks of one kind.
 
     Attributes:
-      name: the job's name in TF_CONFIG: `chief`, `worker` or `ps`.
+      name: the job's name in TF_CONFIG: `chief`, `worker`, `ps` or `evaluator`.
       count: how many tasks there are.
       cores: processor cores for each task; 0 if nothing was asked.
       memory: bytes of memory for each task; 0 if nothing was asked.
@@ -79,15 +79,22 @@ class Topology:
         chiefs = tuple(t.name for t in self.tasks if t.role == CHIEF)
         return chiefs or tuple(t.name for t in self.tasks if t.role == WORKER)
 
+    @property
+    def evaluators(self) -> tuple[str, ...]:
+        """Names of the tasks that may still evaluate when the leaders are done."""
+        return tuple(t.name for t in self.tasks if t.role == EVALUATOR)
+
     def task(self, name: str) -> Task:
         """Returns the task of a name such as "worker 3"."""
         return next(t for t in self.tasks if t.name == name)
 
     @property
     def cluster(self) -> dict[str, list[str]]:
-        """Role -> `host:port` of each of its tasks, as in TF_CONFIG."""
+        """Role -> `host:port` of each of its tasks, as in TF_CONFIG. No evaluator is among them."""
         found: dict[str, list[str]] = {}
-        for task in sorted(self.tasks, key=lambda t: ((CHIEF, WORKER, PS).index(t.role), t.index)):
+        order = (CHIEF, WORKER, PS)
+        members = [t for t in self.tasks if t.role in order]
+        for task in sorted(members, key=lambda t: (order.index(t.role), t.index)):
             found.setdefault(task.role, []).append(task.endpoint)
         return found
 
@@ -143,6 +150,7 @@ def roles(
     cores: dict[str, int] | None = None,
     memory: dict[str, int] | None = None,
     gpus_per_worker: int | None = None,
+    evaluator: bool = False,
 ) -> tuple[Role, ...]:
     """Returns the roles of a job, servers first, so that the chief finds them.
 
@@ -154,9 +162,10 @@ def roles(
       cores: role -> cores of each of its tasks.
       memory: role -> bytes of memory of each of its tasks.
       gpus_per_worker: GPUs of each worker; None for an equal share of its host's.
+      evaluator: whether a task evaluates the job's snapshots beside it.
     """
     chief = ps > 0 if chief is None else chief
-    counts = {PS: ps, WORKER: workers, CHIEF: int(chief)}
+    counts = {PS: ps, WORKER: workers, CHIEF: int(chief), EVALUATOR: int(evaluator)}
     return tuple(
         Role(
             name,

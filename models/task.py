@@ -12,13 +12,15 @@ import tensorflow as tf
 from absl import app, flags
 
 import tfps
-from models import allreduce, network
+from models import allreduce, evaluation, network
+from models.evaluation import Evaluation
 from models.parameter_servers import ParameterServers
 from models.way import Way
 from tfps import errors, exit_codes
 
 FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(allreduce)
+flags.adopt_module_key_flags(evaluation)
 
 flags.DEFINE_integer("workers", 2, "Workers of the local cluster.", lower_bound=1)
 flags.DEFINE_integer("ps", 2, "Parameter servers of the local cluster.", lower_bound=1)
@@ -43,7 +45,8 @@ Connect = Callable[[], Way]
 def run(train: Callable[[Connect], None]) -> int:
     """Runs this process's task: a worker or ps serves until the job ends, the chief trains.
 
-    In an all-reduce (--strategy), all workers train.
+    An evaluator evaluates the job's snapshots (`evaluation.py`). In an all-reduce (--strategy), all
+    workers train.
 
     Args:
       train: what the chief runs. It is given a function that connects to the cluster, to be called
@@ -69,13 +72,11 @@ def _run(train: Callable[[Connect], None]) -> int:
             if cluster.task_type in ("worker", "ps"):
                 tfps.serve(cluster, cpu_devices=FLAGS.devices_per_worker)
                 return exit_codes.DONE
-            if cluster.task_type != "chief":
-                raise tfps.ConfigError(
-                    f"task type is {cluster.task_type!r}; this program runs as chief, worker or ps"
-                )
 
-        def connect():
+        def connect() -> Way:
             nonlocal cluster
+            if cluster is not None and cluster.task_type == "evaluator":
+                return Evaluation(cluster)
             if cluster is None:
                 cluster = tfps.LocalCluster(
                     FLAGS.workers,
@@ -99,7 +100,7 @@ def _run(train: Callable[[Connect], None]) -> int:
         failure, code = "interrupted", exit_codes.FAILED
     except SystemExit as e:
         if e.code != exit_codes.TERMINATED:
-            failure = f"the chief ended with {e.code}"
+            failure = f"the {cluster.task_type if cluster else 'chief'} ended with {e.code}"
             raise
         failure, code = "told to end by SIGTERM", exit_codes.TERMINATED
     except BaseException as e:

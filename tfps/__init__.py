@@ -10,6 +10,7 @@ from tfps.strategy import ParameterServerStrategy
 from tfps.consistency import Async, BoundedStaleness, LocalSteps, ModelAverage, Sync
 from tfps.data import Context
 from tfps.training.snapshots import Snapshots
+from tfps.training.sidecar_evaluator import SidecarEvaluator
 from tfps.training.trainer import Trainer
 from tfps.cluster.server import serve
 from tfps.errors import (
@@ -45,6 +46,7 @@ __all__ = [
     "ParameterServerStrategy",
     "PortInUse",
     "RemoteValue",
+    "SidecarEvaluator",
     "SnapshotDamaged",
     "SnapshotFailed",
     "Snapshots",

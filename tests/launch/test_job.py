@@ -77,14 +77,25 @@ class Scripted:
         self.closed = True
 
 
-def run(script, *, workers=2, ps=1, budgets=None, job_restarts=0, told=None, **arguments):
+def run(
+    script,
+    *,
+    workers=2,
+    ps=1,
+    evaluator=False,
+    budgets=None,
+    job_restarts=0,
+    told=None,
+    **arguments,
+):
     """The exit code, the launcher, and what was said on standard error."""
     launcher = Scripted(script, **arguments)
     out, err = io.BytesIO(), io.BytesIO()
     shown = output.Output(out=out, err=err, colour=(False, False))
     budgets = {"worker": 10, "ps": 3, "chief": 3} if budgets is None else budgets
     policy = attempt.Policy(budgets, job_restarts, backoff=restarts.Backoff(1.0, 60.0, 0.0))
-    made = job.Job(launcher, topology.roles(workers, ps), policy, shown, clock=lambda: launcher.now)
+    roles = topology.roles(workers, ps, evaluator=evaluator)
+    made = job.Job(launcher, roles, policy, shown, clock=lambda: launcher.now)
     for when, signum in told or ():
         launcher.script.append((when, lambda signum=signum: made.tell(signum)))
     launcher.script.sort(key=lambda item: item[0])
@@ -102,6 +113,33 @@ def test_a_server_that_ends_badly_after_the_chief_is_told_of():
     (line,) = err
     assert "ps 0" in line
     assert "but the job was done" in line
+
+
+def test_a_job_waits_for_its_evaluator_and_starts_it_again():
+    script = [
+        (5, Exited("chief 0", 0)),
+        (6, Exited("evaluator 0", -9)),
+        (20, Exited("evaluator 0", 0)),
+        *((21, Exited(name, 0)) for name in ("ps 0", "worker 0", "worker 1")),
+    ]
+    budgets = {"evaluator": 1}
+    code, launcher, err = run(script, evaluator=True, budgets=budgets)
+    assert code == 0 and launcher.now >= 20
+    assert launcher.started.count("evaluator 0") == 2
+    (line,) = err
+    assert "evaluator 0 on " in line and "is started again in" in line
+
+
+@pytest.mark.parametrize("status", [1, 75])
+def test_a_job_does_without_an_evaluator_that_fails(status):
+    script = [(5, Exited("evaluator 0", status)), (9, Exited("chief 0", 0))]
+    code, launcher, err = run(script, evaluator=True, budgets={})
+    assert code == 0 and launcher.now >= 9
+    assert f"exit code {status}" in err[0] and err[0].endswith("the job goes on without it")
+    # It is not why the job fails later.
+    script = [(5, Exited("evaluator 0", status)), (9, Exited("worker 0", 3))]
+    code, launcher, err = run(script, evaluator=True, budgets={})
+    assert code == 3 and "worker 0" in err[-1]
 
 
 def test_a_peer_that_is_lost_is_no_first_failure():

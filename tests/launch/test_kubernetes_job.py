@@ -137,6 +137,17 @@ def test_success_is_the_chiefs(kube):
     assert [x for x in screen.out if "worker" in x] == ["[worker 0] serves", "[worker 0] done"]
 
 
+@pytest.mark.parametrize("end", ["Complete", "Failed"])
+def test_an_evaluator_is_waited_for_and_may_fail(kube, end):
+    job = pods.Job("gpt", topology.roles(1, 1, evaluator=True), "image", ("python",))
+    kubernetes_job.create(job, kube.kubectl)
+    kube.finish("Job", "gpt-chief", "Complete")
+    began = time.monotonic()
+    threading.Timer(0.5, kube.finish, ("Job", "gpt-evaluator", end)).start()
+    assert Screen(kube, job).code == 0
+    assert time.monotonic() - began > 0.4
+
+
 def test_who_failed_first_comes_last(kube):
     kubernetes_job.create(JOB, kube.kubectl)
     kube.pod("chief", 0, ended(75, "2026-01-01T00:00:00Z"), "lost worker 0\n")

@@ -16,7 +16,14 @@ from tests.launch import kubelet
 
 FULL = pods.Job(
     "gpt",
-    topology.roles(4, 2, cores={"worker": 4, "ps": 2}, memory={"ps": 2**30}, gpus_per_worker=2),
+    topology.roles(
+        4,
+        2,
+        cores={"worker": 4, "ps": 2},
+        memory={"ps": 2**30},
+        gpus_per_worker=2,
+        evaluator=True,
+    ),
     "registry.example.org/gpt:1",
     ("python", "-m", "models.gpt", "--data=$(HOME)/$x $$", "--note=a 'b' \"c\"\n…"),
     namespace="team",
@@ -150,6 +157,15 @@ def test_every_task_is_in_tf_config():
     assert config["task"] == {"type": "ps", "index": 1}
     assert config["cluster"]["ps"] == ["gpt-ps-0.gpt:2222", "gpt-ps-1.gpt:2222"]
     assert {k: len(v) for k, v in config["cluster"].items()} == {"chief": 1, "worker": 4, "ps": 2}
+
+
+def test_an_evaluator_serves_nobody():
+    container = container_of(FULL, "evaluator")
+    assert "readinessProbe" not in container and "readinessProbe" in container_of(FULL, "ps")
+    config = next(e["value"] for e in container["env"] if e["name"] == "TF_CONFIG")
+    assert json.loads(config.replace("$(TASK_INDEX)", "0"))["task"]["type"] == "evaluator"
+    (*_, jobset) = manifests.of_job(dataclasses.replace(FULL, jobset=True))
+    assert jobset["spec"]["successPolicy"]["targetReplicatedJobs"] == ["chief", "evaluator"]
 
 
 def test_the_users_own_errors_are_not_retried():

@@ -141,3 +141,18 @@ def test_roles():
 )
 def test_sizes(text, size):
     assert flags.memory("memory_per_ps", text) == size
+
+
+def test_an_evaluator_is_no_member_of_the_cluster():
+    """It runs on the last host, sees no GPU, and the others are told nothing of it."""
+    roles = topology.roles(2, 1, evaluator=True)
+    rooms = [placement.Room("a", gpus=("0",)), placement.Room("b", gpus=("0",))]
+    placed = placement.place(roles, rooms)
+    (evaluator,) = [p for p in placed if p.role == "evaluator"]
+    assert (evaluator.host, evaluator.gpus) == ("b", ())
+    tasks = [topology.Task(p.role, p.index, p.host, p.host, n + 1) for n, p in enumerate(placed)]
+    made = topology.Topology(tuple(tasks))
+    config = json.loads(made.tf_config(made.task("evaluator 0")))
+    assert set(config["cluster"]) == {"chief", "worker", "ps"}
+    assert config["task"] == {"type": "evaluator", "index": 0}
+    assert made.leaders == ("chief 0",) and made.evaluators == ("evaluator 0",)

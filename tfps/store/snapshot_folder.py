@@ -11,6 +11,7 @@ snapshot-000002-000017.ps-0.index, .data-00000-of-00001 a part: a TensorFlow che
 snapshot-000002-000017.chief.index, .data-00000-of-00001
 snapshot-000002-000017.json                             the manifest: contents, sizes, checksums
 ended-000002.json                                       that chief's program has ended in order
+stop-000001-000003.json                                 somebody asks fit 3 of job 1 to end
 ```
 """
 
@@ -132,8 +133,8 @@ class Folder:
 
     def newest_incarnation(self) -> int:
         """The highest incarnation of a chief that has begun to write here; 0 for none."""
-        claims = [m for m in map(_CLAIM.fullmatch, self._names()) if m]
-        parts = [m for m in map(_NAME.fullmatch, self._names()) if m]
+        claims = [m for m in map(_CLAIM.fullmatch, self.names()) if m]
+        parts = [m for m in map(_NAME.fullmatch, self.names()) if m]
         return max((int(m[1]) for m in [*claims, *parts]), default=0)
 
     def end(self, incarnation: int) -> None:
@@ -144,11 +145,34 @@ class Folder:
         """Whether that chief's program has ended in order."""
         return tf.io.gfile.exists(self.join(f"ended-{incarnation:06d}.json"))
 
+    # What an evaluator asks for.
+
+    def ask_to_stop(self, job: int, fit: int, reason: str) -> None:
+        """Asks the chief to end a `fit` at the next cut.
+
+        Args:
+          job: the incarnation of the chief with which the job began.
+          fit: the number of the `fit`, from 1.
+          reason: in words, for the chief's line about it.
+
+        Raises:
+          OSError, tf.errors.OpError: the file cannot be written.
+        """
+        self._write(_stop(job, fit), json.dumps({"time": time.time(), "reason": reason}))
+
+    def stop_reason(self, job: int, fit: int) -> str | None:
+        """Why a `fit` was asked to end; None if it was not."""
+        try:
+            with tf.io.gfile.GFile(self.join(_stop(job, fit)), "r") as f:
+                return str(json.loads(f.read())["reason"])
+        except FILE_ERRORS:
+            return None
+
     # Snapshots.
 
     def complete(self) -> list[Id]:
         """The snapshots that have a manifest, the newest first."""
-        found = [m for m in map(_NAME.fullmatch, self._names()) if m and m[3] == "json"]
+        found = [m for m in map(_NAME.fullmatch, self.names()) if m and m[3] == "json"]
         return sorted((Id(int(m[1]), int(m[2])) for m in found), reverse=True)
 
     def read(self, id: Id) -> Manifest:
@@ -186,7 +210,7 @@ class Folder:
         """
         files = {}
         try:
-            names = self._names()
+            names = self.names()
             for part in parts:
                 mine = sorted(n for n in names if re.fullmatch(_file_pattern(id, part), n))
                 if len(mine) < 2:
@@ -216,7 +240,7 @@ class Folder:
         for id in complete[count:]:
             if id.incarnation <= incarnation:
                 self._remove(f"{id}.json")  # First, so that it does not name what is gone.
-        for name in self._names():
+        for name in self.names():
             if not (m := _NAME.fullmatch(name)):
                 continue
             id = Id(int(m[1]), int(m[2]))
@@ -226,13 +250,14 @@ class Folder:
 
     def discard(self, id: Id) -> None:
         """Deletes the files of a snapshot that could not be completed."""
-        for name in self._names():
+        for name in self.names():
             if name.startswith(f"{id}."):
                 self._remove(name)
 
     # Files.
 
-    def _names(self) -> list[str]:
+    def names(self) -> list[str]:
+        """The names of all files in the folder; none if there is no folder."""
         try:
             return list(tf.io.gfile.listdir(self.path))
         except tf.errors.NotFoundError:
@@ -292,6 +317,10 @@ class Folder:
         # Whoever cleans up next tries again.
         with contextlib.suppress(*FILE_ERRORS):
             tf.io.gfile.remove(self.join(name))
+
+
+def _stop(job: int, fit: int) -> str:
+    return f"stop-{job:06d}-{fit:06d}.json"
 
 
 def _file_pattern(id: Id, part: str) -> str:

@@ -352,15 +352,26 @@ class SavedServers:
           SnapshotDamaged: a part cannot be read.
         """
         form, read = self.form, self._reader()
-        values = ((i, read(b[0], f"value/{i}")) for i, b in enumerate(form.buckets))
         scale = [read(0, f"loss_scale/{k}") for k in range(2)] if form.scaled else []
         return ServerState(
             {i: path for i, (path, _, _) in enumerate(form.variables)},
-            self._layout.whole(values),
+            self._values(read),
             export_optimizers(self._layout, self._placed(read, "optimizer", form.optimizers)),
             np.array([read(p, f"version/{p}") for p in range(form.num_ps)]),
             LossScaleState(*scale) if scale else None,
         )
+
+    def load_values(self) -> dict[int, np.ndarray]:
+        """The values of the variables alone, by variable.
+
+        Raises:
+          SnapshotDamaged: a part cannot be read.
+        """
+        return self._values(self._reader())
+
+    def _values(self, read: Callable[[int, str], np.ndarray]) -> dict[int, np.ndarray]:
+        buckets = enumerate(self.form.buckets)
+        return self._layout.whole((i, read(b[0], f"value/{i}")) for i, b in buckets)
 
     def load_outer(self) -> dict[str, AggregationState]:
         """Name of an exchange -> what its outer optimizer kept; no round is open at a cut."""

@@ -117,6 +117,8 @@ class Epoch:
             if self.stopped() or not self.has_changed():
                 return steps
             self._save(steps)
+            if self.stopped():  # An evaluator has asked for it.
+                return steps
 
     def _save(self, steps: int) -> None:
         """Takes a snapshot if one is due; there is a cut now."""

@@ -8,12 +8,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfps import _keras_optimizers, errors
-from tfps.model import optimizer_traits
-from tfps.model.stateless_model import StatelessModel
+from tfps import errors
 from tfps.store import snapshot_parts as parts
-from tfps.store.server_state import OptimizerState
 from tfps.store.snapshot_folder import Folder, Id, Manifest
+from tfps.training.model_filling import Filling
 from tfps.training.snapshot_record import unpacked
 
 
@@ -84,12 +82,12 @@ def table(directory: str) -> Iterator[str]:
 
 
 def _where(content: dict[str, Any]) -> str:
-    chief = _chief(content)
+    chief = chief_of(content)
     within = f", batch {chief['open']['batches']}" if chief["open"] else ""
     return f"epoch {chief['epoch'] + 1}{within}, step {chief['step_number']}"
 
 
-def _chief(content: dict[str, Any]) -> dict[str, Any]:
+def chief_of(content: dict[str, Any]) -> dict[str, Any]:
     """What the manifest itself says of the chief; arrays are left out."""
     return unpacked(content["record"], lambda name: np.zeros(0))["chief"]
 
@@ -101,7 +99,7 @@ def _time(manifest: Manifest) -> str:
 def shown(manifest: Manifest) -> Iterator[str]:
     """Lines about what is in a snapshot."""
     content = manifest.content
-    form, chief = parts.Form(**content["form"]), _chief(content)
+    form, chief = parts.Form(**content["form"]), chief_of(content)
     yield f"{manifest.id}, taken {_time(manifest)}"
     yield f"fit {content['fit']}: " + ("ended" if content["has_ended"] else _where(content))
     yield f"learning rate {chief['learning_rate']}, outer updates {chief['outer_updates']}"
@@ -139,19 +137,14 @@ def export(directory: str, manifest: Manifest, output: str) -> str:
     servers = parts.SavedServers(
         Folder(directory), manifest.id, parts.Form(**manifest.content["form"])
     )
-    state = servers.load()
     model = _rebuilt(manifest)
-    program = StatelessModel(model)
-    variables = [*program.trainable, *program.state]
-    shapes = {i: tuple(v.shape) for i, v in enumerate(variables)}
-    if shapes != servers.shapes:
+    filling = Filling(model)
+    if filling.is_less_than(servers):
         raise errors.ConfigError(
             "the snapshot has other variables than the model in it: its own train_step trains what "
             "the model does not list; load the snapshot with the program that wrote it"
         )
-    for i, variable in enumerate(variables):
-        variable.assign(state.values[i])
-    left_out = _fill_optimizer(model, program, state.optimizer)
+    left_out = filling.fill(servers, optimizer=True)
     _write(model, output)
     return f"{manifest.id} is exported to {output}{left_out}"
 
@@ -171,22 +164,6 @@ def _rebuilt(manifest: Manifest) -> keras.Model:
             f"Keras cannot build the model of {manifest.id} without its classes "
             f"({errors.summary(str(e))}); {remedy}"
         ) from e
-
-
-def _fill_optimizer(model: keras.Model, program: StatelessModel, state: OptimizerState) -> str:
-    """Fills the model's optimizer; returns what to say if that is not possible."""
-    optimizer = getattr(model, "optimizer", None)
-    if optimizer is None or not state.scalars:
-        return ", without an optimizer"
-    if any("/" in name for name in state.scalars):
-        return ", without the state of its several optimizers"
-    optimizer.build(program.optimized)
-    index = {id(v): i for i, v in enumerate(program.trainable)}
-    for owner, name, variable in _keras_optimizers.slots_of(optimizer_traits.inner(optimizer)):
-        held = state.scalars if owner is None else state.slots.get(index[id(owner)], {})
-        if name in held:
-            variable.assign(held[name])
-    return ""
 
 
 _WRITERS: dict[str, Callable[[keras.Model, str], Any]] = {

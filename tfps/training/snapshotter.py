@@ -86,6 +86,7 @@ class Snapshotter:
         self._histories: list[list[tuple[int, dict[str, Any]]]] = []
         self._candidates: list[Id] = []
         self._order = 0
+        self._job = 0  # the incarnation of the chief with which this job began
         self._model: str | None = None  # as JSON, of the present `fit`
         self._told: Callable[[], bool] = lambda: False  # whether the process was told to end
         self._updates = 0  # since the last cut that was saved
@@ -115,15 +116,17 @@ class Snapshotter:
         self._writer = SnapshotWriter(folder, self._incarnation, self.settings.keep, look)
         _ours.add((folder.path, self._incarnation))
         _note_end_of(folder, self._incarnation)
-        self._order = self._order_before()
+        self._order, self._job = self._beginning()
 
-    def _order_before(self) -> int:
-        """The seed of the order of the data that the job began with."""
+    def _beginning(self) -> tuple[int, int]:
+        """What the job began with: the seed of the order of its data, and its first chief."""
         for id in self._candidates:
             with contextlib.suppress(errors.SnapshotDamaged):
-                return self._folder.read(id).content["order"]
+                content = self._folder.read(id).content
+                return content["order"], content.get("job", id.incarnation)
         seed = _keras_data.program_seed()
-        return int.from_bytes(os.urandom(4)) if seed is None else seed
+        order = int.from_bytes(os.urandom(4)) if seed is None else seed
+        return order, self._incarnation
 
     @property
     def order(self) -> int:
@@ -301,6 +304,7 @@ class Snapshotter:
         content = {
             "format": FORMAT,
             "order": self._order,
+            "job": self._job,
             "fit": self._fit,
             "has_ended": has_ended,
             "histories": packed.tree(self._histories),
@@ -309,10 +313,19 @@ class Snapshotter:
             "model": self._model,
         }
         self._writer.write(values, packed.arrays, content)
+        if not has_ended:
+            self._stop_if_asked()
         if self.is_leaving:
             self.wait()
             say(f"told to end by SIGTERM; the newest snapshot is {self._writer.saved}")
             exit_codes.terminate()
+
+    def _stop_if_asked(self) -> None:
+        """Lets `fit` end here if an evaluator has asked for it."""
+        model, reason = self._session.model, self._folder.stop_reason(self._job, self._fit)
+        if reason is not None and not model.stop_training:
+            say(f"training ends, as the evaluator asks: {reason}")
+            model.stop_training = True
 
     # After the loss of servers.
 

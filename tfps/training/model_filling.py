@@ -1,0 +1,98 @@
+"""A plain Keras model gets the weights and the optimizer's state of a snapshot."""
+
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+
+from tfps import _keras_optimizers, errors
+from tfps.model import optimizer_traits
+from tfps.model.stateless_model import StatelessModel
+from tfps.store.server_state import OptimizerState
+from tfps.store.snapshot_parts import SavedServers
+
+
+class Filling:
+    """Fills one model from snapshots of the same program.
+
+    Variables are found by their paths, or by their order if paths are not unique.
+    """
+
+    def __init__(self, model: keras.Model):
+        """Takes a built model; nothing is read yet.
+
+        Args:
+          model: with or without an optimizer.
+        """
+        self._model = model
+        self._program = StatelessModel(model)
+
+    def fill(self, servers: SavedServers, optimizer: bool) -> str:
+        """Brings the model to what a snapshot has.
+
+        Nothing is changed unless all of it could be read.
+
+        Args:
+          servers: the servers' part of the snapshot.
+          optimizer: whether the optimizer is filled, too, which takes as much memory as its slots.
+
+        Returns:
+          What of the optimizer could not be filled, to follow "the model is filled"; empty if
+          nothing is left out.
+
+        Raises:
+          ConfigError: the model has a variable that the snapshot does not have.
+          SnapshotDamaged: a part cannot be read, or was deleted meanwhile.
+        """
+        saved = self._matched(servers)
+        if not optimizer:
+            self._assign(saved, servers.load_values())
+            return ""
+        state = servers.load()
+        self._assign(saved, state.values)
+        return self._fill_optimizer(saved, state.optimizer)
+
+    def is_less_than(self, servers: SavedServers) -> bool:
+        """Whether the snapshot has another number of variables than the model."""
+        return len(servers.form.variables) != len(self._variables)
+
+    @property
+    def _variables(self) -> list[keras.Variable]:
+        return [*self._program.trainable, *self._program.state]
+
+    def _matched(self, servers: SavedServers) -> dict[int, int]:
+        """`id` of each variable of the model -> the variable's number in the snapshot."""
+        variables = self._variables
+        names = [v.path for v in variables]
+        saved = {path: i for i, (path, _, _) in enumerate(servers.form.variables)}
+        is_unique = len(set(names)) == len(names) and len(saved) == len(servers.form.variables)
+        if is_unique and set(names) <= set(saved):
+            numbers: Sequence[int] = [saved[name] for name in names]
+        else:
+            numbers = range(len(variables))
+        shapes = servers.shapes
+        for v, number in zip(variables, numbers, strict=True):
+            if shapes.get(number) != tuple(v.shape):
+                raise errors.ConfigError(
+                    f"the model has {v.path} of shape {tuple(v.shape)}, and the snapshot does not; "
+                    "use the model of the program that wrote it"
+                )
+        return {id(v): number for v, number in zip(variables, numbers, strict=True)}
+
+    def _assign(self, saved: dict[int, int], values: dict[int, np.ndarray]) -> None:
+        for variable in self._variables:
+            variable.assign(values[saved[id(variable)]])
+
+    def _fill_optimizer(self, saved: dict[int, int], state: OptimizerState) -> str:
+        optimizer = getattr(self._model, "optimizer", None)
+        if optimizer is None or not state.scalars:
+            return ", without an optimizer"
+        if any("/" in name for name in state.scalars):
+            return ", without the state of its several optimizers"
+        if not optimizer.built:
+            optimizer.build(self._program.optimized)
+        for owner, name, variable in _keras_optimizers.slots_of(optimizer_traits.inner(optimizer)):
+            held = state.scalars if owner is None else state.slots.get(saved[id(owner)], {})
+            if name in held:
+                variable.assign(held[name])
+        return ""
