@@ -95,6 +95,17 @@ def test_an_export_between_two_parts_of_a_run_changes_nothing(connect, case):
     np.testing.assert_array_equal(in_parts, history)
 
 
+def test_a_worker_that_was_lost_at_the_cut_begins_without_memory(connect):
+    trainer = trainer_on(connect, "sync with feedback", seed=1)
+    trainer.fit(data(), epochs=1, verbose=0)
+    exported = trainer.state.export()
+    assert all(len(memory) == 2 for memory in exported.workers.values())
+    exported.workers["gradients"][1] = None
+    trainer.state.restore(exported)
+    losses = trainer.fit(data(), epochs=2, verbose=0).history["loss"]
+    assert len(losses) == 2 and losses[1] < losses[0]
+
+
 @pytest.mark.parametrize("ps", [3, pytest.param(1, marks=soak)])
 def test_another_number_of_servers(connect, ps):
     first = trainer_on(connect, "async", seed=1)

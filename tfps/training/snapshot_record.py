@@ -69,7 +69,7 @@ def _key(value: Any) -> Any:
 
 def record(
     chief: ChiefState,
-    workers: dict[str, list[WorkerMemory]],
+    workers: dict[str, list[WorkerMemory | None]],
     own: list[list[np.ndarray]],
     sides: dict[str, SideState],
     outer_rates: dict[str, float | None],

@@ -15,7 +15,7 @@ such as the end of an epoch.
 import copy
 import dataclasses
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -97,7 +97,8 @@ class Exported(NamedTuple):
     Attributes:
       servers: of the store, as arrays, or in the files of a snapshot.
       sides: name of an exchange -> what its server side remembers.
-      workers: "gradients" or "pseudo-gradients" -> per worker, its memory as arrays, by bucket.
+      workers: "gradients" or "pseudo-gradients" -> per worker, its memory as arrays, by bucket;
+        None for one that was lost.
       layout: per bucket, its shards, by which the workers' memory is laid out.
       chief: a copy.
       own: per worker, its values of the variables that the model does not list, such as the states
@@ -106,7 +107,7 @@ class Exported(NamedTuple):
 
     servers: ServerState | SavedServers
     sides: dict[str, SideState]
-    workers: dict[str, list[WorkerMemory]]
+    workers: dict[str, list[WorkerMemory | None]]
     layout: list[tuple[Shard, ...]]
     chief: ChiefState
     own: list[list[np.ndarray]]
@@ -347,7 +348,7 @@ class TrainingState:
             seeds=[np.array(seed) for seed in served.program.base_seeds],
         )
 
-    def memory(self) -> dict[str, list[WorkerMemory]]:
+    def memory(self) -> dict[str, list[WorkerMemory | None]]:
         """What workers have kept, as arrays; see `Exported.workers`."""
         return tf.nest.map_structure(lambda t: None if t is None else t.numpy(), self._memory)
 
@@ -431,9 +432,10 @@ class TrainingState:
 
     def _refitted(
         self, exported: Exported, layout: list[tuple[Shard, ...]]
-    ) -> dict[str, list[WorkerMemory]]:
-        """The workers' memory for the workers and the layout of now."""
-        num_workers, found = self._calls.num_workers, {}
+    ) -> dict[str, Sequence[WorkerMemory | None]]:
+        """The workers' memory for the workers and the layout of now; None for one that was lost."""
+        num_workers = self._calls.num_workers
+        found: dict[str, Sequence[WorkerMemory | None]] = {}
         for kind, memory in exported.workers.items():
             if exported.layout == layout and len(memory) == num_workers:
                 found[kind] = memory
@@ -456,6 +458,10 @@ class TrainingState:
         Args:
           servers: indices of the parameter servers.
         """
+
+        # A ps that was lost between two runs of its loop has the loop's queues no more.
+        for side in self._sides.values():
+            side.abort()
 
         def renew() -> None:
             self._require_served().store.renew(servers)
@@ -526,6 +532,14 @@ def _kind(exchange: Exchange) -> str:
     return "gradients" if exchange.outer is None else "pseudo-gradients"
 
 
-def _placing(memory: list[WorkerMemory]) -> Callable[[int], WorkerMemory]:
-    """What copies a worker's own memory to the device under which it is called."""
-    return lambda worker: tf.nest.map_structure(tf.constant, memory[worker])
+def _placing(memory: Sequence[WorkerMemory | None]) -> Callable[[int], WorkerMemory | None]:
+    """What copies a worker's own memory to the device under which it is called.
+
+    A worker that was lost when the memory was saved has none.
+    """
+
+    def place(worker: int) -> WorkerMemory | None:
+        mine = memory[worker]
+        return None if mine is None else tf.nest.map_structure(tf.constant, mine)
+
+    return place
