@@ -13,7 +13,7 @@ The rules (`exit_codes.py` has the codes):
 
 import dataclasses
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from launch import errors, exit_codes, failures, restarts
 from launch.failures import Failure
@@ -22,6 +22,9 @@ from launch.output import Output
 from launch.topology import CHIEF, EVALUATOR, Task, Topology
 
 POLL = 0.2  # s
+
+# s of the grace that the other tasks have when a chief takes as long as it can to end.
+_REST = 5.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,17 +205,20 @@ class Attempt:
         """Lets tasks end by themselves for a while, and then ends them."""
         done = self._verdict == Verdict(exit_codes.DONE)
         self._collect(self._policy.settle)
-        self._end()
+        self._end(self._policy.grace)
         if done:
             for failure in self._failures:
                 if failure.task.name not in self._succeeded:
                     self._output.say(f"{failure}, but the job was done")
 
-    def _end(self) -> None:
-        """Ends all tasks; what they end with now is nobody's failure."""
+    def _end(self, grace: float) -> None:
+        """Ends all tasks; what they end with now is nobody's failure.
+
+        Args:
+          grace: seconds between SIGTERM and SIGKILL.
+        """
         known = len(self._failures)
         if self._running:
-            grace = self._policy.grace
             self._launcher.stop(grace)
             self._collect(grace + 5.0)
         if self._running:
@@ -220,27 +226,48 @@ class Attempt:
         # A host that was lost was so before it was told to stop.
         self._failures[known:] = [f for f in self._failures[known:] if f.status is None]
 
-    def _collect(self, seconds: float) -> None:
-        """Waits until no task runs any more, for so many seconds at most."""
+    def _collect(self, seconds: float, names: Collection[str] | None = None) -> None:
+        """Waits until tasks run no more.
+
+        Args:
+          seconds: how long at most.
+          names: of the tasks; None for all. Who is in a hurry ends the wait for some of them.
+        """
         deadline, told = self._clock() + seconds, len(self._told)
-        while self._running and self._clock() < deadline:
+        while self._clock() < deadline and (
+            self._running if names is None else self._running.intersection(names)
+        ):
             if event := self._launcher.watch(POLL):
                 self._on(event)
             if len(self._told) > told:  # Somebody is in a hurry.
+                if names is not None:
+                    return
                 self._launcher.stop(0.0)
                 told = len(self._told)
         while isinstance(event := self._launcher.watch(0.0), Line):
             self._on(event)
 
     def _preempted(self, signum: int) -> Verdict:
-        """Passes a signal to end on to all tasks."""
+        """Passes a signal to end on to all tasks, to the chief first.
+
+        A chief that saves a last snapshot needs its servers for that.
+        """
         name = signal.Signals(signum).name
         self._output.say(
             f"{name}: the tasks are told to end, and have {self._policy.grace:g} s; "
             "a second one kills them"
         )
         self._verdict = Verdict(128 + signum, because=f"the launcher was told to end by {name}")
-        self._end()
+        begun, grace, told = self._clock(), self._policy.grace, len(self._told)
+        chiefs = [t for t in self._topology.tasks if t.role == CHIEF and t.name in self._running]
+        if chiefs and len(self._running) > len(chiefs):
+            for chief in chiefs:
+                self._launcher.signal(chief, signal.SIGTERM)
+            known = len(self._failures)
+            self._collect(max(grace / 2, grace - _REST), [chief.name for chief in chiefs])
+            self._failures[known:] = [f for f in self._failures[known:] if f.status is None]
+        hurried = len(self._told) > told
+        self._end(0.0 if hurried else max(0.0, grace - (self._clock() - begun)))
         if self._succeeded.issuperset(self._topology.leaders):
             self._verdict = Verdict(exit_codes.DONE)
         return self._verdict

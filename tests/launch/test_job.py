@@ -1,6 +1,7 @@
 """What the supervisor decides, with a launcher and a clock that tests make."""
 
 import io
+import signal
 
 import pytest
 
@@ -16,17 +17,19 @@ class Scripted:
       stops: the graces with which all tasks were told to end.
     """
 
-    def __init__(self, script, hosts=("a", "b"), on_stop=0):
+    def __init__(self, script, hosts=("a", "b"), on_stop=0, on_signal=None):
         """Takes the script.
 
         Args:
           script: list of (time in s, event), or of (time, function) that is called.
           hosts: tasks are placed on them in turn.
           on_stop: what tasks end with that are told to end; None if they do not end.
+          on_signal: s after which a chief ends with 143 that gets a signal; None if it does not.
         """
         self.now = 0.0
         self.script = sorted(script, key=lambda item: item[0])
-        self.hosts, self.on_stop = hosts, on_stop
+        self.hosts, self.on_stop, self.on_signal = hosts, on_stop, on_signal
+        self.signalled = []
         self.started, self.stops, self.checks, self.closed = [], [], [], False
         self.hurried = False
         self.running, self.refused, self.stopping = set(), {}, False
@@ -64,7 +67,11 @@ class Scripted:
         return None
 
     def signal(self, task, signum):
-        raise AssertionError("nobody asked for it")
+        assert signum == signal.SIGTERM and task.name == "chief 0"
+        self.signalled.append(self.now)
+        if self.on_signal is not None:
+            self.script.append((self.now + self.on_signal, Exited(task.name, 143)))
+            self.script.sort(key=lambda item: item[0])
 
     def stop(self, grace):
         self.stops.append(grace)
@@ -232,15 +239,17 @@ def test_users_own_errors_are_never_retried():
 
 @pytest.mark.parametrize(("signum", "code"), [(15, 143), (2, 130), (1, 129)])
 def test_signals(signum, code):
-    found, launcher, err = run([], told=[(5, signum)], on_stop=143)
+    found, launcher, err = run([], told=[(5, signum)], on_stop=143, on_signal=2)
     assert found == code
-    assert launcher.stops == [30.0]
+    # The chief had its servers while it saved what it has.
+    assert launcher.signalled == [pytest.approx(5.0, abs=0.5)]
+    assert launcher.stops == [pytest.approx(28.0, abs=0.5)]
     assert not any("failed first" in line for line in err)
 
 
 def test_a_start_that_a_signal_ends_is_no_failure():
     """The supervisor waits for a host when the signal comes."""
-    made = Scripted([(0.3, Exited("worker 1", -9))], on_stop=143)
+    made = Scripted([(0.3, Exited("worker 1", -9))], on_stop=143, on_signal=0)
     shown = output.Output(out=io.BytesIO(), err=(err := io.BytesIO()), colour=(False, False))
     policy = attempt.Policy({"worker": 3}, backoff=restarts.Backoff(0.5, 60.0, 0.0))
     supervisor = job.Job(made, topology.roles(2, 1), policy, shown, lambda: made.now)
@@ -256,7 +265,7 @@ def test_a_start_that_a_signal_ends_is_no_failure():
     made.start = waits
     assert supervisor.run() == 143
     shown.close()
-    assert made.stops == [30.0]
+    assert made.stops == [pytest.approx(30.0, abs=0.5)]
     assert "could not be started" not in err.getvalue().decode()
 
 
@@ -264,6 +273,10 @@ def test_a_second_signal_kills():
     script = [(7, lambda: None)]
     code, launcher, _ = run(script, told=[(5, 2), (6, 2)], on_stop=None)
     assert code == 130
+    assert launcher.stops == [0.0]  # The chief had a second.
+    code, launcher, _ = run(script, told=[(5, 2), (40, 2)], on_stop=None)
+    assert launcher.stops == [pytest.approx(5.0, abs=0.5)]  # It has to go with the others.
+    code, launcher, _ = run(script, ps=0, told=[(5, 2), (6, 2)], on_stop=None)
     assert launcher.stops == [30.0, 0.0]
 
 

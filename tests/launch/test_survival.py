@@ -104,3 +104,24 @@ def test_every_step_is_done_though_all_tasks_die(job, tmp_path):
     ids = np.arange(counting_program.RECORDS, dtype=np.float32)[:, None]
     loss = best.evaluate(ids, np.ones_like(ids), verbose=0)[0]
     assert loss == pytest.approx(losses.min(), rel=1e-6)
+
+
+@pytest.mark.soak
+def test_a_job_that_is_told_to_end_goes_on_where_it_was(job, tmp_path):
+    """As with Slurm's notice before the end of the time limit, and a job that is queued again."""
+    run = job("--grace=30")
+    run.saw(r"\[chief 0\] epoch 3 has ended", timeout=120)
+    run.process.send_signal(signal.SIGTERM)
+    assert run.wait(60) == 143, (run.out, run.err)
+    (line,) = [line for line in run.out if "told to end by SIGTERM; the newest snapshot is" in line]
+    last = line.split()[-1]
+    epoch = [line for line in run.out if "has ended" in line][-1].split()[3]
+    run = job()
+    run.saw(rf"\[chief 0\] snapshots: goes on from {last} ", timeout=120)
+    run.saw(rf"\[chief 0\] epoch {int(epoch) + 1} has ended", timeout=60)
+    (tmp_path / "enough").touch()
+    assert run.wait(120) == 0, (run.out, run.err)
+    assert f"[chief 0] epoch {epoch} has ended" not in run.out
+    (line,) = [line for line in run.out if "each record" in line]
+    least, most, epochs, _ = map(int, re.findall(r"\d+", line.partition("each")[2]))
+    assert least == most == epochs, line
