@@ -3,7 +3,7 @@
 The folder is that of `Trainer(ledger=...)`. The last line of a run in which servers were killed:
 
 python -m tfps.ledger check runs/ledger
-each of 10,007 records once on each of 2 ps; 3 units repeated; 1 pushes of lost workers refused
+each of 10,007 records once on each of 2 ps; 3 units repeated; 1 late push refused
 """
 
 import argparse

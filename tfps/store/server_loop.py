@@ -133,7 +133,7 @@ class ServerLoop:
         """Takes in one letter; returns (whether to go on, the roll)."""
         worker = header.worker
         is_push = header.kind <= REPEAT
-        counts = tf.logical_and(is_push, tf.equal(roll.lives[worker], header.life))
+        counts = tf.logical_and(is_push, self._is_present(roll, header))
         fences = tf.equal(header.kind, FENCE)
         orders = header.kind >= FENCE  # The chief sends them.
         acts = tf.logical_and(header.live > 0, tf.equal(header.masked, 0))
@@ -164,6 +164,10 @@ class ServerLoop:
         with tf.control_dependencies([sent]):
             goes_on = tf.not_equal(header.kind, STOP)
             return goes_on, *_noted(roll, header, counts, is_push, fences)
+
+    def _is_present(self, roll: Roll, header: Header) -> tf.Tensor:
+        """Whether a letter is of the present life of its worker."""
+        return tf.equal(roll.lives[header.worker], header.life)
 
     def _line(self, run, header, counts, updated, records) -> ledger_file.Line:
         """What the ledger says of a letter. A letter of the chief has no records."""

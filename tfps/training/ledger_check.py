@@ -216,6 +216,7 @@ class _Check:
         self._programs, self._runs = programs, runs
         self._faults: dict[str, list[str]] = collections.defaultdict(list)
         self._counts: collections.Counter[str] = collections.Counter()
+        self._refused: set[tuple] = set()  # by whatever ps
         self._servers = sorted({p for run in runs for p in run.servers})
         for p in self._servers:
             self._read(folder, p)
@@ -251,7 +252,7 @@ class _Check:
                 continue
             unit = run.pushed.get(line.unit, line.unit)
             if not line.counts:
-                self._counts["refused"] += 1
+                self._refused.add((run.key, unit, line.life))
                 continue
             if line.life != lives[line.worker]:
                 name = self._name(run, unit)
@@ -289,8 +290,8 @@ class _Check:
             return Verdict([first, *named[:_NAMED], *more], exit_codes.FAILED)
         said = [f"each of {records:,} records once on each of {servers}", *self._said()]
         if self._counts["under way"]:
-            count = self._counts["under way"]
-            said.append(f"{count} batches were under way when the chief was lost; start it again")
+            count = _number(self._counts["under way"], "unit")
+            said.append(f"{count} under way when the chief was lost; start it again")
             return Verdict(["; ".join(said)], exit_codes.LOST)
         return Verdict(["; ".join(said)], exit_codes.DONE)
 
@@ -299,16 +300,16 @@ class _Check:
         counts = self._counts
         for why in ("late", "overflow", "stopped"):
             if counts[why]:
-                yield f"{counts[why]} batches dropped by policy ({why})"
+                yield f"{_number(counts[why], 'batch', 'batches')} dropped by policy ({why})"
         if counts["repeated"]:
-            yield f"{counts['repeated']} units repeated"
-        if counts["refused"]:
-            yield f"{counts['refused']} pushes of lost workers refused"
+            yield f"{_number(counts['repeated'], 'unit')} repeated"
+        if self._refused:
+            yield f"{_number(len(self._refused), 'late push', 'late pushes')} refused"
         for program in self._programs:
             for servers, snapshot, runs in program.undone:
                 with_ps = f"ps {', '.join(map(str, servers))}" if servers else "a chief"
-                count = sum(len(run.applied) for run in runs)
-                yield f"{count} units lost with {with_ps} since {snapshot}, and trained on again"
+                lost = _number(sum(len(run.applied) for run in runs), "unit")
+                yield f"{lost} lost with {with_ps} since {snapshot}, and done again"
 
     def _require_once(self, run: _Run) -> None:
         """No ps has a unit twice, and all that have one agree on it."""
@@ -402,6 +403,10 @@ class _Check:
         batches = run.units.get(unit, [])
         which = f" ({_of_batch(batches[0])})" if batches else ""
         return f"unit {unit} of run {run.key[1]}{which}"
+
+
+def _number(n: int, one: str, many: str | None = None) -> str:
+    return f"{n:,} {one if n == 1 else many or one + 's'}"
 
 
 def _of_batch(batch: Batch) -> str:
