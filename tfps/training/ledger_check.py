@@ -392,12 +392,13 @@ class _Check:
     def _require_all(self, program: _Program, known: set[Batch]) -> None:
         """No batch of a pass before its last one was never given out."""
         passes = collections.defaultdict(set)
-        for *key, index in known:
-            passes[tuple(key)].add(index)
-        for key, found in passes.items():
+        for fit, dataset, turn, index in known:
+            passes[fit, dataset, turn].add(index)
+        for (fit, dataset, turn), found in passes.items():
             begin = 0 if program.whole else min(found)
             for index in sorted(set(range(begin, max(found))) - found):
-                self._faults["lost"].append(f"{_of_batch((*key, index))}, which nobody was given")
+                batch = _of_batch((fit, dataset, turn, index))
+                self._faults["lost"].append(f"{batch}, which nobody was given")
 
     def _name(self, run: _Run, unit: int) -> str:
         batches = run.units.get(unit, [])
