@@ -217,6 +217,7 @@ class PolicyRun:
         following = work.following if isinstance(work, WorkAhead) else work
         if following is not None and result.taken < following.count:
             self._ledger.ends(self._feed.ranges(following))
+            self._given.found(worker, following, result.taken)
         if self._policy.in_rounds:
             return
         done = work.held if isinstance(work, WorkAhead) else work
@@ -252,8 +253,7 @@ class PolicyRun:
         self._observer.lost(worker)
         redos = []
         if redo is not None:
-            has = redo.has | {p for p, one in told.items() if one.repeated == redo.number}
-            redos.append(redo._replace(has=has))
+            redos.append(redo.known({p: one.repeated for p, one in told.items()}))
         if self._policy.in_rounds:
             return redos + self._lost_of_round(worker, told)
         loss = self._given.lose(worker, {p: one.last for p, one in told.items()})
