@@ -37,13 +37,14 @@ ORDER = [
         "data",
         "serve",
         "snapshot",
+        "ledger",
     ),  # Thin: where users look for a name.
 ]
 
 PACKAGES = sorted(p.parent.name for p in (ROOT / "tfps").glob("*/__init__.py"))
 
 # Names of public modules that are still to come. Nothing else may take them.
-RESERVED = {"layers", "ledger", "plan", "serving"}
+RESERVED = {"layers", "plan", "serving"}
 
 # What programs outside of the core may import from it.
 PUBLIC = {"tfps", *(f"tfps.{name}" for name in tfps.__all__), "tfps.errors"}

@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 import tfps
+from tfps.ledger import check
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
 
@@ -89,25 +90,37 @@ def trained(cluster, killed, epochs, **arguments):
     return ledger, done
 
 
+def require_once(folder, epochs):
+    """The ledger says so, too."""
+    (line, *rest), code = check(folder)
+    assert line.startswith(f"each of {RECORDS * epochs:,} records once on each of 2 ps"), [
+        line,
+        *rest,
+    ]
+    assert code == 0
+
+
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=pytest.mark.soak if n in SOAK else []) for n in POLICIES]
 )
-def test_a_killed_worker_costs_no_batch(name):
+def test_a_killed_worker_costs_no_batch(name, tmp_path):
     with tfps.LocalCluster(workers=3, ps=2, processes=True) as cluster:
         killed = ["worker 1", "worker 0", "worker 1"]
-        ledger, epochs = trained(cluster, killed, 6, **POLICIES[name])
+        ledger, epochs = trained(cluster, killed, 6, ledger=tmp_path, **POLICIES[name])
     for counts in ledger.totals():
         np.testing.assert_array_equal(counts, epochs)
+    require_once(tmp_path, epochs)
 
 
 @pytest.mark.parametrize("name", ["async", pytest.param("rounds", marks=pytest.mark.soak)])
 def test_a_killed_ps_comes_back_to_the_newest_snapshot(name, tmp_path):
     with tfps.LocalCluster(workers=2, ps=2, processes=True) as cluster:
-        snapshots = tfps.Snapshots(tmp_path, every=1.0)
-        killed = ["ps 1", "worker 0", "ps 0"]
-        ledger, epochs = trained(cluster, killed, 8, snapshots=snapshots, **POLICIES[name])
+        arguments = {"snapshots": tfps.Snapshots(tmp_path / "snapshots", every=1.0)}
+        arguments |= {"ledger": tmp_path / "ledger", **POLICIES[name]}
+        ledger, epochs = trained(cluster, ["ps 1", "worker 0", "ps 0"], 8, **arguments)
     for counts in ledger.totals():
         np.testing.assert_array_equal(counts, epochs)
+    require_once(tmp_path / "ledger", epochs)
 
 
 def test_without_snapshots_a_lost_ps_is_one_line():

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from tfps import _keras_data, _keras_models, _tf_data, errors
 from tfps.model.batches import without_optionals
-from tfps.training.feeds import FeedPosition, Work, shapes_of
+from tfps.training.feeds import FeedPosition, Range, Work, shapes_of
 from tfps.worker.batch_loop import Stack
 
 
@@ -76,6 +76,7 @@ class ChiefFeed:
         self._pass: _Pass | None = None
         self._passes = 0  # how many iterators the dataset has had
         self._first = 0  # number of the first batch of the present pass
+        self._begun: list[tuple[int, int]] = []  # (number of the first batch, pass) of the last two
         self._read = 0  # number of the next batch that is read
         self._in_epoch = False
         self._ready: collections.deque[_Numbered] = collections.deque()  # read, not dealt out
@@ -178,6 +179,18 @@ class ChiefFeed:
         batches = range(index, index + count)
         return self._work([[_Numbered(work.lease.numbers[i], _lone(work, i)) for i in batches]])
 
+    def ranges(self, work: Work) -> list[Range]:
+        """See `feeds.Feed`."""
+        found: list[Range] = []
+        for number in work.lease.numbers:
+            first, turn = max(one for one in self._begun if one[0] <= number)
+            index = number - first
+            if found and found[-1][1:] == (turn, found[-1][2], index):
+                found[-1] = (0, turn, found[-1][2], index + 1)
+            else:
+                found.append((0, turn, index, index + 1))
+        return found
+
     def left(self, worker: int) -> None:
         """See `feeds.WorkSource`; the chief has read what the worker was given."""
 
@@ -246,6 +259,7 @@ class ChiefFeed:
             dataset = _tf_data.skipping(dataset, skip)
         self._first, self._read = self._read, self._read + skip
         self._pass = self._begin_iterator(dataset)
+        self._begun = [*self._begun[-1:], (self._first, self._passes - 1)]
         for i in range(skip, end):
             try:
                 one = self._numbered(self._pass.next())

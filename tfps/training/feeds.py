@@ -18,6 +18,9 @@ from typing import Any, Protocol
 
 import keras
 
+# Batches of a pass over a dataset: (dataset, pass, index of the first batch, index after the last).
+Range = tuple[int, int, int, int]
+
 
 class Opener(abc.ABC):
     """An input on a worker that is opened when the worker first reads it."""
@@ -217,6 +220,9 @@ class Feed(WorkSource, Protocol):
           worker: index of the worker that is to repeat the batches.
           count: how many batches, all of the same shape.
         """
+
+    def ranges(self, work: Work) -> list[Range]:
+        """The batches of a work; once it is done, those that its dataset had."""
 
     def regroup(self, group: int, alike: bool = False) -> None:
         """Says of which batches a `Work` may consist, from the next one on.

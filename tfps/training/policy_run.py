@@ -9,7 +9,7 @@ from typing import Any, Protocol, cast
 from tfps.model import optimizer_traits
 from tfps.store import mailbox
 from tfps.store.actors import Told
-from tfps.training.feeds import Feed, WorkAhead, WorkSource
+from tfps.training.feeds import Feed, Work, WorkAhead, WorkSource
 from tfps.training.given import GivenWorks, Redo
 from tfps.training.lookahead import Lookahead
 from tfps.training.policy import ConsistencyPolicy
@@ -74,7 +74,7 @@ class PolicyRun:
           side: the servers' side of the policy's exchange.
         """
         self._session, self._state = session, session.state
-        self._calls = session.calls
+        self._calls, self._ledger = session.calls, session.ledger
         self._feed = feed
         self._policy = policy
         self._side = side
@@ -102,7 +102,6 @@ class PolicyRun:
         defers = self._defers and type(schedule).finished is Clocks.finished
         self._reports = Reports(self._calls, self._step.own, defers)
         kind = RoundLoop if self._policy.in_rounds else WorkLoop
-        ended = False
         try:
             self._start()
             self._source = self._source_of(observer)
@@ -111,10 +110,12 @@ class PolicyRun:
             while not self._is_finished():
                 last = loop.run()
             self._actors.stop()
-            ended = True
+            self._ledger.end_run(observer.stopped())
+        except BaseException as e:
+            self._side.abort()
+            self._ledger.break_run(e)
+            raise
         finally:
-            if not ended:
-                self._side.abort()
             # After an error, too, what workers remember is what the next run goes on from.
             self._keep_memory()
         return last
@@ -123,7 +124,13 @@ class PolicyRun:
         self._state.carries = []
         self._side.pusher.clear()
         self._actors = self._side.actors()
-        self._actors.start(self._calls.lives, self._calls.interrupt)
+        run = self._ledger.begin_run(
+            self._calls.lives,
+            self._side.pusher.written_to(),
+            self._policy.in_rounds,
+            self._reasons_to_drop(),
+        )
+        self._actors.start(self._calls.lives, self._calls.interrupt, run)
         lives, actors, step = list(self._calls.lives), self._actors, self._step
         self._handles = self._calls.run_on_each(lambda w: actors.handles(w, lives[w]))
         handles = self._handles
@@ -134,6 +141,12 @@ class PolicyRun:
         self._given = GivenWorks(self._calls.num_workers)
         self._pushing: dict[int, _RoundPush] = {}
         self._round_redos: dict[int, _RoundPush] = {}
+
+    def _reasons_to_drop(self) -> list[str]:
+        """Why this policy may drop a unit; see `Ledger.begin_run`."""
+        late = self._policy.in_rounds and getattr(self._policy, "backups", 1) > 0
+        overflow = self._session.served.store.loss_scale is not None
+        return ["late"] * late + ["overflow"] * overflow
 
     def _source_of(self, observer: Observer) -> WorkSource:
         if not self._step.prefetches:
@@ -167,17 +180,24 @@ class PolicyRun:
         """Notes what is lost if the worker is."""
         if self._policy.in_rounds:
             self._pushing[worker] = _RoundPush(work, number)
+            self._note(worker, number, work)
             return
         following = work.following if isinstance(work, WorkAhead) else work
         if following is not None:
             exchange = bool(self._policy.local_steps)
             self._given.give(worker, number, following, exchange)
+            self._note(worker, number, following, 1 if exchange else following.count)
+
+    def _note(self, worker: int, number: int, work: Work, units: int = 1) -> None:
+        if self._ledger.folder is not None:
+            self._ledger.gave(worker, number, self._feed.ranges(work), units)
 
     def push(self, worker: int, share: float, expected: int) -> Callable[[], Report]:
         """See `work_loop.RoundRun`."""
         number, rate = self._state.number_steps(1), self._rate()
         held = self._pushing[worker]
         held.push, held.share, held.expected = number, share, expected
+        self._ledger.pushes(number, held.number)
         step, handles = cast(RoundStep, self._step), self._handles[worker]
         carries = self._state.carries
         carry = carries[worker]
@@ -194,6 +214,10 @@ class PolicyRun:
 
     def completed(self, worker: int, work: Any, result: Report) -> None:
         """See `work_loop.Run`."""
+        following = work.following if isinstance(work, WorkAhead) else work
+        if following is not None and result.taken < following.count:
+            self._ledger.ends(self._feed.ranges(following))
+            self._given.found(worker, following, result.taken)
         if self._policy.in_rounds:
             return
         done = work.held if isinstance(work, WorkAhead) else work
@@ -203,6 +227,10 @@ class PolicyRun:
         """See `work_loop.Run`."""
         del first
         self._observer.ended(last, result)
+
+    def dropped(self, worker: int) -> None:
+        """See `work_loop.RoundRun`."""
+        self._ledger.dropped(self._pushing.pop(worker).number, "late")
 
     def stopped(self) -> bool:
         """See `work_loop.Run`; a step that prefetches ends by its `Lookahead`."""
@@ -217,6 +245,7 @@ class PolicyRun:
 
     def lost(self, worker: int, redo: Redo | None) -> list[Redo]:
         """See `work_loop.Run`."""
+        self._ledger.lost(worker, self._calls.lives[worker])
         told = self._actors.fence(worker, self._calls.lives[worker])
         self._state.carries[worker] = None
         self._state.own.lost(worker)
@@ -224,8 +253,7 @@ class PolicyRun:
         self._observer.lost(worker)
         redos = []
         if redo is not None:
-            has = redo.has | {p for p, one in told.items() if one.repeated == redo.number}
-            redos.append(redo._replace(has=has))
+            redos.append(redo.known({p: one.repeated for p, one in told.items()}))
         if self._policy.in_rounds:
             return redos + self._lost_of_round(worker, told)
         loss = self._given.lose(worker, {p: one.last for p, one in told.items()})

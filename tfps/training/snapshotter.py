@@ -312,7 +312,8 @@ class Snapshotter:
             "form": dataclasses.asdict(parts.Form.of(store, outer)),
             "model": self._model,
         }
-        self._writer.write(values, packed.arrays, content)
+        id = self._writer.write(values, packed.arrays, content)
+        session.ledger.cut(str(id))
         if not has_ended:
             self._stop_if_asked()
         if self.is_leaving:
@@ -379,6 +380,7 @@ class Snapshotter:
             for side in ended:
                 session.steps.forget(side)
             self._updates, self._began = 0, time.monotonic()
+            session.ledger.back(str(past.manifest.id), servers)
             return past
         raise self._nothing_to_restore()
 

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfps import _tf_data, errors
 from tfps.model.batches import without_optionals
-from tfps.training.feeds import FeedPosition, Work
+from tfps.training.feeds import FeedPosition, Range, Work
 from tfps.training.movable_dataset import MovableDataset
 from tfps.training.splits import Splits
 from tfps.training.worker_dataset import require_repeatable
@@ -190,6 +190,12 @@ class SplitFeed:
         again = work.lease.repeat(index, worker, count)
         self._note(work.lease.of)
         return again
+
+    def ranges(self, work: Work) -> list[Range]:
+        """See `feeds.Feed`; a split is a dataset."""
+        turn, index = work.lease.of.key
+        lease = work.lease.lease
+        return [(index, turn, lease.begin, lease.begin + lease.count)]
 
     def _note(self, split: _Split) -> None:
         """Keeps a split as long as something of it is left."""

@@ -91,6 +91,7 @@ class Trainer:
         snapshots: Snapshots | str | os.PathLike | None = None,
         min_workers: int = 1,
         task_timeout: float = 300.0,
+        ledger: str | os.PathLike | None = None,
     ):
         """Checks the arguments; the servers are filled when training starts.
 
@@ -142,6 +143,10 @@ class Trainer:
             training waits.
           task_timeout: how many seconds to wait for workers below `min_workers`, or for a lost ps,
             to return. After that time `TaskLost` is raised.
+          ledger: a folder that the chief and every ps can write to, in which they note what becomes
+            of each batch on each ps; `python -m tfps.ledger check FOLDER` says whether each was
+            applied exactly once. It is for tests and for finding faults, since every push costs a
+            line. None notes nothing and costs nothing.
 
         Raises:
           ConfigError: an argument is none of these.
@@ -183,6 +188,7 @@ class Trainer:
             step_timeout,
             min_workers,
             task_timeout,
+            ledger,
         )
         weakref.finalize(self, self._session.calls.close)
         settings = snapshots_of(snapshots)
@@ -284,6 +290,7 @@ class Trainer:
         if self._snapshotter is not None:
             self._snapshotter.begin_fit()
             order = self._snapshotter.order
+        session.ledger.begin_fit(None if order is None else self._snapshots.fit_number)
         feed = session.feed(
             x,
             steps_per_epoch,
@@ -363,6 +370,7 @@ class Trainer:
                 except errors.ConfigError as e:
                     raise self._snapshotter.unfit(past, e) from e
                 self._snapshotter.say_resumed(past)
+                session.ledger.resumed(str(past.manifest.id))
                 return past
         session.prepare(feed, train=True)
         return None

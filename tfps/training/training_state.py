@@ -123,13 +123,15 @@ class TrainingState:
       own: what every worker has of its own of the model's variables.
     """
 
-    def __init__(self, calls: WorkerCalls, warmup: int):
+    def __init__(self, calls: WorkerCalls, warmup: int, ledger: str | None = None):
         """Starts with nothing on the servers.
 
         Args:
           calls: to the workers.
           warmup: how many updates are applied before gradients pass through codecs.
+          ledger: folder in which each ps notes what it gets, or None.
         """
+        self._ledger = ledger
         self.chief = ChiefState()
         self.carries: list[Any] = []
         self.own = OwnState(calls)
@@ -220,6 +222,7 @@ class TrainingState:
                 self._calls.num_workers,
                 coded=not warming,
                 frozen_at=self.chief.frozen_at,
+                ledger=self._ledger,
             )
             if restored := self._restored_sides.pop(exchange.name, None):
                 side.restore(restored)

@@ -112,6 +112,9 @@ class RoundRun(Run, Protocol):
           expected: how many workers push in this round.
         """
 
+    def dropped(self, worker: int) -> None:
+        """What a worker has computed came too late for its round, and is not pushed."""
+
 
 @dataclasses.dataclass
 class _LostCall:
@@ -379,6 +382,8 @@ class RoundLoop(WorkLoop):
     def _complete(self, completion: Completion) -> None:
         if not isinstance(completion.tag, _Pushes):
             super()._complete(completion)
+            if completion.worker not in self._held and completion.value.steps:
+                self._run.dropped(completion.worker)
             return
         worker = completion.worker
         held = self._held.pop(worker)

@@ -8,7 +8,7 @@ import tensorflow as tf
 from tfps import _tf_data, errors
 from tfps.model.batches import without_optionals
 from tfps.training.context import Context
-from tfps.training.feeds import FeedPosition, Work
+from tfps.training.feeds import FeedPosition, Range, Work
 from tfps.training.movable_dataset import MovableDataset
 from tfps.training.worker_dataset import require_repeatable
 
@@ -101,6 +101,12 @@ class WorkerFeed:
     def repeat(self, work: Work, index: int, worker: int, count: int = 1) -> Work:
         """See `feeds.Feed`."""
         return work.lease.repeat(index, worker, count)
+
+    def ranges(self, work: Work) -> list[Range]:
+        """See `feeds.Feed`; there is a dataset for each worker."""
+        leased, lease = work.lease, work.lease.lease
+        index = self._inputs.index(leased.of)
+        return [(index, lease.turn, lease.begin, lease.begin + lease.count)]
 
     def left(self, worker: int) -> None:
         """See `feeds.WorkSource`; its datasets go to the workers that read the fewest."""
