@@ -9,10 +9,13 @@ PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c 
 JOBS ?= $(shell expr $$(nproc) + 1)
 PYTEST := $(VENV)/bin/python -m pytest -q
 
-.PHONY: demo quick test soak lint docs clean
+.PHONY: demo chaos quick test soak lint docs clean
 
 demo: $(VENV)/.base  ## Train a language model on an embedded cluster, in a few minutes.
 	$(VENV)/bin/python -m models.gpt --epochs=4 --steps_per_epoch=550
+
+chaos: $(VENV)/.base  ## Train it in processes, of which a worker, a ps and the chief are killed.
+	$(VENV)/bin/python -m benchmarks.failures.chaos
 
 quick: $(VENV)/.test  ## Run what needs no servers, and one test that does.
 	$(PYTEST) -n $(JOBS) --dist worksteal -m 'smoke or not (servers or processes or soak)'

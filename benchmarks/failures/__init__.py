@@ -1,0 +1,1 @@
+"""What becomes of a job whose tasks die: a demonstration (`chaos.py`), and measurements."""
