@@ -24,7 +24,7 @@ def process_of(root: int, task: str) -> int:
     while True:
         for path in pathlib.Path("/proc").glob("[0-9]*"):
             pid = int(path.name)
-            if _task_of(pid) == (role, int(index)) and root in _ancestors(pid):
+            if task_of(pid) == (role, int(index)) and root in _ancestors(pid):
                 return pid
         if time.monotonic() > deadline:
             raise TimeoutError(f"no process of {task} was found within {_FIND_WITHIN:g} s")
@@ -36,7 +36,7 @@ def send(root: int, task: str, signum: signal.Signals = signal.SIGKILL) -> None:
     os.kill(process_of(root, task), signum)
 
 
-def _task_of(pid: int) -> tuple[str, int] | None:
+def task_of(pid: int) -> tuple[str, int] | None:
     """(role, index) of a process that runs Python by a TF_CONFIG of its own."""
     try:
         told = pathlib.Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
