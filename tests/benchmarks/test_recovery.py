@@ -6,12 +6,11 @@ import sys
 
 import pytest
 
-from benchmarks import recovery
-from benchmarks.failures import tasks
+from benchmarks.failures import tasks, turns
 
 
 def turn(tmp_path, case, events, said=()):
-    made = recovery.Turn.__new__(recovery.Turn)
+    made = turns.Turn.__new__(turns.Turn)
     made._case, made._events, made._said = case, tmp_path / "events", list(said)
     made._events.write_text("".join(f"{at} {what}\n" for at, what in events))
     return made
@@ -22,20 +21,20 @@ ENDS = [(20.0, "scheduled 200"), (20.1, "updates 201")]
 
 
 def test_a_lost_worker(tmp_path):
-    (case,) = [c for c in recovery.CASES if c.name == "worker killed"]
+    (case,) = [c for c in turns.CASES if c.name == "worker killed"]
     events = sorted([*STEPS, (5.25, "lost worker 1"), (8.05, "back worker 1")]) + ENDS
     found = turn(tmp_path, case, events)._found(5.0)
     assert found == pytest.approx((0.25, 0.1, 3.05, 1))
 
 
 def test_a_lost_ps(tmp_path):
-    (case,) = [c for c in recovery.CASES if c.name == "ps killed"]
+    (case,) = [c for c in turns.CASES if c.name == "ps killed"]
     events = [e for e in STEPS if not 5.0 < e[0] < 8.0] + ENDS
     said = [(5.5, "tfps: ps 1 is gone; waiting up to 300 s for it to return")]
     said += [(7.9, "tfps: training goes on from the snapshot of 00:00:00")]
     made = turn(tmp_path, case, events, said)
     assert made._found(5.0) == pytest.approx((0.5, 3.0, 3.0, 1))
-    assert "| ps killed | 0.50 s | 3.00 s | 3.00 s | +1 |" in recovery.table(
+    assert "| ps killed | 0.50 s | 3.00 s | 3.00 s | +1 |" in turns.table(
         {"ps killed": [made._found(5.0)]}
     )
 
