@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol, cast
 
+import tensorflow as tf
+
 from tfps.model import optimizer_traits
 from tfps.store import mailbox
 from tfps.store.actors import Told
@@ -74,7 +76,7 @@ class PolicyRun:
           side: the servers' side of the policy's exchange.
         """
         self._session, self._state = session, session.state
-        self._calls, self._ledger = session.calls, session.ledger
+        self._calls, self._ledger, self._losses = session.calls, session.ledger, session.losses
         self._feed = feed
         self._policy = policy
         self._side = side
@@ -109,7 +111,7 @@ class PolicyRun:
             last = loop.run()
             while not self._is_finished():
                 last = loop.run()
-            self._actors.stop()
+            self._losses.refused_pushes += self._actors.stop()
             self._ledger.end_run(observer.stopped())
         except BaseException as e:
             self._side.abort()
@@ -247,7 +249,11 @@ class PolicyRun:
         """See `work_loop.Run`."""
         self._ledger.lost(worker, self._calls.lives[worker])
         told = self._actors.fence(worker, self._calls.lives[worker])
-        self._state.carries[worker] = None
+        carry, self._state.carries[worker] = self._state.carries[worker], None
+        self._losses.lost_workers += 1
+        self._losses.say(f"worker {worker} was lost; {len(self._calls.living)} go on")
+        if carry is not None and tf.nest.flatten(self._step.rest(carry).residuals):
+            self._losses.lost_residuals += 1
         self._state.own.lost(worker)
         self._reports.lost(worker)
         self._observer.lost(worker)
@@ -279,6 +285,7 @@ class PolicyRun:
     def redo(self, worker: int, redo: Redo) -> tuple[Any, Callable[[], Report]]:
         """See `work_loop.Run`."""
         work = self._feed.repeat(redo.work, redo.begin, worker, redo.count)
+        self._losses.repeated_units += 1
         repeats = mailbox.repeats_of(redo.has)
         if self._policy.in_rounds:
             return work, self._redo_of_round(worker, redo, work, repeats)
@@ -360,6 +367,7 @@ class PolicyRun:
         self._handles[worker], self._state.carries[worker] = handles, carry
         self._reports.blanks[worker] = blank
         self._state.own.each[worker] = own._replace(report=[blank])
+        self._losses.say(f"worker {worker} takes part again")
         self._observer.returned(worker)
 
     # The end.

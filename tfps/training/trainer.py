@@ -65,7 +65,11 @@ class Trainer:
       stats: name -> a value for each epoch of the last `fit`, over all workers together:
         `examples_per_second` and `steps_per_second`; `staleness` and `staleness_max`, the number of
         updates that a push has missed, on average and at most; `push_bytes_per_step` and
-        `pull_bytes_per_step`, what a worker sends and receives in a step as the codecs predict it.
+        `pull_bytes_per_step`, what a worker sends and receives in a step as the codecs predict it;
+        `workers`, how many live at the end of the epoch; `lost_workers` and `lost_ps`, how often
+        one was lost; `repeated_units`, batches that were done again for that, and
+        `refused_pushes`, those that came too late; `lost_residuals`, how often what a worker's
+        codecs remembered was lost.
         With a TensorBoard callback they are shown as the run `tfps`.
       consistency: the policy that decides which worker may step when: `Async`, `BoundedStaleness`,
         `Sync`, `LocalSteps`, or a `consistency.ConsistencyPolicy` of the user's own. Another policy
@@ -455,13 +459,14 @@ class Trainer:
             evaluated = self._evaluate(validation, hooks.callbacks, verbose=0)
             self._save_if_due(leaving=True)
             logs.update({f"val_{name}": value for name, value in evaluated.items()})
-        stats = epoch.stats
+        losses, lines = session.losses.take()
+        stats = {**epoch.stats, "workers": float(len(session.calls.living)), **losses}
         for name, value in stats.items():
             self.stats.setdefault(name, []).append(value)
         if self._log_stats:
             logs = {**logs, **stats}
         session.state.note_epoch(number, logs, feed.position())
-        recorded = hooks.epoch_end(number, logs, stats, epoch.staleness)
+        recorded = hooks.epoch_end(number, logs, stats, epoch.staleness, lines)
         session.state.note_logs(recorded)
         self._noted.logs[number] = recorded
         self._save_if_due()
