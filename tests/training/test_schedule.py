@@ -271,6 +271,9 @@ def simulate(workers, seconds, feed, schedule):
         def completed(self, worker, work, result):
             pass
 
+        def dropped(self, worker):
+            pass
+
         def ended(self, last, first, result):
             pass
 

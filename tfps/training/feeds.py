@@ -241,7 +241,8 @@ class Feed(WorkSource, Protocol):
         To be called before the first epoch, where workers may be lost and recovered from.
 
         Raises:
-          DataError: a dataset of workers has other batches when it is made again.
+          DataError: the input is a generator, or a dataset of workers that has other batches when
+            it is made again.
         """
 
     def begin_epoch(self) -> None:
