@@ -350,6 +350,35 @@ class PolicyRun:
         del redo
         self._observer.counts(result)
 
+    def leaving(self, worker: int) -> Callable[[], list[Report]]:
+        """See `work_loop.Run`; the worker reports, and pushes what is pending."""
+        step, handles, rate = self._step, self._handles[worker], self._rate()
+        carry, own = self._state.carries[worker], self._state.own.each[worker]
+        reports = self._reports
+
+        def call() -> list[Report]:
+            late = reports.end(worker, own.report[0]) if own.report else None
+            vector = step.finish(handles, carry, rate)
+            pushed = None if vector is None else Report.of(vector, step.own.shapes, worker)
+            return [one for one in (late, pushed) if one is not None]
+
+        return call
+
+    def left(self, worker: int, value: list[Report]) -> None:
+        """See `work_loop.Run`."""
+        for report in value:
+            self._observer.counts(report)
+        self._given.settled(worker)
+        self._pushing.pop(worker, None)
+        self._ledger.lost(worker, self._calls.lives[worker])
+        self._actors.fence(worker, self._calls.lives[worker])
+        carry, self._state.carries[worker] = self._state.carries[worker], None
+        self._losses.say(f"worker {worker} was told to end, and has handed back what it held")
+        if carry is not None and tf.nest.flatten(self._step.rest(carry).residuals):
+            self._losses.lost_residuals += 1
+        self._state.own.lost(worker)
+        self._observer.lost(worker)
+
     def returned(self, worker: int) -> Callable[[], Any]:
         """See `work_loop.Run`."""
         actors, step, life = self._actors, self._step, self._calls.lives[worker]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from tfps import errors
-from tfps.cluster.calls import Completion, Lost, Returned, WorkerCalls
+from tfps.cluster.calls import Completion, Leaves, Lost, Returned, WorkerCalls
 from tfps.training.feeds import WorkSource
 from tfps.training.given import Redo
 from tfps.training.schedule import Clocks, RoundSchedule, Schedule
@@ -93,6 +93,15 @@ class Run(Protocol):
     def redone(self, redo: Redo, result: Any) -> None:
         """Something was done again whose batches have ended before, as far as hooks know."""
 
+    def leaving(self, worker: int) -> Callable[[], Any] | None:
+        """The call by which a worker hands back what it holds, for it was told to end.
+
+        It has done its work. None if nothing is handed back; the worker is then lost when it ends.
+        """
+
+    def left(self, worker: int, value: Any) -> None:
+        """The call of `leaving` has ended with this value; the worker gets nothing any more."""
+
     def returned(self, worker: int) -> Callable[[], Any]:
         """The call by which a worker begins that has returned."""
 
@@ -148,6 +157,10 @@ class _Begin:
     """The tag of the call by which a returned worker begins."""
 
 
+class _HandsBack:
+    """The tag of the call by which a worker hands back what it holds."""
+
+
 class WorkLoop:
     """Runs the work of a source on the workers until the source is at its end.
 
@@ -182,6 +195,7 @@ class WorkLoop:
         self._idle = collections.deque(sorted(calls.living))
         self._redo: collections.deque[_Again] = collections.deque()
         self._announced = 0  # batches whose hooks have been called, and that are dealt out again
+        self._leaving: set[int] = set()  # workers that leave when they are idle
         self._is_dry = False  # whether the source had nothing for whoever asked last
 
     def run(self) -> int:
@@ -218,8 +232,12 @@ class WorkLoop:
             return False
         return bool(self._redo) or not (self._is_dry or self._run.stopped())
 
-    def _take_in(self, event: Completion | Lost | Returned) -> None:
+    def _take_in(self, event: Completion | Lost | Returned | Leaves) -> None:
         match event:
+            case Leaves(worker):
+                self._leaving.add(worker)
+            case Completion(worker, _HandsBack(), value):
+                self._let_go(worker, value)
             case Lost():
                 self._lose(event)
             case Returned(worker):
@@ -235,6 +253,7 @@ class WorkLoop:
 
     def _start(self) -> list[int]:
         """Gives idle workers work; returns the workers that have to wait for others."""
+        self._take_back()
         if not self._calls.enough:
             return []
         self._start_again()
@@ -243,6 +262,21 @@ class WorkLoop:
         while waiting != (waiting := self._start_some(waiting)):
             pass
         return waiting
+
+    def _take_back(self) -> None:
+        """Lets idle workers hand back what they hold that were told to end."""
+        for worker in self._leaving & set(self._idle):
+            self._leaving.discard(worker)
+            if (call := self._run.leaving(worker)) is not None:
+                self._idle.remove(worker)
+                self._calls.submit(worker, call, tag=_HandsBack())
+
+    def _let_go(self, worker: int, value: Any) -> None:
+        self._calls.let_go(worker)
+        self._run.left(worker, value)
+        self._source.left(worker)
+        self._is_dry = False
+        self._schedule.leave(worker)
 
     def _start_again(self) -> None:
         """Gives out what is to be done again: before new work, and whatever the schedule."""
@@ -315,6 +349,7 @@ class WorkLoop:
 
     def _lose(self, lost: Lost) -> None:
         worker, tag = lost.worker, lost.tag
+        self._leaving.discard(worker)
         if worker in self._idle:
             self._idle.remove(worker)
         again = tag if isinstance(tag, _Again) else None
