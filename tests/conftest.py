@@ -96,8 +96,8 @@ def _processes_are_marked(request, monkeypatch):
 
 
 # Programs run with TensorFlow's graph optimizer, which takes a sixth of what a new step costs. With
-# `TFPS_TEST_OPTIMIZED=1` all tests have it (`make soak`); in `make test` these have: programs as
-# users write them, each kind of step, table, codec and policy, and what runs in processes of its own.
+# `TFPS_TEST_OPTIMIZED=1` all tests have it (`make soak`). In `make test` these have: programs as
+# users write them, each kind of step, table, codec and policy, and what runs in other processes.
 _OPTIMIZED = ("keras/", "coordinator/", "test_smoke", "worker_step_laws", "store/test_tables")
 _OPTIMIZED += ("training/test_consistency", "training/test_codecs", "training/test_device_split")
 _ALL_OPTIMIZED = os.environ.get("TFPS_TEST_OPTIMIZED") == "1"
