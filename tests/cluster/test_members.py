@@ -84,6 +84,7 @@ def until_returned(known, task, timeout=30.0):
 
 
 @pytest.mark.timeout(240)
+@pytest.mark.timed
 def test_others_go_on_while_tasks_are_lost_and_return(fleet):
     strategy = tfps.ParameterServerStrategy(fleet.cluster)
     known = members.of(fleet.cluster)

@@ -48,8 +48,8 @@ def recover(session: Session, snapshotter: Snapshotter | None, loss: errors.Task
     began = time.monotonic()
     failures.say(f"{loss}; waiting up to {calls.task_timeout:g} s for it to return")
     while True:
+        lost = calls.await_servers()
         try:
-            lost = calls.await_servers()
             past = snapshotter.go_back(lost)
             _await_paths(session)
         except tf.errors.OpError:

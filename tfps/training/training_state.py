@@ -15,7 +15,7 @@ such as the end of an epoch.
 import copy
 import dataclasses
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -384,6 +384,10 @@ class TrainingState:
           servers: indices of the parameter servers.
         """
 
+        # A ps that was lost between two runs of its loop has the loop's queues no more.
+        for side in self._sides.values():
+            side.abort()
+
         def renew() -> None:
             self._require_served().store.renew(servers)
             for side in self._sides.values():
@@ -453,6 +457,14 @@ def _kind(exchange: Exchange) -> str:
     return "gradients" if exchange.outer is None else "pseudo-gradients"
 
 
-def _placing(memory: list[WorkerMemory]) -> Callable[[int], WorkerMemory]:
-    """What copies a worker's own memory to the device under which it is called."""
-    return lambda worker: tf.nest.map_structure(tf.constant, memory[worker])
+def _placing(memory: Sequence[WorkerMemory | None]) -> Callable[[int], WorkerMemory | None]:
+    """What copies a worker's own memory to the device under which it is called.
+
+    A worker that was lost when the memory was saved has none.
+    """
+
+    def place(worker: int) -> WorkerMemory | None:
+        mine = memory[worker]
+        return None if mine is None else tf.nest.map_structure(tf.constant, mine)
+
+    return place
