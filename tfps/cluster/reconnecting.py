@@ -6,6 +6,7 @@ So nobody is in the context who does not answer when the change begins, the chan
 that may be left behind, and afterwards each task has to show that it still has its memory.
 """
 
+import contextlib
 import threading
 import time
 import weakref
@@ -14,7 +15,7 @@ from collections.abc import Iterable
 import tensorflow as tf
 
 from tfps import _tf_members, errors
-from tfps.cluster import connections
+from tfps.cluster import connections, made_before
 from tfps.cluster.members import Members, Task
 
 # s between two looks at a change that waits for a task.
@@ -150,7 +151,7 @@ class _Change:
 def _connect(joining: Iterable = (), without: Iterable = ()) -> None:
     joining, without = list(joining), list(without)
     if joining or without:
-        try:
+        # What has become of whom is looked at afterwards.
+        with contextlib.suppress(tf.errors.OpError, RuntimeError):
             _tf_members.connect(joining, without)
-        except (tf.errors.OpError, RuntimeError):
-            return  # What has become of whom is looked at afterwards.
+        made_before.tasks_changed()
