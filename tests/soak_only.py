@@ -7,7 +7,6 @@ written beside it.
 
 # File -> the beginnings of its tests' names, with parameters.
 SOAK_ONLY: dict[str, list[str]] = {
-    # The first case of each covers these.
     "chaos/test_kills.py": [
         "test_a_worker_killed_while_it_infers_costs_no_example",  # training/test_feed_losses
         "test_without_snapshots_a_lost_ps_is_one_line",  # cluster/test_processes
