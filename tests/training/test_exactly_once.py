@@ -88,7 +88,7 @@ class Feed:
     """Batches, of which works hold numbers."""
 
     def __init__(self, count, group):
-        self.ready, self.group = list(range(count)), group
+        self.ready, self.group, self.lives = list(range(count)), group, {}
 
     def take(self, worker, most):
         count = int(min(self.group, most, len(self.ready)))

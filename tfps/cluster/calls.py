@@ -132,6 +132,7 @@ class WorkerCalls:
         self.events: list[Lost | Leaves] = []
         self._departures = Departures(cluster)
         self._leaving: set[int] = set()  # living workers of which `next` has told
+        self._arrived: list[int] = []  # lost workers that are connected again, to be admitted
         self._cluster, self._limit = cluster, limit
         self._members = members.of(cluster)
         self._strays = False  # whether calls may still run that `drain` gave up on
@@ -191,6 +192,10 @@ class WorkerCalls:
         while True:
             if self.events:
                 return self.events.pop(0)
+            if returns and self._arrived:
+                if (arrived := self._admit(self._arrived.pop(0))) is not None:
+                    return arrived
+                continue
             with contextlib.suppress(queue.Empty):
                 patience = _LOOK_IN_DOUBT if self._doubts else _LOOK
                 found = self._done.get(timeout=patience)
@@ -205,12 +210,11 @@ class WorkerCalls:
 
     def _end(
         self, worker: int | None, call: Any, value: Any, error: BaseException | None
-    ) -> Completion | Returned | None:
+    ) -> Completion | None:
         """What the end of a call means; None if it means nothing to the caller."""
         if worker is None:
-            if isinstance(call, Returned):
-                return self._admit(call.worker)
-            assert error is not None
+            if error is None:
+                return None  # Somebody has arrived.
             if failures.is_of_network(error):
                 self._members.suspect()
                 self._members.settle()
@@ -296,12 +300,13 @@ class WorkerCalls:
         back = lost & self._members.returned()
         if not back or (self._returning is not None and self._returning.is_alive()):
             return
-        done, known = self._done, self._members
+        done, arrived, known = self._done, self._arrived, self._members
 
         def reconnect() -> None:
             with contextlib.suppress(Exception):  # It is tried again.
                 for task in reconnecting.reconnect(known, back):
-                    done.put((None, Returned(task.index), None, None))
+                    arrived.append(task.index)
+                    done.put((None, None, None, None))
 
         self._returning = threading.Thread(target=reconnect, name="tfps-admits", daemon=True)
         self._returning.start()
@@ -352,6 +357,8 @@ class WorkerCalls:
                 self._lose(worker, "is gone" if loss is None else loss.why)
             elif worker not in self.living and task not in known.lost():
                 self._admit(worker)
+                # Nobody who begins from now on has known its last life.
+                self.events = [loss for loss in self.events if loss.worker != worker]
         return frozenset(t.index for t in lost)
 
     def _wait_for_workers(self, since: float | None) -> float:
@@ -439,8 +446,6 @@ class WorkerCalls:
             worker, call, *_ = found
             if worker is not None and self._present.get(worker) is call:
                 del self._present[worker]
-            elif isinstance(call, Returned):
-                self._admit(call.worker)
         self._present, self._doubts, self.pending = {}, {}, 0
 
     def close(self) -> None:

@@ -96,6 +96,7 @@ class ChiefFeed:
         """See `feeds.Feed`; batches that are more than tensors do not come in groups."""
         self._alike = alike
         self.group = group if self._stackable else 1
+        self.lives: dict[int, int | None] = {}
         self.source_spec = _stacked(self.batch_spec) if self.group > 1 else self.batch_spec
 
     def reset(self) -> None:

@@ -109,6 +109,7 @@ class Session:
             self.calls.num_workers,
             steps,
             group or self.model.steps_per_execution,
+            self.calls.living,
             **arguments,
         )
 

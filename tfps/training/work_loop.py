@@ -194,9 +194,27 @@ class WorkLoop:
         self._begun = self._ended = first
         self._idle = collections.deque(sorted(calls.living))
         self._redo: collections.deque[_Again] = collections.deque()
+        self._meet()
         self._announced = 0  # batches whose hooks have been called, and that are dealt out again
         self._leaving: set[int] = set()  # workers that leave when they are idle
         self._is_dry = False  # whether the source had nothing for whoever asked last
+
+    def _meet(self) -> None:
+        """Tells the source which workers were lost, or have returned, since its last loop."""
+        known, calls = self._source.lives, self._calls
+        for worker in range(calls.num_workers):
+            life = calls.lives[worker] if worker in calls.living else None
+            if worker in known and known[worker] != life and life is not None:
+                self._source.back(worker)
+            elif life is None and known.get(worker, 0) is not None:
+                self._source.left(worker)
+            known[worker] = life
+
+    def _source_loses(self, worker: int) -> None:
+        """Tells the source that a worker is gone; others may find work there now."""
+        self._source.left(worker)
+        self._source.lives[worker] = None
+        self._is_dry = False
 
     def run(self) -> int:
         """Returns the index after the last batch, once the source has ended or the run stopped.
@@ -242,6 +260,7 @@ class WorkLoop:
                 self._lose(event)
             case Returned(worker):
                 self._source.back(worker)
+                self._source.lives[worker] = self._calls.lives[worker]
                 self._calls.submit(worker, self._run.returned(worker), tag=_Begin())
             case Completion(worker, _Begin(), value):
                 self._run.begins(worker, value)
@@ -274,8 +293,7 @@ class WorkLoop:
     def _let_go(self, worker: int, value: Any) -> None:
         self._calls.let_go(worker)
         self._run.left(worker, value)
-        self._source.left(worker)
-        self._is_dry = False
+        self._source_loses(worker)
         self._schedule.leave(worker)
 
     def _start_again(self) -> None:
@@ -354,8 +372,7 @@ class WorkLoop:
             self._idle.remove(worker)
         again = tag if isinstance(tag, _Again) else None
         redos = self._run.lost(worker, None if again is None else again.redo)
-        self._source.left(worker)
-        self._is_dry = False
+        self._source_loses(worker)
         if again is not None:
             self._run.redo_ended(worker, again.work, again.redo.count)
             # Before what others have lost since, as it was.
@@ -442,8 +459,7 @@ class RoundLoop(WorkLoop):
             self._redo.extend(_Again(redo, _LostCall(worker, held.first, 1)) for redo in redos)
             if not redos:
                 self._pushed_by_others(worker)
-        self._source.left(worker)
-        self._is_dry = False
+        self._source_loses(worker)
 
     def _complete_again(self, worker: int, again: _Again, result: Result) -> None:
         self._run.redo_ended(worker, again.work, result.taken)
