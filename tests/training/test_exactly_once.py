@@ -150,7 +150,7 @@ class Life:
 class Calls:
     """The calls on workers; a call is made when the machine says so."""
 
-    min_workers, enough = 1, True
+    min_workers, enough, num_workers = 1, True, WORKERS
 
     def __init__(self):
         self.living, self.lives = set(range(WORKERS)), [0] * WORKERS
