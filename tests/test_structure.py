@@ -11,6 +11,7 @@ import pytest
 
 import tfps
 from tests import warm
+from tests.soak_only import SOAK_ONLY
 
 ROOT = pathlib.Path(tfps.__file__).parent.parent
 
@@ -254,3 +255,10 @@ def test_importing_leaves_tensorflow_to_be_configured(tmp_path):
     )
     done = warm.run(["-c", program], ROOT, os.environ, tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+def test_what_is_left_to_the_soak_exists():
+    for file, names in SOAK_ONLY.items():
+        tree = parsed(ROOT / "tests" / file)
+        tests = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+        assert {name.partition("[")[0] for name in names} <= tests, file

@@ -88,7 +88,7 @@ class Feed:
     """Batches, of which works hold numbers."""
 
     def __init__(self, count, group):
-        self.ready, self.group = list(range(count)), group
+        self.ready, self.group, self.lives = list(range(count)), group, {}
 
     def take(self, worker, most):
         count = int(min(self.group, most, len(self.ready)))
@@ -150,7 +150,7 @@ class Life:
 class Calls:
     """The calls on workers; a call is made when the machine says so."""
 
-    min_workers, enough = 1, True
+    min_workers, enough, num_workers = 1, True, WORKERS
 
     def __init__(self):
         self.living, self.lives = set(range(WORKERS)), [0] * WORKERS

@@ -2,6 +2,7 @@
 
 import threading
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -81,6 +82,16 @@ def test_without_a_ledger_the_graph_has_no_operation_for_it(connect, tmp_path):
     assert "PrintV2" in operations(tmp_path)
 
 
+def shown(folder, tag):
+    """The lines of a text in TensorBoard's files, without the time of day."""
+    (path,) = folder.iterdir()
+    for record in tf.data.TFRecordDataset(str(path)):
+        for value in tf.compat.v1.Event.FromString(record.numpy()).summary.value:
+            if value.tag == tag:
+                return [line.split(b" ", 1)[1] for line in tf.make_ndarray(value.tensor).tolist()]
+    return None
+
+
 @pytest.mark.parametrize("broken", [False, True])
 def test_a_push_that_comes_after_its_fence(connect, tmp_path, monkeypatch, broken):
     """A worker is taken for lost while its push is on its way."""
@@ -121,12 +132,16 @@ def test_a_push_that_comes_after_its_fence(connect, tmp_path, monkeypatch, broke
         submit(worker, call, tag)
 
     calls.submit = submit_late
-    trainer.fit(**arrays(), verbose=0)
+    board = keras.callbacks.TensorBoard(tmp_path / "board")
+    trainer.fit(**arrays(), verbose=0, callbacks=[board])
     lines, code = check(tmp_path)
     text = "\n".join(lines)
     if not broken:
         assert text == f"each of {RECORDS} records once on each of 2 ps; 1 late push refused"
         assert code == 0
+        counts = {"workers": 1, "lost_workers": 1, "refused_pushes": 1, "lost_residuals": 0}
+        assert {name: trainer.stats[name] for name in counts} == {n: [c] for n, c in counts.items()}
+        assert shown(tmp_path / "board" / "tfps", "losses") == [b"worker 1 was lost; 1 go on"]
         return
     assert code == 1
     assert "applied after its worker was fenced off" in text and "doubled: batch" in text

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import sys
 import warnings
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import keras
@@ -54,6 +55,8 @@ class ChiefFeed:
           order: seed of an order that a later process can repeat; None for Keras's own order.
           **data: x, y, sample_weight, batch_size, shuffle, class_weight.
         """
+        # What is read of it once cannot be read again in this process.
+        self._is_consumed = isinstance(data["x"], Iterator)
         if isinstance(data["x"], tf.data.Dataset):
             data["shuffle"] = False  # Keras would warn that a dataset shuffles itself.
         self._indexed: _keras_data.Indexed | None = None
@@ -93,6 +96,7 @@ class ChiefFeed:
         """See `feeds.Feed`; batches that are more than tensors do not come in groups."""
         self._alike = alike
         self.group = group if self._stackable else 1
+        self.lives: dict[int, int | None] = {}
         self.source_spec = _stacked(self.batch_spec) if self.group > 1 else self.batch_spec
 
     def reset(self) -> None:
@@ -198,7 +202,12 @@ class ChiefFeed:
         """See `feeds.WorkSource`."""
 
     def require_repeatable(self) -> None:
-        """See `feeds.Feed`; a work holds the batches that are to be repeated."""
+        """See `feeds.Feed`; works hold their batches, but a generator cannot go back to a cut."""
+        if self._is_consumed:
+            raise errors.DataError(
+                "a generator cannot give again what it gave since a snapshot; give a "
+                'tf.data.Dataset or a PyDataset, or Trainer(data="at_least_once")'
+            )
 
     def end_epoch(self) -> None:
         """See `feeds.Feed`."""
@@ -235,6 +244,9 @@ class ChiefFeed:
             self._in_epoch = False
         if self._passes > sum(position.passes) and self._order is not None:
             self._dataset, self._passes = self._made(), 0
+        if self._is_consumed and self._passes:
+            # It goes on where it is.
+            position = dataclasses.replace(position, batches=(0,), again=())
         self._pass, self._resumes = None, position
 
     def _aim(self) -> None:

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol, cast
 
+import tensorflow as tf
+
 from tfps.model import optimizer_traits
 from tfps.store import mailbox
 from tfps.store.actors import Told
@@ -74,7 +76,7 @@ class PolicyRun:
           side: the servers' side of the policy's exchange.
         """
         self._session, self._state = session, session.state
-        self._calls, self._ledger = session.calls, session.ledger
+        self._calls, self._ledger, self._losses = session.calls, session.ledger, session.losses
         self._feed = feed
         self._policy = policy
         self._side = side
@@ -109,7 +111,7 @@ class PolicyRun:
             last = loop.run()
             while not self._is_finished():
                 last = loop.run()
-            self._actors.stop()
+            self._losses.refused_pushes += self._actors.stop()
             self._ledger.end_run(observer.stopped())
         except BaseException as e:
             self._side.abort()
@@ -247,7 +249,11 @@ class PolicyRun:
         """See `work_loop.Run`."""
         self._ledger.lost(worker, self._calls.lives[worker])
         told = self._actors.fence(worker, self._calls.lives[worker])
-        self._state.carries[worker] = None
+        carry, self._state.carries[worker] = self._state.carries[worker], None
+        self._losses.lost_workers += 1
+        self._losses.say(f"worker {worker} was lost; {len(self._calls.living)} go on")
+        if carry is not None and tf.nest.flatten(self._step.rest(carry).residuals):
+            self._losses.lost_residuals += 1
         self._state.own.lost(worker)
         self._reports.lost(worker)
         self._observer.lost(worker)
@@ -279,6 +285,7 @@ class PolicyRun:
     def redo(self, worker: int, redo: Redo) -> tuple[Any, Callable[[], Report]]:
         """See `work_loop.Run`."""
         work = self._feed.repeat(redo.work, redo.begin, worker, redo.count)
+        self._losses.repeated_units += 1
         repeats = mailbox.repeats_of(redo.has)
         if self._policy.in_rounds:
             return work, self._redo_of_round(worker, redo, work, repeats)
@@ -343,6 +350,35 @@ class PolicyRun:
         del redo
         self._observer.counts(result)
 
+    def leaving(self, worker: int) -> Callable[[], list[Report]]:
+        """See `work_loop.Run`; the worker reports, and pushes what is pending."""
+        step, handles, rate = self._step, self._handles[worker], self._rate()
+        carry, own = self._state.carries[worker], self._state.own.each[worker]
+        reports = self._reports
+
+        def call() -> list[Report]:
+            late = reports.end(worker, own.report[0]) if own.report else None
+            vector = step.finish(handles, carry, rate)
+            pushed = None if vector is None else Report.of(vector, step.own.shapes, worker)
+            return [one for one in (late, pushed) if one is not None]
+
+        return call
+
+    def left(self, worker: int, value: list[Report]) -> None:
+        """See `work_loop.Run`."""
+        for report in value:
+            self._observer.counts(report)
+        self._given.settled(worker)
+        self._pushing.pop(worker, None)
+        self._ledger.lost(worker, self._calls.lives[worker])
+        self._actors.fence(worker, self._calls.lives[worker])
+        carry, self._state.carries[worker] = self._state.carries[worker], None
+        self._losses.say(f"worker {worker} was told to end, and has handed back what it held")
+        if carry is not None and tf.nest.flatten(self._step.rest(carry).residuals):
+            self._losses.lost_residuals += 1
+        self._state.own.lost(worker)
+        self._observer.lost(worker)
+
     def returned(self, worker: int) -> Callable[[], Any]:
         """See `work_loop.Run`."""
         actors, step, life = self._actors, self._step, self._calls.lives[worker]
@@ -360,6 +396,7 @@ class PolicyRun:
         self._handles[worker], self._state.carries[worker] = handles, carry
         self._reports.blanks[worker] = blank
         self._state.own.each[worker] = own._replace(report=[blank])
+        self._losses.say(f"worker {worker} takes part again")
         self._observer.returned(worker)
 
     # The end.

@@ -16,6 +16,7 @@ from tfps.strategy import ParameterServerStrategy
 from tfps.training.feeds import Feed
 from tfps.training.input import feed_of
 from tfps.training.ledger import Ledger
+from tfps.training.losses import Losses
 from tfps.training.placing import Placing
 from tfps.training.policy import ConsistencyPolicy
 from tfps.training.served_model import ServedModel, Traffic
@@ -36,6 +37,7 @@ class Session:
       calls: to the workers.
       state: what training remembers.
       ledger: in which the chief notes what becomes of every batch.
+      losses: what was lost since the last epoch ended.
     """
 
     def __init__(
@@ -65,7 +67,7 @@ class Session:
           ledger: see `Ledger`.
         """
         self.model = model
-        self.ledger = Ledger(ledger)
+        self.ledger, self.losses = Ledger(ledger), Losses()
         self.calls = WorkerCalls(strategy.cluster, limit, min_workers, task_timeout)
         self.state = TrainingState(self.calls, warmup, self.ledger.folder)
         self._strategy = strategy
@@ -107,6 +109,7 @@ class Session:
             self.calls.num_workers,
             steps,
             group or self.model.steps_per_execution,
+            self.calls.living,
             **arguments,
         )
 
