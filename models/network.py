@@ -66,6 +66,18 @@ flags.DEFINE_float(
     "Seconds to wait for a lost ps, or for workers below --min_workers, to return.",
     lower_bound=0.0,
 )
+flags.DEFINE_enum(
+    "on_lost_ps",
+    "wait",
+    ["wait", "reshard"],
+    "A ps that does not return is waited for, or another ps takes its part as well.",
+)
+flags.DEFINE_list(
+    "spare",
+    [],
+    "Addresses, HOST:PORT, of servers that wait to take a lost ps's place, beyond the cluster's "
+    "tasks `spare`.",
+)
 flags.DEFINE_string(
     "ledger",
     None,
@@ -109,7 +121,7 @@ def arguments() -> dict:
             "or int8"
         )
     plain = ("push_warmup", "overlap", "sparse_updates", "devices_per_worker")
-    plain += ("min_workers", "task_timeout", "ledger")
+    plain += ("min_workers", "task_timeout", "on_lost_ps", "spare", "ledger")
     if FLAGS.snapshots:
         parsed["snapshots"] = tfps.Snapshots(FLAGS.snapshots, every=FLAGS.snapshot_every)
     return {**parsed, **{name: FLAGS[name].value for name in plain}}

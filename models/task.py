@@ -69,7 +69,7 @@ def _run(train: Callable[[Connect], None]) -> int:
         allreduce.check_flags()
         if os.environ.get("TF_CONFIG"):
             cluster = tfps.Cluster.from_env()
-            if cluster.task_type in ("worker", "ps"):
+            if cluster.serves:
                 tfps.serve(cluster, cpu_devices=FLAGS.devices_per_worker)
                 return exit_codes.DONE
 

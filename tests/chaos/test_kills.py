@@ -1,5 +1,6 @@
 """Servers are killed while a real job trains: every batch is on every ps exactly once."""
 
+import signal
 import threading
 import time
 
@@ -9,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 import tfps
+from tfps.cluster import replacements
 from tfps.ledger import check
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
@@ -49,7 +51,7 @@ class Ledger(keras.layers.Layer):
         return np.asarray(self.small), np.asarray(self.large)[:RECORDS]
 
 
-def trained(cluster, killed, epochs, **arguments):
+def trained(cluster, killed, epochs, callbacks=(), **arguments):
     """Trains while servers are killed one after the other; returns the model's ledger."""
     strategy = tfps.ParameterServerStrategy(cluster)
     ledger = Ledger()
@@ -81,9 +83,10 @@ def trained(cluster, killed, epochs, **arguments):
     ids = np.arange(RECORDS, dtype=np.float32)[:, None]
     begun = time.monotonic()
     # More epochs if training was quicker than the killer.
-    while left:
+    while left or not done:
         over.clear()
-        trainer.fit(ids, ids, batch_size=2, epochs=epochs, verbose=0, callbacks=[Killer()])
+        hooks = [Killer(), *callbacks]
+        trainer.fit(ids, ids, batch_size=2, epochs=epochs, verbose=0, callbacks=hooks)
         done += epochs
         assert time.monotonic() - begun < 200, f"{left} were not killed"
     assert all(f" {ps} " in str(strategy.placement()) for ps in (0, 1))
@@ -121,6 +124,45 @@ def test_a_killed_ps_comes_back_to_the_newest_snapshot(name, tmp_path):
     for counts in ledger.totals():
         np.testing.assert_array_equal(counts, epochs)
     require_once(tmp_path / "ledger", epochs)
+
+
+@pytest.mark.parametrize("on_lost_ps", ["wait", "reshard"])
+def test_other_servers_take_the_part_of_a_ps_that_does_not_return(
+    on_lost_ps, tmp_path, monkeypatch, capsys
+):
+    """First a spare one, then another, and then a living ps if it is to."""
+    monkeypatch.setattr(replacements, "SPARE_AFTER", 1.0)
+    monkeypatch.setattr(replacements, "SHARE_AFTER", 2.0)
+    spares = 2 if on_lost_ps == "wait" else 1
+    with tfps.LocalCluster(2, 2, processes=True, restarts=0, spares=spares) as cluster:
+        first = cluster.spec["ps"][1]
+        killed = ["ps 1", "spare 0"]
+
+        class Killer(keras.callbacks.Callback):
+            """Kills whoever is ps 1 at the end of an epoch."""
+
+            def on_epoch_end(self, epoch, logs=None):
+                if killed:
+                    name = killed.pop(0)
+                    (kept,) = [one for one in cluster._kept if one.name == name]
+                    kept.process.kill()
+
+        arguments = {"snapshots": tmp_path / "snapshots", "ledger": tmp_path / "ledger"}
+        ledger, epochs = trained(
+            cluster, [], 6, on_lost_ps=on_lost_ps, callbacks=[Killer()], **arguments
+        )
+        assert not killed and first not in cluster.spec["ps"]
+        assert cluster.shared == ([0] if on_lost_ps == "reshard" else [])
+    for counts in ledger.totals():
+        np.testing.assert_array_equal(counts, epochs)
+    require_once(tmp_path / "ledger", epochs)
+    said = capsys.readouterr().err
+    assert f"{cluster.started['spare'][0]} takes its place" in said
+    assert ("ps 0 takes its part as well" in said) == (on_lost_ps == "reshard")
+    assert [process.returncode for process in cluster.ended] == [
+        *(0, 0, 0, -signal.SIGKILL, -signal.SIGKILL),
+        *[0] * (spares - 1),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,8 @@ def test_flags_become_arguments():
             "devices_per_worker": None,
             "min_workers": 1,
             "task_timeout": 300.0,
+            "on_lost_ps": "wait",
+            "spare": [],
             "ledger": None,
         }
     with flagsaver.flagsaver(min_workers=2, task_timeout=9.0, partitioner="balanced"):

@@ -6,15 +6,17 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 from tfps import errors
-from tfps.cluster import failures, health, members, reconnecting
+from tfps.cluster import failures, health, loss_policy, members, reconnecting
 from tfps.cluster.asking import Asker
 from tfps.cluster.departures import Departures
 from tfps.cluster.lanes import Lane
+from tfps.cluster.loss_policy import LossPolicy
 from tfps.cluster.members import Task
+from tfps.cluster.replacements import Replacements
 from tfps.cluster.spec import Cluster
 
 # s between two looks at who lives, while results are waited for: at ease, and when somebody is
@@ -113,20 +115,19 @@ class WorkerCalls:
         self,
         cluster: Cluster,
         limit: float = math.inf,
-        min_workers: int = 1,
-        task_timeout: float = 300.0,
+        policy: LossPolicy = loss_policy.DEFAULT,
     ):
         """Starts a lane for each worker.
 
         Args:
           cluster: whose workers are called.
           limit: s that a call may take.
-          min_workers: how many workers have to live for work to go on.
-          task_timeout: s to wait for lost workers to return when fewer live.
+          policy: what is done about lost tasks.
         """
         self.pending = 0
         self.ask = Asker(cluster, limit)
-        self.min_workers, self.task_timeout = min_workers, task_timeout
+        self.min_workers, self.task_timeout = policy.min_workers, policy.task_timeout
+        self._replacements = Replacements(cluster, policy)
         self.living = set(range(cluster.num_workers))
         self.lives = [0] * cluster.num_workers
         self.events: list[Lost | Leaves] = []
@@ -328,13 +329,16 @@ class WorkerCalls:
     def await_servers(self) -> frozenset[int]:
         """Waits until every lost ps is back, with an empty memory; to be called between calls.
 
+        Where the policy has other servers for one that does not return, it gets another address.
+
         Returns:
           The indices of the parameter servers that were lost.
 
         Raises:
           TaskLost: one of them did not return within `task_timeout`.
         """
-        known, deadline = self._members, time.monotonic() + self.task_timeout
+        known, began = self._members, time.monotonic()
+        deadline = began + self.task_timeout
         lost = {t for t in known.lost() if t.job == "ps"}
         missing = set(lost)
         while missing:
@@ -348,6 +352,7 @@ class WorkerCalls:
                 )
             if known.wait_returned(min(left, 1.0)) & missing:
                 missing -= reconnecting.reconnect(known)
+            self._replace(missing - known.returned(), time.monotonic() - began)
             new = {t for t in known.lost() if t.job == "ps"} - missing
             lost, missing = lost | new, missing | new
         for worker in range(self.num_workers):
@@ -360,6 +365,14 @@ class WorkerCalls:
                 # Nobody who begins from now on has known its last life.
                 self.events = [loss for loss in self.events if loss.worker != worker]
         return frozenset(t.index for t in lost)
+
+    def _replace(self, missing: Collection[Task], gone: float) -> None:
+        """Gives lost parameter servers other addresses if they are not waited for any longer."""
+        lost = frozenset(t.index for t in self._members.lost() if t.job == "ps")
+        for task in sorted(missing):
+            if (address := self._replacements.find(task.index, gone, lost)) is not None:
+                self._cluster.move_ps(task.index, address)
+                self._members.move(task, address)
 
     def _wait_for_workers(self, since: float | None) -> float:
         """Waits on for lost workers; returns since when (s)."""

@@ -43,6 +43,7 @@ class LocalCluster(Cluster):
         processes: bool = False,
         cpu_devices: int = 1,
         restarts: int = RESTARTS,
+        spares: int = 0,
     ):
         """Starts the servers.
 
@@ -54,6 +55,7 @@ class LocalCluster(Cluster):
           cpu_devices: how many devices of the CPU each worker has, to try what is for GPUs.
           restarts: how often, within an hour, processes that died are started again, all together;
             0 for never. The delay before a restart doubles with each restart of the same server.
+          spares: number of servers that wait to take a lost ps's place; for `processes=True`.
 
         Raises:
           ClusterConfigError: a number is too low.
@@ -61,18 +63,25 @@ class LocalCluster(Cluster):
         for name, count in (("workers", workers), ("ps", ps), ("cpu_devices", cpu_devices)):
             if count < 1:
                 raise errors.ClusterConfigError(f"{name}={count}; a cluster needs at least 1")
-        if restarts < 0:
-            raise errors.ClusterConfigError(f"restarts={restarts}; give 0 or more")
-        ports = iter(sockets.free_ports(1 + workers + ps))
+        for name, count in (("restarts", restarts), ("spares", spares)):
+            if count < 0:
+                raise errors.ClusterConfigError(f"{name}={count}; give 0 or more")
+        if spares and not processes:
+            raise errors.ClusterConfigError(
+                f"spares={spares}, but embedded servers are lost with this process or not at all; "
+                "set processes=True"
+            )
+        ports = iter(sockets.free_ports(1 + workers + ps + spares))
         spec = {
             job: [f"127.0.0.1:{next(ports)}" for _ in range(count)]
-            for job, count in (("chief", 1), ("worker", workers), ("ps", ps))
+            for job, count in (("chief", 1), ("worker", workers), ("ps", ps), ("spare", spares))
+            if count
         }
         super().__init__(spec)
         self._kept: list[Kept] = []
         self.ended: list[subprocess.Popen] = []
         self._servers = []
-        tasks = [(job, i) for job in ("worker", "ps") for i in range(len(spec[job]))]
+        tasks = [(job, i) for job, i, _ in shutdown.servers(self)]
         if not processes and not server.can_embed(workers):
             processes = True
             warnings.warn(
@@ -102,7 +111,7 @@ class LocalCluster(Cluster):
         """Does nothing: no other chief knows these servers."""
 
     def _spawn(self, job: str, index: int, devices: dict[str, str]) -> subprocess.Popen:
-        config = {"cluster": self.spec, "task": {"type": job, "index": index}}
+        config = {"cluster": self.started, "task": {"type": job, "index": index}}
         environ = dict(os.environ, TF_CONFIG=json.dumps(config), TFPS_PARENT=str(os.getpid()))
         environ.update(devices)
         # The child must find the packages that this program has found.
@@ -133,9 +142,10 @@ class LocalCluster(Cluster):
             kept.release()
         shutdown.send(self, message)
         deadline = time.monotonic() + timeout
+        addresses = {f"{job} {i}": address for job, i, address in shutdown.servers(self)}
         for kept in self._kept:
             process = kept.process
-            if greeting.greet(self.servers[kept.name], 1.0) is greeting.Answer.GONE:
+            if greeting.greet(addresses[kept.name], 1.0) is greeting.Answer.GONE:
                 process.terminate()  # It is starting, and has not heard the message.
             try:
                 process.wait(max(0.1, deadline - time.monotonic()))

@@ -198,6 +198,18 @@ class Members:
         watch.lose(why)
         watch.answers_since = None
 
+    def move(self, task: Task, address: str) -> None:
+        """Notes that another server takes a lost task's place, and waits to be taken in.
+
+        Args:
+          task: the task.
+          address: `host:port` of the server.
+        """
+        watch = self._watches[task]
+        with self._changed:
+            watch.address, watch.answers_since, watch.failures = address, None, 0
+        watch.suspect()
+
     def admit(self, task: Task, incarnation: int | None) -> None:
         """Notes that a task has been taken in again, with the incarnation of its process."""
         watch = self._watches[task]

@@ -25,6 +25,9 @@ _EMBEDDED_THREADS = 128
 # The addresses at which this process serves.
 _here: set[str] = set()
 
+# The servers of other ps that this process has started.
+_others: list[tf.distribute.Server] = []
+
 # How many threads the pool of this process has; None until a server is started here.
 _pool: int | None = None
 
@@ -67,7 +70,7 @@ def start(
 
     Args:
       cluster: the cluster of the task.
-      job: `worker` or `ps`.
+      job: `worker`, `ps` or `spare`.
       index: the task's index in its job.
       cpu_devices: how many devices of the CPU a worker has, all of the same processor. A worker
         also has all GPUs that its process sees; a ps has none.
@@ -79,7 +82,7 @@ def start(
     global _pool
     sockets.require_free(cluster.spec[job][index], f"{job} {index}")
     environment.configure_channels()
-    if job == "ps":
+    if job != "worker":
         environment.configure_xla()
     threads = max(inter_op_threads(cluster.num_workers), _EMBEDDED_THREADS if embedded else 0)
     _pool = _pool_threads(threads)
@@ -93,6 +96,33 @@ def start(
     return tf.distribute.Server(
         cluster.served_spec(), job_name=job, task_index=index, protocol="grpc", config=config
     )
+
+
+def start_another(cluster: Cluster, ps: int) -> str:
+    """Starts the server of another ps in this process, a ps, and returns its address.
+
+    Args:
+      cluster: of this process's task.
+      ps: index of the ps that is lost.
+
+    Returns:
+      The `host:port` of the new server, on a port that was free; "" if none could be started.
+    """
+    own, _ = sockets.split(cluster.address)
+    (port,) = sockets.free_ports(1)
+    address = f"[{own}]:{port}" if ":" in own else f"{own}:{port}"
+    try:
+        another = tf.distribute.Server(
+            tf.train.ClusterSpec({"ps": {ps: address}}),
+            job_name="ps",
+            task_index=ps,
+            protocol="grpc",
+            config=tf.compat.v1.ConfigProto(device_count={"GPU": 0}),
+        )
+    except tf.errors.OpError:
+        return ""
+    _others.append(another)
+    return address
 
 
 def is_here(address: str) -> bool:
@@ -119,7 +149,7 @@ def serve(
     its memory for longer. A process of `multiprocessing` cannot start anew, and ends instead.
 
     Args:
-      cluster: a cluster whose `task_type` is `worker` or `ps`.
+      cluster: a cluster whose `task_type` is `worker`, `ps` or `spare`.
       startup_timeout: seconds that the first chief may take to appear.
       orphaned: returns whether the process that started this one is gone.
       report: called with lines about what the server waits for.
@@ -140,7 +170,7 @@ def serve(
     name = f"{cluster.task_type} {cluster.task_index}"
     next_timeout = environment.chief_timeout() if chief_timeout is None else chief_timeout
     wait = next_timeout if anew.was_started() else startup_timeout
-    lease = ps_timeout if cluster.task_type == "ps" else chief_watch.LEASE
+    lease = chief_watch.LEASE if cluster.task_type == "worker" else ps_timeout
     with exit_codes.on_sigterm():
         try:
             _serve(cluster, wait, lease, orphaned, report, cpu_devices)
@@ -163,12 +193,15 @@ def _serve(
     cpu_devices: int | None,
 ) -> None:
     name = f"{cluster.task_type} {cluster.task_index}"
-    if cluster.task_type == "ps":
+    is_ps = cluster.task_type in ("ps", "spare")
+    if is_ps:
         environment.hide_gpus()
     count = environment.cpu_devices() if cpu_devices is None else cpu_devices
     server = start(cluster, cluster.task_type, cluster.task_index, count)
     report(f"{name} serves at {cluster.address}")
-    receiver = shutdown.Receiver(server, cluster, lease)
+    receiver = shutdown.Receiver(
+        server, cluster, lease, lambda ps: start_another(cluster, ps) if is_ps else ""
+    )
     try:
         message = receiver.wait(startup_timeout, orphaned, lambda line: report(f"{name}: {line}"))
     except SystemExit:
@@ -186,9 +219,9 @@ def main() -> None:
     orphaned = (lambda: os.getppid() != int(parent)) if parent else (lambda: False)
     try:
         cluster = Cluster.from_env()
-        if cluster.task_type not in ("worker", "ps"):
+        if not cluster.serves:
             raise errors.ClusterConfigError(
-                f"task type is {cluster.task_type!r}; tfps.serve runs a worker or a ps"
+                f"task type is {cluster.task_type!r}; tfps.serve runs a worker, a ps or a spare"
             )
         serve(cluster, orphaned=orphaned)
         code = exit_codes.DONE

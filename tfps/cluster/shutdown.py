@@ -26,11 +26,16 @@ ANEW = "anew"
 # The message to a worker that was told to end: it has nothing that anybody waits for.
 GO = "go"
 
+# The message to a parameter server that is to serve another one's part as well begins with this,
+# and goes on with the index of that one.
+HOST = "host "
+
 
 class Tasks(Protocol):
     """What is needed of a `tfps.Cluster`."""
 
     spec: dict[str, list[str]]
+    started: dict[str, list[str]]
     task_type: str
     task_index: int
 
@@ -57,8 +62,17 @@ def session(target: str, job: str, index: int) -> tf.compat.v1.Session:
     return tf.compat.v1.Session(target, config=config)
 
 
+def servers(cluster: Tasks) -> list[tuple[str, int, str]]:
+    """Returns (job, index, address) of all servers, as what they were started."""
+    return [
+        (job, i, address)
+        for job in ("worker", "ps", "spare")
+        for i, address in enumerate(cluster.started.get(job, ()))
+    ]
+
+
 def send(cluster: Tasks, message: str = DONE, timeout: float = 5.0) -> None:
-    """Tells every worker and ps that the job is over.
+    """Tells every server that the job is over.
 
     A server that cannot be reached has to find out by itself.
 
@@ -68,11 +82,7 @@ def send(cluster: Tasks, message: str = DONE, timeout: float = 5.0) -> None:
       timeout: seconds to wait for all servers together.
     """
 
-    threads = [
-        tell(job, i, address, message, timeout)
-        for job in ("worker", "ps")
-        for i, address in enumerate(cluster.spec[job])
-    ]
+    threads = [tell(job, i, address, message, timeout) for job, i, address in servers(cluster)]
     deadline = time.monotonic() + timeout
     for thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))
@@ -84,7 +94,7 @@ def tell(
     """Starts to send a message to a server, if that can be reached; returns the thread.
 
     Args:
-      job: `worker` or `ps`.
+      job: `worker`, `ps` or `spare`.
       index: of the server's task.
       address: of the server.
       message: see `send`; or `GO`.
@@ -111,14 +121,23 @@ def tell(
 class Receiver:
     """A server's wait for the end of its job."""
 
-    def __init__(self, server: tf.distribute.Server, cluster: Tasks, lease: float):
+    def __init__(
+        self,
+        server: tf.distribute.Server,
+        cluster: Tasks,
+        lease: float,
+        host: Callable[[int], str] = lambda ps: "",
+    ):
         """Starts to listen for the chief's message.
 
         Args:
           server: the server of this process.
           cluster: the `tfps.Cluster`, with this process's task.
           lease: s that the chief may be silent; see `ChiefWatch`.
+          host: starts the server of a ps of this index here, and returns its address; or "" if it
+            cannot.
         """
+        self._host = host
         self._lease, self._anew = lease, False
         self._watch: chief_watch.ChiefWatch | None = None
         self._departs = False  # whether this worker waits to be let go
@@ -136,12 +155,19 @@ class Receiver:
         with tf.Graph().as_default():
             get = queue(job, index).dequeue()
             serves = queue(job, index, "serves").enqueue("")
+            told = tf.compat.v1.placeholder(tf.string, [])
+            hosts = queue(job, index, "hosts").enqueue(told)
             try:
                 with session(target, job, index) as opened:
                     opened.run(serves)  # Somebody reads the messages: see `succession`.
-                    while (message := opened.run(get).decode()) in (ANEW, GO):
+                    while (message := opened.run(get).decode()) in (ANEW, GO) or (
+                        message.startswith(HOST)
+                    ):
                         if message == GO and self._departs:
                             break  # Otherwise it was for the process before this one.
+                        if message.startswith(HOST):
+                            address = self._host(int(message.removeprefix(HOST)))
+                            opened.run(hosts, {told: address})
                         self._anew |= message == ANEW
                     self._messages.append(message)
             except tf.errors.OpError as e:

@@ -9,7 +9,10 @@ import tensorflow as tf
 from tfps import errors, exit_codes
 from tfps.cluster import shutdown, sockets, succession
 
-JOBS = ("chief", "worker", "ps", "evaluator")
+JOBS = ("chief", "worker", "ps", "spare", "evaluator")
+
+# s for which lost parameter servers are waited for before spare ones take their places.
+_SPARE_AFTER = 20.0
 
 _EXAMPLE = (
     '{"cluster": {"chief": ["a:2222"], "worker": ["b:2222"], "ps": ["c:2222"]}, '
@@ -21,8 +24,11 @@ class Cluster:
     """The tasks of a training job and this process's place among them.
 
     Attributes:
-      spec: dict, job name -> list of `host:port` addresses.
-      task_type: str, this process's job: `chief`, `worker`, `ps` or `evaluator`.
+      spec: dict, job name -> list of `host:port` addresses. Each task has one name and one address
+        at a time, and the address of a ps changes if another server takes its place.
+      started: dict, the addresses at which processes were started, and as what.
+      shared: list of the indices of ps that have taken another ps's part as well, once for each.
+      task_type: str, this process's job: `chief`, `worker`, `ps`, `spare` or `evaluator`.
       task_index: int, this process's index in its job.
       connected: bool, whether this process is the chief and has connected.
     """
@@ -44,6 +50,8 @@ class Cluster:
           ClusterConfigError: names the key, the value and what is expected.
         """
         self.spec = _checked_spec(spec)
+        self.started = {job: list(addresses) for job, addresses in self.spec.items()}
+        self.shared: list[int] = []
         self.task_type, self.task_index = _checked_task(self.spec, task_type, task_index)
 
     @classmethod
@@ -107,6 +115,11 @@ class Cluster:
         return len(self.spec["ps"])
 
     @property
+    def serves(self) -> bool:
+        """Whether this process's task is a server: a worker, a ps, or a spare server."""
+        return self.task_type in ("worker", "ps", "spare")
+
+    @property
     def address(self) -> str:
         """This process's own `host:port`."""
         return self.spec[self.task_type][self.task_index]
@@ -125,8 +138,26 @@ class Cluster:
         timeout: float,
         on_wait: Callable[[dict[str, str]], None] = lambda missing: None,
     ) -> None:
-        """Waits until every worker and ps answers; see `sockets.wait_for`."""
-        sockets.wait_for(self.servers, timeout, on_wait)
+        """Waits until every worker and ps answers; see `sockets.wait_for`.
+
+        After 20 s, spare servers that answer take the places of parameter servers that do not: the
+        job may have lost these before its chief was started again.
+        """
+        patience = min(timeout, _SPARE_AFTER) if self.started.get("spare") else timeout
+        try:
+            sockets.wait_for(self.servers, patience, on_wait)
+        except errors.StartupTimeout:
+            if patience == timeout:
+                raise
+            self._use_spares()
+            sockets.wait_for(self.servers, timeout - patience, on_wait)
+
+    def _use_spares(self) -> None:
+        """Gives parameter servers that do not answer the addresses of spare ones that do."""
+        spares = [a for a in self.started["spare"] if sockets.answers(a, timeout=1.0)]
+        for ps, address in enumerate(self.spec["ps"]):
+            if spares and not sockets.answers(address, timeout=1.0):
+                self.move_ps(ps, spares.pop(0))
 
     def claim(self, timeout: float) -> None:
         """Has servers start anew that hold the memory of another chief; see `succession.claim`.
@@ -134,10 +165,11 @@ class Cluster:
         A cluster whose chief has no address of its own is started by its chief, or by hand.
         """
         if "chief" in self.spec and not self.connected:
-            servers = [
-                (job, i, a) for job in ("worker", "ps") for i, a in enumerate(self.spec[job])
-            ]
-            succession.claim(servers, timeout)
+            succession.claim(shutdown.servers(self), timeout)
+
+    def move_ps(self, index: int, address: str) -> None:
+        """Notes that another server has taken a ps's place; see `replacements`."""
+        self.spec["ps"][index] = address
 
     def close(self, message: str = shutdown.DONE) -> None:
         """Tells the servers that the job is over; the chief calls this when it is done.
@@ -169,11 +201,15 @@ class Cluster:
         )
 
     def served_spec(self) -> tf.train.ClusterSpec:
-        """Returns the tasks that take part in TensorFlow's runtime. An evaluator does not."""
+        """Returns the tasks that take part in TensorFlow's runtime.
+
+        An evaluator does not, and a spare server only if this process is one.
+        """
         return tf.train.ClusterSpec(self._served())
 
     def _served(self) -> dict[str, list[str]]:
-        return {job: a for job, a in self.spec.items() if job != "evaluator"}
+        apart = ("evaluator",) if self.task_type == "spare" else ("evaluator", "spare")
+        return {job: a for job, a in self.spec.items() if job not in apart}
 
     def __repr__(self) -> str:
         return (

@@ -7,7 +7,9 @@ from typing import Any
 import keras
 
 from tfps import _keras_models
+from tfps.cluster import loss_policy
 from tfps.cluster.calls import WorkerCalls
+from tfps.cluster.loss_policy import LossPolicy
 from tfps.model.metric_merging import MetricMerging
 from tfps.model.own_build import build_own
 from tfps.model.stateless_model import StatelessModel
@@ -49,8 +51,7 @@ class Session:
         placing: Placing,
         warmup: int,
         limit: float,
-        min_workers: int = 1,
-        task_timeout: float = 300.0,
+        policy: LossPolicy = loss_policy.DEFAULT,
         ledger: str | os.PathLike | None = None,
     ):
         """Starts the threads that call the workers; the servers are filled by `prepare`.
@@ -63,12 +64,12 @@ class Session:
           placing: on which devices of a worker the model runs.
           warmup: how many updates are applied before gradients pass through codecs.
           limit: seconds that a call on a worker may take.
-          min_workers, task_timeout: see `WorkerCalls`.
+          policy: what is done about lost tasks.
           ledger: see `Ledger`.
         """
         self.model = model
         self.ledger, self.losses = Ledger(ledger), Losses()
-        self.calls = WorkerCalls(strategy.cluster, limit, min_workers, task_timeout)
+        self.calls = WorkerCalls(strategy.cluster, limit, policy)
         self.state = TrainingState(self.calls, warmup, self.ledger.folder)
         self._strategy = strategy
         self._overlap = overlap

@@ -5,13 +5,14 @@ import functools
 import os
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 
 from tfps import _keras_metrics, _keras_models, _keras_optimizers, _keras_variables, errors
 from tfps.cluster import sockets
+from tfps.cluster.loss_policy import LossPolicy
 from tfps.model import optimizer_traits
 from tfps.strategy import ParameterServerStrategy
 from tfps.training.consistency import Async
@@ -94,6 +95,8 @@ class Trainer:
         snapshots: Snapshots | str | os.PathLike | None = None,
         min_workers: int = 1,
         task_timeout: float = 300.0,
+        on_lost_ps: str = "wait",
+        spare: Sequence[str] = (),
         ledger: str | os.PathLike | None = None,
         data: str = "exactly_once",
     ):
@@ -147,6 +150,11 @@ class Trainer:
             training waits.
           task_timeout: how many seconds to wait for workers below `min_workers`, or for a lost ps,
             to return. After that time `TaskLost` is raised.
+          on_lost_ps: what becomes of the part of a ps that does not return, where there are
+            `snapshots`. With "wait", it is waited for. With "reshard", one of the other ps serves
+            that part as well from 30 s after the loss on, on a further port of its host.
+          spare: addresses, `host:port`, of servers that wait to take a lost ps's place, beyond the
+            tasks `spare` of the cluster. They do so after 10 s, whatever `on_lost_ps` says.
           ledger: a folder that the chief and every ps can write to, in which they note what becomes
             of each batch on each ps; `python -m tfps.ledger check FOLDER` says whether each was
             applied exactly once. It is for tests and for finding faults, since every push costs a
@@ -183,10 +191,6 @@ class Trainer:
             )
         if not step_timeout > 0:
             raise errors.ConfigError(f"step_timeout={step_timeout!r} must be above 0 s")
-        if isinstance(min_workers, bool) or not isinstance(min_workers, int) or min_workers < 1:
-            raise errors.ConfigError(f"min_workers={min_workers!r} must be a whole number above 0")
-        if not task_timeout >= 0:
-            raise errors.ConfigError(f"task_timeout={task_timeout!r} must be at least 0 s")
         traffic = Traffic(push, pull, lazy=sparse_updates == "lazy")
         placing = Placing(devices_per_worker, layer_device)
         self._session = Session(
@@ -197,8 +201,7 @@ class Trainer:
             placing,
             push_warmup,
             step_timeout,
-            min_workers,
-            task_timeout,
+            LossPolicy.of(min_workers, task_timeout, on_lost_ps, spare),
             ledger,
         )
         weakref.finalize(self, self._session.calls.close)
