@@ -8,7 +8,8 @@ The rules (`exit_codes.py` has the codes):
 - A task that a signal killed, that lost a peer, or whose host is gone, is started again alone,
   while its role has restarts left in this hour. Otherwise the job ends.
 - A chief that lost a peer says that the job as a whole cannot go on: the job ends.
-- An evaluator that cannot be started again is done without.
+- An evaluator or a spare server that cannot be started again is done without, and so is a parameter
+  server as long as a spare one is there for it.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ from launch import errors, exit_codes, failures, restarts
 from launch.failures import Failure
 from launch.launcher import Event, Exited, HostLost, Launcher, Line
 from launch.output import Output
-from launch.topology import CHIEF, EVALUATOR, Task, Topology
+from launch.topology import CHIEF, EVALUATOR, PS, SPARE, Task, Topology
 
 POLL = 0.2  # s
 
@@ -91,7 +92,7 @@ class Attempt:
         self._running: set[str] = set()
         self._due = {task.name: 0.0 for task in topology.tasks}  # When to start what is not up.
         self._succeeded: set[str] = set()
-        self._done_without: set[str] = set()  # Evaluators.
+        self._done_without: set[str] = set()
         self._failures: list[Failure] = []
         self._restarted: dict[str, float] = {}  # When a task was last started again.
         self._verdict: Verdict | None = None
@@ -165,7 +166,7 @@ class Attempt:
             return
         if status is not None and not exit_codes.may_be_retried(status):
             if task.role == EVALUATOR:
-                self._do_without(failure)
+                self._go_on_without(failure)
                 return
             self._verdict = Verdict(failure.code, because=str(failure))
         elif status == exit_codes.LOST and task.role == CHIEF:
@@ -176,8 +177,8 @@ class Attempt:
     def _retry(self, failure: Failure) -> None:
         task, budget = failure.task, self._budgets[failure.task.role]
         delay = budget.spend(task.name, self._clock())
-        if delay is None and task.role == EVALUATOR:
-            self._do_without(failure)
+        if delay is None and self._can_do_without(task):
+            self._go_on_without(failure)
             return
         if delay is None:
             used = f", and {task.role} tasks have used their {budget.limit} restarts of this hour"
@@ -192,8 +193,16 @@ class Attempt:
             bad=True,
         )
 
-    def _do_without(self, failure: Failure) -> None:
-        """Lets the job go on without its evaluator."""
+    def _can_do_without(self, task: Task) -> bool:
+        """Whether the job goes on without a task that cannot be started again."""
+        if task.role != PS:
+            return task.role in (EVALUATOR, SPARE)
+        spares = [t for t in self._topology.tasks if t.role == SPARE and t.name in self._running]
+        replaced = [name for name in self._done_without if self._topology.task(name).role == PS]
+        return len(spares) > len(replaced)
+
+    def _go_on_without(self, failure: Failure) -> None:
+        """Lets the job go on without a task."""
         self._output.say(f"{failure}; the job goes on without it", bad=True)
         self._done_without.add(failure.task.name)
         self._failures.remove(failure)  # It is not why the job may fail later.

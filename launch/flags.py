@@ -42,6 +42,14 @@ flags.DEFINE_bool(
     "program's --snapshots.",
     flag_values=FLAGS,
 )
+flags.DEFINE_integer(
+    "spares",
+    0,
+    "Servers that wait to take the place of a ps that is lost for more than 10 s. Each needs what "
+    "a ps needs.",
+    lower_bound=0,
+    flag_values=FLAGS,
+)
 for _role in ("worker", "ps", "chief", "evaluator"):
     flags.DEFINE_integer(
         f"cores_per_{_role}",
@@ -128,6 +136,11 @@ def roles() -> tuple[topology.Role, ...]:
             "--evaluator follows the snapshots of parameter servers, and --ps=0 has none; leave "
             "out one of the two"
         )
+    if FLAGS.spares and not FLAGS.ps:
+        raise errors.FlagError(
+            f"--spares={FLAGS.spares} stand in for parameter servers, and --ps=0 has none; leave "
+            "out one of the two"
+        )
     return topology.roles(
         FLAGS.workers,
         FLAGS.ps,
@@ -136,14 +149,16 @@ def roles() -> tuple[topology.Role, ...]:
         memory={name: memory(f"memory_per_{name}", _value(f"memory_per_{name}")) for name in names},
         gpus_per_worker=FLAGS.gpus_per_worker,
         evaluator=FLAGS.evaluator,
+        spares=FLAGS.spares,
     )
 
 
 def policy() -> Policy:
     """Returns what the flags allow to be started again."""
     once, names = FLAGS.no_restart, ("worker", "ps", "chief", "evaluator")
+    budgets = {role: 0 if once else _value(f"{role}_restarts") for role in names}
     return Policy(
-        {role: 0 if once else _value(f"{role}_restarts") for role in names},
+        budgets | {topology.SPARE: budgets[topology.PS]},
         0 if once else FLAGS.job_restarts,
         FLAGS.grace,
         FLAGS.settle,

@@ -162,7 +162,7 @@ def _node_selectors(items: Sequence[str]) -> dict[str, dict[str, str]]:
     for item in items:
         role, _, label = item.partition(":")
         key, given, value = label.partition("=")
-        roles = (topology.CHIEF, topology.WORKER, topology.PS, topology.EVALUATOR)
+        roles = topology.ROLES
         if role not in roles or not (key and given):
             raise errors.FlagError(
                 f"--node_selector={item} is not ROLE:LABEL=VALUE with the role {', '.join(roles)}"

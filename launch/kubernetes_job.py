@@ -160,8 +160,9 @@ class Watch:
         if self._job.jobset:
             ended = found.get(None)
             return None if ended is None else ended["type"] != "Failed"
-        # A job does without an evaluator that fails.
-        needed = [c for role, c in found.items() if role != topology.EVALUATOR]
+        # A job does without an evaluator or a spare server that fails.
+        spared = (topology.EVALUATOR, topology.SPARE)
+        needed = [c for role, c in found.items() if role not in spared]
         if any(c and c["type"] == "Failed" for c in needed):
             return False
         return True if all(found.get(role) for role in self._job.awaited) else None

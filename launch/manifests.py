@@ -89,11 +89,11 @@ def _network_policy(job: Job) -> Manifest:
 
 
 def _disruption_budget(job: Job, role: Role) -> Manifest:
-    """Draining a node may take one worker at a time, or an evaluator, but no chief and no ps.
+    """Draining a node may take one worker at a time, or an evaluator or spare, but no other task.
 
     `minAvailable` as a number is the one form that is allowed for pods of Jobs.
     """
-    may_go = (topology.WORKER, topology.EVALUATOR)
+    may_go = (topology.WORKER, topology.SPARE, topology.EVALUATOR)
     spare = 1 if role.name in may_go and role.name != job.leader else 0
     spec = {
         "minAvailable": role.count - spare,

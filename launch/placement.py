@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from launch import errors
-from launch.topology import EVALUATOR, WORKER, Role
+from launch.topology import EVALUATOR, PS, SPARE, WORKER, Role
 
 
 class Limits(Protocol):
@@ -66,7 +66,7 @@ class Room:
 
     def takes(self, role: str) -> bool:
         """Returns whether tasks of the role may run there."""
-        return not self.roles or role in self.roles
+        return not self.roles or role in self.roles or (role == SPARE and PS in self.roles)
 
     def workers(self, role: Role) -> int | None:
         """Returns how many workers it has room for; None for as many as wanted."""
@@ -91,9 +91,10 @@ def place(roles: Sequence[Role], rooms: Sequence[Room], pin: str = "none") -> li
     """Chooses a host for each task.
 
     The chief runs on the first host that takes it, and parameter servers one on each host in turn,
-    since each needs its host's network. Workers are dealt out one to each host in turn, as far as
-    slots and GPUs go. An evaluator runs on the last host that takes it, for the first has the most
-    to do. GPUs are for workers only: the other tasks see none.
+    since each needs its host's network. Spare servers go on with the hosts after theirs. Workers
+    are dealt out one to each host in turn, as far as slots and GPUs go. An evaluator runs on the
+    last host that takes it, for the first has the most to do. GPUs are for workers only: the other
+    tasks see none.
 
     Args:
       roles: what has to run.
@@ -117,7 +118,8 @@ def place(roles: Sequence[Role], rooms: Sequence[Room], pin: str = "none") -> li
         elif role.name == EVALUATOR:
             hosts = [usable[-1].host] * role.count
         else:
-            hosts = [usable[i % len(usable)].host for i in range(role.count)]
+            first = sum(p.role == PS for p in placed) if role.name == SPARE else 0
+            hosts = [usable[(first + i) % len(usable)].host for i in range(role.count)]
         placed += [Placed(role.name, i, host) for i, host in enumerate(hosts)]
     by_host = {room.host: room for room in rooms}
     counts = {role.name: role for role in roles}

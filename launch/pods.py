@@ -123,7 +123,7 @@ def template(job: Job, role: Role) -> Manifest:
         spec["tolerations"] = [
             {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
         ]
-    if role.name == topology.PS and role.count > 1:
+    if role.name in (topology.PS, topology.SPARE) and role.count > 1:
         spec["topologySpreadConstraints"] = [_spread(job, role)]
     return {"metadata": {"labels": labels(job, role.name)}, "spec": spec}
 

@@ -212,7 +212,7 @@ def machines(environ: Mapping[str, str]) -> list[Machine]:
 def _roles(node: Node) -> tuple[str, ...]:
     if node.group is None or not (FLAGS.ps or FLAGS.chief):
         return ()
-    servers = (topology.CHIEF, topology.PS, topology.EVALUATOR)
+    servers = tuple(role for role in topology.ROLES if role != topology.WORKER)
     return servers if node.group == 0 else (topology.WORKER,)
 
 

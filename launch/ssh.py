@@ -18,7 +18,7 @@ from absl import flags
 from launch import checks, errors, flags as common, host_flags
 from launch.launcher import Launcher
 from launch.machine import Machine
-from launch.topology import CHIEF, EVALUATOR, PS, WORKER
+from launch.topology import ROLES
 
 FLAGS = flags.FlagValues()  # Those of the launcher, and then those of all launchers.
 
@@ -151,10 +151,10 @@ def _settings(words: Sequence[str], where: str) -> dict[str, str]:
 def _machine(name: str, settings: Mapping[str, str], where: str, defaults: Defaults) -> Machine:
     roles = tuple(settings.get("roles", "").split(",")) if "roles" in settings else ()
     for role in roles:
-        if role not in (CHIEF, PS, WORKER, EVALUATOR):
+        if role not in ROLES:
             raise errors.SpecificationError(
-                f"{where}: roles has {role!r}; write some of chief, ps, worker, "
-                "evaluator, such as roles=chief,ps"
+                f"{where}: roles has {role!r}; write some of {', '.join(ROLES)}, such as "
+                "roles=chief,ps"
             )
     return Machine(
         name=name,

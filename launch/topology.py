@@ -7,7 +7,9 @@ import dataclasses
 import json
 from collections.abc import Sequence
 
-CHIEF, WORKER, PS, EVALUATOR = "chief", "worker", "ps", "evaluator"
+CHIEF, WORKER, PS, SPARE, EVALUATOR = "chief", "worker", "ps", "spare", "evaluator"
+
+ROLES = (CHIEF, WORKER, PS, SPARE, EVALUATOR)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,7 +17,8 @@ class Role:
     """Tasks of one kind.
 
     Attributes:
-      name: the job's name in TF_CONFIG: `chief`, `worker`, `ps` or `evaluator`.
+      name: the job's name in TF_CONFIG: `chief`, `worker`, `ps`, `evaluator`, or `spare`, a server
+        that waits to take the place of a lost parameter server.
       count: how many tasks there are.
       cores: processor cores for each task; 0 if nothing was asked.
       memory: bytes of memory for each task; 0 if nothing was asked.
@@ -92,7 +95,7 @@ class Topology:
     def cluster(self) -> dict[str, list[str]]:
         """Role -> `host:port` of each of its tasks, as in TF_CONFIG. No evaluator is among them."""
         found: dict[str, list[str]] = {}
-        order = (CHIEF, WORKER, PS)
+        order = (CHIEF, WORKER, PS, SPARE)
         members = [t for t in self.tasks if t.role in order]
         for task in sorted(members, key=lambda t: (order.index(t.role), t.index)):
             found.setdefault(task.role, []).append(task.endpoint)
@@ -151,6 +154,7 @@ def roles(
     memory: dict[str, int] | None = None,
     gpus_per_worker: int | None = None,
     evaluator: bool = False,
+    spares: int = 0,
 ) -> tuple[Role, ...]:
     """Returns the roles of a job, servers first, so that the chief finds them.
 
@@ -163,15 +167,19 @@ def roles(
       memory: role -> bytes of memory of each of its tasks.
       gpus_per_worker: GPUs of each worker; None for an equal share of its host's.
       evaluator: whether a task evaluates the job's snapshots beside it.
+      spares: number of servers that wait to take the place of a lost parameter server. Each needs
+        what a parameter server needs.
     """
     chief = ps > 0 if chief is None else chief
-    counts = {PS: ps, WORKER: workers, CHIEF: int(chief), EVALUATOR: int(evaluator)}
+    counts = {PS: ps, SPARE: spares, WORKER: workers}
+    counts |= {CHIEF: int(chief), EVALUATOR: int(evaluator)}
+    asks = {SPARE: PS}  # role -> the role that it may have to stand in for
     return tuple(
         Role(
             name,
             count,
-            (cores or {}).get(name, 0),
-            (memory or {}).get(name, 0),
+            (cores or {}).get(asks.get(name, name), 0),
+            (memory or {}).get(asks.get(name, name), 0),
             gpus_per_worker if name == WORKER else 0,
         )
         for name, count in counts.items()

@@ -4,8 +4,10 @@ import keras
 import numpy as np
 import pytest
 
+import tfps
 from tests.training.test_snapshots import INPUTS, dataset, summing, trainer_on
 from tests.training.test_training_state import CASES, data, soak
+from tfps.training import fit_run
 from tfps.training.snapshotter import GoneBack
 
 
@@ -90,6 +92,82 @@ def test_going_back_over_the_end_of_an_epoch(connect, tmp_path, losing):
     assert len(history.history["val_loss"]) == 2
     assert [epoch for epoch, _ in trainer.state.chief.history] == [0, 1]
     assert "val_loss" in trainer.state.chief.history[0][1]
+
+
+class LoseAtEnd(keras.callbacks.Callback):
+    """Loses a server in the hook at the end of the second epoch, or in the snapshot after it."""
+
+    def __init__(self, trainer, at):
+        super().__init__()
+        self._trainer, self._at, self.calls = trainer, at, []
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.calls.append(("begins", epoch))
+        self._lose("begins", epoch)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.calls.append(("ends", epoch))
+        self.model.stop_training = epoch == 2
+        self._lose("ends", epoch)
+
+    def _lose(self, *where):
+        if self._at == where:
+            self._at = None
+            raise tfps.TaskLost("a server")
+
+
+@pytest.mark.parametrize("at", [("begins", 1), ("ends", 1), ("ends", 2), "saved"])
+def test_a_server_is_lost_in_a_hook_of_an_epoch(connect, tmp_path, monkeypatch, at):
+    """The callbacks that had the hook called do not have it called again; the others do."""
+    trainer = summing(connect(workers=1, ps=1), tmp_path, every_updates=13)
+    snapshotter, run = trainer._snapshotter, fit_run.FitRun
+    monkeypatch.setattr(fit_run, "recover", lambda *_: snapshotter.go_back([0]))
+    if at == "saved":
+        save = run._save_if_due
+
+        def saving(self, leaving=False):
+            if not leaving and self._noted.logs.keys() == {0, 1, 2} and not lost:
+                lost.append(True)
+                raise tfps.TaskLost("a server")
+            save(self, leaving)
+
+        monkeypatch.setattr(run, "_save_if_due", saving)
+    lost, called = [], []
+    before, after = (
+        keras.callbacks.LambdaCallback(
+            on_epoch_begin=lambda epoch, logs, name=name: called.append((name, "begins", epoch)),
+            on_epoch_end=lambda epoch, logs, name=name: called.append((name, "ends", epoch)),
+        )
+        for name in ("before", "after")
+    )
+    rates = keras.callbacks.LearningRateScheduler(lambda epoch, rate: 1.0 + epoch)
+    halved = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: setattr(
+            trainer.model.optimizer, "learning_rate", 7.0 + epoch
+        )
+    )
+    seen = []
+    rate = keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda epoch, logs: seen.append(float(trainer.model.optimizer.learning_rate))
+    )
+    lose = LoseAtEnd(trainer, at)
+    history = trainer.fit(
+        dataset(),
+        epochs=9,
+        verbose=0,
+        callbacks=[rate, rates, before, halved, lose, after],
+        validation_data=dataset(),
+    )
+    whole = [(hook, epoch) for epoch in range(3) for hook in ("begins", "ends")]
+    for name in ("before", "after"):
+        assert [call[1:] for call in called if call[0] == name] == whole
+    twice = [] if at == "saved" else [at]
+    assert lose.calls == sorted(whole + twice, key=lambda call: (call[1], call[0]))
+    assert history.epoch == [0, 1, 2] and len(history.history["val_loss"]) == 3
+    assert [epoch for epoch, _ in trainer.state.chief.history] == [0, 1, 2]
+    assert trainer.model.get_weights()[0] == -(1 + 2 + 3) * (2**10 - 1)
+    assert all(len(values) == 3 for values in trainer.stats.values())
+    assert seen == [1.0, 7.0, 8.0] or seen[1:] == [7.0, 8.0]
 
 
 @pytest.mark.parametrize("kind", ["arrays", "py dataset", "dataset_fn, part of a pass"])

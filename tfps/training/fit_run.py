@@ -124,13 +124,21 @@ class FitRun:
         epoch = Epoch(
             self._session, self._feed, self._hooks, self._policy, self._snapshotter, opened
         )
-        self._hooks.epoch_begin(number)
-        self._noted.begin(number, self._session.served.optimizer, opened is None)
+        optimizer = self._session.served.optimizer
+        if opened is None:
+            self._noted.begin_again(number, optimizer)
+        try:
+            self._hooks.epoch_begin(number)
+        finally:
+            if opened is None:
+                self._noted.begin(number, optimizer)
         logs = epoch.run()
         self._save_if_due(leaving=True)
         if self._hooks.was_called(number):
             # It had come to its end before training went back.
             logs = self._noted.logs[number]
+            self._noted.leave_again(number, optimizer)
+            self._hooks.epoch_over(number)
             self._state.note_epoch(number, logs, self._feed.position())
             return logs
         evaluated = self._validate(number)
@@ -142,13 +150,17 @@ class FitRun:
     def _note(self, number: int, epoch: Epoch, logs: dict[str, Any]) -> dict[str, Any]:
         """Notes an epoch that is over and calls its hooks; returns its logs."""
         losses, lines = self._session.losses.take()
-        stats = {**epoch.stats, "workers": float(len(self._session.calls.living)), **losses}
-        for name, value in stats.items():
-            self.stats.setdefault(name, []).append(value)
+        stats = {**epoch.stats, "workers": float(len(self._session.calls.living))}
+        self._noted.keep(self.stats, number, stats, losses)
+        stats.update(losses)
         if self._log_stats:
             logs = {**logs, **stats}
         self._state.note_epoch(number, logs, self._feed.position())
-        recorded = self._hooks.epoch_end(number, logs, stats, epoch.staleness, lines)
+        self._noted.leave_again(number, self._session.served.optimizer)
+        try:
+            recorded = self._hooks.epoch_end(number, logs, stats, epoch.staleness, lines)
+        finally:
+            self._noted.leave(number, self._session.served.optimizer)
         self._state.note_logs(recorded)
         self._noted.logs[number] = recorded
         self._save_if_due()

@@ -15,6 +15,7 @@ from tfps import _keras_models, _keras_variables as contents
 from tfps.store.model_copy import ModelCopy
 from tfps.training import callbacks as traits
 from tfps.training.board import Board
+from tfps.training.hook_calls import HookCalls
 
 
 class Place(NamedTuple):
@@ -55,6 +56,10 @@ class Hooks:
         self.watches_batches = self._secretly = self._secretly_in_batches = False
         self._has_captured = False
         self._now = self._called = _NOWHERE
+        self._over = -1  # index of the last epoch whose hooks have all been called
+        self._calls = HookCalls(callbacks)
+        self._known: dict[str, int] = {}  # how many logs the history had before an epoch's
+        self._stops: Place | None = None  # where training stopped before it went back
 
     @property
     def _copy(self) -> ModelCopy:
@@ -78,23 +83,29 @@ class Hooks:
 
     def go_back(self) -> None:
         """Training goes back to an earlier cut; hooks that were called are not called again."""
-        self._called = max(self._called, self._now)
+        model, now = self.callbacks.model, self._now
+        self._called = max(self._called, now)
+        if model.stop_training:
+            # It has to come to where it was before it may stop.
+            at_end = self._over >= now.epoch or self._calls.is_open("epoch ends", now.epoch)
+            self._stops, model.stop_training = Place(now.epoch + 1) if at_end else now, False
 
     def was_called(self, epoch: int) -> bool:
         """Whether all hooks of an epoch, which is trained on again, have been called."""
-        return epoch < self._called.epoch
+        return epoch <= self._over
 
     def epoch_begin(self, epoch: int) -> None:
         """Before the first batch of an epoch."""
         self._ask()
         self._now = Place(epoch)
-        if epoch <= self._called.epoch:
+        if epoch <= self._called.epoch and not self._calls.is_open("epoch begins", epoch):
             return
         if self._secretly and not self._has_captured:
             self._copy.capture(contents.captured)
             self._has_captured = True
         with self._copy.hook(whole=self._secretly):
-            self.callbacks.on_epoch_begin(epoch)
+            self._calls.call("epoch begins", epoch, lambda: self.callbacks.on_epoch_begin(epoch))
+        self._calls.end("epoch begins", epoch)
         self._note_held()  # The hook may have got hold of more.
 
     def _ask(self) -> None:
@@ -125,6 +136,7 @@ class Hooks:
         """After some work; `batch` is the index of the last batch that is done."""
         self._now = self._now._replace(ended=batch)
         if (self._now.epoch, batch) <= (self._called.epoch, self._called.ended):
+            self._stop_again(self._now)
             return
         with self._copy.hook(captured=self._secretly_in_batches):
             self.callbacks.on_train_batch_end(batch, logs)
@@ -150,14 +162,28 @@ class Hooks:
           The logs as the history has them, with what callbacks have added.
         """
         history = getattr(self.callbacks.model, "history", None)
-        before = {name: len(values) for name, values in history.history.items()} if history else {}
+        if not self._calls.is_open("epoch ends", epoch):
+            recorded = history.history.items() if history else ()
+            self._known = {name: len(values) for name, values in recorded}
         # Keras 3.15's TensorBoard(update_freq=n) would write an epoch's summaries only after a
         # multiple of n batches.
         with self._copy.hook(whole=self._secretly), tf.summary.record_if(True):
-            self.callbacks.on_epoch_end(epoch, logs)
+            self._calls.call("epoch ends", epoch, lambda: self.callbacks.on_epoch_end(epoch, logs))
+        self._calls.end("epoch ends", epoch)
         self._board.write(epoch, stats, staleness, lines)
+        self.epoch_over(epoch)
         recorded = history.history.items() if history else ()
-        return {name: v[-1] for name, v in recorded if len(v) > before.get(name, 0)} or logs
+        return {name: v[-1] for name, v in recorded if len(v) > self._known.get(name, 0)} or logs
+
+    def epoch_over(self, epoch: int) -> None:
+        """Notes that an epoch is over whose hooks have all been called, now or before."""
+        self._over = max(self._over, epoch)
+        self._stop_again(Place(epoch + 1))
+
+    def _stop_again(self, now: Place) -> None:
+        """Stops training where it was stopped before it went back."""
+        if self._stops is not None and now >= self._stops:
+            self.callbacks.model.stop_training, self._stops = True, None
 
     def train_end(self, logs: dict[str, Any] | None) -> None:
         """After the last epoch, when the variables do not follow the servers any more."""
