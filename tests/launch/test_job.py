@@ -90,6 +90,7 @@ def run(
     workers=2,
     ps=1,
     evaluator=False,
+    spares=0,
     budgets=None,
     job_restarts=0,
     told=None,
@@ -101,7 +102,7 @@ def run(
     shown = output.Output(out=out, err=err, colour=(False, False))
     budgets = {"worker": 10, "ps": 3, "chief": 3} if budgets is None else budgets
     policy = attempt.Policy(budgets, job_restarts, backoff=restarts.Backoff(1.0, 60.0, 0.0))
-    roles = topology.roles(workers, ps, evaluator=evaluator)
+    roles = topology.roles(workers, ps, evaluator=evaluator, spares=spares)
     made = job.Job(launcher, roles, policy, shown, clock=lambda: launcher.now)
     for when, signum in told or ():
         launcher.script.append((when, lambda signum=signum: made.tell(signum)))
@@ -120,6 +121,29 @@ def test_a_server_that_ends_badly_after_the_chief_is_told_of():
     (line,) = err
     assert "ps 0" in line
     assert "but the job was done" in line
+
+
+def test_a_ps_that_has_used_its_restarts_is_done_without_while_there_is_a_spare_one():
+    lost = [(5, Exited("ps 0", -9)), (9, Exited("ps 1", -9))]
+    budgets = {"ps": 0}
+    code, launcher, err = run([*lost, (20, Exited("chief 0", 0))], ps=2, spares=2, budgets=budgets)
+    assert code == 0 and len(err) == 2
+    assert all("the job goes on without it" in line for line in err)
+    assert launcher.started.count("ps 0") == launcher.started.count("ps 1") == 1
+    code, _, err = run([*lost, (20, Exited("chief 0", 0))], ps=2, spares=1, budgets=budgets)
+    assert code == 137 and "ps 1" in err[1] and "ends with exit code 137" in err[1]
+
+
+def test_a_spare_server_that_is_lost_is_no_loss():
+    script = [(5, Exited("spare 0", -9)), (20, Exited("chief 0", 0))]
+    code, launcher, _ = run(script, spares=1, budgets={"spare": 1})
+    assert code == 0 and launcher.started.count("spare 0") == 2
+    code, _, err = run(script, spares=1, budgets={})
+    assert code == 0 and "the job goes on without it" in err[0]
+    # There is none to take the place of a ps any more.
+    script.insert(1, (9, Exited("ps 0", -9)))
+    code, _, err = run(script, spares=1, budgets={})
+    assert code == 137
 
 
 def test_a_job_waits_for_its_evaluator_and_starts_it_again():

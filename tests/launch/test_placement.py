@@ -156,3 +156,20 @@ def test_an_evaluator_is_no_member_of_the_cluster():
     assert set(config["cluster"]) == {"chief", "worker", "ps"}
     assert config["task"] == {"type": "evaluator", "index": 0}
     assert made.leaders == ("chief 0",) and made.evaluators == ("evaluator 0",)
+
+
+def test_spare_servers_have_what_a_ps_has_on_the_hosts_after_theirs():
+    roles = topology.roles(1, 2, spares=2, cores={"ps": 2}, memory={"ps": 7})
+    (spare,) = [role for role in roles if role.name == "spare"]
+    assert (spare.cores, spare.memory, spare.gpus) == (2, 7, 0)
+    rooms = [placement.Room(name, roles=("chief", "worker", "ps")) for name in "abc"]
+    placed = placement.place(roles, rooms)
+    hosts = {(p.role, p.index): p.host for p in placed}
+    assert [hosts["ps", i] for i in (0, 1)] == ["a", "b"]
+    assert [hosts["spare", i] for i in (0, 1)] == ["c", "a"]
+    tasks = [topology.Task(p.role, p.index, p.host, p.host, n + 1) for n, p in enumerate(placed)]
+    made = topology.Topology(tuple(tasks))
+    assert made.leaders == ("chief 0",)
+    for name in ("spare 1", "ps 0"):
+        config = json.loads(made.tf_config(made.task(name)))
+        assert set(config["cluster"]) == {"chief", "worker", "ps", "spare"}
