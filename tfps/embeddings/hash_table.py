@@ -7,7 +7,8 @@ reader looks at the key of a row after it has read the row, and a writer takes t
 it gives the row to another one and writes the new key after the new row.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -26,7 +27,7 @@ from tfps.embeddings.handles import (
 from tfps.embeddings.settings import LARGEST, TableSettings
 
 
-class Inserted:
+class Inserted(NamedTuple):
     """Rows for a push.
 
     Attributes:
@@ -34,9 +35,8 @@ class Inserted:
       taken: int64 [m], which of the keys these are.
     """
 
-    def __init__(self, where: Where, taken: tf.Tensor):
-        """See the attributes."""
-        self.where, self.taken = where, taken
+    where: Where
+    taken: tf.Tensor
 
 
 class HashTable:
@@ -228,6 +228,76 @@ class HashTable:
             row = self._tended(handles, marks, tf.size(where.keys), now)
             return _given(_write_marks(handles, row))
 
+    def put(
+        self,
+        handles: TableHandles,
+        keys: tf.Tensor,
+        rows: Mapping[int | None, tf.Tensor],
+        counts: tf.Tensor,
+        lasts: tf.Tensor,
+        now: tf.Tensor,
+    ) -> list[tf.Operation]:
+        """Lets in keys with all that is kept of them, as `export` found them.
+
+        Args:
+          handles: of the part.
+          keys: int64 [n], none of them twice.
+          rows: state of the optimizer, or None for the rows themselves -> float32 [n, width]. What
+            is missing stays as it is, and begins anew for a new key.
+          counts, lasts: int64 [n], what is noted of the keys.
+          now: int64 scalar, the number of the last update.
+
+        Returns:
+          The operations that write.
+        """
+        where, taken = self.insert(handles, keys, now, admits_all=True)
+        states = [None, *(k for k, row in enumerate(self.slot_rows) if row is not None)]
+        written = []
+        for state in states:
+            given = rows.get(state)
+            kept = self.gather(handles, where, state)
+            new = kept if given is None else tf.gather(given, taken)
+            written += self.update(handles, where, new, now, state)
+        with tf.control_dependencies(_some(written)):
+            counts, lasts = tf.gather(counts, taken), tf.gather(lasts, taken)
+            return self.commit(handles, where, now, counts, lasts)
+
+    def export(
+        self, handles: TableHandles, states: Sequence[int | None]
+    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        """All keys of the part, with what is noted of them, and their rows.
+
+        Args:
+          handles: of the part; nobody may write meanwhile.
+          states: which rows: states of the optimizer, or None for the rows themselves.
+
+        Returns:
+          (int64 [n, 4], the columns of `handles.META_WIDTH`; float32 [n, width] for each of
+          `states`).
+        """
+        used = Marks.of(_read_marks(handles)).used
+        meta = segments.gather(handles.meta, self.ends, tf.int64, tf.range(used))
+        slots = tf.where(room.is_owned(meta))[:, 0]
+        meta = tf.gather(meta, slots)
+        found = []
+        for state in states:
+            if state is None:
+                found.append(self._values(handles, slots))
+            else:
+                family = handles.slots[state]
+                found.append(segments.gather(family, self.ends, tf.float32, slots))
+        return meta, found
+
+    def clear(self, handles: TableHandles) -> list[tf.Operation]:
+        """Takes out all keys, and forgets which were seen; returns the operations that write."""
+        done = [index.clear(handles.index, self.first_buckets)]
+        done.append(index.clear(handles.scratch, index.SMALLEST))
+        done.append(_write_marks(handles, tf.constant(first_marks(self), tf.int64)))
+        if handles.sketch is not None:
+            none = tf.zeros([self.sketch_size], tf.uint8)
+            done.append(tf.raw_ops.AssignVariableOp(resource=handles.sketch, value=none))
+        return _some(done)
+
     # Within.
 
     def _values(self, handles, slots):
@@ -377,5 +447,16 @@ def _write_marks(handles, row):
     return tf.raw_ops.AssignVariableOp(resource=handles.marks, value=row)
 
 
+def first_marks(table: HashTable) -> list[int]:
+    """`Marks` of a part without keys."""
+    marks = Marks(**dict.fromkeys(Marks._fields, 0))
+    return list(marks._replace(moved=-1, buckets=table.first_buckets))
+
+
 def _given(done):
-    return [] if done is None else [done]
+    return _some([done])
+
+
+def _some(done):
+    """The operations among these; outside of a graph there are none."""
+    return [one for one in done if one is not None]

@@ -142,6 +142,11 @@ def _exchange(handles, marks):
         return tf.identity(row)
 
 
+def clear(table: tf.Tensor, buckets: int) -> tf.Operation | None:
+    """Takes all keys out of a hash table, and makes it so long."""
+    return _empty(table, tf.constant(buckets, tf.int64))
+
+
 def _empty(table, buckets):
     # The operation takes what it exports, of rank 2, but refuses this rank in a graph that knows it.
     shape = tf.stack([buckets, 1])

@@ -1,16 +1,17 @@
 """The variables of one part of a table."""
 
-from collections.abc import Callable
-
+import numpy as np
 import tensorflow as tf
 
 from tfps.embeddings import index, row_values
 from tfps.embeddings.handles import META_WIDTH, Marks, TableHandles
-from tfps.embeddings.hash_table import HashTable
+from tfps.embeddings.hash_table import HashTable, first_marks
+from tfps.embeddings.index import insert, refs_of
+from tfps.embeddings.keys import REMOVED
 from tfps.embeddings.segments import Segments
 
 
-class TablePart:
+class TablePart(tf.Module):
     """A part without keys, on the device on which the constructor ran.
 
     Attributes:
@@ -24,6 +25,7 @@ class TablePart:
           table: the functions.
           values: a variable in which the rows are kept, float32 [rows, width]; None for new ones.
         """
+        super().__init__()
         self.table = table
         settings, ends = table.settings, table.ends
         self._values = [[values]] if values is not None else [
@@ -37,9 +39,7 @@ class TablePart:
         self._meta = Segments(ends, (META_WIDTH,), tf.int64).parts
         self._index, self._scratch = index.make(table.first_buckets), index.make(index.SMALLEST)
         self._free = tf.Variable(tf.zeros([0], tf.int64), trainable=False, shape=[None])
-        zero = dict.fromkeys(Marks._fields, 0)
-        first = Marks(**zero)._replace(moved=-1, buckets=table.first_buckets)
-        self._marks = tf.Variable(tf.constant(list(first), tf.int64), trainable=False)
+        self._marks = tf.Variable(tf.constant(first_marks(table), tf.int64), trainable=False)
         self._sketch = None
         if table.sketch_size:
             self._sketch = tf.Variable(tf.zeros([table.sketch_size], tf.uint8), trainable=False)
@@ -63,9 +63,27 @@ class TablePart:
         """What `Marks` counts, by name."""
         return dict(zip(Marks._fields, self._marks.numpy().tolist(), strict=True))
 
-    def traced(self, function: Callable) -> Callable:
-        """A function of the handles and tensors, traced as it is called."""
-        return tf.function(function, autograph=False, jit_compile=False)
+    def replace(
+        self, keys: np.ndarray, slots: np.ndarray, counts: np.ndarray, lasts: np.ndarray
+    ) -> None:
+        """Replaces all keys of a part with one segment; the rows stay as they are.
+
+        Args:
+          keys, slots, counts, lasts: int64 [n], the keys with the numbers of their rows and what is
+            noted of them.
+        """
+        handles, rows = self.handles, self.table.ends[0]
+        self.table.clear(handles)
+        used = int(slots.max()) + 1 if len(slots) else 0
+        meta = np.tile(np.array([[REMOVED, -1, 0, 0]], np.int64), [rows, 1])
+        refs = refs_of(tf.constant(slots), tf.zeros_like(slots))
+        meta[slots] = np.stack([keys, refs.numpy(), counts, lasts], 1)
+        self._meta[0].assign(meta)
+        free = np.setdiff1d(np.arange(used), slots)
+        self._free.assign(free)
+        marks = Marks(*self._marks.numpy())._replace(used=used, free=len(free))
+        self._marks.assign(list(marks))
+        insert(handles, marks, tf.constant(keys), refs)
 
 
 def _handles(family):
