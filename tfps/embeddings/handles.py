@@ -24,8 +24,8 @@ class TableHandles(NamedTuple):
       values: segments for each variable of which rows consist: one, or codes and scales.
       slots: segments for each state of the optimizer that has rows; in the place of a state that is
         one number for all rows, an empty list.
-      free: of int64 [n], numbers of rows that were given back.
-      marks: of `Marks`, int64 [12].
+      free: segments of int64 [rows], numbers of rows that were given back.
+      marks: of `Marks`, int64 [13].
       sketch: of uint8 [n], how often keys without a row were seen; None if every key is let in.
     """
 
@@ -34,7 +34,7 @@ class TableHandles(NamedTuple):
     meta: list[tf.Tensor]
     values: list[list[tf.Tensor]]
     slots: list[list[tf.Tensor]]
-    free: tf.Tensor
+    free: list[tf.Tensor]
     marks: tf.Tensor
     sketch: tf.Tensor | None
 
@@ -43,6 +43,7 @@ class Marks(NamedTuple):
     """Counts of one part; int64 scalars.
 
     Attributes:
+      parts: how many segments have rows.
       used: rows that were ever given out; those behind them were not.
       free: how many entries of the list of free rows count.
       erased: keys that were removed from the index since it was made.
@@ -55,6 +56,7 @@ class Marks(NamedTuple):
       evicted, expired, refused: how many keys were.
     """
 
+    parts: tf.Tensor
     used: tf.Tensor
     free: tf.Tensor
     erased: tf.Tensor
@@ -74,7 +76,7 @@ class Marks(NamedTuple):
         return cls(*tf.unstack(row, num=len(cls._fields)))
 
     def row(self) -> tf.Tensor:
-        """int64 [12]."""
+        """int64 [13]."""
         return tf.stack([tf.cast(one, tf.int64) for one in self])
 
 

@@ -292,7 +292,9 @@ class HashTable:
         """Takes out all keys, and forgets which were seen; returns the operations that write."""
         done = [index.clear(handles.index, self.first_buckets)]
         done.append(index.clear(handles.scratch, index.SMALLEST))
-        done.append(_write_marks(handles, tf.constant(first_marks(self), tf.int64)))
+        parts = Marks.of(_read_marks(handles)).parts
+        first = Marks.of(tf.constant(first_marks(self), tf.int64))
+        done.append(_write_marks(handles, first._replace(parts=parts).row()))
         if handles.sketch is not None:
             none = tf.zeros([self.sketch_size], tf.uint8)
             done.append(tf.raw_ops.AssignVariableOp(resource=handles.sketch, value=none))
@@ -350,12 +352,15 @@ class HashTable:
             lambda: (tf.zeros([0], tf.int64), row),
         )
         marks = Marks.of(row)
-        slots, marks = room.taken(handles, marks, wanted, self.ends[-1])
+        slots, marks = room.taken(handles, marks, wanted, self.ends)
         slots = tf.concat([slots, evicted], 0)[:wanted]
+        needed = [marks.used > end for end in self.ends[:-1]]
         grown = [
-            self._grow(handles, k, marks.used > end)
-            for k, end in enumerate(self.ends[:-1], start=1)
+            self._grow(handles, k, tf.logical_and(needs, marks.parts <= k))
+            for k, needs in enumerate(needed, start=1)
         ]
+        parts = 1 + tf.add_n([tf.zeros([], tf.int64), *(tf.cast(n, tf.int64) for n in needed)])
+        marks = marks._replace(parts=tf.maximum(marks.parts, parts))
         granted = tf.size(slots, tf.int64)
         marks = marks._replace(
             stamp=marks.stamp + granted, refused=marks.refused + wanted - granted
@@ -390,23 +395,18 @@ class HashTable:
             return tf.identity(marks.row())
 
     def _grow(self, handles, k, needed):
-        """Gives segment `k` its rows if it is needed and has none."""
+        """Gives segment `k` its rows, if it is needed."""
         rows = segments.sizes_of(self.ends)[k]
         width = self.settings.width
-        families = [(handles.meta, (META_WIDTH,), tf.dtypes.int64)]
+        families = [(handles.meta, (META_WIDTH,), tf.int64), (handles.free, (), tf.int64)]
         forms = row_values.variables_of(self.settings.row_dtype, width)
         families += [(f, *form) for f, form in zip(handles.values, forms, strict=True)]
         families += [(f, (width,), tf.float32) for f in handles.slots if f]
 
         def grow():
-            held = tf.raw_ops.ReadVariableOp(resource=handles.meta[k], dtype=tf.int64)
-
-            def fill():
-                done = [segments.fill(f[k], rows, shape, dtype) for f, shape, dtype in families]
-                with tf.control_dependencies([one for one in done if one is not None]):
-                    return tf.constant(True)
-
-            return tf.cond(tf.equal(tf.shape(held)[0], 0), fill, lambda: tf.constant(False))
+            done = [segments.fill(f[k], rows, shape, dtype) for f, shape, dtype in families]
+            with tf.control_dependencies(_some(done)):
+                return tf.constant(True)
 
         return tf.cond(needed, grow, lambda: tf.constant(False))
 
@@ -434,7 +434,7 @@ class HashTable:
         def give_back():
             slots = tf.gather(candidates, chosen)
             row = self._erased(handles, marks, slots, tf.gather(meta[:, KEY], chosen))
-            return room.given_back(handles, Marks.of(row), slots).row()
+            return room.given_back(handles, Marks.of(row), slots, self.ends).row()
 
         return tf.cond(tf.size(chosen) > 0, give_back, marks.row)
 
@@ -450,7 +450,7 @@ def _write_marks(handles, row):
 def first_marks(table: HashTable) -> list[int]:
     """`Marks` of a part without keys."""
     marks = Marks(**dict.fromkeys(Marks._fields, 0))
-    return list(marks._replace(moved=-1, buckets=table.first_buckets))
+    return list(marks._replace(parts=1, moved=-1, buckets=table.first_buckets))
 
 
 def _given(done):

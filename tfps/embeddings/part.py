@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from tfps.embeddings import index, row_values
+from tfps.embeddings import index, row_values, segments
 from tfps.embeddings.handles import META_WIDTH, Marks, TableHandles
 from tfps.embeddings.hash_table import HashTable, first_marks
 from tfps.embeddings.index import insert, refs_of
@@ -38,7 +38,7 @@ class TablePart(tf.Module):
         ]
         self._meta = Segments(ends, (META_WIDTH,), tf.int64).parts
         self._index, self._scratch = index.make(table.first_buckets), index.make(index.SMALLEST)
-        self._free = tf.Variable(tf.zeros([0], tf.int64), trainable=False, shape=[None])
+        self._free = Segments(ends, (), tf.int64).parts
         self._marks = tf.Variable(tf.constant(first_marks(table), tf.int64), trainable=False)
         self._sketch = None
         if table.sketch_size:
@@ -53,7 +53,7 @@ class TablePart(tf.Module):
             meta=_handles(self._meta),
             values=[_handles(family) for family in self._values],
             slots=[_handles(family) for family in self._slots],
-            free=self._free.handle,
+            free=_handles(self._free),
             marks=self._marks.handle,
             sketch=None if self._sketch is None else self._sketch.handle,
         )
@@ -80,7 +80,8 @@ class TablePart(tf.Module):
         meta[slots] = np.stack([keys, refs.numpy(), counts, lasts], 1)
         self._meta[0].assign(meta)
         free = np.setdiff1d(np.arange(used), slots)
-        self._free.assign(free)
+        places = tf.range(len(free), dtype=tf.int64)
+        segments.scatter(handles.free, self.table.ends, places, tf.constant(free))
         marks = Marks(*self._marks.numpy())._replace(used=used, free=len(free))
         self._marks.assign(list(marks))
         insert(handles, marks, tf.constant(keys), refs)

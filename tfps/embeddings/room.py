@@ -1,7 +1,10 @@
 """Which rows of a part are free, and which are to go when none is."""
 
+from collections.abc import Sequence
+
 import tensorflow as tf
 
+from tfps.embeddings import segments
 from tfps.embeddings.handles import COUNT, KEY, LAST, META_WIDTH, Marks, TableHandles
 from tfps.embeddings.keys import REMOVED
 
@@ -13,33 +16,34 @@ _AGES = 1 << 40
 
 
 def taken(
-    handles: TableHandles, marks: Marks, wanted: tf.Tensor, limit: int
+    handles: TableHandles, marks: Marks, wanted: tf.Tensor, ends: Sequence[int]
 ) -> tuple[tf.Tensor, Marks]:
     """Takes rows that nobody owns.
 
     Args:
       handles, marks: of the part.
       wanted: int64 scalar, how many.
-      limit: how many rows the part may have.
+      ends: of `segments.ends_of`.
 
     Returns:
       (int64 [at most `wanted`], row numbers; the marks).
     """
     again = tf.minimum(wanted, marks.free)
-    free = tf.raw_ops.ReadVariableOp(resource=handles.free, dtype=tf.int64)
-    old = free[marks.free - again : marks.free]
-    more = tf.minimum(wanted - again, tf.maximum(limit - marks.used, 0))
+    places = tf.range(marks.free - again, marks.free)
+    old = segments.gather(handles.free, ends, tf.int64, places)
+    more = tf.minimum(wanted - again, tf.maximum(ends[-1] - marks.used, 0))
     new = marks.used + tf.range(more)
     slots = tf.concat([old, new], 0)
     return slots, marks._replace(free=marks.free - again, used=marks.used + more)
 
 
-def given_back(handles: TableHandles, marks: Marks, slots: tf.Tensor) -> Marks:
+def given_back(
+    handles: TableHandles, marks: Marks, slots: tf.Tensor, ends: Sequence[int]
+) -> Marks:
     """Puts rows on the list of free ones; returns the marks."""
-    free = tf.raw_ops.ReadVariableOp(resource=handles.free, dtype=tf.int64)
-    longer = tf.concat([free[: marks.free], slots], 0)
-    done = tf.raw_ops.AssignVariableOp(resource=handles.free, value=longer)
     count = tf.size(slots, tf.int64)
+    places = marks.free + tf.range(count)
+    done = segments.scatter(handles.free, ends, places, slots)
     with tf.control_dependencies([] if done is None else [done]):
         free = tf.identity(marks.free + count)
     return marks._replace(free=free, expired=marks.expired + count)

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
+from tfps import _tf_resources
+
 # Sizes of the parts, in units of the first: with all of them a table is 17 times its first part.
 _GROWTH = 1.5
 _PARTS = 8
@@ -46,11 +48,14 @@ class Segments:
           dtype: element type.
         """
         self.shape, self.dtype = tuple(shape), tf.as_dtype(dtype)
-        empty = tf.zeros([0, *self.shape], self.dtype)
+        # TensorFlow 2.21 ends a server that is given the handle of a variable of unknown length, so
+        # the variables of empty parts are declared to be as long as they may become.
         self.parts = [
-            tf.Variable(empty, trainable=False, shape=[None, *self.shape]) for _ in ends
+            _tf_resources.without_value([rows, *self.shape], self.dtype) for rows in sizes_of(ends)
         ]
         fill(self.parts[0].handle, ends[0], self.shape, self.dtype)
+        for part in self.parts[1:]:
+            fill(part.handle, 0, self.shape, self.dtype)
 
     @property
     def handles(self) -> list[tf.Tensor]:

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tfps import _keras_creation, _tf_resources, errors
 from tfps.cluster.devices import ps_device
+from tfps.embeddings.part import TablePart
 from tfps.model import optimizer_traits
 from tfps.model.loss_scale import LossScale
 from tfps.model.optimizer_set import AnyOptimizer
@@ -59,6 +60,7 @@ class ParameterStore:
       trained: per ps, the buckets that its optimizer updates as a whole.
       optimizers: ps -> its `ServerOptimizer`, for those that train buckets as a whole.
       row_optimizers: bucket -> its `RowOptimizer`, for tables that are updated by rows.
+      growing: bucket of a table that grows -> its `TablePart`.
       versions: per ps, an int64 scalar on it: how many updates it has made.
       loss_scale: the `LossScale` on ps 0, or None if the loss is not scaled dynamically.
     """
@@ -94,6 +96,7 @@ class ParameterStore:
             for i, b in enumerate(plan.buckets)
             if b.kind.treatment.by_rows
         }
+        self.growing = {b: self._create_growing(b) for b in plan.growing}
         self.loss_scale = None
         self.versions = [self._create_version(p) for p in range(plan.num_ps)]
         if optimizer is not None and optimizer_traits.is_dynamically_scaled(optimizer):
@@ -111,11 +114,12 @@ class ParameterStore:
             values={i: v.value.handle for i, v in enumerate(self.stored)},
             slots={p: o.handles for p, o in self.optimizers.items()},
             row_slots={i: o.handles for i, o in self.row_optimizers.items()},
+            tables={i: part.handles for i, part in self.growing.items()},
             locks=list(self._locks),
             versions=[v.handle for v in self.versions],
             loss_scale=LossScaleHandles(*(v.handle for v in scale.variables)) if scale else None,
         )
-        return ServerHandles(store, {}, RoundHandles({}, {}, []))
+        return ServerHandles(store, {}, RoundHandles({}, {}, {}, []))
 
     def _create(self, bucket: Bucket) -> keras.Variable:
         # A variable that is alone keeps its path, because some optimizers go by names.
@@ -152,6 +156,16 @@ class ParameterStore:
                 self._optimizer, bucket.shape, bucket.dtype, kind.decayed, kind.owner, kind.calls
             )
 
+    def _create_growing(self, bucket: int) -> TablePart:
+        optimizer = self.row_optimizers.get(bucket)
+        if optimizer is not None and any(a is not None for a in optimizer.averages):
+            raise errors.ConfigError(
+                f"{self.plan.variables[self.plan.buckets[bucket].shards[0].variable].path} grows on "
+                "the servers, which keep no moving averages of its rows; compile with use_ema=False"
+            )
+        begin = optimizer.begin if optimizer is not None else []
+        return self.plan.growing[bucket].make(bucket, begin)
+
     def _create_lock(self, ps: int) -> tf.Tensor:
         with tf.device(ps_device(ps)):
             return tf.raw_ops.MutexV2(shared_name=f"tfps_apply_{id(self)}", container="")
@@ -175,6 +189,9 @@ class ParameterStore:
             if self.plan.buckets[mine[0]].ps in servers:
                 for variable in optimizer.state:
                     _renew(variable)
+        for i in self.growing:
+            if self.plan.buckets[i].ps in servers:
+                self.growing[i] = self._create_growing(i)
         for ps in servers:
             _renew(self.versions[ps])
             self._locks[ps] = self._create_lock(ps)
