@@ -28,13 +28,14 @@ ORDER = [
     ),
     *("_keras_models", "_keras_data", "_keras_optimizers", "_keras_metrics", "_keras_creation"),
     *("_keras_interception", "_keras_placement", "_keras_variables"),
-    *("cluster", "model", "compression", "coordinator", "store"),
+    *("embeddings", "cluster", "model", "compression", "coordinator", "store"),
     "strategy",
     *("worker", "training"),
     *(
         "partitioners",
         "consistency",
         "data",
+        "layers",
         "serve",
         "snapshot",
     ),  # Thin: where users look for a name.
@@ -43,7 +44,7 @@ ORDER = [
 PACKAGES = sorted(p.parent.name for p in (ROOT / "tfps").glob("*/__init__.py"))
 
 # Names of public modules that are still to come. Nothing else may take them.
-RESERVED = {"layers", "ledger", "plan", "serving"}
+RESERVED = {"ledger", "plan", "serving"}
 
 # What programs outside of the core may import from it.
 PUBLIC = {"tfps", *(f"tfps.{name}" for name in tfps.__all__), "tfps.errors"}

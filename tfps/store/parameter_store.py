@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tfps import _keras_creation, _tf_resources, errors
 from tfps.cluster.devices import ps_device
+from tfps.embeddings.layer import layer_of
 from tfps.embeddings.part import TablePart
 from tfps.model import optimizer_traits
 from tfps.model.loss_scale import LossScale
@@ -16,6 +17,8 @@ from tfps.model.optimizer_set import AnyOptimizer
 from tfps.model.server_optimizer import RowOptimizer, ServerOptimizer
 from tfps.store.buckets import Bucket
 from tfps.store.columns import Column, Writer
+from tfps.store.growing import GrowingColumn, GrowingTable
+from tfps.store.hash_rows import HashRows
 from tfps.store.handles import LossScaleHandles, RoundHandles, ServerHandles, StoreHandles
 from tfps.store.model_copy import ModelCopy
 from tfps.store.optimizer_copy import OptimizerCopy, optimizers_of
@@ -61,6 +64,7 @@ class ParameterStore:
       optimizers: ps -> its `ServerOptimizer`, for those that train buckets as a whole.
       row_optimizers: bucket -> its `RowOptimizer`, for tables that are updated by rows.
       growing: bucket of a table that grows -> its `TablePart`.
+      tables: variable -> its `GrowingTable`.
       versions: per ps, an int64 scalar on it: how many updates it has made.
       loss_scale: the `LossScale` on ps 0, or None if the loss is not scaled dynamically.
     """
@@ -102,8 +106,11 @@ class ParameterStore:
         if optimizer is not None and optimizer_traits.is_dynamically_scaled(optimizer):
             with tf.device(ps_device(0)):
                 self.loss_scale = LossScale(optimizer_traits.whole(optimizer))
+        self.tables = {i: self._growing_table(i) for i in plan.hashed}
+        for i, table in self.tables.items():
+            self.copy.add(plan.variables[i], GrowingColumn(table, ""), i)
         self.optimizer_copy = OptimizerCopy(
-            plan, optimizer, self.placed(), self.loss_scale, self._writer, self.copy
+            plan, optimizer, self.placed(), self.loss_scale, self._writer, self.copy, self.tables
         )
         self.copy.load_if_changed()
 
@@ -165,6 +172,15 @@ class ParameterStore:
             )
         begin = optimizer.begin if optimizer is not None else []
         return self.plan.growing[bucket].make(bucket, begin)
+
+    def _growing_table(self, variable: int) -> GrowingTable:
+        storage = self.plan.tables[variable].storage
+        layer = layer_of(self.plan.variables[variable])
+        assert isinstance(storage, HashRows) and layer is not None
+        optimizer = self.row_optimizers.get(storage.parts[0].bucket)
+        states = optimizer.state_names if optimizer is not None else []
+        slots = {name: k for k, (owner, name) in enumerate(states) if owner is not None}
+        return GrowingTable(storage, self.growing, self._locks, self.versions, slots, layer)
 
     def _create_lock(self, ps: int) -> tf.Tensor:
         with tf.device(ps_device(ps)):
@@ -244,6 +260,7 @@ class ParameterStore:
             self.export_optimizer(),
             np.array([v.numpy() for v in self.versions]),
             LossScaleState(*(v.numpy() for v in scale.variables)) if scale else None,
+            {i: table.export() for i, table in self.tables.items()},
         )
 
     def export_optimizer(self) -> OptimizerState:
@@ -283,6 +300,10 @@ class ParameterStore:
         versions = spread(state.versions, self.plan.num_ps)
         for variable, version in zip(self.versions, versions, strict=True):
             variable.assign(version)
+        for i, table in self.tables.items():
+            table.clear()
+            if i in state.tables:
+                table.put(state.tables[i])
         if self.loss_scale and state.loss_scale:
             for variable, array in zip(self.loss_scale.variables, state.loss_scale, strict=True):
                 variable.assign(array)

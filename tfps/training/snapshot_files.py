@@ -9,9 +9,11 @@ import numpy as np
 import tensorflow as tf
 
 from tfps import _keras_optimizers, errors
+from tfps.embeddings.layer import layer_of
 from tfps.model import optimizer_traits
 from tfps.model.stateless_model import StatelessModel
 from tfps.store import snapshot_parts as parts
+from tfps.store.growing import fill_layer
 from tfps.store.server_state import OptimizerState
 from tfps.store.snapshot_folder import Folder, Id, Manifest
 from tfps.training.snapshot_record import unpacked
@@ -143,14 +145,22 @@ def export(directory: str, manifest: Manifest, output: str) -> str:
     model = _rebuilt(manifest)
     program = StatelessModel(model)
     variables = [*program.trainable, *program.state]
-    shapes = {i: tuple(v.shape) for i, v in enumerate(variables)}
+    growing = {i: layer for i, v in enumerate(variables) if (layer := layer_of(v)) is not None}
+    shapes = {
+        i: (0, *v.shape[1:]) if i in growing else tuple(v.shape) for i, v in enumerate(variables)
+    }
     if shapes != servers.shapes:
         raise errors.ConfigError(
             "the snapshot has other variables than the model in it: its own train_step trains what "
             "the model does not list; load the snapshot with the program that wrote it"
         )
     for i, variable in enumerate(variables):
-        variable.assign(state.values[i])
+        if i not in growing:
+            variable.assign(state.values[i])
+    now = int(state.versions.max())
+    for i, layer in growing.items():
+        slots = fill_layer(layer, state.tables[i], now)
+        state.optimizer.slots[i] = {**state.optimizer.slots.get(i, {}), **slots}
     left_out = _fill_optimizer(model, program, state.optimizer)
     _write(model, output)
     return f"{manifest.id} is exported to {output}{left_out}"
@@ -185,7 +195,14 @@ def _fill_optimizer(model: keras.Model, program: StatelessModel, state: Optimize
     for owner, name, variable in _keras_optimizers.slots_of(optimizer_traits.inner(optimizer)):
         held = state.scalars if owner is None else state.slots.get(index[id(owner)], {})
         if name in held:
-            variable.assign(held[name])
+            array = np.asarray(held[name])
+            if owner is not None and (layer := layer_of(owner)) is not None:
+                # Rows without a key begin as the optimizer begins them.
+                whole = variable.numpy()
+                known = layer.local.keys().slots
+                whole[known] = array[known]
+                array = whole
+            variable.assign(array)
     return ""
 
 
