@@ -153,7 +153,10 @@ class ParameterServerStrategy(tf.distribute.ParameterServerStrategy):
         if initializer := _keras_creation.initializer_of(kwargs.get("initial_value")):
             owner, initializer = initializer
             stays = getattr(initializer, "stays_on_chief", False)
-            if not stays and math.prod(owner.shape) * tf.as_dtype(owner.dtype).size > self._max_chief_bytes:
+            if (
+                not stays
+                and math.prod(owner.shape) * tf.as_dtype(owner.dtype).size > self._max_chief_bytes
+            ):
                 return RemoteVariable(
                     initializer, owner.shape, owner.dtype, self.cluster.num_ps, owner.path
                 )

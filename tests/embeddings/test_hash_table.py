@@ -34,8 +34,9 @@ class Rig:
         change = tf.gather(change, taken)
         done = self.table.update(handles, where, row + change, now)
         done += self.table.update(handles, where, slot + change**2, now, 0)
-        with tf.control_dependencies(done), tf.control_dependencies(
-            self.table.commit(handles, where, now)
+        with (
+            tf.control_dependencies(done),
+            tf.control_dependencies(self.table.commit(handles, where, now)),
         ):
             return tf.identity(taken), tf.identity(slot)
 

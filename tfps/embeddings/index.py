@@ -54,9 +54,7 @@ def find(index: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
     return refs
 
 
-def insert(
-    handles: TableHandles, marks: Marks, keys: tf.Tensor, refs: tf.Tensor
-) -> tf.Tensor:
+def insert(handles: TableHandles, marks: Marks, keys: tf.Tensor, refs: tf.Tensor) -> tf.Tensor:
     """Lets keys be found; returns a tensor that exists afterwards."""
     _insert(handles.index, keys, refs)
 
@@ -102,9 +100,7 @@ def renewed(
     begins = tf.logical_and(marks.moved < 0, full)
     begun = tf.cond(begins, lambda: _begin(handles, marks, held), marks.row)
     marks = Marks.of(begun)
-    return tf.cond(
-        marks.moved >= 0, lambda: _move(handles, marks, pushed, notes_of), marks.row
-    )
+    return tf.cond(marks.moved >= 0, lambda: _move(handles, marks, pushed, notes_of), marks.row)
 
 
 def _begin(handles, marks, held):

@@ -28,10 +28,14 @@ class TablePart(tf.Module):
         super().__init__()
         self.table = table
         settings, ends = table.settings, table.ends
-        self._values = [[values]] if values is not None else [
-            Segments(ends, shape, dtype).parts
-            for shape, dtype in row_values.variables_of(settings.row_dtype, settings.width)
-        ]
+        self._values = (
+            [[values]]
+            if values is not None
+            else [
+                Segments(ends, shape, dtype).parts
+                for shape, dtype in row_values.variables_of(settings.row_dtype, settings.width)
+            ]
+        )
         self._slots = [
             [] if row is None else Segments(ends, (settings.width,), tf.float32).parts
             for row in table.slot_rows

@@ -37,9 +37,7 @@ def taken(
     return slots, marks._replace(free=marks.free - again, used=marks.used + more)
 
 
-def given_back(
-    handles: TableHandles, marks: Marks, slots: tf.Tensor, ends: Sequence[int]
-) -> Marks:
+def given_back(handles: TableHandles, marks: Marks, slots: tf.Tensor, ends: Sequence[int]) -> Marks:
     """Puts rows on the list of free ones; returns the marks."""
     count = tf.size(slots, tf.int64)
     places = marks.free + tf.range(count)

@@ -63,9 +63,7 @@ class Segments:
         return [part.handle for part in self.parts]
 
 
-def fill(
-    handle: tf.Tensor, rows: int, shape: Sequence[int], dtype: tf.DType
-) -> tf.Operation:
+def fill(handle: tf.Tensor, rows: int, shape: Sequence[int], dtype: tf.DType) -> tf.Operation:
     """Gives a part its rows, with whatever is in memory."""
     # A length that TensorFlow knows while it optimizes a graph would become a constant there.
     length = tf.compat.v1.placeholder_with_default(tf.constant(rows), [])
@@ -134,7 +132,9 @@ def _after(done: Sequence[tf.Operation | None]) -> tf.Tensor:
 
 
 def _part_of(where: tf.Tensor, ends: Sequence[int]) -> tf.Tensor:
-    return tf.add_n([tf.zeros_like(where, tf.int32), *(tf.cast(where >= e, tf.int32) for e in ends[:-1])])
+    return tf.add_n(
+        [tf.zeros_like(where, tf.int32), *(tf.cast(where >= e, tf.int32) for e in ends[:-1])]
+    )
 
 
 def _begin_of(part: tf.Tensor, ends: Sequence[int]) -> tf.Tensor:

@@ -214,9 +214,7 @@ class GrowingTable:
             return self._functions[key](self._locks[ps], self._parts[bucket].handles, *args)
 
 
-def take_keys(
-    layer: HashEmbedding, meta: np.ndarray, now: int
-) -> tuple[np.ndarray, np.ndarray]:
+def take_keys(layer: HashEmbedding, meta: np.ndarray, now: int) -> tuple[np.ndarray, np.ndarray]:
     """Gives a layer the keys of servers, or as many as it has room for; the rows stay.
 
     Args:

@@ -62,7 +62,9 @@ class RowStorage(Protocol):
           dtype: element type of the table.
         """
 
-    def insert(self, handles: ServerHandles, part: int, ids: tf.Tensor) -> tuple[Any, tf.Tensor | None]:
+    def insert(
+        self, handles: ServerHandles, part: int, ids: tf.Tensor
+    ) -> tuple[Any, tf.Tensor | None]:
         """Finds places for ids to write to; one without a row gets one, if there is room.
 
         Args:
