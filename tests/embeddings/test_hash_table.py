@@ -101,7 +101,7 @@ def test_initial_rows(name, mean, deviation):
     np.testing.assert_allclose(drawn.std(0), deviation, atol=2e-3)
     in_graph = tf.function(lambda k: rows.rows(k, 8), autograph=False)(keys[7:9])
     np.testing.assert_array_equal(in_graph, drawn[7:9])
-    with pytest.raises(tfps.ConfigError, match="GlorotUniform.* RandomUniform, RandomNormal"):
+    with pytest.raises(tfps.ConfigError, match=r"GlorotUniform.* RandomUniform, RandomNormal"):
         InitialRows.of("glorot_uniform", 1)
 
 

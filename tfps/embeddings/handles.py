@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-# A reference is a row number with the stamp of when a key got it, so a row that was given to another
-# key, and back, is not taken for the row that it was.
+# A reference is a row number with the stamp of when a key got it, so a row that was given to
+# another key, and back, is not taken for the row that it was.
 SLOT_BITS = 40
 STAMP_BITS = 22
 

@@ -1,8 +1,8 @@
 """The index of a part: from a key to a reference, in TensorFlow's `DenseHashTable`.
 
-A removed key leaves a mark in the hash table, and so many of them make it slow and then fail. And a
-hash table that is full doubles at once, while all who read wait. So before either, a new one is made
-beside the old, some keys in each push, and takes its place in one operation.
+A removed key leaves a mark in the hash table; many of them make it slow, and then it fails. And a
+hash table that is full doubles at once, while all who read wait. So before either, a new one is
+made beside the old, some keys in each push, and takes its place in one operation.
 """
 
 from collections.abc import Callable
@@ -13,8 +13,8 @@ from tfps.embeddings import room
 from tfps.embeddings.handles import KEY, REF, SLOT_BITS, STAMP_BITS, Marks, TableHandles
 from tfps.embeddings.keys import EMPTY, REMOVED
 
-# A new hash table is begun when keys and marks fill so much of the old one, and is made so long that
-# the keys fill so much of it. TensorFlow doubles one at 0.8.
+# A new hash table is begun when keys and marks fill so much of the old one, and is made so long
+# that the keys fill so much of it. TensorFlow doubles one at 0.8.
 _FULL, _WANTED = 0.7, 0.5
 # Keys that are moved in a push, at least, and for each row of the push.
 _MOVED, _MOVED_EACH = 1 << 15, 32
@@ -144,7 +144,7 @@ def clear(table: tf.Tensor, buckets: int) -> tf.Operation | None:
 
 
 def _empty(table, buckets):
-    # The operation takes what it exports, of rank 2, but refuses this rank in a graph that knows it.
+    # The operation takes what it exports, of rank 2, but refuses it in a graph that knows the rank.
     shape = tf.stack([buckets, 1])
     keys = tf.fill(shape, tf.constant(EMPTY, tf.int64))
     keys, values = [

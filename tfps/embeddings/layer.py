@@ -88,7 +88,7 @@ class HashEmbedding(keras.layers.Layer):
         self.output_dim, self.mask_zero = output_dim, mask_zero
         self.combiner = bags.checked(combiner)
         self.initializer = keras.initializers.get(initializer)
-        given = getattr(self.initializer, "get_config", dict)().get("seed")
+        given = self.initializer.get_config().get("seed")
         own = zlib.crc32(self.name.encode())
         self.seed = seed if seed is not None else given if isinstance(given, int) else own
         self.settings = TableSettings(

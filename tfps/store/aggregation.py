@@ -28,7 +28,6 @@ from tfps.store.server_state import (
 )
 from tfps.store.tables import SentRows
 
-
 # Of queues, whose names no other queue of this process has.
 _numbers = itertools.count()
 
@@ -194,8 +193,8 @@ class Summed(Aggregation):
     Attributes:
       sums: bucket -> the sum, a variable of the bucket's shape.
       touched: bucket that is updated by rows -> bool [rows], which rows were pushed.
-      waiting: bucket of a table that grows -> the queue of the round's pushes, in place of a sum: an
-        id gets a row with the update and not before.
+      waiting: bucket of a table that grows -> the queue of the round's pushes, in place of a sum:
+        an id gets a row with the update and not before.
       counts: per ps.
     """
 

@@ -69,7 +69,8 @@ class GrowingTable:
         self.names: dict[str, int | None] = {"": None, **slots}
         self._storage, self._parts, self._locks = storage, parts, locks
         self._versions, self._layer = versions, layer
-        self._known = np.zeros([0], np.int64), np.zeros([0], np.int64)
+        none: np.ndarray = np.zeros([0], np.int64)
+        self._known = none, none
         self._functions: dict[tuple, Callable] = {}
 
     def marks(self) -> list[dict[str, int]]:
@@ -179,7 +180,7 @@ class GrowingTable:
         keys = local.keys()
         # The ages of the rows stay what they are, where the servers have counted otherwise.
         now = max(int(version.numpy()) for version in self._versions)
-        lasts = keys.lasts + (now - local.clock)
+        lasts: np.ndarray = keys.lasts + (now - local.clock)
         meta = np.stack([keys.keys, keys.slots, keys.counts, lasts], 1)
         self.put(TableState(meta, {name: array[keys.slots]}))
         order = np.argsort(keys.keys)
@@ -230,7 +231,7 @@ def take_keys(layer: HashEmbedding, meta: np.ndarray, now: int) -> tuple[np.ndar
         meta = meta[np.argsort(-meta[:, COUNT], kind="stable")[:room]]
     meta = meta[np.argsort(meta[:, KEY])]
     before = layer.local.keys()
-    slots = np.full(len(meta), -1, np.int64)
+    slots: np.ndarray = np.full(len(meta), -1, np.int64)
     _, new, old = np.intersect1d(meta[:, KEY], before.keys, return_indices=True)
     slots[new] = before.slots[old]
     free = np.setdiff1d(np.arange(room), slots)
@@ -256,7 +257,7 @@ def _dealt(keys, rows, known, slots, room, first=None) -> np.ndarray:
 
     Other places have the row `first`, or zeros.
     """
-    array = np.zeros([room, rows.shape[1]], np.float32)
+    array: np.ndarray = np.zeros([room, rows.shape[1]], np.float32)
     if first is not None:
         array[:] = first
     if len(known):

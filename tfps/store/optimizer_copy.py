@@ -138,7 +138,7 @@ class OptimizerCopy:
                 self._copy.add(state, self.updates)
             elif owner is None and prefix + name in self._scalars:
                 self._copy.add(state, self._scalars[prefix + name], is_slot=True)
-            elif (i, name) in self._growing:
+            elif i is not None and (i, name) in self._growing:
                 self._copy.add(state, self._growing[i, name], i, is_slot=True)
             elif (i, name) in self._remote:
                 self._put_on_servers(state, self._remote[i, name])

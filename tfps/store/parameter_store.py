@@ -18,8 +18,8 @@ from tfps.model.server_optimizer import RowOptimizer, ServerOptimizer
 from tfps.store.buckets import Bucket
 from tfps.store.columns import Column, Writer
 from tfps.store.growing import GrowingColumn, GrowingTable
-from tfps.store.hash_rows import HashRows
 from tfps.store.handles import LossScaleHandles, RoundHandles, ServerHandles, StoreHandles
+from tfps.store.hash_rows import HashRows
 from tfps.store.model_copy import ModelCopy
 from tfps.store.optimizer_copy import OptimizerCopy, optimizers_of
 from tfps.store.plan import Plan
@@ -166,9 +166,9 @@ class ParameterStore:
     def _create_growing(self, bucket: int) -> TablePart:
         optimizer = self.row_optimizers.get(bucket)
         if optimizer is not None and any(a is not None for a in optimizer.averages):
+            variable = self.plan.buckets[bucket].shards[0].variable
             raise errors.ConfigError(
-                f"{self.plan.variables[self.plan.buckets[bucket].shards[0].variable].path} grows on "
-                "the servers, which keep no moving averages of its rows; compile with use_ema=False"
+                f"{self.plan.variables[variable].path} grows on the servers, which keep no moving averages of its rows; compile with use_ema=False"
             )
         begin = optimizer.begin if optimizer is not None else []
         return self.plan.growing[bucket].make(bucket, begin)

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tfps import _keras_optimizers, errors
 from tfps.compression import Codec, Identity, with_feedback
+from tfps.embeddings.layer import layer_of
 from tfps.model import optimizer_traits, server_optimizer
 from tfps.model.inspection import Inspection
 from tfps.model.optimizer_set import ONCE, AnyOptimizer, OptimizerSet
@@ -16,7 +17,6 @@ from tfps.model.stateless_model import StatelessModel
 from tfps.store import placement
 from tfps.store.buckets import BUCKET_BYTES, Bucket, build_buckets
 from tfps.store.channel import Channel, chosen
-from tfps.embeddings.layer import layer_of
 from tfps.store.dense_rows import DenseRows, RowRange
 from tfps.store.hash_rows import HashRows
 from tfps.store.placement import Placement, Shard, VariableSpec

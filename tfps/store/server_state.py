@@ -7,6 +7,7 @@ its state), because Keras numbers the paths of layers anew in each process.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -62,7 +63,7 @@ class ServerState(NamedTuple):
     optimizer: OptimizerState
     versions: np.ndarray
     loss_scale: LossScaleState | None
-    tables: dict[int, TableState] = {}
+    tables: Mapping[int, TableState] = MappingProxyType({})
 
 
 class AggregationState(NamedTuple):
