@@ -6,6 +6,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfps import _keras_creation
 from tfps.embeddings import bags
 from tfps.embeddings.initial_rows import InitialRows
 from tfps.embeddings.keys import keys_of
@@ -152,7 +153,8 @@ class HashEmbedding(keras.layers.Layer):
         if find is not None:
             return find(keys)
         flat = tf.reshape(keys, [-1])
-        if training:
+        # In a stateless scope somebody asks what a step would do.
+        if training and not _keras_creation.in_stateless_scope():
             rows = self.local.trained(self.embeddings.value, flat)
         else:
             rows = self.local.read(flat)

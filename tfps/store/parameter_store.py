@@ -168,7 +168,8 @@ class ParameterStore:
         if optimizer is not None and any(a is not None for a in optimizer.averages):
             variable = self.plan.buckets[bucket].shards[0].variable
             raise errors.ConfigError(
-                f"{self.plan.variables[variable].path} grows on the servers, which keep no moving averages of its rows; compile with use_ema=False"
+                f"{self.plan.variables[variable].path} grows on the servers, which keep no moving "
+                "averages of its rows; compile with use_ema=False"
             )
         begin = optimizer.begin if optimizer is not None else []
         return self.plan.growing[bucket].make(bucket, begin)
