@@ -230,7 +230,7 @@ class Plan:
                 raise errors.ConfigError(
                     f"{self.variables[i].path} grows on the servers, so a step may only look rows "
                     "up with its layer, outside of branches and loops, and by ids that depend on "
-                    "the batch alone; compile the model with run_eagerly=False, and look no rows up in "
+                    "the batch alone; compile with run_eagerly=False, and look no rows up in "
                     "a test_step or predict_step of your own"
                 )
 
