@@ -4,8 +4,8 @@
 
 In this process, for one part of a table: rows a second for letting keys in, for pulls, and for
 updates by Adagrad of keys that are there, with few and with all keys resident; the longest push;
-bytes of memory for each key. With --train, also `Trainer.fit` beside a fixed table of the same ids with
-sparse_updates="lazy" (embedded servers).
+bytes of memory for each key. With --train, also `Trainer.fit` beside a fixed table of the same ids
+with sparse_updates="lazy" (embedded servers).
 """
 
 import statistics

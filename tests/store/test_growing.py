@@ -149,11 +149,11 @@ def test_a_state_goes_to_another_number_of_servers(connect, ps):
     trainer = tfps.Trainer(served[0], connect(ps=3))
     trainer.fit(*data(), **FIT)
     state = trainer.state.export()
+    trainer.fit(*data(), **FIT)
     other = compiled()
     again = tfps.Trainer(other[0], connect(ps=ps))
     again.state.restore(state)
     again.fit(*data(), **FIT)
-    trainer.fit(*data(), **FIT)
     assert_alike(other, served, rtol=1e-6, atol=1e-7)
     (table,) = again._session.served.store.tables.values()
     assert len(table.buckets) == ps

@@ -7,7 +7,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfps.cluster.devices import ps_device
-from tfps.embeddings.handles import COUNT, KEY, LAST
+from tfps.embeddings.handles import COUNT, KEY, LAST, TableHandles
+from tfps.embeddings.hash_table import HashTable
 from tfps.embeddings.layer import HashEmbedding
 from tfps.embeddings.local_table import Keys
 from tfps.embeddings.part import TablePart
@@ -116,10 +117,10 @@ class GrowingTable:
         now = tf.constant(int(self._versions[self._ps(bucket)].numpy()), tf.int64)
         for begin in range(0, int(keys.shape[0]), _CHUNK):
             span = slice(begin, begin + _CHUNK)
-            given = [rows[name][span] for name in names]
-            self._call(
-                ("put", *states), put, bucket, keys[span], given, counts[span], lasts[span], now
-            )
+            with tf.device(ps_device(self._ps(bucket))):
+                given = [rows[name][span] for name in names]
+                notes = keys[span], given, counts[span], lasts[span], now
+            self._call(("put", *states), put, bucket, *notes)
 
     def clear(self, buckets: Sequence[int] | None = None) -> None:
         """Takes out all keys; no worker may push meanwhile.
@@ -128,7 +129,7 @@ class GrowingTable:
           buckets: of which parts; None for all.
         """
         for bucket in self.buckets if buckets is None else buckets:
-            self._call(("clear",), lambda table, lock, h: [table.clear(h), None][1], bucket)
+            self._call(("clear",), _clear, bucket)
 
     def export(self, names: Sequence[str] | None = None) -> TableState:
         """All keys, with these rows, on the chief; by default with all rows."""
@@ -213,6 +214,11 @@ class GrowingTable:
             )
         with tf.device(ps_device(ps)):
             return self._functions[key](self._locks[ps], self._parts[bucket].handles, *args)
+
+
+def _clear(table: HashTable, lock: tf.Tensor, handles: TableHandles) -> None:
+    del lock
+    table.clear(handles)
 
 
 def take_keys(layer: HashEmbedding, meta: np.ndarray, now: int) -> tuple[np.ndarray, np.ndarray]:
