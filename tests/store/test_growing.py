@@ -72,6 +72,9 @@ def test_one_worker_trains_as_plain_keras(connect, tmp_path):
         fit(*data(), epochs=2, **FIT)
     assert_alike(served, plain, **CLOSE)
     before = marks(trainer)
+    rows = trainer.strategy.placement().rows
+    one, two = [row for row in rows if row.variable.startswith("h/")]
+    assert one.bytes == two.bytes >= 100 * 8 * 4 and one.state_bytes == one.bytes
     assert sum(one["used"] for one in before) == len(np.unique(data()[0]))
     # Neither evaluation nor prediction lets anything in, also for ids that were never trained.
     unknown = data(shift=1)

@@ -1,5 +1,6 @@
 """What of a model goes where, and how it travels: decided before anything exists on a server."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -149,8 +150,16 @@ class Plan:
         return self._channel(held, with_feedback(self._push(variable)))
 
     def placement(self) -> Placement:
-        """Which part of which variable is on which ps."""
-        return Placement.of(self.specs, self.shards, self.num_ps)
+        """Which part of which variable is on which ps; of a table that grows, what it reserves."""
+        reserved = {
+            i: settings.reserved(self.num_ps) * settings.width
+            for i, settings in self.hashed.items()
+        }
+        shards = [
+            dataclasses.replace(s, end=reserved[s.variable]) if s.variable in reserved else s
+            for s in self.shards
+        ]
+        return Placement.of(self.specs, shards, self.num_ps)
 
     def row_bytes(self, ids: dict[int, Ids]) -> tuple[tf.Tensor, tf.Tensor]:
         """float64 scalars: (bytes up, bytes down) of the tables in a step."""
