@@ -19,14 +19,16 @@ INITIAL = InitialRows("uniform", -0.05, 0.05, 3)
 class Rig:
     """A part, and what its rows should be."""
 
-    def __init__(self, **settings):
+    def __init__(self, traced=False, **settings):
         self.settings = TableSettings(WIDTH, INITIAL, **{"expected": 100, **settings}).checked()
         self.table = HashTable(self.settings, 1, [np.full([WIDTH], 0.1, np.float32), None])
         self.part = TablePart(self.table)
         self.now = 0
         self.rows = {}  # key -> (row, slot, last), as it is read
-        self._push = tf.function(self._pushed, autograph=False, reduce_retracing=True)
-        self._read = tf.function(self.table.read, autograph=False, reduce_retracing=True)
+        self._push, self._read = self._pushed, self.table.read
+        if traced:  # Which takes seconds.
+            self._push = tf.function(self._push, autograph=False, reduce_retracing=True)
+            self._read = tf.function(self._read, autograph=False, reduce_retracing=True)
 
     def _pushed(self, handles, keys, change, now):
         where, taken = self.table.insert(handles, keys, now)
@@ -34,6 +36,7 @@ class Rig:
         change = tf.gather(change, taken)
         done = self.table.update(handles, where, row + change, now)
         done += self.table.update(handles, where, slot + change**2, now, 0)
+        done = [one for one in done if one is not None]
         with (
             tf.control_dependencies(done),
             tf.control_dependencies(self.table.commit(handles, where, now)),
@@ -108,7 +111,7 @@ def test_initial_rows(name, mean, deviation):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"expected": 40},
+        {"expected": 40, "traced": True},
         {"capacity": 60, "evict": "lfu"},
         {"capacity": 60, "evict": "lru"},
         {"capacity": 60, "evict": "none"},
@@ -225,7 +228,7 @@ def test_a_reader_never_sees_the_row_of_another_key():
     thread.start()
     rng = np.random.default_rng(0)
     try:
-        for step in range(1, 400):
+        for step in range(1, 200):
             some = rng.choice(len(ids), 16, replace=False)
             values = np.repeat(ids[some, None], WIDTH, 1).astype(np.float32)
             push(tf.gather(keys, some), tf.constant(values), tf.constant(step, tf.int64))
@@ -233,7 +236,7 @@ def test_a_reader_never_sees_the_row_of_another_key():
         stop.set()
         thread.join()
     assert not wrong and sum(reads) > 0
-    assert part.marks["evicted"] > 3000
+    assert part.marks["evicted"] > 1500
 
 
 @pytest.mark.parametrize(("kind", "error"), [("bfloat16", 2**-8), ("int8", 1 / 127)])
