@@ -208,5 +208,5 @@ def test_what_does_not_go_with_growing(connect):
     with pytest.raises(tfps.ConfigError, match=r"h/embeddings grows .* use_ema=False"):
         tfps.Trainer(model, connect()).fit(x, y, **FIT)
     model, _ = compiled()
-    with pytest.raises(tfps.ConfigError, match="LocalSteps"):
+    with pytest.raises(tfps.ConfigError, match=r"LocalSteps .* h/embeddings grows"):
         tfps.Trainer(model, connect(), tfps.LocalSteps(2)).fit(x, y, **FIT)
