@@ -6,6 +6,7 @@ from typing import Any
 
 from tfps import errors
 from tfps.training import callbacks as traits
+from tfps.training.exported_state import OpenEpoch
 from tfps.training.feeds import Feed
 from tfps.training.hooks import Hooks
 from tfps.training.metric_totals import MetricTotals
@@ -13,7 +14,6 @@ from tfps.training.policy import ConsistencyPolicy
 from tfps.training.policy_run import PolicyRun
 from tfps.training.session import Session
 from tfps.training.snapshotter import Snapshotter
-from tfps.training.training_state import OpenEpoch
 from tfps.worker.tally import Report
 
 

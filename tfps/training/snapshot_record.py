@@ -10,9 +10,9 @@ import tensorflow as tf
 from tfps.store.placement import Shard
 from tfps.store.server_state import AggregationState, OptimizerState
 from tfps.store.snapshot_parts import SavedServers
+from tfps.training.exported_state import ChiefState, Exported, OpenEpoch
 from tfps.training.feeds import FeedPosition
 from tfps.training.server_side import SideState
-from tfps.training.training_state import ChiefState, Exported, OpenEpoch
 from tfps.worker.tally import Tally
 from tfps.worker.worker_step import WorkerMemory
 

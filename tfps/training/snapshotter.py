@@ -16,11 +16,11 @@ from tfps import _keras_data, errors, exit_codes
 from tfps.store import snapshot_parts as parts
 from tfps.store.server_state import Placed
 from tfps.store.snapshot_folder import FILE_ERRORS, Folder, Id, Manifest
+from tfps.training.exported_state import Exported
 from tfps.training.session import Session
 from tfps.training.snapshot_record import Packed, exported, record, unpacked
 from tfps.training.snapshot_writer import CHIEF, SnapshotWriter, say
 from tfps.training.snapshots import Snapshots
-from tfps.training.training_state import Exported
 
 FORMAT = 1
 

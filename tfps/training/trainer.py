@@ -5,6 +5,7 @@ import functools
 import os
 import warnings
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -14,22 +15,20 @@ from tfps.cluster import sockets
 from tfps.model import optimizer_traits
 from tfps.strategy import ParameterServerStrategy
 from tfps.training.consistency import Async
-from tfps.training.epoch import Epoch
 from tfps.training.evaluation import EvaluationRun
 from tfps.training.feeds import Feed
+from tfps.training.fit_run import FitRun
 from tfps.training.hooks import Hooks
 from tfps.training.input import is_read_by_workers
-from tfps.training.noted_epochs import NotedEpochs
 from tfps.training.placing import LayerDevice, Placing
 from tfps.training.policy import ConsistencyPolicy
 from tfps.training.prediction import PredictionRun
-from tfps.training.recovery import recover
 from tfps.training.served_model import Codecs, Traffic
 from tfps.training.server_side import require_local
 from tfps.training.session import Session
 from tfps.training.snapshots import Snapshots, of as snapshots_of
-from tfps.training.snapshotter import GoneBack, Past, Snapshotter
-from tfps.training.training_state import ChiefState, TrainingState
+from tfps.training.snapshotter import Past, Snapshotter
+from tfps.training.training_state import TrainingState
 
 # A list of Keras callbacks, a `keras.callbacks.CallbackList`, or None.
 Callbacks = Any
@@ -155,7 +154,6 @@ class Trainer:
         self.strategy = strategy
         self.stats: dict[str, list[float]] = {}
         self._log_stats = log_stats
-        self._noted = NotedEpochs()
         if overlap not in (0, 1, 2):
             raise errors.ConfigError(f"overlap={overlap!r} must be 0, 1 or 2")
         if sparse_updates not in ("exact", "lazy"):
@@ -303,7 +301,7 @@ class Trainer:
                 validation_data, validation_batch_size or batch_size, validation_steps
             )
         model.stop_training = False
-        self.stats, self._noted = {}, NotedEpochs()
+        self.stats = {}
         hooks = Hooks(
             self._callback_list(callbacks, verbose, feed, epochs, history=True),
             lambda: session.served.store.copy,
@@ -318,18 +316,17 @@ class Trainer:
                 following.close()
                 session.prepare(feed, train=True)
                 following.enter_context(self._following())
-            resumed = session.state.begin_fit()
-            try:
-                if resumed is not None:
-                    initial_epoch = self._resume(resumed, feed)
-                    hooks.resume(resumed.batch_hooks)
-                else:
-                    self._save_beginning(feed, initial_epoch)
-                epochs_to_run = range(_keras_models.initial_epoch(model, initial_epoch), epochs)
-                logs = self._train(feed, validation, validation_freq, epochs_to_run, hooks)
-            finally:
-                session.state.end_fit()
-                hooks.close()
+            run = FitRun(
+                session,
+                feed,
+                hooks,
+                lambda: self.consistency,
+                self._snapshotter,
+                validate=self._validation(validation, validation_freq, hooks),
+                log_stats=self._log_stats,
+            )
+            self.stats = run.stats
+            logs = run.run(initial_epoch, epochs)
             if epochs > 0:
                 session.calls.ask(session.served.store.finalize)
             if self._snapshotter is not None:
@@ -396,94 +393,6 @@ class Trainer:
         addresses = self.strategy.cluster.spec["ps"]
         return all(sockets.answers(address, timeout=2.0) for address in addresses)
 
-    def _train(
-        self,
-        feed: Feed,
-        validation: Feed | None,
-        validation_freq: int | list[int],
-        epochs: range,
-        hooks: Hooks,
-    ) -> dict[str, Any] | None:
-        """Runs the epochs of `fit`; returns the logs of the last one."""
-        number, logs = epochs.start, None
-        while number < epochs.stop:
-            try:
-                with self._session.calls.errors_named():
-                    logs = self._train_epoch(number, feed, validation, validation_freq, hooks)
-            except GoneBack as e:
-                number = self._go_back(e.past, feed, hooks)
-                continue
-            except errors.TaskLost as e:
-                past = recover(self._session, self._snapshotter, e)
-                number = self._go_back(past, feed, hooks)
-                continue
-            if self.model.stop_training:
-                break
-            number += 1
-        return logs
-
-    def _train_epoch(
-        self,
-        number: int,
-        feed: Feed,
-        validation: Feed | None,
-        validation_freq: int | list[int],
-        hooks: Hooks,
-    ) -> dict[str, Any]:
-        """Runs one epoch of `fit`, or what is left of it; returns its logs."""
-        model, session = self.model, self._session
-        opened = session.state.begin_epoch(number)
-        epoch = Epoch(session, feed, hooks, lambda: self.consistency, self._snapshotter, opened)
-        hooks.epoch_begin(number)
-        self._noted.begin(number, session.served.optimizer, opened is None)
-        logs = epoch.run()
-        self._save_if_due(leaving=True)
-        if hooks.was_called(number):
-            # It had come to its end before training went back.
-            logs = self._noted.logs[number]
-            session.state.note_epoch(number, logs, feed.position())
-            return logs
-        if validation and _keras_models.should_evaluate(model, number, validation_freq):
-            evaluated = self._evaluate(validation, hooks.callbacks, verbose=0)
-            self._save_if_due(leaving=True)
-            logs.update({f"val_{name}": value for name, value in evaluated.items()})
-        stats = epoch.stats
-        for name, value in stats.items():
-            self.stats.setdefault(name, []).append(value)
-        if self._log_stats:
-            logs = {**logs, **stats}
-        session.state.note_epoch(number, logs, feed.position())
-        recorded = hooks.epoch_end(number, logs, stats, epoch.staleness)
-        session.state.note_logs(recorded)
-        self._noted.logs[number] = recorded
-        self._save_if_due()
-        return logs
-
-    def _go_back(self, past: Past, feed: Feed, hooks: Hooks) -> int:
-        """Lets `fit` go on from a snapshot; returns the index of its epoch."""
-        chief = past.state.chief
-        if chief.position is not None:
-            feed.seek(chief.position)
-        hooks.go_back()
-        return chief.epoch
-
-    def _save_beginning(self, feed: Feed, initial_epoch: int) -> None:
-        """Takes the snapshot to which a `fit` goes back that loses servers before its first cut."""
-        if self._snapshotter is not None:
-            number = _keras_models.initial_epoch(self.model, initial_epoch)
-            self._session.state.note_beginning(number, feed.position())
-            self._snapshotter.take()
-
-    def _save_if_due(self, leaving: bool = False) -> None:
-        """Takes a snapshot between two cuts of `fit`.
-
-        Args:
-          leaving: whether only the end of the process is a reason.
-        """
-        own = self._snapshotter
-        if own is not None and (own.is_leaving or (own.is_due and not leaving)):
-            own.take()
-
     @_errors_named
     def evaluate(
         self,
@@ -543,13 +452,17 @@ class Trainer:
             raise errors.DataError("predict was given no batch; the input is empty")
         return _keras_models.concatenated(outputs)
 
-    def _resume(self, chief: ChiefState, feed: Feed) -> int:
-        """Goes on where a restored state was exported; returns the epoch to begin with."""
-        if chief.position is not None:
-            feed.seek(chief.position)
-        for epoch, logs in chief.history:
-            self.model.history.on_epoch_end(epoch, logs)
-        return chief.epoch
+    def _validation(
+        self, feed: Feed | None, frequency: int | list[int], hooks: Hooks
+    ) -> Callable[[int], dict[str, float] | None]:
+        """A function from the index of an epoch to what its validation gives; None without one."""
+
+        def validate(epoch: int) -> dict[str, float] | None:
+            if not feed or not _keras_models.should_evaluate(self.model, epoch, frequency):
+                return None
+            return self._evaluate(feed, hooks.callbacks, verbose=0)
+
+        return validate
 
     def _validation_feed(self, validation_data, batch_size, steps) -> Feed:
         if is_read_by_workers(validation_data):
