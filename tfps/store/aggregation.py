@@ -6,6 +6,7 @@ optimizer update with their sum when the last one has come.
 
 import abc
 import itertools
+import math
 from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
@@ -394,9 +395,10 @@ class Summed(Aggregation):
             mask = read(handles.round.touched[i], tf.bool, buckets[i].shape[:1])
             where = tf.where(mask)[:, 0]
             gradients = tf.gather(total(i), where)
-            table = self._plan.of_tables[i]
-            begin = tf.constant(table.first_id(i), tf.int64)
-            rows = optimizer.apply_rows(i, handles, where + begin, gradients, rate, None)
+            # Rows that are touched by their places are those of a range of ids.
+            first = buckets[i].shards[0].begin // math.prod(buckets[i].shape[1:])
+            ids = where + tf.constant(first, tf.int64)
+            rows = optimizer.apply_rows(i, handles, ids, gradients, rate, None)
             with tf.control_dependencies(rows):
                 written.append(write_rows(totals[i], where, tf.zeros_like(gradients)))
                 written.append(_mark(handles.round.touched[i], where, False))

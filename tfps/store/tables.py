@@ -147,11 +147,6 @@ class Table:
         """Gradients [n, ...], a row for each id, of what `encode` sent to one bucket."""
         return self._push.decode(sent.payload, self._shape(sent.ids), self._dtype)
 
-    def first_id(self, bucket: int) -> int:
-        """The id of the first row of a bucket, whose other rows follow one another."""
-        ids = self.exported(bucket)
-        return int(ids[0]) if len(ids) else 0
-
     def part(self, bucket: int) -> int:
         """The index of the part that is in a bucket."""
         return self._part_of[bucket]
