@@ -263,13 +263,14 @@ class HashTable:
             return self.commit(handles, where, now, counts, lasts)
 
     def export(
-        self, handles: TableHandles, states: Sequence[int | None]
+        self, handles: TableHandles, states: Sequence[int | None], most: int | None = None
     ) -> tuple[tf.Tensor, list[tf.Tensor]]:
         """All keys of the part, with what is noted of them, and their rows.
 
         Args:
           handles: of the part; nobody may write meanwhile.
           states: which rows: states of the optimizer, or None for the rows themselves.
+          most: only so many keys, those that updates named most often; None for all.
 
         Returns:
           (int64 [n, 4], the columns of `handles.META_WIDTH`; float32 [n, width] for each of
@@ -279,6 +280,9 @@ class HashTable:
         meta = segments.gather(handles.meta, self.ends, tf.int64, tf.range(used))
         slots = tf.where(room.is_owned(meta))[:, 0]
         meta = tf.gather(meta, slots)
+        if most is not None:
+            _, chosen = tf.math.top_k(meta[:, COUNT], tf.minimum(most, tf.size(slots)))
+            meta, slots = tf.gather(meta, chosen), tf.gather(slots, chosen)
         found = []
         for state in states:
             if state is None:

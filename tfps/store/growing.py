@@ -80,19 +80,27 @@ class GrowingTable:
 
     # On the servers.
 
-    def read_part(self, bucket: int, names: Sequence[str]) -> tuple[tf.Tensor, list[tf.Tensor]]:
-        """(int64 [n, 4], float32 [n, width] for each name), copies on the part's ps."""
+    def read_part(
+        self, bucket: int, names: Sequence[str], most: int | None = None
+    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        """(int64 [n, 4], float32 [n, width] for each name), copies on the part's ps.
+
+        Args:
+          bucket: of the part.
+          names: which rows.
+          most: only so many keys, those that updates named most often; None for all.
+        """
         states = [self.names[name] for name in names]
 
         def read(table, lock, handles):
             held = tf.raw_ops.MutexLock(mutex=lock)
             with tf.control_dependencies([held]):
-                found = table.export(handles, states)
+                found = table.export(handles, states, most)
             with tf.control_dependencies(tf.nest.flatten(found)):
                 tf.raw_ops.ConsumeMutexLock(mutex_lock=held)
             return found
 
-        return self._call(("read", *states), read, bucket)
+        return self._call(("read", most, *states), read, bucket)
 
     def put_part(
         self,
@@ -131,19 +139,24 @@ class GrowingTable:
         for bucket in self.buckets if buckets is None else buckets:
             self._call(("clear",), _clear, bucket)
 
-    def export(self, names: Sequence[str] | None = None) -> TableState:
-        """All keys, with these rows, on the chief; by default with all rows."""
+    def export(self, names: Sequence[str] | None = None, most: int | None = None) -> TableState:
+        """All keys, with these rows, on the chief; by default with all rows.
+
+        Args:
+          names: which rows; None for all.
+          most: of each part only so many keys; see `read_part`.
+        """
         names = list(self.names) if names is None else names
         found = []
         for bucket in self.buckets:
-            meta, rows = self.read_part(bucket, names)
+            meta, rows = self.read_part(bucket, names, most)
             arrays = [np.asarray(one.numpy()) for one in rows]
             found.append(TableState(meta.numpy(), dict(zip(names, arrays, strict=True))))
         return TableState.joined(found)
 
     def put(self, state: TableState) -> None:
         """Writes keys to the servers that they belong to."""
-        part = (state.meta[:, KEY] >> 33) % len(self.buckets)
+        part = self._part_of(state.meta[:, KEY])
         for k, bucket in enumerate(self.buckets):
             mine = part == k
             with tf.device(ps_device(self._ps(bucket))):
@@ -158,13 +171,32 @@ class GrowingTable:
 
         The rows themselves bring new keys to the chief, and take away those that are no more.
         """
-        state = self.export([name])
         if not name:
+            state = self.export([name], self._room)
             self._follow(state.meta)
-        first = None
-        if name:  # Of a row without a key, the slot is what a new key is to begin with.
-            first = self._storage.tables[0].slot_rows[self.names[name] or 0]
-        return _dealt(state.meta[:, KEY], state.rows[name], *self._known, self._room, first)
+            return _dealt(state.meta[:, KEY], state.rows[name], *self._known, self._room)
+        state_of, (known, slots) = self.names[name], self._known
+        # Of a row without a key, the slot is what a new key is to begin with.
+        array: np.ndarray = np.empty([self._room, self._storage.settings.width], np.float32)
+        array[:] = self._storage.tables[0].slot_rows[state_of or 0]
+
+        def read(table, lock, handles, keys):
+            held = tf.raw_ops.MutexLock(mutex=lock)
+            with tf.control_dependencies([held]):
+                rows = table.gather(handles, table.find(handles, keys), state_of)
+            with tf.control_dependencies([rows]):
+                tf.raw_ops.ConsumeMutexLock(mutex_lock=held)
+            return rows
+
+        part = self._part_of(known)
+        for k, bucket in enumerate(self.buckets):
+            keys = tf.constant(known[part == k])
+            array[slots[part == k]] = self._call(("slots", state_of), read, bucket, keys).numpy()
+        return array
+
+    def _part_of(self, keys: np.ndarray) -> np.ndarray:
+        """Which part has each key; see `HashRows.route`."""
+        return (keys >> 33) % len(self.buckets)
 
     def write(self, name: str, array: np.ndarray) -> None:
         """Writes a slot, or the rows, of the keys that the chief has.
@@ -258,14 +290,9 @@ def fill_layer(layer: HashEmbedding, state: TableState, now: int) -> dict[str, n
     return arrays
 
 
-def _dealt(keys, rows, known, slots, room, first=None) -> np.ndarray:
-    """float32 [room, width]: rows of keys at the places that known keys, ascending, have.
-
-    Other places have the row `first`, or zeros.
-    """
+def _dealt(keys, rows, known, slots, room) -> np.ndarray:
+    """float32 [room, width]: rows of keys at the places that known keys, ascending, have."""
     array: np.ndarray = np.zeros([room, rows.shape[1]], np.float32)
-    if first is not None:
-        array[:] = first
     if len(known):
         place = np.minimum(np.searchsorted(known, keys), len(known) - 1)
         there = known[place] == keys
