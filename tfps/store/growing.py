@@ -1,5 +1,6 @@
 """A table that grows, as a whole: all of its parts on the servers, and the rows of the chief."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -234,18 +235,20 @@ class GrowingTable:
 
     def _call(self, name: tuple, function: Callable, bucket: int, *args: Any) -> Any:
         """Calls a function of the part's table, lock and handles on its ps."""
-        key = (bucket, *name)
-        ps = self._ps(bucket)
+        key, ps = (bucket, *name), self._ps(bucket)
+        given = self._locks[ps], self._parts[bucket].handles, *args
         if key not in self._functions:
             table = self._storage.tables[self._storage.part_of(bucket)]
-            self._functions[key] = tf.function(
-                lambda *given: function(table, *given),
-                autograph=False,
-                jit_compile=False,
-                reduce_retracing=True,
-            )
+            traced = tf.function(functools.partial(function, table), autograph=False)
+            # Of any number of keys.
+            forms = tf.nest.map_structure(_of_any_length, args)
+            self._functions[key] = traced.get_concrete_function(*given[:2], *forms)
         with tf.device(ps_device(ps)):
-            return self._functions[key](self._locks[ps], self._parts[bucket].handles, *args)
+            return self._functions[key](*given)
+
+
+def _of_any_length(t: tf.Tensor) -> tf.TensorSpec:
+    return tf.TensorSpec([None, *t.shape[1:]] if t.shape.rank else [], t.dtype)
 
 
 def _clear(table: HashTable, lock: tf.Tensor, handles: TableHandles) -> None:
