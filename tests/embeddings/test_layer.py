@@ -60,7 +60,7 @@ def test_bags():
     masked = bag("mean", padded, mask_zero=True)
     np.testing.assert_allclose(masked, [rows[[1, 2]].mean(0), np.zeros(4)], atol=1e-6)
     with pytest.raises(tfps.ConfigError, match="combiner='max' must be"):
-        bag("max", padded)
+        HashEmbedding(4, expected=10, combiner="max")
     with pytest.raises(tfps.ConfigError, match='set combiner="sum"'):
         layer(ragged)
 
