@@ -113,8 +113,8 @@ def test_initial_rows(name, mean, deviation):
     [
         {"expected": 40, "traced": True},
         {"capacity": 60, "evict": "lfu"},
-        {"capacity": 60, "evict": "lru"},
-        {"capacity": 60, "evict": "none"},
+        pytest.param({"capacity": 60, "evict": "lru"}, marks=pytest.mark.soak),
+        pytest.param({"capacity": 60, "evict": "none"}, marks=pytest.mark.soak),
         {"expire_after": 6},
     ],
     ids=str,

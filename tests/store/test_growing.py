@@ -103,7 +103,11 @@ def test_one_worker_trains_as_plain_keras(connect, tmp_path):
     [
         (tfps.Sync, {"push": tfps.compression.BFloat16()}),
         pytest.param(tfps.Sync, {"overlap": 1}, marks=soak),
-        (lambda: tfps.BoundedStaleness(2), {"overlap": 2, "pull": tfps.compression.Int8()}),
+        pytest.param(
+            lambda: tfps.BoundedStaleness(2),
+            {"overlap": 2, "pull": tfps.compression.Int8()},
+            marks=soak,
+        ),
     ],
 )
 def test_policies(connect, policy, arguments):
@@ -162,7 +166,7 @@ def test_a_state_goes_to_another_number_of_servers(connect, ps):
     assert len(table.buckets) == ps
 
 
-@pytest.mark.parametrize("ps", [2, 1])
+@pytest.mark.parametrize("ps", [pytest.param(2, marks=soak), 1])
 def test_a_snapshot_has_all_of_a_table(connect, tmp_path, ps):
     """A killed chief goes on, on as many servers or on others, to what it would have had."""
 
