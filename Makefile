@@ -21,8 +21,10 @@ test: $(VENV)/.test  ## Run all tests but the soak; those that measure time come
 	$(PYTEST) -n $(JOBS) --dist worksteal -m 'not timed and not soak'
 	$(PYTEST) -m 'timed and not soak'
 
-soak: $(VENV)/.test  ## Run what takes longer: all combinations of arguments, long random schedules.
-	$(PYTEST) -n $(JOBS) --dist worksteal -m 'soak or hypothesis' --hypothesis-profile=soak --timeout=900
+soak: $(VENV)/.test  ## Run all tests, and what takes longer: all combinations, long random schedules.
+	TFPS_TEST_OPTIMIZED=1 $(PYTEST) -n $(JOBS) --dist worksteal -m 'not timed' --hypothesis-profile=soak \
+		--timeout=900
+	$(PYTEST) -m timed --timeout=900
 
 lint: $(VENV)/.test  ## Check style, types and structure.
 	$(VENV)/bin/ruff check .

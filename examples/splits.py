@@ -38,7 +38,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         files = write_files(pathlib.Path(folder))
         strategy = tfps.ParameterServerStrategy(tfps.LocalCluster(workers=2, ps=1))
-        for fold, (train, validate) in enumerate(tfps.data.kfold(files, 4, seed=0)):
+        for fold, (train, validate) in enumerate(tfps.data.kfold(files, 2, seed=0)):
             keras.utils.set_random_seed(0)
             model = keras.Sequential([keras.Input([2]), keras.layers.Dense(1)])
             model.compile(keras.optimizers.SGD(0.05), loss="mse")

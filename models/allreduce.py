@@ -54,7 +54,7 @@ flags.DEFINE_float(
 _OF_PS = (
     *("workers", "ps", "cluster", "devices_per_worker"),
     *("push", "push_warmup", "pull", "consistency", "overlap", "sparse_updates", "partitioner"),
-    *("snapshots", "snapshot_every", "min_workers", "task_timeout"),
+    *("snapshots", "snapshot_every", "min_workers", "task_timeout", "ledger"),
 )
 _OF = {"devices": "mirrored", "communication": "multiworker", "collective_timeout": "multiworker"}
 

@@ -66,6 +66,12 @@ flags.DEFINE_float(
     "Seconds to wait for a lost ps, or for workers below --min_workers, to return.",
     lower_bound=0.0,
 )
+flags.DEFINE_string(
+    "ledger",
+    None,
+    "Folder in which the chief and all ps note what becomes of each batch; `python -m tfps.ledger "
+    "check FOLDER` reads it. For finding faults: every push costs a line.",
+)
 flags.DEFINE_enum(
     "partitioner",
     "none",
@@ -103,7 +109,7 @@ def arguments() -> dict:
             "or int8"
         )
     plain = ("push_warmup", "overlap", "sparse_updates", "devices_per_worker")
-    parsed |= {"min_workers": FLAGS.min_workers, "task_timeout": FLAGS.task_timeout}
+    plain += ("min_workers", "task_timeout", "ledger")
     if FLAGS.snapshots:
         parsed["snapshots"] = tfps.Snapshots(FLAGS.snapshots, every=FLAGS.snapshot_every)
     return {**parsed, **{name: FLAGS[name].value for name in plain}}

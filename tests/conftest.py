@@ -4,6 +4,7 @@ import contextlib
 import gc
 import inspect
 import os
+import pathlib
 import re
 import subprocess
 import time
@@ -22,8 +23,11 @@ import tensorflow as tf
 from tensorflow.python.eager import context
 
 import tfps
+from tests.soak_only import is_soak_only
 from tfps import _tf, _tf_resources
 from tfps.cluster import sockets
+
+_TESTS = pathlib.Path(__file__).parent
 
 # `make soak` looks for longer; the default is what `make test` can afford.
 hypothesis.settings.register_profile("test", max_examples=80, stateful_step_count=40, deadline=None)
@@ -56,6 +60,8 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "connect" in item.fixturenames:
             item.add_marker("servers")
+        if is_soak_only(item.path.relative_to(_TESTS).as_posix(), item.name):
+            item.add_marker("soak")
     items.sort(key=_size)
 
 
@@ -89,12 +95,12 @@ def _processes_are_marked(request, monkeypatch):
     monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
 
 
-# Tests run with TensorFlow's graph optimizer, as programs do. It takes a sixth of what a new step
-# costs, so with `TFPS_TEST_OPTIMIZED=0`, for a quick look, only these run with it: programs as
-# users write them, and each kind of step, table, codec and policy once.
+# Programs run with TensorFlow's graph optimizer, which takes a sixth of what a new step costs. With
+# `TFPS_TEST_OPTIMIZED=1` all tests have it (`make soak`). In `make test` these have: programs as
+# users write them, each kind of step, table, codec and policy, and what runs in other processes.
 _OPTIMIZED = ("keras/", "coordinator/", "test_smoke", "worker_step_laws", "store/test_tables")
 _OPTIMIZED += ("training/test_consistency", "training/test_codecs", "training/test_device_split")
-_ALL_OPTIMIZED = os.environ.get("TFPS_TEST_OPTIMIZED", "1") == "1"
+_ALL_OPTIMIZED = os.environ.get("TFPS_TEST_OPTIMIZED") == "1"
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 import tfps
+from tfps.ledger import check
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
 
@@ -89,25 +90,82 @@ def trained(cluster, killed, epochs, **arguments):
     return ledger, done
 
 
+def require_once(folder, epochs):
+    """The ledger says so, too."""
+    (line, *rest), code = check(folder)
+    assert line.startswith(f"each of {RECORDS * epochs:,} records once on each of 2 ps"), [
+        line,
+        *rest,
+    ]
+    assert code == 0
+
+
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=pytest.mark.soak if n in SOAK else []) for n in POLICIES]
 )
-def test_a_killed_worker_costs_no_batch(name):
+def test_a_killed_worker_costs_no_batch(name, tmp_path):
     with tfps.LocalCluster(workers=3, ps=2, processes=True) as cluster:
         killed = ["worker 1", "worker 0", "worker 1"]
-        ledger, epochs = trained(cluster, killed, 6, **POLICIES[name])
+        ledger, epochs = trained(cluster, killed, 6, ledger=tmp_path, **POLICIES[name])
     for counts in ledger.totals():
         np.testing.assert_array_equal(counts, epochs)
+    require_once(tmp_path, epochs)
 
 
 @pytest.mark.parametrize("name", ["async", pytest.param("rounds", marks=pytest.mark.soak)])
 def test_a_killed_ps_comes_back_to_the_newest_snapshot(name, tmp_path):
     with tfps.LocalCluster(workers=2, ps=2, processes=True) as cluster:
-        snapshots = tfps.Snapshots(tmp_path, every=1.0)
-        killed = ["ps 1", "worker 0", "ps 0"]
-        ledger, epochs = trained(cluster, killed, 8, snapshots=snapshots, **POLICIES[name])
+        arguments = {"snapshots": tfps.Snapshots(tmp_path / "snapshots", every=1.0)}
+        arguments |= {"ledger": tmp_path / "ledger", **POLICIES[name]}
+        ledger, epochs = trained(cluster, ["ps 1", "worker 0", "ps 0"], 8, **arguments)
     for counts in ledger.totals():
         np.testing.assert_array_equal(counts, epochs)
+    require_once(tmp_path / "ledger", epochs)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "overlap",
+        pytest.param("async", marks=pytest.mark.soak),
+        pytest.param("rounds", marks=pytest.mark.soak),
+        pytest.param("local steps", marks=pytest.mark.soak),
+    ],
+)
+def test_a_worker_that_is_told_to_end_hands_back_what_it_holds(name, tmp_path):
+    """Nothing is repeated, and it ends within 5 s with 143."""
+    with tfps.LocalCluster(workers=2, ps=2, processes=True) as cluster:
+        (kept,) = [one for one in cluster._kept if one.name == "worker 1"]
+        process = kept.process
+        took = []
+
+        class Terminating(keras.callbacks.Callback):
+            def on_epoch_end(self, epoch, logs=None):
+                if epoch == 0:
+                    threading.Thread(target=self.terminate, daemon=True).start()
+
+            def terminate(self):
+                time.sleep(0.5)
+                begun = time.monotonic()
+                process.terminate()
+                process.wait(20)
+                took.append(time.monotonic() - begun)
+
+            def on_train_batch_end(self, batch, logs=None):
+                if took:
+                    self.model.stop_training = True
+
+        ledger = Ledger()
+        model = keras.Sequential([keras.Input([1]), ledger])
+        model.compile(keras.optimizers.SGD(0.01), "mse")
+        strategy = tfps.ParameterServerStrategy(cluster)
+        trainer = tfps.Trainer(model, strategy, ledger=tmp_path, **POLICIES[name])
+        ids = np.arange(RECORDS, dtype=np.float32)[:, None]
+        trainer.fit(ids, ids, batch_size=2, epochs=2000, verbose=0, callbacks=[Terminating()])
+        assert process.returncode == 143 and took[0] < 5
+    assert sum(trainer.stats["repeated_units"]) == sum(trainer.stats["refused_pushes"]) == 0
+    (line, *rest), code = check(tmp_path)
+    assert code == 0 and "repeated" not in line, [line, *rest]
 
 
 def test_without_snapshots_a_lost_ps_is_one_line():

@@ -84,7 +84,8 @@ def until_returned(known, task, timeout=30.0):
 
 
 @pytest.mark.timeout(240)
-def test_others_go_on_while_tasks_are_lost_and_return(fleet):
+@pytest.mark.timed
+def test_others_go_on_while_tasks_are_lost_and_return(fleet, connect):
     strategy = tfps.ParameterServerStrategy(fleet.cluster)
     known = members.of(fleet.cluster)
     with strategy.scope():
@@ -169,6 +170,12 @@ def test_others_go_on_while_tasks_are_lost_and_return(fleet):
     of_ps.go_on(1)
     for calls in (of_ps, others, own):
         calls.end()
+
+    # What this process has made on its own device goes on after its next connection.
+    mine = tf.Variable(1.0)
+    connect(workers=1)
+    mine.assign(2.0)
+    assert mine.numpy() == 2.0
 
 
 @pytest.mark.timeout(120)

@@ -153,6 +153,12 @@ STATS = {
     "staleness_max",
     "push_bytes_per_step",
     "pull_bytes_per_step",
+    "workers",
+    "lost_workers",
+    "lost_ps",
+    "refused_pushes",
+    "repeated_units",
+    "lost_residuals",
 }
 
 

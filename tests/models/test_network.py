@@ -27,6 +27,7 @@ def test_flags_become_arguments():
             "devices_per_worker": None,
             "min_workers": 1,
             "task_timeout": 300.0,
+            "ledger": None,
         }
     with flagsaver.flagsaver(min_workers=2, task_timeout=9.0, partitioner="balanced"):
         assert isinstance(network.partitioner(), tfps.partitioners.Balanced)

@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 import tfps
+from tests.conftest import mlp
 from tfps import _tf_data
 from tfps.training.feeds import FeedPosition
 from tfps.training.input import feed_of
@@ -109,3 +110,22 @@ def test_input_that_does_not_repeat_itself_is_refused():
         feed_of(unrepeatable, 2, None, 1).require_repeatable()
     with pytest.raises(tfps.DataError, match="make_dataset, called for 7, makes a dataset"):
         feed_of(tfps.data.Splits([7], unrepeatable), 2, None, 1).require_repeatable()
+
+
+def batches():
+    while True:
+        yield np.ones([2, 8], np.float32), np.ones([2, 1], np.float32)
+
+
+def test_a_generator_with_snapshots_is_asked_about_at_the_start(connect, tmp_path):
+    def fit(**arguments):
+        model = mlp()
+        model.compile("sgd", "mse")
+        tfps.Trainer(model, connect(2), **arguments).fit(batches(), steps_per_epoch=3, verbose=0)
+
+    fit()
+    with pytest.raises(tfps.DataError, match='data="at_least_once"'):
+        fit(snapshots=tmp_path)
+    fit(snapshots=tmp_path, data="at_least_once")
+    with pytest.raises(tfps.ConfigError, match="at_least_once"):
+        fit(data="twice")

@@ -195,6 +195,7 @@ class Simulated:
         self.num_workers, self._seconds = workers, seconds
         self._calls, self._now, self._order = [], 0.0, 0
         self.living, self.events, self.enough = set(range(workers)), [], True
+        self.lives = [0] * workers
 
     @property
     def pending(self):
@@ -217,6 +218,7 @@ class Batches:
     """A feed: so many batches for all together, or a list with those of each worker."""
 
     def __init__(self, batches, group=1):
+        self.lives = {}
         self._group = group
         self._shared = None if isinstance(batches, list) else batches
         self._own = batches if isinstance(batches, list) else None
@@ -269,6 +271,9 @@ def simulate(workers, seconds, feed, schedule):
             pass
 
         def completed(self, worker, work, result):
+            pass
+
+        def dropped(self, worker):
             pass
 
         def ended(self, last, first, result):

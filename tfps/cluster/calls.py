@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from tfps import errors
 from tfps.cluster import failures, health, members, reconnecting
 from tfps.cluster.asking import Asker
+from tfps.cluster.departures import Departures
 from tfps.cluster.lanes import Lane
 from tfps.cluster.members import Task
 from tfps.cluster.spec import Cluster
@@ -64,6 +65,16 @@ class Returned(NamedTuple):
     worker: int
 
 
+class Leaves(NamedTuple):
+    """A worker was told to end, and waits for a few seconds to be let go; see `let_go`.
+
+    Attributes:
+      worker: index of the worker.
+    """
+
+    worker: int
+
+
 class _Submitted:
     """A call, and where its end is told."""
 
@@ -95,7 +106,7 @@ class WorkerCalls:
       ask: calls a function by which the chief itself asks servers; see `Asker`.
       living: the workers that can be given calls.
       lives: per worker, the number of its present life.
-      events: losses that were noticed while nobody called `next`.
+      events: losses, and workers that leave, that were noticed while nobody called `next`.
     """
 
     def __init__(
@@ -118,7 +129,10 @@ class WorkerCalls:
         self.min_workers, self.task_timeout = min_workers, task_timeout
         self.living = set(range(cluster.num_workers))
         self.lives = [0] * cluster.num_workers
-        self.events: list[Lost] = []
+        self.events: list[Lost | Leaves] = []
+        self._departures = Departures(cluster)
+        self._leaving: set[int] = set()  # living workers of which `next` has told
+        self._arrived: list[int] = []  # lost workers that are connected again, to be admitted
         self._cluster, self._limit = cluster, limit
         self._members = members.of(cluster)
         self._strays = False  # whether calls may still run that `drain` gave up on
@@ -162,7 +176,7 @@ class WorkerCalls:
         call = self._present[worker] = _Submitted(function, tag, self._done)
         self._todo[worker].put(call)
 
-    def next(self, returns: bool = True) -> Completion | Lost | Returned:
+    def next(self, returns: bool = True) -> Completion | Lost | Returned | Leaves:
         """Waits for what happens next: a call has finished, or a worker was lost or has returned.
 
         Args:
@@ -178,6 +192,10 @@ class WorkerCalls:
         while True:
             if self.events:
                 return self.events.pop(0)
+            if returns and self._arrived:
+                if (arrived := self._admit(self._arrived.pop(0))) is not None:
+                    return arrived
+                continue
             with contextlib.suppress(queue.Empty):
                 patience = _LOOK_IN_DOUBT if self._doubts else _LOOK
                 found = self._done.get(timeout=patience)
@@ -192,12 +210,11 @@ class WorkerCalls:
 
     def _end(
         self, worker: int | None, call: Any, value: Any, error: BaseException | None
-    ) -> Completion | Returned | None:
+    ) -> Completion | None:
         """What the end of a call means; None if it means nothing to the caller."""
         if worker is None:
-            if isinstance(call, Returned):
-                return self._admit(call.worker)
-            assert error is not None
+            if error is None:
+                return None  # Somebody has arrived.
             if failures.is_of_network(error):
                 self._members.suspect()
                 self._members.settle()
@@ -222,7 +239,11 @@ class WorkerCalls:
         """Looks at who lives, without asking anybody."""
         self._looked = now = time.monotonic()
         self._members.attend()
+        self._departures.attend()
         self._note_lost()
+        for worker in self._departures.told() & self.living - self._leaving:
+            self._leaving.add(worker)
+            self.events.append(Leaves(worker))
         for worker, doubt in list(self._doubts.items()):
             if now - doubt.since > _DOUBT and worker in self._doubts:
                 # The worker answers: the error is the call's own, or that of a ps.
@@ -243,15 +264,34 @@ class WorkerCalls:
             if task.index in self.living:
                 self._lose(task.index, why)
 
-    def _lose(self, worker: int, why: str) -> None:
+    def let_go(self, worker: int) -> None:
+        """Lets a worker go that was told to end: nothing of it is outstanding any more.
+
+        Its life ends. When the process is back at its address, the worker has returned.
+
+        Args:
+          worker: index of a worker that is in no call.
+        """
+        self._retire(worker)
+        failures.say(f"worker {worker} was told to end, and has handed back what it held")
+        self._members.leave(Task("worker", worker), "has left, because it was told to end")
+        self._departures.let_go(worker)
+
+    def _retire(self, worker: int) -> None:
+        """Ends a life."""
         self.living.discard(worker)
+        self._leaving.discard(worker)
         self.lives[worker] += 1
+        # The lane may never come back from its call: the next life has one of its own.
+        self._todo[worker].put(None)
+
+    def _lose(self, worker: int, why: str) -> None:
+        self._retire(worker)
+        self._departures.forget(worker)
         self._doubts.pop(worker, None)
         call = self._present.pop(worker, None)
         self.pending -= call is not None
         tag = None if call is None else call.tag
-        # The lane may never come back from its call: the next life has one of its own.
-        self._todo[worker].put(None)
         self._lanes[worker].begun = None
         self.events.append(Lost(worker, tag, call is not None, why))
 
@@ -260,12 +300,13 @@ class WorkerCalls:
         back = lost & self._members.returned()
         if not back or (self._returning is not None and self._returning.is_alive()):
             return
-        done, known = self._done, self._members
+        done, arrived, known = self._done, self._arrived, self._members
 
         def reconnect() -> None:
             with contextlib.suppress(Exception):  # It is tried again.
                 for task in reconnecting.reconnect(known, back):
-                    done.put((None, Returned(task.index), None, None))
+                    arrived.append(task.index)
+                    done.put((None, None, None, None))
 
         self._returning = threading.Thread(target=reconnect, name="tfps-admits", daemon=True)
         self._returning.start()
@@ -316,6 +357,8 @@ class WorkerCalls:
                 self._lose(worker, "is gone" if loss is None else loss.why)
             elif worker not in self.living and task not in known.lost():
                 self._admit(worker)
+                # Nobody who begins from now on has known its last life.
+                self.events = [loss for loss in self.events if loss.worker != worker]
         return frozenset(t.index for t in lost)
 
     def _wait_for_workers(self, since: float | None) -> float:
@@ -375,8 +418,8 @@ class WorkerCalls:
                 match self.next(returns=False):
                     case Completion(worker, _, value):
                         results[worker] = value
-                    case Lost() as lost:
-                        before.append(lost)
+                    case Lost() | Leaves() as event:
+                        before.append(event)
         except BaseException:
             self.drain()
             raise
@@ -403,8 +446,6 @@ class WorkerCalls:
             worker, call, *_ = found
             if worker is not None and self._present.get(worker) is call:
                 del self._present[worker]
-            elif isinstance(call, Returned):
-                self._admit(call.worker)
         self._present, self._doubts, self.pending = {}, {}, 0
 
     def close(self) -> None:

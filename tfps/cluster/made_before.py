@@ -11,6 +11,15 @@ _since = 0
 _made: tuple | None = None
 
 
+def tasks_changed() -> None:
+    """Notes that tasks have left or joined the cluster, which ends nothing on the own devices.
+
+    To be called after the change, by whoever has made it.
+    """
+    global _made
+    _made = _tf_resources.connection()
+
+
 class MadeBefore:
     """What lives on this process's own devices, and would end with a connection.
 

@@ -187,6 +187,17 @@ class Members:
         """
         self._watches[task].lose(why)
 
+    def leave(self, task: Task, why: str) -> None:
+        """Notes that a task is about to end; until now, its answers are no sign of its return.
+
+        Args:
+          task: the task.
+          why: see `Loss`.
+        """
+        watch = self._watches[task]
+        watch.lose(why)
+        watch.answers_since = None
+
     def admit(self, task: Task, incarnation: int | None) -> None:
         """Notes that a task has been taken in again, with the incarnation of its process."""
         watch = self._watches[task]

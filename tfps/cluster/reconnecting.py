@@ -6,22 +6,26 @@ So nobody is in the context who does not answer when the change begins, the chan
 that may be left behind, and afterwards each task has to show that it still has its memory.
 """
 
+import contextlib
 import threading
 import time
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import tensorflow as tf
 
 from tfps import _tf_members, errors
-from tfps.cluster import connections
+from tfps.cluster import connections, made_before
 from tfps.cluster.members import Members, Task
 
 # s between two looks at a change that waits for a task.
 _LOOK = 0.2
 
+# s after which a change counts as stuck, and what it asks of tasks that join is made to fail, too.
+_STUCK = 10.0
+
 _lock = threading.Lock()
-_present: threading.Thread | None = None  # The change under way; a context has one at a time.
+_present: "_Under | None" = None  # A context has one change at a time.
 
 # What each task that stays has to show after a change.
 _tokens: "weakref.WeakKeyDictionary[Members, dict[Task, _tf_members.Token]]" = (
@@ -57,25 +61,38 @@ def reconnect(
     change = _Change(members, members.returned() if tasks is None else frozenset(tasks))
     with _lock:
         if _wait(_present, members, deadline):
-            _present = thread = threading.Thread(
-                target=change.run, name="tfps-reconnects", daemon=True
-            )
-            thread.start()
-            _wait(thread, members, deadline)
+            _present = _Under(change.run)
+            _wait(_present, members, deadline)
     if change.error is not None:
         raise change.error
     return change.admitted
 
 
-def _wait(thread: threading.Thread | None, members: Members, deadline: float) -> bool:
-    """Waits for a change, in which calls to lost tasks are made to fail; returns if it ended."""
-    while thread is not None and thread.is_alive():
-        if (left := deadline - time.monotonic()) <= 0:
+class _Under:
+    """A change that is under way, in a thread."""
+
+    def __init__(self, run: Callable[[], None]):
+        self.thread = threading.Thread(target=run, name="tfps-reconnects", daemon=True)
+        self.begun = time.monotonic()
+        self.thread.start()
+
+
+def _wait(change: _Under | None, members: Members, deadline: float) -> bool:
+    """Waits for a change, in which calls to lost tasks are made to fail; returns if it ended.
+
+    What a change asks of a task that dies while it joins, and is started again, may get no answer:
+    TensorFlow waits for it without a limit. So once a change is stuck, nobody who is not in the
+    context yet is spared.
+    """
+    while change is not None and change.thread.is_alive():
+        now = time.monotonic()
+        if (left := deadline - now) <= 0:
             return False
         members.attend()
-        for task in members.lost() - members.returned():
+        spared = members.returned() if now - change.begun < _STUCK else frozenset()
+        for task in members.lost() - spared:
             connections.cut(members.address(task))
-        thread.join(min(left, _LOOK))
+        change.thread.join(min(left, _LOOK))
     return True
 
 
@@ -150,7 +167,7 @@ class _Change:
 def _connect(joining: Iterable = (), without: Iterable = ()) -> None:
     joining, without = list(joining), list(without)
     if joining or without:
-        try:
+        # What has become of whom is looked at afterwards.
+        with contextlib.suppress(tf.errors.OpError, RuntimeError):
             _tf_members.connect(joining, without)
-        except (tf.errors.OpError, RuntimeError):
-            return  # What has become of whom is looked at afterwards.
+        made_before.tasks_changed()

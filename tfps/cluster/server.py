@@ -16,8 +16,14 @@ from tfps.cluster.spec import Cluster
 _STARTUP_TIMEOUT = 3600.0  # s; tasks may be started in any order, by hand, on many machines
 
 
+# s that a worker that is told to end waits for the chief to let it go.
+_HANDS_BACK = 4.0
+
 # Servers in one process share the pool that the first of them makes, so it is made for many.
 _EMBEDDED_THREADS = 128
+
+# The addresses at which this process serves.
+_here: set[str] = set()
 
 # How many threads the pool of this process has; None until a server is started here.
 _pool: int | None = None
@@ -81,11 +87,17 @@ def start(
         inter_op_parallelism_threads=threads,
         device_count={"CPU": cpu_devices} if job == "worker" else {"GPU": 0},
     )
+    _here.add(cluster.spec[job][index])
     # Otherwise the first process on a GPU takes all of its memory.
     config.gpu_options.allow_growth = True
     return tf.distribute.Server(
         cluster.served_spec(), job_name=job, task_index=index, protocol="grpc", config=config
     )
+
+
+def is_here(address: str) -> bool:
+    """Whether this process serves at an address."""
+    return address in _here
 
 
 def serve(
@@ -156,9 +168,13 @@ def _serve(
     count = environment.cpu_devices() if cpu_devices is None else cpu_devices
     server = start(cluster, cluster.task_type, cluster.task_index, count)
     report(f"{name} serves at {cluster.address}")
-    message = shutdown.Receiver(server, cluster, lease).wait(
-        startup_timeout, orphaned, lambda line: report(f"{name}: {line}")
-    )
+    receiver = shutdown.Receiver(server, cluster, lease)
+    try:
+        message = receiver.wait(startup_timeout, orphaned, lambda line: report(f"{name}: {line}"))
+    except SystemExit:
+        if cluster.task_type == "worker" and receiver.hand_back(_HANDS_BACK):
+            report(f"{name}: has handed back what it held")
+        raise
     if message != shutdown.DONE:
         raise errors.ChiefLost(f"the job failed: {message}")
     report(f"{name}: the job is done")

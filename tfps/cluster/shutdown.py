@@ -23,6 +23,9 @@ DONE = "done"
 # The message of a chief that finds a server with the memory of the chief before it.
 ANEW = "anew"
 
+# The message to a worker that was told to end: it has nothing that anybody waits for.
+GO = "go"
+
 
 class Tasks(Protocol):
     """What is needed of a `tfps.Cluster`."""
@@ -65,7 +68,30 @@ def send(cluster: Tasks, message: str = DONE, timeout: float = 5.0) -> None:
       timeout: seconds to wait for all servers together.
     """
 
-    def tell(job: str, index: int, address: str) -> None:
+    threads = [
+        tell(job, i, address, message, timeout)
+        for job in ("worker", "ps")
+        for i, address in enumerate(cluster.spec[job])
+    ]
+    deadline = time.monotonic() + timeout
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+
+
+def tell(
+    job: str, index: int, address: str, message: str, timeout: float = 5.0
+) -> threading.Thread:
+    """Starts to send a message to a server, if that can be reached; returns the thread.
+
+    Args:
+      job: `worker` or `ps`.
+      index: of the server's task.
+      address: of the server.
+      message: see `send`; or `GO`.
+      timeout: s that the server may take.
+    """
+
+    def run() -> None:
         if not sockets.answers(address, timeout=1.0):
             return
         with tf.Graph().as_default():
@@ -77,16 +103,9 @@ def send(cluster: Tasks, message: str = DONE, timeout: float = 5.0) -> None:
             except tf.errors.OpError:
                 pass  # The server died between the question and the message.
 
-    threads = [
-        threading.Thread(target=tell, args=(job, i, address), daemon=True)
-        for job in ("worker", "ps")
-        for i, address in enumerate(cluster.spec[job])
-    ]
-    for thread in threads:
-        thread.start()
-    deadline = time.monotonic() + timeout
-    for thread in threads:
-        thread.join(max(0.0, deadline - time.monotonic()))
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread
 
 
 class Receiver:
@@ -101,9 +120,14 @@ class Receiver:
           lease: s that the chief may be silent; see `ChiefWatch`.
         """
         self._lease, self._anew = lease, False
-        self._cluster = cluster
+        self._watch: chief_watch.ChiefWatch | None = None
+        self._departs = False  # whether this worker waits to be let go
+        self._cluster, self._target = cluster, server.target
         self._chief = cluster.spec["chief"][0]
         self._messages: list[str] = []
+        # Joining the thread instead would not do: a signal that interrupts it marks the thread as
+        # ended (CPython 3.11).
+        self._heard = threading.Event()
         self._thread = threading.Thread(target=self._receive, args=(server.target,), daemon=True)
         self._thread.start()
 
@@ -115,11 +139,14 @@ class Receiver:
             try:
                 with session(target, job, index) as opened:
                     opened.run(serves)  # Somebody reads the messages: see `succession`.
-                    while (message := opened.run(get).decode()) == ANEW:
-                        self._anew = True
+                    while (message := opened.run(get).decode()) in (ANEW, GO):
+                        if message == GO and self._departs:
+                            break  # Otherwise it was for the process before this one.
+                        self._anew |= message == ANEW
                     self._messages.append(message)
             except tf.errors.OpError as e:
                 self._messages.append(f"this server cannot hear the chief: {e.message}")
+        self._heard.set()
 
     def wait(
         self,
@@ -144,10 +171,10 @@ class Receiver:
             another chief has come.
         """
         started = _now()
-        watch = chief_watch.ChiefWatch(self._lease, started)
+        watch = self._watch = chief_watch.ChiefWatch(self._lease, started)
         next_look = next_report = started
         while not self._messages:
-            self._thread.join(min(1.0, _POLL))
+            self._heard.wait(min(1.0, _POLL))
             if self._messages:
                 break
             if orphaned():
@@ -169,6 +196,26 @@ class Receiver:
                 next_report = now + 60
         self._linger()
         return self._messages[0]
+
+    def hand_back(self, timeout: float) -> bool:
+        """Asks the chief to take back what this worker holds; whether the chief has let it go.
+
+        Args:
+          timeout: s to wait for that.
+        """
+        if self._watch is None or not self._watch.seen:
+            return False
+        deadline, self._departs = time.monotonic() + timeout, True
+        job, index = self._cluster.task_type, self._cluster.task_index
+        with tf.Graph().as_default():
+            put = queue(job, index, "departs").enqueue("")
+            try:
+                with session(self._target, job, index) as opened:
+                    opened.run(put, options=tf.compat.v1.RunOptions(timeout_in_ms=1000))
+            except tf.errors.OpError:
+                return False
+        self._heard.wait(max(0.0, deadline - time.monotonic()))
+        return GO in self._messages
 
     def _linger(self) -> None:
         # The chief still releases what it holds on this server. If the server vanished meanwhile,

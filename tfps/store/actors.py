@@ -67,12 +67,17 @@ class _Server:
         self._running: ServerCall | None = None
 
     def start(
-        self, handles: ServerHandles, lives: Sequence[int], failed: Callable[[BaseException], None]
+        self,
+        handles: ServerHandles,
+        lives: Sequence[int],
+        failed: Callable[[BaseException], None],
+        run: tuple[int, int],
     ) -> None:
         """Starts the loop."""
         nothing: np.ndarray = np.full(len(lives), -1, np.int64)
         roll = Roll(*map(tf.constant, (np.array(lives), nothing, nothing, np.int64(0))))
-        self._running = ServerCall(self.p, lambda: self._loop(handles, self.inbox, roll), failed)
+        loop, inbox = self._loop, self.inbox
+        self._running = ServerCall(self.p, lambda: loop(handles, inbox, roll, run), failed)
 
     def command(self, kind: int, worker: int = 0, life: int = 0) -> ServerCall[tf.Tensor]:
         """Sends a letter of the chief; the call ends with the answer."""
@@ -147,18 +152,25 @@ class Actors:
         self._senders: dict[tuple[int, int], _Life] = {}  # by worker and life
         self._servers = [_Server(pusher, p) for p in pusher.written_to()]
 
-    def start(self, lives: Sequence[int], failed: Callable[[BaseException], None]) -> None:
+    def start(
+        self,
+        lives: Sequence[int],
+        failed: Callable[[BaseException], None],
+        run: tuple[int, int] = (0, 0),
+    ) -> None:
         """Starts the loops.
 
         Args:
           lives: per worker, the number of its present life. The numbers never go back.
           failed: called with the error by which a loop ended, in some thread.
+          run: which run of which chief this is, for the ledger.
         """
         for server in self._servers:
             server.start(
                 self._pusher.handles_on(server.p),
                 lives,
                 lambda error: None if self._is_over else failed(error),
+                run,
             )
 
     def handles(self, worker: int, life: int) -> ServerHandles:

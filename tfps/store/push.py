@@ -41,6 +41,7 @@ class Push(NamedTuple):
       finite: bool scalar. If it is false, gradients overflowed (loss scaling), and the servers
         only note that.
       loss_scale: float32 scalar by which the worker multiplied the loss.
+      records: an int64 scalar, how many examples the push has, where a ledger is kept; else empty.
     """
 
     payloads: dict[int, tuple]
@@ -50,6 +51,7 @@ class Push(NamedTuple):
     live: tf.Tensor
     finite: tf.Tensor
     loss_scale: tf.Tensor
+    records: list[tf.Tensor] = []  # noqa: RUF012 - Nobody changes it.
 
 
 class Updates(NamedTuple):
@@ -85,6 +87,7 @@ class Pusher:
 
     Attributes:
       host: the worker's device on which pushes are encoded; None for the device in scope.
+      ledger: folder in which each ps notes every letter; None if they note nothing.
     """
 
     def __init__(
@@ -93,6 +96,7 @@ class Pusher:
         aggregation: Aggregation,
         scaled: bool = False,
         host: str | None = None,
+        ledger: str | None = None,
     ):
         """Reads from the optimizer which buckets a step pushes.
 
@@ -100,9 +104,9 @@ class Pusher:
           store: with the variables.
           aggregation: what the servers do with a push.
           scaled: whether the learning rate of a push is divided by its staleness.
-          host: see the attribute.
+          host, ledger: see the attributes.
         """
-        self.host = host
+        self.host, self.ledger = host, ledger
         self._store = store
         self._plan = store.plan
         self._aggregation = aggregation
@@ -160,6 +164,14 @@ class Pusher:
         return sum(self._channel(i).payload_bytes for i in self._sent)
 
     # On the worker.
+
+    def records(self, examples: Any) -> list:
+        """What `Push.records` is.
+
+        Args:
+          examples: int64 scalar, or its spec.
+        """
+        return [] if self.ledger is None else [examples]
 
     def pack_updates(
         self,
@@ -342,12 +354,14 @@ class Pusher:
         )
         row = header.row()
         messages, restore = coalesce([*tf.nest.flatten(payloads), *tf.nest.flatten(rows)])
+        noted = len(sent.records)
+        messages = [*sent.records, *messages]
         with tf.device(ps_device(p)):
             # Here, before any branch: what a branch takes in, TensorFlow asks for where it comes
             # from, and the worker's answer would wait behind all that is under way.
             tensors = tf.nest.map_structure(tf.identity, [row, *map(_carried, messages)])
         structure = tf.nest.map_structure(_spec, (payloads, rows))
-        specs, dtypes = [_spec(t) for t in tensors[1:]], [t.dtype for t in messages]
+        specs, dtypes = [_spec(t) for t in tensors[1:]], [t.dtype for t in messages[noted:]]
         self._forms.setdefault(p, _Form(specs, dtypes, restore, structure))
         return tensors
 
@@ -358,7 +372,7 @@ class Pusher:
         if p not in self._loops:
             form = self._forms[p]
             take_in = functools.partial(self._take_in, p)
-            self._loops[p] = ServerLoop(p, self.handles_on(p), form.specs, take_in)
+            self._loops[p] = ServerLoop(p, self.handles_on(p), form.specs, take_in, self.ledger)
         return self._loops[p]
 
     def _take_in(
@@ -369,6 +383,7 @@ class Pusher:
         The lock keeps out what the chief writes meanwhile.
         """
         form = self._forms[p]
+        messages = messages[0 if self.ledger is None else 1 :]
         given = [_restored(t, d) for t, d in zip(messages, form.dtypes, strict=True)]
         payloads, rows = tf.nest.pack_sequence_as(form.structure, form.restore(given))
         with tf.control_dependencies(messages):

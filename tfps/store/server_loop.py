@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from tfps.cluster.devices import ps_device
 from tfps.cluster.remote_function import RemoteFunction
-from tfps.store import mailbox
+from tfps.store import ledger_file, mailbox
 from tfps.store.handles import ServerHandles
 from tfps.store.mailbox import FENCE, HEADER, REPEAT, STOP, Header
 
@@ -56,6 +56,12 @@ class Roll(NamedTuple):
         return tf.stack([self.last[worker], self.repeated[worker], self.refused])
 
 
+# Which run of which chief a loop belongs to: its first input where a ledger is kept.
+RUN = tf.TensorSpec([2], tf.int64)
+
+# How many examples a push has: the first tensor after the header where a ledger is kept.
+RECORDS = tf.TensorSpec([], tf.int64)
+
 # Takes in a push: (handles, its header, the other tensors of the letter) -> what the ps says of it.
 TakeIn = Callable[[ServerHandles, Header, list[tf.Tensor]], Receipt]
 
@@ -73,6 +79,7 @@ class ServerLoop:
         handles: ServerHandles,
         specs: Sequence[tf.TensorSpec],
         take_in: TakeIn,
+        ledger: str | None = None,
     ):
         """Traces the loop.
 
@@ -81,33 +88,52 @@ class ServerLoop:
           handles: of all that is on the servers.
           specs: of a letter's tensors after the header.
           take_in: applies a push; it is called while the loop is traced, on the ps's device.
+          ledger: folder in which the ps notes every letter; None if it notes nothing. The first
+            tensor of each letter then says how many examples the unit has.
         """
         self.specs = list(specs)
         self._p, self._take_in = p, take_in
-        self._run = RemoteFunction(self._loop, handles, mailbox.HANDLE, Roll.specs())
+        self._ledger = ledger
+        run = [] if ledger is None else [RUN]
+        self._run = RemoteFunction(self._loop, handles, mailbox.HANDLE, Roll.specs(), run)
 
-    def __call__(self, handles: ServerHandles, inbox: tf.Tensor, roll: Roll) -> Roll:
-        """Runs until a STOP comes; called under the ps's device. Returns the roll at the end."""
-        return self._run(handles, inbox, roll)
+    def __call__(
+        self, handles: ServerHandles, inbox: tf.Tensor, roll: Roll, run: tuple[int, int] = (0, 0)
+    ) -> Roll:
+        """Runs until a STOP comes; called under the ps's device.
 
-    def _loop(self, handles, inbox, roll):
+        Args:
+          handles: of all that is on this ps.
+          inbox: from which letters are taken.
+          roll: what the ps knows of the workers at the beginning.
+          run: which run of which chief this is, for the ledger.
+
+        Returns:
+          The roll at the end.
+        """
+        if self._ledger is None:
+            return self._run(handles, inbox, roll, [])
+        ledger_file.begin(self._ledger, self._p)
+        return self._run(handles, inbox, roll, [tf.constant(run, tf.int64)])
+
+    def _loop(self, handles, inbox, roll, run):
         with tf.device(ps_device(self._p)):
 
             def body(goes_on, *roll):
                 del goes_on
                 answers, (row, *tensors) = mailbox.take(inbox, [HEADER, *self.specs])
                 header = Header.of(row)
-                return self._one(handles, Roll(*roll), answers, header, tensors)
+                return self._one(handles, Roll(*roll), answers, header, tensors, run)
 
             state = [tf.constant(True), *map(tf.identity, roll)]
             _, *roll = tf.while_loop(lambda goes_on, *_: goes_on, body, state)
             return Roll(*roll)
 
-    def _one(self, handles, roll, answers, header, tensors):
+    def _one(self, handles, roll, answers, header, tensors, run):
         """Takes in one letter; returns (whether to go on, the roll)."""
         worker = header.worker
         is_push = header.kind <= REPEAT
-        counts = tf.logical_and(is_push, tf.equal(roll.lives[worker], header.life))
+        counts = tf.logical_and(is_push, self._is_present(roll, header))
         fences = tf.equal(header.kind, FENCE)
         orders = header.kind >= FENCE  # The chief sends them.
         acts = tf.logical_and(header.live > 0, tf.equal(header.masked, 0))
@@ -124,7 +150,11 @@ class ServerLoop:
 
         done = tf.cond(tf.logical_and(counts, acts), taken, ignored)
         told = tf.where(orders, roll.row(worker), done)
-        with tf.control_dependencies([done]):
+        noted = []
+        if self._ledger is not None:
+            line = self._line(run[0], header, counts, updated=done[1], records=tensors[0])
+            noted = [ledger_file.append(self._ledger, self._p, line)]
+        with tf.control_dependencies([done, *noted]):
             # Who is fenced off gets no answer: its calls have been given up.
             sent = tf.cond(
                 tf.logical_or(counts, orders),
@@ -134,6 +164,27 @@ class ServerLoop:
         with tf.control_dependencies([sent]):
             goes_on = tf.not_equal(header.kind, STOP)
             return goes_on, *_noted(roll, header, counts, is_push, fences)
+
+    def _is_present(self, roll: Roll, header: Header) -> tf.Tensor:
+        """Whether a letter is of the present life of its worker."""
+        return tf.equal(roll.lives[header.worker], header.life)
+
+    def _line(self, run, header, counts, updated, records) -> ledger_file.Line:
+        """What the ledger says of a letter. A letter of the chief has no records."""
+        return ledger_file.Line(
+            chief=run[0],
+            run=run[1],
+            kind=header.kind,
+            worker=header.worker,
+            life=header.life,
+            unit=header.unit,
+            masked=header.masked,
+            live=header.live,
+            finite=header.finite,
+            counts=counts,
+            updated=updated,
+            records=tf.reduce_max(tf.concat([tf.reshape(records, [-1]), [-1]], 0)),
+        )
 
 
 def _answer(answers: tf.Tensor, row: tf.Tensor) -> tf.Tensor:

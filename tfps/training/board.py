@@ -4,12 +4,19 @@ import itertools
 import os
 import socket
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 _numbers = itertools.count()
+
+# By this TensorBoard knows a text.
+_TEXT = tf.compat.v1.SummaryMetadata(
+    plugin_data=tf.compat.v1.SummaryMetadata.PluginData(plugin_name="text")
+)
 
 
 class Board:
@@ -32,13 +39,20 @@ class Board:
         ]
         self._writers: list[tf.io.TFRecordWriter] = []
 
-    def write(self, epoch: int, stats: dict[str, float], staleness: np.ndarray) -> None:
+    def write(
+        self,
+        epoch: int,
+        stats: dict[str, float],
+        staleness: np.ndarray,
+        lines: Sequence[str] = (),
+    ) -> None:
         """Writes one epoch.
 
         Args:
           epoch: index.
           stats: name -> value. TensorBoard has it as `epoch_<name>`, as Keras names its own.
           staleness: float64 [n], pushes by the number of updates that they missed; a histogram.
+          lines: what was lost and came back, in words; a text.
         """
         if self._folders and not self._writers:
             self._writers = [_opened(folder) for folder in self._folders]
@@ -46,6 +60,8 @@ class Board:
         for name, value in stats.items():
             summary.value.add(tag=f"epoch_{name}", simple_value=value)
         summary.value.add(tag="staleness", histo=_histogram(staleness))
+        if lines:
+            summary.value.add(tag="losses", tensor=_text(lines), metadata=_TEXT)
         event = tf.compat.v1.Event(wall_time=time.time(), step=epoch, summary=summary)
         for writer in self._writers:
             writer.write(event.SerializeToString())
@@ -67,6 +83,10 @@ def _opened(folder: str) -> tf.io.TFRecordWriter:
     version = tf.compat.v1.Event(wall_time=time.time(), file_version="brain.Event:2")
     writer.write(version.SerializeToString())
     return writer
+
+
+def _text(lines: Sequence[str]) -> Any:
+    return tf.make_tensor_proto([line.encode() for line in lines], tf.string)
 
 
 def _histogram(counts: np.ndarray) -> tf.compat.v1.HistogramProto:

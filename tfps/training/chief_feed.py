@@ -6,6 +6,7 @@ import dataclasses
 import math
 import sys
 import warnings
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import keras
@@ -13,7 +14,7 @@ import tensorflow as tf
 
 from tfps import _keras_data, _keras_models, _tf_data, errors
 from tfps.model.batches import without_optionals
-from tfps.training.feeds import FeedPosition, Work, shapes_of
+from tfps.training.feeds import FeedPosition, Range, Work, shapes_of
 from tfps.worker.batch_loop import Stack
 
 
@@ -54,6 +55,8 @@ class ChiefFeed:
           order: seed of an order that a later process can repeat; None for Keras's own order.
           **data: x, y, sample_weight, batch_size, shuffle, class_weight.
         """
+        # What is read of it once cannot be read again in this process.
+        self._is_consumed = isinstance(data["x"], Iterator)
         if isinstance(data["x"], tf.data.Dataset):
             data["shuffle"] = False  # Keras would warn that a dataset shuffles itself.
         self._indexed: _keras_data.Indexed | None = None
@@ -76,6 +79,7 @@ class ChiefFeed:
         self._pass: _Pass | None = None
         self._passes = 0  # how many iterators the dataset has had
         self._first = 0  # number of the first batch of the present pass
+        self._begun: list[tuple[int, int]] = []  # (number of the first batch, pass) of the last two
         self._read = 0  # number of the next batch that is read
         self._in_epoch = False
         self._ready: collections.deque[_Numbered] = collections.deque()  # read, not dealt out
@@ -92,6 +96,7 @@ class ChiefFeed:
         """See `feeds.Feed`; batches that are more than tensors do not come in groups."""
         self._alike = alike
         self.group = group if self._stackable else 1
+        self.lives: dict[int, int | None] = {}
         self.source_spec = _stacked(self.batch_spec) if self.group > 1 else self.batch_spec
 
     def reset(self) -> None:
@@ -178,6 +183,18 @@ class ChiefFeed:
         batches = range(index, index + count)
         return self._work([[_Numbered(work.lease.numbers[i], _lone(work, i)) for i in batches]])
 
+    def ranges(self, work: Work) -> list[Range]:
+        """See `feeds.Feed`."""
+        found: list[Range] = []
+        for number in work.lease.numbers:
+            first, turn = max(one for one in self._begun if one[0] <= number)
+            index = number - first
+            if found and found[-1][1:] == (turn, found[-1][2], index):
+                found[-1] = (0, turn, found[-1][2], index + 1)
+            else:
+                found.append((0, turn, index, index + 1))
+        return found
+
     def left(self, worker: int) -> None:
         """See `feeds.WorkSource`; the chief has read what the worker was given."""
 
@@ -185,7 +202,12 @@ class ChiefFeed:
         """See `feeds.WorkSource`."""
 
     def require_repeatable(self) -> None:
-        """See `feeds.Feed`; a work holds the batches that are to be repeated."""
+        """See `feeds.Feed`; works hold their batches, but a generator cannot go back to a cut."""
+        if self._is_consumed:
+            raise errors.DataError(
+                "a generator cannot give again what it gave since a snapshot; give a "
+                'tf.data.Dataset or a PyDataset, or Trainer(data="at_least_once")'
+            )
 
     def end_epoch(self) -> None:
         """See `feeds.Feed`."""
@@ -222,6 +244,9 @@ class ChiefFeed:
             self._in_epoch = False
         if self._passes > sum(position.passes) and self._order is not None:
             self._dataset, self._passes = self._made(), 0
+        if self._is_consumed and self._passes:
+            # It goes on where it is.
+            position = dataclasses.replace(position, batches=(0,), again=())
         self._pass, self._resumes = None, position
 
     def _aim(self) -> None:
@@ -246,6 +271,7 @@ class ChiefFeed:
             dataset = _tf_data.skipping(dataset, skip)
         self._first, self._read = self._read, self._read + skip
         self._pass = self._begin_iterator(dataset)
+        self._begun = [*self._begun[-1:], (self._first, self._passes - 1)]
         for i in range(skip, end):
             try:
                 one = self._numbered(self._pass.next())

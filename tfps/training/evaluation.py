@@ -135,6 +135,12 @@ class EvaluationRun:
     def redone(self, redo: Redo, result: Any) -> None:
         """See `redo`."""
 
+    def leaving(self, worker: int) -> None:
+        """See `work_loop.Run`; the worker is soon lost, and its batches are computed again."""
+
+    def left(self, worker: int, value: Any) -> None:
+        """See `work_loop.Run`; no worker hands back anything."""
+
     def returned(self, worker: int) -> Callable[[], Any]:
         """See `work_loop.Run`; the worker pulls the parameters, which are still the same."""
         del worker

@@ -18,6 +18,9 @@ from typing import Any, Protocol
 
 import keras
 
+# Batches of a pass over a dataset: (dataset, pass, index of the first batch, index after the last).
+Range = tuple[int, int, int, int]
+
 
 class Opener(abc.ABC):
     """An input on a worker that is opened when the worker first reads it."""
@@ -112,7 +115,13 @@ class WorkSource(Protocol):
 
     Each work that `take` or `repeat` returned is settled once: by `done` if its call returned, by
     `give_back` if the call failed or its worker was lost. These may come in any order.
+
+    Attributes:
+      lives: worker -> its life as the source was last told of it, None for one that is lost. The
+        work loop keeps it: a source outlives loops, and workers come and go in between.
     """
+
+    lives: dict[int, int | None]
 
     def take(self, worker: int, most: float = math.inf) -> Any:
         """The worker's next `Work` or `WorkAhead`, or None if there is none for it now.
@@ -218,6 +227,9 @@ class Feed(WorkSource, Protocol):
           count: how many batches, all of the same shape.
         """
 
+    def ranges(self, work: Work) -> list[Range]:
+        """The batches of a work; once it is done, those that its dataset had."""
+
     def regroup(self, group: int, alike: bool = False) -> None:
         """Says of which batches a `Work` may consist, from the next one on.
 
@@ -235,7 +247,8 @@ class Feed(WorkSource, Protocol):
         To be called before the first epoch, where workers may be lost and recovered from.
 
         Raises:
-          DataError: a dataset of workers has other batches when it is made again.
+          DataError: the input is a generator, or a dataset of workers that has other batches when
+            it is made again.
         """
 
     def begin_epoch(self) -> None:

@@ -141,13 +141,14 @@ class FitRun:
 
     def _note(self, number: int, epoch: Epoch, logs: dict[str, Any]) -> dict[str, Any]:
         """Notes an epoch that is over and calls its hooks; returns its logs."""
-        stats = epoch.stats
+        losses, lines = self._session.losses.take()
+        stats = {**epoch.stats, "workers": float(len(self._session.calls.living)), **losses}
         for name, value in stats.items():
             self.stats.setdefault(name, []).append(value)
         if self._log_stats:
             logs = {**logs, **stats}
         self._state.note_epoch(number, logs, self._feed.position())
-        recorded = self._hooks.epoch_end(number, logs, stats, epoch.staleness)
+        recorded = self._hooks.epoch_end(number, logs, stats, epoch.staleness, lines)
         self._state.note_logs(recorded)
         self._noted.logs[number] = recorded
         self._save_if_due()

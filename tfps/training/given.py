@@ -34,6 +34,14 @@ class Redo(NamedTuple):
     counts: bool
     open: bool
 
+    def known(self, repeated: Mapping[int, int]) -> "Redo":
+        """The redo, once the worker that was to do it is lost.
+
+        Args:
+          repeated: ps -> the number of the last repeat that it has of this life of the worker.
+        """
+        return self._replace(has=self.has | {p for p, n in repeated.items() if n == self.number})
+
 
 class Loss(NamedTuple):
     """What is lost with a worker.
@@ -88,6 +96,19 @@ class GivenWorks:
         """
         units, batches = (1, work.count) if exchange else (work.count, 1)
         self._given[worker].append(_Given(number, units, batches, work))
+
+    def found(self, worker: int, work: Any, count: int) -> None:
+        """Notes that a work has only so many batches, because its dataset has ended.
+
+        Args:
+          worker: index.
+          work: that the worker was given.
+          count: how many batches there were.
+        """
+        for one in self._given[worker]:
+            if one.work is work:
+                one.units = -(-count // one.batches)
+                one.batches = min(one.batches, max(1, count))
 
     def done(self, worker: int, works: Sequence[Any], reported: bool) -> None:
         """Notes that a call has ended.

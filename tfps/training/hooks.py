@@ -5,7 +5,7 @@ may change them. The copy brings what a hook looks at; what a hook has changed i
 servers after it. No hook of `fit` is called from anywhere else.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -130,7 +130,12 @@ class Hooks:
             self.callbacks.on_train_batch_end(batch, logs)
 
     def epoch_end(
-        self, epoch: int, logs: dict[str, Any], stats: dict[str, float], staleness: Any
+        self,
+        epoch: int,
+        logs: dict[str, Any],
+        stats: dict[str, float],
+        staleness: Any,
+        lines: Sequence[str] = (),
     ) -> dict[str, Any]:
         """After an epoch and its validation.
 
@@ -139,6 +144,7 @@ class Hooks:
           logs: of the epoch.
           stats: of the epoch; see `Trainer.stats`.
           staleness: float64 [n], pushes by the number of updates that they missed.
+          lines: what was lost and came back, in words.
 
         Returns:
           The logs as the history has them, with what callbacks have added.
@@ -149,7 +155,7 @@ class Hooks:
         # multiple of n batches.
         with self._copy.hook(whole=self._secretly), tf.summary.record_if(True):
             self.callbacks.on_epoch_end(epoch, logs)
-        self._board.write(epoch, stats, staleness)
+        self._board.write(epoch, stats, staleness, lines)
         recorded = history.history.items() if history else ()
         return {name: v[-1] for name, v in recorded if len(v) > before.get(name, 0)} or logs
 

@@ -1,5 +1,6 @@
 """The feed for whatever the user gave as input."""
 
+from collections.abc import Collection
 from typing import Any
 
 from tfps import errors
@@ -20,6 +21,7 @@ def feed_of(
     num_workers: int,
     steps_per_epoch: int | None,
     steps_per_execution: int,
+    living: Collection[int] | None = None,
     **data: Any,
 ) -> Feed:
     """The feed for `x`: a `dataset_fn`, splits, or what `keras.Model.fit` takes.
@@ -29,6 +31,7 @@ def feed_of(
       num_workers: of the cluster.
       steps_per_epoch: batches in an epoch, of all workers together; None for the whole input.
       steps_per_execution: batches in a call at most.
+      living: indices of the workers that live; None for all.
       **data: y, sample_weight, batch_size, shuffle, class_weight; order, see `ChiefFeed`.
 
     Raises:
@@ -45,8 +48,8 @@ def feed_of(
                 "put it there"
             )
     if isinstance(x, Splits):
-        return SplitFeed(x, steps_per_epoch, steps_per_execution)
-    return WorkerFeed(x, num_workers, steps_per_epoch, steps_per_execution)
+        return SplitFeed(x, steps_per_epoch, steps_per_execution, living)
+    return WorkerFeed(x, num_workers, steps_per_epoch, steps_per_execution, living)
 
 
 def _name(x: Any) -> str:

@@ -21,6 +21,7 @@ class Lookahead:
           ended: true once no further batch is to be taken.
         """
         self._feed = feed
+        self.lives = feed.lives
         self._ended = ended
         self._held: list[Work | None] = [None] * num_workers
         self._last: list[Work | None] = [None] * num_workers

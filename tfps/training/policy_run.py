@@ -6,10 +6,12 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol, cast
 
+import tensorflow as tf
+
 from tfps.model import optimizer_traits
 from tfps.store import mailbox
 from tfps.store.actors import Told
-from tfps.training.feeds import Feed, WorkAhead, WorkSource
+from tfps.training.feeds import Feed, Work, WorkAhead, WorkSource
 from tfps.training.given import GivenWorks, Redo
 from tfps.training.lookahead import Lookahead
 from tfps.training.policy import ConsistencyPolicy
@@ -74,7 +76,7 @@ class PolicyRun:
           side: the servers' side of the policy's exchange.
         """
         self._session, self._state = session, session.state
-        self._calls = session.calls
+        self._calls, self._ledger, self._losses = session.calls, session.ledger, session.losses
         self._feed = feed
         self._policy = policy
         self._side = side
@@ -102,7 +104,6 @@ class PolicyRun:
         defers = self._defers and type(schedule).finished is Clocks.finished
         self._reports = Reports(self._calls, self._step.own, defers)
         kind = RoundLoop if self._policy.in_rounds else WorkLoop
-        ended = False
         try:
             self._start()
             self._source = self._source_of(observer)
@@ -110,11 +111,13 @@ class PolicyRun:
             last = loop.run()
             while not self._is_finished():
                 last = loop.run()
-            self._actors.stop()
-            ended = True
+            self._losses.refused_pushes += self._actors.stop()
+            self._ledger.end_run(observer.stopped())
+        except BaseException as e:
+            self._side.abort()
+            self._ledger.break_run(e)
+            raise
         finally:
-            if not ended:
-                self._side.abort()
             # After an error, too, what workers remember is what the next run goes on from.
             self._keep_memory()
         return last
@@ -123,7 +126,13 @@ class PolicyRun:
         self._state.carries = []
         self._side.pusher.clear()
         self._actors = self._side.actors()
-        self._actors.start(self._calls.lives, self._calls.interrupt)
+        run = self._ledger.begin_run(
+            self._calls.lives,
+            self._side.pusher.written_to(),
+            self._policy.in_rounds,
+            self._reasons_to_drop(),
+        )
+        self._actors.start(self._calls.lives, self._calls.interrupt, run)
         lives, actors, step = list(self._calls.lives), self._actors, self._step
         self._handles = self._calls.run_on_each(lambda w: actors.handles(w, lives[w]))
         handles = self._handles
@@ -134,6 +143,12 @@ class PolicyRun:
         self._given = GivenWorks(self._calls.num_workers)
         self._pushing: dict[int, _RoundPush] = {}
         self._round_redos: dict[int, _RoundPush] = {}
+
+    def _reasons_to_drop(self) -> list[str]:
+        """Why this policy may drop a unit; see `Ledger.begin_run`."""
+        late = self._policy.in_rounds and getattr(self._policy, "backups", 1) > 0
+        overflow = self._session.served.store.loss_scale is not None
+        return ["late"] * late + ["overflow"] * overflow
 
     def _source_of(self, observer: Observer) -> WorkSource:
         if not self._step.prefetches:
@@ -167,17 +182,24 @@ class PolicyRun:
         """Notes what is lost if the worker is."""
         if self._policy.in_rounds:
             self._pushing[worker] = _RoundPush(work, number)
+            self._note(worker, number, work)
             return
         following = work.following if isinstance(work, WorkAhead) else work
         if following is not None:
             exchange = bool(self._policy.local_steps)
             self._given.give(worker, number, following, exchange)
+            self._note(worker, number, following, 1 if exchange else following.count)
+
+    def _note(self, worker: int, number: int, work: Work, units: int = 1) -> None:
+        if self._ledger.folder is not None:
+            self._ledger.gave(worker, number, self._feed.ranges(work), units)
 
     def push(self, worker: int, share: float, expected: int) -> Callable[[], Report]:
         """See `work_loop.RoundRun`."""
         number, rate = self._state.number_steps(1), self._rate()
         held = self._pushing[worker]
         held.push, held.share, held.expected = number, share, expected
+        self._ledger.pushes(number, held.number)
         step, handles = cast(RoundStep, self._step), self._handles[worker]
         carries = self._state.carries
         carry = carries[worker]
@@ -194,6 +216,10 @@ class PolicyRun:
 
     def completed(self, worker: int, work: Any, result: Report) -> None:
         """See `work_loop.Run`."""
+        following = work.following if isinstance(work, WorkAhead) else work
+        if following is not None and result.taken < following.count:
+            self._ledger.ends(self._feed.ranges(following))
+            self._given.found(worker, following, result.taken)
         if self._policy.in_rounds:
             return
         done = work.held if isinstance(work, WorkAhead) else work
@@ -203,6 +229,10 @@ class PolicyRun:
         """See `work_loop.Run`."""
         del first
         self._observer.ended(last, result)
+
+    def dropped(self, worker: int) -> None:
+        """See `work_loop.RoundRun`."""
+        self._ledger.dropped(self._pushing.pop(worker).number, "late")
 
     def stopped(self) -> bool:
         """See `work_loop.Run`; a step that prefetches ends by its `Lookahead`."""
@@ -217,15 +247,19 @@ class PolicyRun:
 
     def lost(self, worker: int, redo: Redo | None) -> list[Redo]:
         """See `work_loop.Run`."""
+        self._ledger.lost(worker, self._calls.lives[worker])
         told = self._actors.fence(worker, self._calls.lives[worker])
-        self._state.carries[worker] = None
+        carry, self._state.carries[worker] = self._state.carries[worker], None
+        self._losses.lost_workers += 1
+        self._losses.say(f"worker {worker} was lost; {len(self._calls.living)} go on")
+        if carry is not None and tf.nest.flatten(self._step.rest(carry).residuals):
+            self._losses.lost_residuals += 1
         self._state.own.lost(worker)
         self._reports.lost(worker)
         self._observer.lost(worker)
         redos = []
         if redo is not None:
-            has = redo.has | {p for p, one in told.items() if one.repeated == redo.number}
-            redos.append(redo._replace(has=has))
+            redos.append(redo.known({p: one.repeated for p, one in told.items()}))
         if self._policy.in_rounds:
             return redos + self._lost_of_round(worker, told)
         loss = self._given.lose(worker, {p: one.last for p, one in told.items()})
@@ -251,6 +285,7 @@ class PolicyRun:
     def redo(self, worker: int, redo: Redo) -> tuple[Any, Callable[[], Report]]:
         """See `work_loop.Run`."""
         work = self._feed.repeat(redo.work, redo.begin, worker, redo.count)
+        self._losses.repeated_units += 1
         repeats = mailbox.repeats_of(redo.has)
         if self._policy.in_rounds:
             return work, self._redo_of_round(worker, redo, work, repeats)
@@ -315,6 +350,35 @@ class PolicyRun:
         del redo
         self._observer.counts(result)
 
+    def leaving(self, worker: int) -> Callable[[], list[Report]]:
+        """See `work_loop.Run`; the worker reports, and pushes what is pending."""
+        step, handles, rate = self._step, self._handles[worker], self._rate()
+        carry, own = self._state.carries[worker], self._state.own.each[worker]
+        reports = self._reports
+
+        def call() -> list[Report]:
+            late = reports.end(worker, own.report[0]) if own.report else None
+            vector = step.finish(handles, carry, rate)
+            pushed = None if vector is None else Report.of(vector, step.own.shapes, worker)
+            return [one for one in (late, pushed) if one is not None]
+
+        return call
+
+    def left(self, worker: int, value: list[Report]) -> None:
+        """See `work_loop.Run`."""
+        for report in value:
+            self._observer.counts(report)
+        self._given.settled(worker)
+        self._pushing.pop(worker, None)
+        self._ledger.lost(worker, self._calls.lives[worker])
+        self._actors.fence(worker, self._calls.lives[worker])
+        carry, self._state.carries[worker] = self._state.carries[worker], None
+        self._losses.say(f"worker {worker} was told to end, and has handed back what it held")
+        if carry is not None and tf.nest.flatten(self._step.rest(carry).residuals):
+            self._losses.lost_residuals += 1
+        self._state.own.lost(worker)
+        self._observer.lost(worker)
+
     def returned(self, worker: int) -> Callable[[], Any]:
         """See `work_loop.Run`."""
         actors, step, life = self._actors, self._step, self._calls.lives[worker]
@@ -332,6 +396,7 @@ class PolicyRun:
         self._handles[worker], self._state.carries[worker] = handles, carry
         self._reports.blanks[worker] = blank
         self._state.own.each[worker] = own._replace(report=[blank])
+        self._losses.say(f"worker {worker} takes part again")
         self._observer.returned(worker)
 
     # The end.

@@ -128,6 +128,12 @@ class PredictionRun:
     def redone(self, redo: Redo, result: Any) -> None:
         """See `work_loop.Run`; every batch is of a call that has not ended."""
 
+    def leaving(self, worker: int) -> None:
+        """See `work_loop.Run`; the worker is soon lost, and its batches are computed again."""
+
+    def left(self, worker: int, value: Any) -> None:
+        """See `work_loop.Run`; no worker hands back anything."""
+
     def returned(self, worker: int) -> Callable[[], Any]:
         """See `work_loop.Run`; the worker pulls the parameters, which are still the same."""
         del worker

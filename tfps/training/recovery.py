@@ -48,8 +48,8 @@ def recover(session: Session, snapshotter: Snapshotter | None, loss: errors.Task
     began = time.monotonic()
     failures.say(f"{loss}; waiting up to {calls.task_timeout:g} s for it to return")
     while True:
+        lost = calls.await_servers()
         try:
-            lost = calls.await_servers()
             past = snapshotter.go_back(lost)
             _await_paths(session)
         except tf.errors.OpError:
@@ -58,10 +58,13 @@ def recover(session: Session, snapshotter: Snapshotter | None, loss: errors.Task
                 raise
             continue
         names = ", ".join(map(str, sorted(lost)))
-        failures.say(
+        line = (
             f"ps {names} was gone for {time.monotonic() - began:.1f} s; training goes on from the "
             f"snapshot of {time.strftime('%H:%M:%S', time.localtime(past.manifest.time))}"
         )
+        session.losses.lost_ps += len(lost)
+        session.losses.say(line)
+        failures.say(line)
         return past
 
 

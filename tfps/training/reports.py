@@ -35,6 +35,18 @@ class Reports:
         """Notes that a worker is lost, with the report that has stayed there."""
         self._later[worker] = 0, 0
 
+    def end(self, worker: int, vector: tf.Tensor) -> Report | None:
+        """Brings the report that has stayed on a worker; called in the thread of a call.
+
+        Args:
+          worker: index.
+          vector: the report there.
+        """
+        if self._later[worker] == (0, 0):
+            return None
+        self._later[worker] = 0, 0
+        return Report.of(vector, self._shapes, worker)
+
     def take(
         self, worker: int, work: Any, vector: tf.Tensor, defers: bool = True
     ) -> tuple[Report, tf.Tensor]:

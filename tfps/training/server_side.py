@@ -47,6 +47,7 @@ class ServerSide:
         num_workers: int,
         coded: bool,
         frozen_at: int | None,
+        ledger: str | None = None,
     ):
         """Creates the variables on the servers.
 
@@ -57,6 +58,7 @@ class ServerSide:
           coded: whether pushes pass through codecs.
           frozen_at: how many updates were applied when Adam's second moments were frozen, or None
             while they still change.
+          ledger: see `Pusher`.
 
         Raises:
           ConfigError: the optimizer's settings do not go with the exchange.
@@ -75,7 +77,7 @@ class ServerSide:
         self._optimizer = optimizer
         update = Summed(optimizer) if exchange.in_rounds else Applied(optimizer)
         host = served.program.devices.host
-        self.pusher = Pusher(store, update, exchange.staleness_scaling, host)
+        self.pusher = Pusher(store, update, exchange.staleness_scaling, host, ledger)
         self._actors: Actors | None = None
 
     def actors(self) -> Actors:

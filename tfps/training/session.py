@@ -1,6 +1,7 @@
 """What `fit`, `evaluate` and `predict` have in common: a model on the servers, and its steps."""
 
 import gc
+import os
 from typing import Any
 
 import keras
@@ -14,6 +15,8 @@ from tfps.store.pull import Pulled
 from tfps.strategy import ParameterServerStrategy
 from tfps.training.feeds import Feed
 from tfps.training.input import feed_of
+from tfps.training.ledger import Ledger
+from tfps.training.losses import Losses
 from tfps.training.placing import Placing
 from tfps.training.policy import ConsistencyPolicy
 from tfps.training.served_model import ServedModel, Traffic
@@ -33,6 +36,8 @@ class Session:
       model: the Keras model.
       calls: to the workers.
       state: what training remembers.
+      ledger: in which the chief notes what becomes of every batch.
+      losses: what was lost since the last epoch ended.
     """
 
     def __init__(
@@ -46,6 +51,7 @@ class Session:
         limit: float,
         min_workers: int = 1,
         task_timeout: float = 300.0,
+        ledger: str | os.PathLike | None = None,
     ):
         """Starts the threads that call the workers; the servers are filled by `prepare`.
 
@@ -58,10 +64,12 @@ class Session:
           warmup: how many updates are applied before gradients pass through codecs.
           limit: seconds that a call on a worker may take.
           min_workers, task_timeout: see `WorkerCalls`.
+          ledger: see `Ledger`.
         """
         self.model = model
+        self.ledger, self.losses = Ledger(ledger), Losses()
         self.calls = WorkerCalls(strategy.cluster, limit, min_workers, task_timeout)
-        self.state = TrainingState(self.calls, warmup)
+        self.state = TrainingState(self.calls, warmup, self.ledger.folder)
         self._strategy = strategy
         self._overlap = overlap
         self._traffic, self._placing = traffic, placing
@@ -101,6 +109,7 @@ class Session:
             self.calls.num_workers,
             steps,
             group or self.model.steps_per_execution,
+            self.calls.living,
             **arguments,
         )
 

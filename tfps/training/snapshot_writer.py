@@ -62,7 +62,7 @@ class SnapshotWriter:
         arrays: Arrays,
         content: dict[str, Any],
         then: Callable[[], None] = lambda: None,
-    ) -> None:
+    ) -> Id:
         """Begins to write a snapshot, once the one before is written.
 
         Args:
@@ -70,6 +70,9 @@ class SnapshotWriter:
           arrays: of the chief.
           content: for the manifest.
           then: called in the writer's thread when the snapshot is complete.
+
+        Returns:
+          The name of the snapshot.
 
         Raises:
           Superseded: a later chief writes to the folder.
@@ -83,6 +86,7 @@ class SnapshotWriter:
         )
         self._thread.daemon = True
         self._thread.start()
+        return id
 
     def wait(self) -> None:
         """Waits until what was begun is written, with a line after each minute.

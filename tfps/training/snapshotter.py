@@ -308,7 +308,8 @@ class Snapshotter:
             "form": dataclasses.asdict(parts.Form.of(store, outer)),
             "model": self._model,
         }
-        self._writer.write(values, packed.arrays, content)
+        id = self._writer.write(values, packed.arrays, content)
+        session.ledger.cut(str(id))
         if self.is_leaving:
             self.wait()
             say(f"told to end by SIGTERM; the newest snapshot is {self._writer.saved}")
@@ -366,6 +367,7 @@ class Snapshotter:
             for side in ended:
                 session.steps.forget(side)
             self._updates, self._began = 0, time.monotonic()
+            session.ledger.back(str(past.manifest.id), servers)
             return past
         raise self._nothing_to_restore()
 

@@ -2,14 +2,14 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import tensorflow as tf
 
 from tfps import _tf_data, errors
 from tfps.model.batches import without_optionals
-from tfps.training.feeds import FeedPosition, Work
+from tfps.training.feeds import FeedPosition, Range, Work
 from tfps.training.movable_dataset import MovableDataset
 from tfps.training.splits import Splits
 from tfps.training.worker_dataset import require_repeatable
@@ -50,14 +50,16 @@ class SplitFeed:
         splits: Splits,
         steps_per_epoch: int | None = None,
         steps_per_execution: int = 1,
+        living: Collection[int] | None = None,
     ):
-        """Makes the dataset of the first split on worker 0, to find its form.
+        """Makes the dataset of the first split on a living worker, to find its form.
 
         Args:
           splits: what the user gave as `x`.
           steps_per_epoch: batches in an epoch, of all workers together; when all splits are done,
             they are begun again. None makes an epoch one pass over the splits.
           steps_per_execution: batches in a call at most.
+          living: indices of the workers that live; None for all.
 
         Raises:
           DataError: `make_dataset` returned something that is not a `tf.data.Dataset`.
@@ -66,9 +68,11 @@ class SplitFeed:
         self._steps = steps_per_epoch
         self.group = steps_per_execution
         self._spec: Any = None
-        first = MovableDataset(self._making(0, 0), 0)
+        self._first = min(living or (), default=0)  # the worker on which splits are tried
+        first = MovableDataset(self._making(0, 0), self._first)
         spec = self._spec = first.dataset().element_spec
         self._lost: set[int] = set()
+        self.lives: dict[int, int | None] = {}
         self._resumes = False  # whether the next epoch is the rest of one
         self._in_epoch = False
         self._epoch = 0  # batches of the next epoch that have been used before a restart
@@ -191,6 +195,12 @@ class SplitFeed:
         self._note(work.lease.of)
         return again
 
+    def ranges(self, work: Work) -> list[Range]:
+        """See `feeds.Feed`; a split is a dataset."""
+        turn, index = work.lease.of.key
+        lease = work.lease.lease
+        return [(index, turn, lease.begin, lease.begin + lease.count)]
+
     def _note(self, split: _Split) -> None:
         """Keeps a split as long as something of it is left."""
         if split.is_done:
@@ -216,7 +226,7 @@ class SplitFeed:
     def require_repeatable(self) -> None:
         """See `feeds.Feed`; the first split is tried."""
         name = f"make_dataset, called for {self._splits.items[0]!r},"
-        require_repeatable(self._making(0, 0), 0, name)
+        require_repeatable(self._making(0, 0), self._first, name)
 
     def end_epoch(self) -> None:
         """See `feeds.Feed`."""

@@ -64,7 +64,11 @@ class Trainer:
       stats: name -> a value for each epoch of the last `fit`, over all workers together:
         `examples_per_second` and `steps_per_second`; `staleness` and `staleness_max`, the number of
         updates that a push has missed, on average and at most; `push_bytes_per_step` and
-        `pull_bytes_per_step`, what a worker sends and receives in a step as the codecs predict it.
+        `pull_bytes_per_step`, what a worker sends and receives in a step as the codecs predict it;
+        `workers`, how many live at the end of the epoch; `lost_workers` and `lost_ps`, how often
+        one was lost; `repeated_units`, batches that were done again for that, and
+        `refused_pushes`, those that came too late; `lost_residuals`, how often what a worker's
+        codecs remembered was lost.
         With a TensorBoard callback they are shown as the run `tfps`.
       consistency: the policy that decides which worker may step when: `Async`, `BoundedStaleness`,
         `Sync`, `LocalSteps`, or a `consistency.ConsistencyPolicy` of the user's own. Another policy
@@ -90,6 +94,8 @@ class Trainer:
         snapshots: Snapshots | str | os.PathLike | None = None,
         min_workers: int = 1,
         task_timeout: float = 300.0,
+        ledger: str | os.PathLike | None = None,
+        data: str = "exactly_once",
     ):
         """Checks the arguments; the servers are filled when training starts.
 
@@ -141,6 +147,15 @@ class Trainer:
             training waits.
           task_timeout: how many seconds to wait for workers below `min_workers`, or for a lost ps,
             to return. After that time `TaskLost` is raised.
+          ledger: a folder that the chief and every ps can write to, in which they note what becomes
+            of each batch on each ps; `python -m tfps.ledger check FOLDER` says whether each was
+            applied exactly once. It is for tests and for finding faults, since every push costs a
+            line. None notes nothing and costs nothing.
+          data: what is asked of the input where `snapshots` are taken. With "exactly_once", `fit`
+            refuses input that could not go on exactly after a loss: a generator, and a
+            `dataset_fn` or `Splits` whose first two batches differ when they are read twice. With
+            "at_least_once" it takes them. After a loss, batches of such input may be trained on
+            again, and others in their place. Without snapshots nothing is asked.
 
         Raises:
           ConfigError: an argument is none of these.
@@ -150,8 +165,11 @@ class Trainer:
                 f"strategy is a {type(strategy).__name__}; Trainer needs a "
                 "tfps.ParameterServerStrategy"
             )
+        if data not in ("exactly_once", "at_least_once"):
+            raise errors.ConfigError(f'data={data!r} must be "exactly_once" or "at_least_once"')
         self.model = model
         self.strategy = strategy
+        self._is_exact = data == "exactly_once"
         self.stats: dict[str, list[float]] = {}
         self._log_stats = log_stats
         if overlap not in (0, 1, 2):
@@ -181,6 +199,7 @@ class Trainer:
             step_timeout,
             min_workers,
             task_timeout,
+            ledger,
         )
         weakref.finalize(self, self._session.calls.close)
         settings = snapshots_of(snapshots)
@@ -282,6 +301,7 @@ class Trainer:
         if self._snapshotter is not None:
             self._snapshotter.begin_fit()
             order = self._snapshotter.order
+        session.ledger.begin_fit(None if order is None else self._snapshots.fit_number)
         feed = session.feed(
             x,
             steps_per_epoch,
@@ -292,6 +312,8 @@ class Trainer:
             class_weight=class_weight,
             order=order,
         )
+        if self._snapshotter is not None and self._is_exact:
+            feed.require_repeatable()
         past = self._prepare(feed)
         if past is not None and not self._snapshots.resumes(past):
             return self._ended_before(past)
@@ -360,6 +382,7 @@ class Trainer:
                 except errors.ConfigError as e:
                     raise self._snapshotter.unfit(past, e) from e
                 self._snapshotter.say_resumed(past)
+                session.ledger.resumed(str(past.manifest.id))
                 return past
         session.prepare(feed, train=True)
         return None

@@ -15,7 +15,7 @@ such as the end of an epoch.
 import copy
 import dataclasses
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,13 +46,15 @@ class TrainingState:
       own: what every worker has of its own of the model's variables.
     """
 
-    def __init__(self, calls: WorkerCalls, warmup: int):
+    def __init__(self, calls: WorkerCalls, warmup: int, ledger: str | None = None):
         """Starts with nothing on the servers.
 
         Args:
           calls: to the workers.
           warmup: how many updates are applied before gradients pass through codecs.
+          ledger: folder in which each ps notes what it gets, or None.
         """
+        self._ledger = ledger
         self.chief = ChiefState()
         self.carries: list[Any] = []
         self.own = OwnState(calls)
@@ -143,6 +145,7 @@ class TrainingState:
                 self._calls.num_workers,
                 coded=not warming,
                 frozen_at=self.chief.frozen_at,
+                ledger=self._ledger,
             )
             if restored := self._restored_sides.pop(exchange.name, None):
                 side.restore(restored)
@@ -381,6 +384,10 @@ class TrainingState:
           servers: indices of the parameter servers.
         """
 
+        # A ps that was lost between two runs of its loop has the loop's queues no more.
+        for side in self._sides.values():
+            side.abort()
+
         def renew() -> None:
             self._require_served().store.renew(servers)
             for side in self._sides.values():
@@ -450,6 +457,14 @@ def _kind(exchange: Exchange) -> str:
     return "gradients" if exchange.outer is None else "pseudo-gradients"
 
 
-def _placing(memory: list[WorkerMemory]) -> Callable[[int], WorkerMemory]:
-    """What copies a worker's own memory to the device under which it is called."""
-    return lambda worker: tf.nest.map_structure(tf.constant, memory[worker])
+def _placing(memory: Sequence[WorkerMemory | None]) -> Callable[[int], WorkerMemory | None]:
+    """What copies a worker's own memory to the device under which it is called.
+
+    A worker that was lost when the memory was saved has none.
+    """
+
+    def place(worker: int) -> WorkerMemory | None:
+        mine = memory[worker]
+        return None if mine is None else tf.nest.map_structure(tf.constant, mine)
+
+    return place

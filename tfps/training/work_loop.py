@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from tfps import errors
-from tfps.cluster.calls import Completion, Lost, Returned, WorkerCalls
+from tfps.cluster.calls import Completion, Leaves, Lost, Returned, WorkerCalls
 from tfps.training.feeds import WorkSource
 from tfps.training.given import Redo
 from tfps.training.schedule import Clocks, RoundSchedule, Schedule
@@ -93,6 +93,15 @@ class Run(Protocol):
     def redone(self, redo: Redo, result: Any) -> None:
         """Something was done again whose batches have ended before, as far as hooks know."""
 
+    def leaving(self, worker: int) -> Callable[[], Any] | None:
+        """The call by which a worker hands back what it holds, for it was told to end.
+
+        It has done its work. None if nothing is handed back; the worker is then lost when it ends.
+        """
+
+    def left(self, worker: int, value: Any) -> None:
+        """The call of `leaving` has ended with this value; the worker gets nothing any more."""
+
     def returned(self, worker: int) -> Callable[[], Any]:
         """The call by which a worker begins that has returned."""
 
@@ -111,6 +120,9 @@ class RoundRun(Run, Protocol):
           share: of the worker in the weighted mean.
           expected: how many workers push in this round.
         """
+
+    def dropped(self, worker: int) -> None:
+        """What a worker has computed came too late for its round, and is not pushed."""
 
 
 @dataclasses.dataclass
@@ -143,6 +155,10 @@ class _Again:
 
 class _Begin:
     """The tag of the call by which a returned worker begins."""
+
+
+class _HandsBack:
+    """The tag of the call by which a worker hands back what it holds."""
 
 
 class WorkLoop:
@@ -178,8 +194,27 @@ class WorkLoop:
         self._begun = self._ended = first
         self._idle = collections.deque(sorted(calls.living))
         self._redo: collections.deque[_Again] = collections.deque()
+        self._meet()
         self._announced = 0  # batches whose hooks have been called, and that are dealt out again
+        self._leaving: set[int] = set()  # workers that leave when they are idle
         self._is_dry = False  # whether the source had nothing for whoever asked last
+
+    def _meet(self) -> None:
+        """Tells the source which workers were lost, or have returned, since its last loop."""
+        known, calls = self._source.lives, self._calls
+        for worker in range(calls.num_workers):
+            life = calls.lives[worker] if worker in calls.living else None
+            if worker in known and known[worker] != life and life is not None:
+                self._source.back(worker)
+            elif life is None and known.get(worker, 0) is not None:
+                self._source.left(worker)
+            known[worker] = life
+
+    def _source_loses(self, worker: int) -> None:
+        """Tells the source that a worker is gone; others may find work there now."""
+        self._source.left(worker)
+        self._source.lives[worker] = None
+        self._is_dry = False
 
     def run(self) -> int:
         """Returns the index after the last batch, once the source has ended or the run stopped.
@@ -215,12 +250,17 @@ class WorkLoop:
             return False
         return bool(self._redo) or not (self._is_dry or self._run.stopped())
 
-    def _take_in(self, event: Completion | Lost | Returned) -> None:
+    def _take_in(self, event: Completion | Lost | Returned | Leaves) -> None:
         match event:
+            case Leaves(worker):
+                self._leaving.add(worker)
+            case Completion(worker, _HandsBack(), value):
+                self._let_go(worker, value)
             case Lost():
                 self._lose(event)
             case Returned(worker):
                 self._source.back(worker)
+                self._source.lives[worker] = self._calls.lives[worker]
                 self._calls.submit(worker, self._run.returned(worker), tag=_Begin())
             case Completion(worker, _Begin(), value):
                 self._run.begins(worker, value)
@@ -232,6 +272,7 @@ class WorkLoop:
 
     def _start(self) -> list[int]:
         """Gives idle workers work; returns the workers that have to wait for others."""
+        self._take_back()
         if not self._calls.enough:
             return []
         self._start_again()
@@ -240,6 +281,20 @@ class WorkLoop:
         while waiting != (waiting := self._start_some(waiting)):
             pass
         return waiting
+
+    def _take_back(self) -> None:
+        """Lets idle workers hand back what they hold that were told to end."""
+        for worker in self._leaving & set(self._idle):
+            self._leaving.discard(worker)
+            if (call := self._run.leaving(worker)) is not None:
+                self._idle.remove(worker)
+                self._calls.submit(worker, call, tag=_HandsBack())
+
+    def _let_go(self, worker: int, value: Any) -> None:
+        self._calls.let_go(worker)
+        self._run.left(worker, value)
+        self._source_loses(worker)
+        self._schedule.leave(worker)
 
     def _start_again(self) -> None:
         """Gives out what is to be done again: before new work, and whatever the schedule."""
@@ -312,12 +367,12 @@ class WorkLoop:
 
     def _lose(self, lost: Lost) -> None:
         worker, tag = lost.worker, lost.tag
+        self._leaving.discard(worker)
         if worker in self._idle:
             self._idle.remove(worker)
         again = tag if isinstance(tag, _Again) else None
         redos = self._run.lost(worker, None if again is None else again.redo)
-        self._source.left(worker)
-        self._is_dry = False
+        self._source_loses(worker)
         if again is not None:
             self._run.redo_ended(worker, again.work, again.redo.count)
             # Before what others have lost since, as it was.
@@ -379,6 +434,8 @@ class RoundLoop(WorkLoop):
     def _complete(self, completion: Completion) -> None:
         if not isinstance(completion.tag, _Pushes):
             super()._complete(completion)
+            if completion.worker not in self._held and completion.value.steps:
+                self._run.dropped(completion.worker)
             return
         worker = completion.worker
         held = self._held.pop(worker)
@@ -402,8 +459,7 @@ class RoundLoop(WorkLoop):
             self._redo.extend(_Again(redo, _LostCall(worker, held.first, 1)) for redo in redos)
             if not redos:
                 self._pushed_by_others(worker)
-        self._source.left(worker)
-        self._is_dry = False
+        self._source_loses(worker)
 
     def _complete_again(self, worker: int, again: _Again, result: Result) -> None:
         self._run.redo_ended(worker, again.work, result.taken)

@@ -110,7 +110,7 @@ def require_repeatable(make: Callable[[], tf.data.Dataset], worker: int, name: s
         raise errors.DataError(
             f"{name} makes a dataset that has other batches when it is made again, so what is lost "
             "with a worker could not be repeated; give what draws random numbers a seed, and leave "
-            "out deterministic=False"
+            'out deterministic=False, or give Trainer(data="at_least_once")'
         )
 
 

@@ -1,14 +1,14 @@
 """Input that the workers read: a `dataset_fn` makes a dataset for each worker."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import tensorflow as tf
 
 from tfps import _tf_data, errors
 from tfps.model.batches import without_optionals
 from tfps.training.context import Context
-from tfps.training.feeds import FeedPosition, Work
+from tfps.training.feeds import FeedPosition, Range, Work
 from tfps.training.movable_dataset import MovableDataset
 from tfps.training.worker_dataset import require_repeatable
 
@@ -26,8 +26,9 @@ class WorkerFeed:
         num_workers: int,
         steps_per_epoch: int | None = None,
         steps_per_execution: int = 1,
+        living: Collection[int] | None = None,
     ):
-        """Calls `dataset_fn` once for each worker, under its device.
+        """Calls `dataset_fn` once for each worker, under its device, or that of one that lives.
 
         Args:
           dataset_fn: what the user gave as `x`. It is called again for a dataset that is lost with
@@ -36,6 +37,7 @@ class WorkerFeed:
           steps_per_epoch: batches in an epoch, of all workers together. Datasets that end are begun
             again. None makes an epoch one pass over each dataset.
           steps_per_execution: batches in a call at most.
+          living: indices of the workers that live; None for all.
 
         Raises:
           DataError: it returned something that is not a `tf.data.Dataset`.
@@ -43,9 +45,12 @@ class WorkerFeed:
         self._steps = steps_per_epoch
         self.group = steps_per_execution
         self._make = make = _Making(dataset_fn, num_workers)
-        self._inputs = [MovableDataset(make.of(w), w) for w in range(num_workers)]
+        self._living = set(range(num_workers) if living is None else living)
+        self.lives: dict[int, int | None] = {}
+        first = min(self._living, default=0)
+        hosts = [w if w in self._living else first for w in range(num_workers)]
+        self._inputs = [MovableDataset(make.of(w), host) for w, host in enumerate(hosts)]
         datasets = [one.dataset() for one in self._inputs]
-        self._living = set(range(num_workers))
         self._in_epoch = False
         self._epoch = 0  # batches of the next epoch that have been used before a restart
         self.num_batches = steps_per_epoch
@@ -101,6 +106,12 @@ class WorkerFeed:
     def repeat(self, work: Work, index: int, worker: int, count: int = 1) -> Work:
         """See `feeds.Feed`."""
         return work.lease.repeat(index, worker, count)
+
+    def ranges(self, work: Work) -> list[Range]:
+        """See `feeds.Feed`; there is a dataset for each worker."""
+        leased, lease = work.lease, work.lease.lease
+        index = self._inputs.index(leased.of)
+        return [(index, lease.turn, lease.begin, lease.begin + lease.count)]
 
     def left(self, worker: int) -> None:
         """See `feeds.WorkSource`; its datasets go to the workers that read the fewest."""

@@ -41,6 +41,7 @@ class Change(NamedTuple):
       versions: int64 [ps], of the parameters with which the change was computed.
       finite: bool scalar; false if gradients overflowed (loss scaling).
       loss_scale: float32 scalar that the loss was multiplied by.
+      records: see `Push.records`.
     """
 
     buckets: dict[int, tf.Tensor]
@@ -49,6 +50,7 @@ class Change(NamedTuple):
     versions: tf.Tensor
     finite: tf.Tensor
     loss_scale: tf.Tensor
+    records: list[tf.Tensor]
 
 
 class Computed(NamedTuple):
@@ -156,7 +158,8 @@ class Gradient:
         updates, metrics, examples, finite = self._compute(
             pulled, rows, batch, metrics, number, scale, counts
         )
-        change = Change(updates.buckets, updates.rows, ids, pulled.versions, finite, scale)
+        records = self.pusher.records(examples)
+        change = Change(updates.buckets, updates.rows, ids, pulled.versions, finite, scale, records)
         up, down = self.puller.store.plan.row_bytes(ids)
         down += self.puller.payload_bytes()
         return change, metrics, Tally(examples, finite, bytes_up=up, bytes_down=down)
@@ -203,7 +206,8 @@ class Gradient:
         ids = dict.fromkeys(self.puller.tables, looked_up)
         versions = tf.TensorSpec([self.puller.store.plan.num_ps], tf.int64)
         finite, scale = tf.TensorSpec([], tf.bool), tf.TensorSpec([], tf.float32)
-        return Change(buckets, rows, ids, versions, finite, scale)
+        records = self.pusher.records(tf.TensorSpec([], tf.int64))
+        return Change(buckets, rows, ids, versions, finite, scale, records)
 
     def _computed(self, pulled, rows, batch, metrics, number, scale, counts):
         variables = self.puller.unpack(pulled, rows)
@@ -245,7 +249,16 @@ def encoded(
             updates, change.ids, residuals, seed_of(number), change.finite
         )
     live = tf.constant(True)
-    sent = Push(payloads, rows, change.versions, number, live, change.finite, change.loss_scale)
+    sent = Push(
+        payloads,
+        rows,
+        change.versions,
+        number,
+        live,
+        change.finite,
+        change.loss_scale,
+        change.records,
+    )
     return sent, residuals
 
 

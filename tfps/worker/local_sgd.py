@@ -14,7 +14,7 @@ from tfps.worker.batch_loop import repeat
 from tfps.worker.gradient import Change, encoded, push
 from tfps.worker.local_copy import LocalCopy
 from tfps.worker.own_values import Own, OwnValues
-from tfps.worker.tally import Tally, added, vector, zeros
+from tfps.worker.tally import Tally, added, examples_of, vector, zeros
 from tfps.worker.tracing import (
     PUSH_NUMBERS,
     RATE,
@@ -115,7 +115,7 @@ class LocalSGDStep:
         self.own = own
         handles = pusher.handles()
         copy = form(self._pulled, handles)
-        self._change_specs = form(self._changed, copy, copy.values)
+        self._change_specs = form(self._changed, copy, copy.values, tf.TensorSpec([], tf.int64))
         residuals = form(pusher.initial_residuals)
         inner = [tf.TensorSpec(v.shape, v.dtype) for v in local.inner.state]
         carry = LocalCarry(residuals, inner, copy.values if delay else {})
@@ -177,9 +177,13 @@ class LocalSGDStep:
         pulled = self._puller.pull(handles, whole=True)
         return here(Copy(self._puller.decode(pulled), pulled.versions))
 
-    def _changed(self, before: Copy, after) -> Change:
-        change = self._local.difference(before.values, after)
-        return Change(change, {}, {}, before.versions, tf.constant(True), tf.constant(1.0))
+    def _changed(self, before: Copy, after, examples: tf.Tensor) -> Change:
+        change, records = (
+            self._local.difference(before.values, after),
+            self._pusher.records(examples),
+        )
+        finite, scale = tf.constant(True), tf.constant(1.0)
+        return Change(change, {}, {}, before.versions, finite, scale, records)
 
     def _train(self, handles, source, carry, own, count, first, learning_rate) -> Trained:
         arrived = self._pulled(handles)  # ps -> worker
@@ -213,7 +217,7 @@ class LocalSGDStep:
                 done, (after, inner, metrics, total) = steps(until, done, values, *state)
         kept_copy = here(after) if self._delay else {}
         return Trained(
-            self._changed(arrived, after),
+            self._changed(arrived, after, examples_of(total)),
             LocalCarry(carry.residuals, inner, kept_copy),
             done,
             metrics,

@@ -139,6 +139,11 @@ def added(total: tf.Tensor, *tallies: Tally) -> tf.Tensor:
     return total
 
 
+def examples_of(total: tf.Tensor) -> tf.Tensor:
+    """int64 scalar, the examples in totals of `added`."""
+    return tf.cast(total[Tally._fields.index("examples")], tf.int64)
+
+
 def vector(
     steps: tf.Tensor,
     tally: Tally | tf.Tensor,
