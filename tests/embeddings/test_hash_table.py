@@ -1,5 +1,8 @@
 """One part of a table that grows, against a dictionary in Python."""
 
+import threading
+import time
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -195,10 +198,10 @@ def test_a_new_index_is_made_while_keys_come_and_go(monkeypatch):
     assert marks["erased"] < marks["evicted"] and marks["buckets"] >= 1024
 
 
-def test_a_reader_never_sees_the_row_of_another_key():
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("seconds", [1, pytest.param(60, marks=pytest.mark.soak)])
+def test_a_reader_never_sees_the_row_of_another_key(seconds):
     """Rows are full of their own id, and are taken away all the time while somebody reads."""
-    import threading
-
     zero = TableSettings(WIDTH, InitialRows("constant", 0, 0, 0), 64, 64, evict="lru")
     table = HashTable(zero, 1)
     part = TablePart(table)
@@ -228,7 +231,9 @@ def test_a_reader_never_sees_the_row_of_another_key():
     thread.start()
     rng = np.random.default_rng(0)
     try:
-        for step in range(1, 200):
+        step, end = 0, time.monotonic() + seconds
+        while step < 200 or time.monotonic() < end:
+            step += 1
             some = rng.choice(len(ids), 16, replace=False)
             values = np.repeat(ids[some, None], WIDTH, 1).astype(np.float32)
             push(tf.gather(keys, some), tf.constant(values), tf.constant(step, tf.int64))

@@ -16,13 +16,13 @@ soak = pytest.mark.soak
 IDS = np.random.default_rng(0).integers(-(1 << 62), 1 << 62, 60)
 
 
-def compiled(optimizer="adagrad", scale=1.0, **settings):
+def compiled(compiled_with="adagrad", scale=1.0, **settings):
     keras.utils.set_random_seed(1)
     ids = keras.Input([3], dtype="int64")
     layer = tfps.layers.HashEmbedding(8, **{"expected": 200, "name": "h", **settings})
     x = keras.layers.Flatten()(layer(ids)) * scale
     model = keras.Model(ids, keras.layers.Dense(1)(x))
-    model.compile(keras.optimizers.get(optimizer), "mse")
+    model.compile(keras.optimizers.get(compiled_with), "mse")
     return model, layer
 
 

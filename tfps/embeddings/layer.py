@@ -1,5 +1,6 @@
 """The layer: an embedding of ids of any value, whose table grows with the ids that it meets."""
 
+import warnings
 import zlib
 from typing import Any
 
@@ -38,6 +39,7 @@ class HashEmbedding(keras.layers.Layer):
     Attributes:
       embeddings: float32 [rows, output_dim], the rows that this process has. After training on
         servers it has those that fit, the rows named most often first.
+      optimizer: updates the rows on servers; None for the one that the model is compiled with.
       settings: what the arguments say.
     """
 
@@ -50,6 +52,7 @@ class HashEmbedding(keras.layers.Layer):
         expire_after: int | None = None,
         evict: str = "lfu",
         row_dtype: str = "float32",
+        optimizer: Any = None,
         initializer: Any = "uniform",
         combiner: str | None = None,
         mask_zero: bool = False,
@@ -71,6 +74,10 @@ class HashEmbedding(keras.layers.Layer):
             id is refused: it goes on without a row.
           row_dtype: how servers keep rows: "float32", "bfloat16" or "int8", with stochastic
             rounding. The optimizer's state is float32.
+          optimizer: what updates the rows on servers, a Keras optimizer that is elementwise, its
+            name or its configuration; None for the one that the model is compiled with. Its
+            learning rate may be set at any time. Plain Keras, whose `fit` has one optimizer, does
+            not use it; `keras.optimizers.MultiOptimizer` does the same there.
           initializer: of a row: RandomUniform, RandomNormal, TruncatedNormal, Zeros, Ones or
             Constant of Keras.
           combiner: "sum", "mean" or "sqrtn" to return one row for the ids of the last axis; None to
@@ -91,6 +98,7 @@ class HashEmbedding(keras.layers.Layer):
         self.initializer = keras.initializers.get(initializer)
         given = self.initializer.get_config().get("seed")
         own = zlib.crc32(self.name.encode())
+        self.optimizer = None if optimizer is None else keras.optimizers.get(optimizer)
         self.seed = seed if seed is not None else given if isinstance(given, int) else own
         self.settings = TableSettings(
             output_dim,
@@ -155,12 +163,22 @@ class HashEmbedding(keras.layers.Layer):
         flat = tf.reshape(keys, [-1])
         # In a stateless scope somebody asks what a step would do.
         if training and not _keras_creation.in_stateless_scope():
+            self._warn()
             rows = self.local.trained(self.embeddings.value, flat)
         else:
             rows = self.local.read(flat)
         rows = tf.reshape(rows, tf.concat([tf.shape(keys), [self.output_dim]], 0))
         rows.set_shape([*keys.shape, self.output_dim])
         return rows
+
+    def _warn(self) -> None:
+        if self.optimizer is not None:
+            warnings.warn(
+                f"{self.name} has optimizer={type(self.optimizer).__name__}, which is for training "
+                "on servers; here the optimizer that the model was compiled with updates the rows. "
+                "Compile with keras.optimizers.MultiOptimizer to have both in plain Keras",
+                stacklevel=2,
+            )
 
     def compute_mask(self, inputs: Any, previous: Any = None) -> Any:
         """Which ids stand for one; None without `mask_zero`, or with a combiner."""
@@ -187,11 +205,25 @@ class HashEmbedding(keras.layers.Layer):
             "expire_after": settings.expire_after,
             "evict": settings.evict,
             "row_dtype": settings.row_dtype,
+            "optimizer": self.optimizer and keras.optimizers.serialize(self.optimizer),
             "initializer": keras.initializers.serialize(self.initializer),
             "combiner": self.combiner,
             "mask_zero": self.mask_zero,
             "seed": self.seed,
         }
+
+    def get_build_config(self) -> dict[str, Any] | None:
+        """As Keras, and whether there are slots of an optimizer of this layer's own."""
+        config = super().get_build_config() or {}
+        return {**config, "with_slots": bool(self.optimizer and self.optimizer.built)}
+
+    def build_from_config(self, config: dict[str, Any]) -> None:
+        """As Keras; slots that were saved have a place to be loaded into."""
+        config = dict(config)
+        with_slots = config.pop("with_slots", False)
+        super().build_from_config(config)
+        if with_slots and self.built and self.optimizer and not self.optimizer.built:
+            self.optimizer.build([self.embeddings])
 
     def save_own_variables(self, store: Any) -> None:
         """Writes the keys and their rows to a file of Keras."""

@@ -80,7 +80,7 @@ class OptimizerCopy:
         """
         for optimizer in optimizers_of(self._optimizer):
             mine = self._plan.optimized
-            if isinstance(self._optimizer, OptimizerSet) and self._optimizer.whole is None:
+            if isinstance(self._optimizer, OptimizerSet) and optimizer is not self._optimizer.whole:
                 k = self._optimizer.optimizers.index(optimizer)
                 mine = [self._trainable[i] for i in self._optimizer.owned(k)]
             if not optimizer.built and mine:
@@ -183,7 +183,10 @@ def optimizers_of(optimizer: AnyOptimizer | None) -> list[keras.optimizers.Optim
     if optimizer is None:
         return []
     whole = optimizer_traits.whole(optimizer)
-    return [whole] if whole is not None else list(optimizer_traits.each(optimizer))
+    if whole is None:
+        return list(optimizer_traits.each(optimizer))
+    inside = {id(one) for one in _keras_optimizers.nested(whole)}
+    return [whole, *(one for one in optimizer_traits.each(optimizer) if id(one) not in inside)]
 
 
 def _tf_variable(variable: ServerVariable) -> tf.Variable:
