@@ -1,7 +1,7 @@
 """Parameter-server training for Keras 3 on stock TensorFlow."""
 
 from tfps import _quiet  # noqa: F401  Before TensorFlow is imported.
-from tfps import compression, consistency, data, exit_codes, partitioners
+from tfps import compression, consistency, data, exit_codes, layers, partitioners
 from tfps.cluster.spec import Cluster
 from tfps.cluster.local import LocalCluster
 from tfps.coordinator.coordinator import ClusterCoordinator
@@ -61,6 +61,7 @@ __all__ = [
     "consistency",
     "data",
     "exit_codes",
+    "layers",
     "partitioners",
     "serve",
 ]

@@ -37,13 +37,13 @@ def test_files_and_names_exist(page):
 def test_the_reference_has_every_public_name():
     reference = "".join(page.read_text() for page in DOCS.glob("reference/*.md"))
     described = {d.rpartition(".")[2] for d in re.findall(r"^::: tfps\.([\w.]+)$", reference, re.M)}
-    modules = [tfps, tfps.compression, tfps.consistency, tfps.partitioners]
+    modules = [tfps, tfps.compression, tfps.consistency, tfps.layers, tfps.partitioners]
     names = {name for module in modules for name in module.__all__}
     # Of these modules a page has all names; of the others it names each.
     for module in (tfps.errors, tfps.partitioners):
         assert module.__name__.rpartition(".")[2] in described
         names -= vars(module).keys()
-    assert names - described <= {"compression", "consistency", "data"}
+    assert names - described <= {"compression", "consistency", "data", "layers"}
 
 
 @pytest.mark.parametrize("name", ["wire", "dispatch", "allreduce", "quality"])
