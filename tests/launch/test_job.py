@@ -230,7 +230,7 @@ def test_what_was_got_over_is_not_the_reason():
 
 
 def test_delays_double_and_budgets_end():
-    script = [(0.5 + 100 * i, Exited("ps 0", -6)) for i in range(4)]
+    script = [(0.5 + 10 * i, Exited("ps 0", -6)) for i in range(4)]
     code, launcher, err = run(script)
     assert code == 134
     assert launcher.started.count("ps 0") == 4
