@@ -28,6 +28,22 @@ def test_it_trains_as_a_dense_embedding_with_the_same_rows():
     np.testing.assert_allclose(*results, rtol=1e-5, atol=1e-6)
 
 
+def test_a_model_of_classes_that_is_built_by_fit():
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.rows = HashEmbedding(1, expected=40, initializer="zeros")
+
+        def call(self, x, training=None):
+            return self.rows(keras.ops.cast(x[:, 0], "int64"), training=training)
+
+    x = np.arange(40, dtype=np.float32)[:, None]
+    model = Model()
+    model.compile(keras.optimizers.SGD(2.0), lambda y, p: -p)
+    model.fit(x, x, batch_size=2, epochs=3, verbose=0)
+    np.testing.assert_array_equal(model(x), np.full([40, 1], 3.0))
+
+
 def test_looking_up_changes_nothing_and_config_makes_the_same_rows():
     layer = HashEmbedding(4, expected=10, initializer="random_normal", evict="lru")
     rows = layer(np.array([[1, 2], [1, 3]]))

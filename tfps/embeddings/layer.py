@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfps import _keras_creation
+from tfps import _keras_creation, _keras_variables
 from tfps.embeddings import bags
 from tfps.embeddings.initial_rows import InitialRows
 from tfps.embeddings.keys import keys_of
@@ -165,6 +165,9 @@ class HashEmbedding(keras.layers.Layer):
         if training and not _keras_creation.in_stateless_scope():
             self._warn()
             rows = self.local.trained(self.embeddings.value, flat)
+        elif self._local is None and _keras_variables.content(self.embeddings) is None:
+            # Keras builds a model of classes, and asks for shapes before there are variables.
+            rows = tf.zeros([tf.size(keys), self.output_dim])
         else:
             rows = self.local.read(flat)
         rows = tf.reshape(rows, tf.concat([tf.shape(keys), [self.output_dim]], 0))
