@@ -11,6 +11,7 @@ from tfps.consistency import Async, BoundedStaleness, LocalSteps, ModelAverage, 
 from tfps.data import Context
 from tfps.training.snapshots import Snapshots
 from tfps.training.trainer import Trainer
+from tfps import serving
 from tfps.cluster.server import serve
 from tfps.errors import (
     ChiefLost,
@@ -62,6 +63,7 @@ __all__ = [
     "layers",
     "partitioners",
     "serve",
+    "serving",
 ]
 
 __version__ = "0.1.0"
