@@ -12,6 +12,7 @@ from tfps.data import Context
 from tfps.training.snapshots import Snapshots
 from tfps.training.sidecar_evaluator import SidecarEvaluator
 from tfps.training.trainer import Trainer
+from tfps import serving
 from tfps.cluster.server import serve
 from tfps.errors import (
     ChiefLost,
@@ -64,6 +65,7 @@ __all__ = [
     "layers",
     "partitioners",
     "serve",
+    "serving",
 ]
 
 __version__ = "0.1.0"

@@ -13,7 +13,7 @@ import tfps
 from tests.training.snapshot_program import Slow
 from tfps import exit_codes
 
-BATCHES, EPOCHS = 60, 4
+BATCHES, EPOCHS = 40, 3
 
 
 def main(folder, result, every, ballast):

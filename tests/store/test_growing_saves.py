@@ -66,7 +66,7 @@ def test_killed_at_any_moment_of_writing_a_table(tmp_path):
                     time.sleep(dice.uniform(0.0, 1.0))
                     process.kill()
             finally:
-                code = ended(process)
+                code = ended(process, limit=300)
             if code != -signal.SIGKILL:
                 assert code == 0, job.said()
                 return job.result.read_text(), done, cut_short

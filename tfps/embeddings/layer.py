@@ -5,6 +5,7 @@ import zlib
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfps import _keras_creation, _keras_variables
@@ -127,6 +128,16 @@ class HashEmbedding(keras.layers.Layer):
         if self._local is None:
             self._local = LocalTable(self.settings, self.embeddings)
         return self._local
+
+    def table(self) -> tuple[np.ndarray, np.ndarray]:
+        """(int64 [n], the keys of this process, in no order; float32 [n, output_dim], rows).
+
+        What has expired is left out. For all that servers have see `tfps.Trainer.table`.
+        """
+        keys = self.local.keys()
+        expiry = self.settings.expire_after
+        lives = slice(None) if expiry is None else self.local.clock - keys.lasts <= expiry
+        return keys.keys[lives], self.embeddings.numpy()[keys.slots[lives]]
 
     def call(
         self, inputs: Any, weights: Any = None, mask: Any = None, training: bool | None = None

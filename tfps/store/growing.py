@@ -155,6 +155,19 @@ class GrowingTable:
             found.append(TableState(meta.numpy(), dict(zip(names, arrays, strict=True))))
         return TableState.joined(found)
 
+    def living(self) -> tuple[np.ndarray, np.ndarray]:
+        """(int64 [n], keys in no order; float32 [n, width], rows), without what has expired."""
+        keys, found = [], []
+        for bucket in self.buckets:
+            meta, (rows,) = self.read_part(bucket, [""])
+            now, expiry = self._versions[self._ps(bucket)], self._storage.settings.expire_after
+            lives = slice(None)
+            if expiry is not None:
+                lives = int(now.numpy()) - meta.numpy()[:, LAST] <= expiry
+            keys.append(meta.numpy()[lives, KEY])
+            found.append(np.asarray(rows.numpy())[lives])
+        return np.concatenate(keys), np.concatenate(found)
+
     def put(self, state: TableState) -> None:
         """Writes keys to the servers that they belong to."""
         part = self._part_of(state.meta[:, KEY])
