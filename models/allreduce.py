@@ -54,7 +54,14 @@ flags.DEFINE_float(
 _OF_PS = (
     *("workers", "ps", "cluster", "devices_per_worker"),
     *("push", "push_warmup", "pull", "consistency", "overlap", "sparse_updates", "partitioner"),
-    *("snapshots", "snapshot_every", "min_workers", "task_timeout", "on_lost_ps"),
+    *(
+        "snapshots",
+        "snapshot_every",
+        "snapshot_copies",
+        "min_workers",
+        "task_timeout",
+        "on_lost_ps",
+    ),
     *("spare", "ledger"),
 )
 _OF = {"devices": "mirrored", "communication": "multiworker", "collective_timeout": "multiworker"}

@@ -58,6 +58,13 @@ flags.DEFINE_float(
     "snapshot_every", 30.0, "Seconds from one snapshot to the next.", lower_bound=0.0
 )
 flags.DEFINE_integer(
+    "snapshot_copies",
+    1,
+    "On how many hosts the part of each ps is. With more than 1, --snapshots is a folder on each "
+    "host, which need not be shared.",
+    lower_bound=1,
+)
+flags.DEFINE_integer(
     "min_workers", 1, "With fewer living workers, training waits for them.", lower_bound=1
 )
 flags.DEFINE_float(
@@ -123,7 +130,9 @@ def arguments() -> dict:
     plain = ("push_warmup", "overlap", "sparse_updates", "devices_per_worker")
     plain += ("min_workers", "task_timeout", "on_lost_ps", "spare", "ledger")
     if FLAGS.snapshots:
-        parsed["snapshots"] = tfps.Snapshots(FLAGS.snapshots, every=FLAGS.snapshot_every)
+        parsed["snapshots"] = tfps.Snapshots(
+            FLAGS.snapshots, every=FLAGS.snapshot_every, copies=FLAGS.snapshot_copies
+        )
     return {**parsed, **{name: FLAGS[name].value for name in plain}}
 
 

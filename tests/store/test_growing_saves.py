@@ -15,6 +15,7 @@ from tfps.embeddings.handles import COUNT, KEY
 from tfps.embeddings.keys import ids_of
 from tfps.store.snapshot_folder import Folder
 from tfps.store.snapshot_parts import Form, SavedServers
+from tfps.store.snapshot_places import Shared
 from tfps.training.snapshot_files import listed
 
 
@@ -34,7 +35,7 @@ def test_saves_while_keys_are_let_in(connect, tmp_path):
     keys = []
     for one in listed(str(tmp_path)):
         form = Form(**one.manifest.content["form"])
-        (table,) = SavedServers(Folder(str(tmp_path)), one.id, form).load().tables.values()
+        (table,) = SavedServers(Shared(Folder(str(tmp_path)), one.id), form).load().tables.values()
         held = ids_of(table.meta[:, KEY])
         assert len(np.unique(held)) == len(held)
         gradient = held / 8  # A mean of 8 elements.

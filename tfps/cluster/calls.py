@@ -156,6 +156,11 @@ class WorkerCalls:
         return len(self._todo)
 
     @property
+    def num_ps(self) -> int:
+        """Number of parameter servers."""
+        return self._cluster.num_ps
+
+    @property
     def first(self) -> int:
         """The living worker of the lowest index."""
         return min(self.living, default=0)

@@ -31,7 +31,8 @@ from tfps.store.server_state import (
     ServerState,
     export_optimizers,
 )
-from tfps.store.snapshot_folder import FILE_ERRORS, Folder, Id
+from tfps.store.snapshot_folder import FILE_ERRORS
+from tfps.store.snapshot_places import Hosts, Place
 
 
 class Held(NamedTuple):
@@ -145,7 +146,7 @@ def _names_of_growing(bucket: int, names: Sequence[str]) -> list[str]:
     return [f"table/{bucket}/meta", *(f"table/{bucket}/rows/{name}" for name in names)]
 
 
-def write(folder: Folder, id: Id, values: Sequence[Values]) -> list[str]:
+def write(place: Place, values: Sequence[Values]) -> list[str]:
     """Lets each ps write what was read there; returns the names of the parts.
 
     Raises:
@@ -153,13 +154,27 @@ def write(folder: Folder, id: Id, values: Sequence[Values]) -> list[str]:
       tf.errors.OpError: a ps could not be asked.
     """
     with _all_at_once(len(values)) as run:
-        run(functools.partial(_write, folder, id), values)
+        run(functools.partial(_write, place), values)
     return [f"ps-{v.ps}" for v in values]
 
 
-def _write(folder: Folder, id: Id, values: Values) -> None:
-    with tf.device(ps_device(values.ps)), _file_errors(f"ps {values.ps}", errors.SnapshotFailed):
-        save(folder.prefix(id, f"ps-{values.ps}"), values.names, values.tensors)
+def _write(place: Place, values: Values) -> None:
+    ps = values.ps
+    with tf.device(ps_device(ps)), _file_errors(f"ps {ps}", errors.SnapshotFailed):
+        if isinstance(place, Hosts):
+            place.prepare(ps)
+        save(place.prefix(ps), values.names, values.tensors)
+
+
+def settle(place: Hosts, servers: Sequence[int], copies: int) -> None:
+    """Copies parts that are written to other hosts; see `Hosts.settle`."""
+
+    def settle_one(ps: int) -> None:
+        with _file_errors(f"ps {ps}", errors.SnapshotFailed):
+            place.settle(ps, copies)
+
+    with _all_at_once(len(servers)) as run:
+        run(settle_one, servers)
 
 
 def save(prefix: str, names: Sequence[str], tensors: Sequence[Any]) -> None:
@@ -308,15 +323,14 @@ class SavedServers:
       form: how it lies in the parts.
     """
 
-    def __init__(self, folder: Folder, id: Id, form: Form):
+    def __init__(self, place: Place, form: Form):
         """Reads nothing yet.
 
         Args:
-          folder: of the snapshot.
-          id: which snapshot.
-          form: what the manifest says of it.
+          place: of the parts.
+          form: what the manifest says of them.
         """
-        self._folder, self._id = folder, id
+        self._place = place
         self.form = form
         self._layout = Layout(_SavedPlan(form))
 
@@ -386,7 +400,7 @@ class SavedServers:
             return [read(ps, name) for name in mine]
         with tf.device(ps_device(ps)), _file_errors(f"ps {ps}", errors.SnapshotDamaged):
             return tf.raw_ops.RestoreV2(
-                prefix=self._folder.prefix(self._id, f"ps-{ps}"),
+                prefix=self._place.on_ps(ps),
                 tensor_names=mine,
                 shape_and_slices=[""] * len(mine),
                 dtypes=[tf.int64, *([tf.float32] * len(names))],
@@ -395,7 +409,7 @@ class SavedServers:
     def _restored(self, ps: int, held: Sequence[Held]) -> list[tf.Tensor]:
         with tf.device(ps_device(ps)), _file_errors(f"ps {ps}", errors.SnapshotDamaged):
             return tf.raw_ops.RestoreV2(
-                prefix=self._folder.prefix(self._id, f"ps-{ps}"),
+                prefix=self._place.on_ps(ps),
                 tensor_names=[h.name for h in held],
                 shape_and_slices=[""] * len(held),
                 dtypes=[tf.as_dtype(h.variable.dtype) for h in held],
@@ -458,7 +472,7 @@ class SavedServers:
 
         def read(ps: int, name: str) -> np.ndarray:
             if ps not in readers:
-                readers[ps] = reader_of(self._folder.prefix(self._id, f"ps-{ps}"))
+                readers[ps] = reader_of(self._place.on_chief(ps))
             return checked(readers[ps].get_tensor, f"ps {ps}")(name)
 
         return read

@@ -14,6 +14,7 @@ import tensorflow as tf
 from tfps import _keras_models, errors
 from tfps.store import snapshot_parts as parts
 from tfps.store.snapshot_folder import FILE_ERRORS, Folder, Manifest
+from tfps.store.snapshot_places import of_manifest
 from tfps.training import snapshots as settings
 from tfps.training.context import Context
 from tfps.training.evaluations import Evaluation, Judge, Record, write
@@ -202,7 +203,8 @@ class SidecarEvaluator:
 
     def _fill(self, manifest: Manifest) -> None:
         form = parts.Form(**manifest.content["form"])
-        servers = parts.SavedServers(self._folder, manifest.id, form)
+        place = of_manifest(self._folder, manifest.id, manifest.content, num_ps=0)
+        servers = parts.SavedServers(place, form)
         if self._filling is None:
             self._filling = Filling(self._built())
         self._filling.fill(servers, optimizer=self._exports)

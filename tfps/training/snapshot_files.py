@@ -11,6 +11,7 @@ import tensorflow as tf
 from tfps import errors
 from tfps.store import snapshot_parts as parts
 from tfps.store.snapshot_folder import Folder, Id, Manifest
+from tfps.store.snapshot_places import of_manifest
 from tfps.training.model_filling import Filling
 from tfps.training.snapshot_record import unpacked
 
@@ -134,9 +135,8 @@ def export(directory: str, manifest: Manifest, output: str) -> str:
       ConfigError: Keras cannot build the model from the snapshot.
       SnapshotDamaged: a part cannot be read.
     """
-    servers = parts.SavedServers(
-        Folder(directory), manifest.id, parts.Form(**manifest.content["form"])
-    )
+    place = of_manifest(Folder(directory), manifest.id, manifest.content, num_ps=0)
+    servers = parts.SavedServers(place, parts.Form(**manifest.content["form"]))
     model = _rebuilt(manifest)
     filling = Filling(model)
     if filling.is_less_than(servers):

@@ -5,13 +5,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 from tfps import _tf, errors
 from tfps.cluster import health
-from tfps.store import snapshot_parts as parts
+from tfps.store import snapshot_parts as parts, snapshot_places as places
 from tfps.store.snapshot_folder import FILE_ERRORS, Folder, Id
 from tfps.training.snapshot_record import Arrays
 
@@ -21,6 +21,18 @@ CHIEF = "chief"
 def say(line: str) -> None:
     """Tells the user of something that has happened to snapshots."""
     print(f"snapshots: {line}", file=sys.stderr, flush=True)
+
+
+class Copies(NamedTuple):
+    """Parts are on the hosts of the servers.
+
+    Attributes:
+      num_ps: number of parameter servers.
+      copies: on how many hosts each part is.
+    """
+
+    num_ps: int
+    copies: int
 
 
 class SnapshotWriter:
@@ -34,7 +46,12 @@ class SnapshotWriter:
     """
 
     def __init__(
-        self, folder: Folder, incarnation: int, keep: int, look: Callable[[], None] = lambda: None
+        self,
+        folder: Folder,
+        incarnation: int,
+        keep: int,
+        look: Callable[[], None] = lambda: None,
+        copies: Copies | None = None,
     ):
         """Writes nothing yet.
 
@@ -43,7 +60,9 @@ class SnapshotWriter:
           incarnation: of this chief.
           keep: how many complete snapshots are kept.
           look: raises an error if a server is gone; called while somebody waits for the files.
+          copies: for parts on the hosts of the servers; None for a folder that all share.
         """
+        self._copies = copies
         self.saved: Id | None = None
         self._folder, self._incarnation, self._keep = folder, incarnation, keep
         self._number = 0
@@ -152,7 +171,11 @@ class SnapshotWriter:
         at: float,
         content: dict[str, Any],
     ) -> None:
-        written = parts.write(self._folder, id, values)
+        if self._copies is None:
+            written = parts.write(places.Shared(self._folder, id), values)
+        else:
+            written = []
+            content = {**content, "hosts": self._write_on_hosts(id, values, *self._copies)}
         del values[:]  # The servers need not hold them any longer.
         try:
             with tf.device("CPU:0"):
@@ -163,3 +186,13 @@ class SnapshotWriter:
         self._require_newest()
         self._folder.commit(id, [*written, CHIEF], at, json.loads(json.dumps(content)))
         self._folder.keep_newest(self._keep, self._incarnation)
+
+    def _write_on_hosts(
+        self, id: Id, values: list[parts.Values], num_ps: int, copies: int
+    ) -> dict[str, Any]:
+        """Writes parts to the hosts of the servers; returns what the manifest says of them."""
+        used = places.slots_used(self._folder, self._folder.complete())
+        place = places.Hosts.begin(self._folder, id, num_ps, used)
+        parts.write(place, values)
+        parts.settle(place, [v.ps for v in values], copies)
+        return place.content

@@ -26,12 +26,18 @@ class Snapshots:
         counts. Runs whose cuts are at the same updates are equal bit by bit with one worker. The
         chief then asks for the report of every call on a worker.
       keep: how many complete snapshots are kept, the newest.
+      copies: on how many servers' hosts the part of each ps is. With 1, the chief and all ps share
+        `directory`. With more, they need not: each ps writes its part to `directory` on its own
+        host, and copies of it to other hosts, so that a host may vanish. What the chief writes is
+        on the chief's host alone. Parts have up to 2 GiB then, and only the job itself can read
+        them, neither `python -m tfps.snapshot export` nor an evaluator.
     """
 
     directory: str | os.PathLike
     every: float | None = 30.0
     every_updates: int | None = None
     keep: int = 2
+    copies: int = 1
 
     def __post_init__(self) -> None:
         try:
@@ -44,7 +50,11 @@ class Snapshots:
             )
         if self.every is not None and not self.every >= 0:
             raise errors.ConfigError(f"every={self.every!r} must be a number of seconds, or None")
-        counts = {"every_updates": self.every_updates, "keep": self.keep}
+        counts = {
+            "every_updates": self.every_updates,
+            "keep": self.keep,
+            "copies": self.copies,
+        }
         for name, count in counts.items():
             if name == "every_updates" and count is None:
                 continue

@@ -16,10 +16,11 @@ from tfps import _keras_data, errors, exit_codes
 from tfps.store import snapshot_parts as parts
 from tfps.store.server_state import Placed
 from tfps.store.snapshot_folder import FILE_ERRORS, Folder, Id, Manifest
+from tfps.store.snapshot_places import of_manifest
 from tfps.training.exported_state import Exported
 from tfps.training.session import Session
 from tfps.training.snapshot_record import Packed, exported, record, unpacked
-from tfps.training.snapshot_writer import CHIEF, SnapshotWriter, say
+from tfps.training.snapshot_writer import CHIEF, Copies, SnapshotWriter, say
 from tfps.training.snapshots import Snapshots
 
 FORMAT = 1
@@ -113,10 +114,21 @@ class Snapshotter:
             self._candidates = []
         self._incarnation = folder.claim()
         look = self._session.calls.ask.require_alive
-        self._writer = SnapshotWriter(folder, self._incarnation, self.settings.keep, look)
+        self._writer = SnapshotWriter(
+            folder, self._incarnation, self.settings.keep, look, self._copies()
+        )
         _ours.add((folder.path, self._incarnation))
         _note_end_of(folder, self._incarnation)
         self._order, self._job = self._beginning()
+
+    def _copies(self) -> Copies | None:
+        copies, num_ps = self.settings.copies, self._session.calls.num_ps
+        if copies > num_ps:
+            raise errors.ConfigError(
+                f"copies={copies} of each part need as many ps, and there are {num_ps}; lower it, "
+                "or add parameter servers"
+            )
+        return None if copies == 1 else Copies(num_ps, copies)
 
     def _beginning(self) -> tuple[int, int]:
         """What the job began with: the seed of the order of its data, and its first chief."""
@@ -191,7 +203,8 @@ class Snapshotter:
             )
         reader = parts.reader_of(self._folder.prefix(id, CHIEF))
         read = parts.checked(reader.get_tensor, CHIEF)
-        servers = parts.SavedServers(self._folder, id, parts.Form(**content["form"]))
+        place = of_manifest(self._folder, id, content, self._session.calls.num_ps)
+        servers = parts.SavedServers(place, parts.Form(**content["form"]))
         histories = [
             [(epoch, logs) for epoch, logs in one] for one in unpacked(content["histories"], read)
         ]
