@@ -6,8 +6,8 @@ import pytest
 import tensorflow as tf
 
 import tfps
-from tfps.cluster import failures, health, members
-from tfps.cluster.calls import Lost, WorkerCalls
+from tfps.cluster import failures, health, members, reconnecting
+from tfps.cluster.calls import Lost, Returned, WorkerCalls
 
 
 @pytest.fixture
@@ -98,6 +98,31 @@ def test_a_lost_worker_is_an_event_and_a_lost_ps_an_error(connect):
         release.set()
         for job in "worker", "ps":
             known.admit(members.Task(job, 0), None)
+        dispatcher.drain()
+        dispatcher.close()
+
+
+def test_a_worker_returns_while_the_calls_of_another_leave_no_pause(connect, monkeypatch):
+    cluster = connect(workers=2).cluster
+    known, dispatcher = members.of(cluster), WorkerCalls(cluster)
+
+    def admitted(known, tasks):
+        for task in tasks:
+            known.admit(task, None)
+        return tasks
+
+    monkeypatch.setattr(reconnecting, "reconnect", admitted)
+    try:
+        known.lose(members.Task("worker", 1), "is gone, says a test")
+        deadline, seen = time.monotonic() + 20, []
+        while not any(isinstance(event, Returned) for event in seen):
+            assert time.monotonic() < deadline, seen[-1]
+            if not dispatcher.pending:
+                dispatcher.submit(0, lambda: time.sleep(0.01))
+            seen.append(dispatcher.next())
+        assert seen[-1] == Returned(1) and dispatcher.living == {0, 1}
+    finally:
+        known.admit(members.Task("worker", 1), None)
         dispatcher.drain()
         dispatcher.close()
 

@@ -205,7 +205,7 @@ class WorkerCalls:
             with contextlib.suppress(queue.Empty):
                 patience = _LOOK_IN_DOUBT if self._doubts else _LOOK
                 found = self._done.get(timeout=patience)
-                if (event := self._end(*found)) is not None:
+                if (event := self._end(*found, returns)) is not None:
                     return event
                 continue
             self._look(returns)
@@ -215,7 +215,12 @@ class WorkerCalls:
                 waits_since = self._wait_for_workers(waits_since)
 
     def _end(
-        self, worker: int | None, call: Any, value: Any, error: BaseException | None
+        self,
+        worker: int | None,
+        call: Any,
+        value: Any,
+        error: BaseException | None,
+        returns: bool,
     ) -> Completion | None:
         """What the end of a call means; None if it means nothing to the caller."""
         if worker is None:
@@ -235,8 +240,9 @@ class WorkerCalls:
             return None
         del self._present[worker]
         self.pending -= 1
-        if time.monotonic() - self._looked > _LOOK:  # One call may hang while others go on.
-            self._look(False)
+        # Calls may end so often that nobody ever waits.
+        if time.monotonic() - self._looked > _LOOK:
+            self._look(returns)
         if error is not None:
             raise self._health.named(worker, error)
         return Completion(worker, call.tag, value)
