@@ -11,7 +11,7 @@ The rules (`exit_codes.py` has the codes):
 - A server that has ended with 0 is started again if its chief is: the chief had told it that the
   job is done, but died before it ended itself.
 - An evaluator or a spare server that cannot be started again is done without, and so is a parameter
-  server as long as a spare one is there for it.
+  server as long as a spare one is there for it, or always if the policy says so.
 """
 
 import dataclasses
@@ -43,6 +43,7 @@ class Policy:
       grace: seconds between SIGTERM and SIGKILL.
       settle: seconds that tasks have to end by themselves, as tfps servers do when the job is over,
         before they are told to.
+      without_ps: whether the job goes on without a parameter server that cannot be started again.
       backoff: the delays before restarts.
     """
 
@@ -50,6 +51,7 @@ class Policy:
     job_restarts: int = 0
     grace: float = 30.0
     settle: float = 5.0
+    without_ps: bool = False
     backoff: restarts.Backoff = dataclasses.field(default_factory=restarts.Backoff)
 
 
@@ -217,8 +219,8 @@ class Attempt:
 
     def _can_do_without(self, task: Task) -> bool:
         """Whether the job goes on without a task that cannot be started again."""
-        if task.role != PS:
-            return task.role in (EVALUATOR, SPARE)
+        if task.role != PS or self._policy.without_ps:
+            return task.role in (EVALUATOR, SPARE, PS)
         spares = [t for t in self._topology.tasks if t.role == SPARE and t.name in self._running]
         replaced = [name for name in self._done_without if self._topology.task(name).role == PS]
         return len(spares) > len(replaced)

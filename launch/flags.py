@@ -106,6 +106,13 @@ flags.DEFINE_integer(
 flags.DEFINE_bool(
     "no_restart", False, "Start nothing again: the first loss ends the job.", flag_values=FLAGS
 )
+flags.DEFINE_bool(
+    "without_ps",
+    False,
+    "Whether the job goes on without a ps that has used its restarts or whose host is lost: for "
+    "programs that place its part on another ps (--on_lost_ps=reshard).",
+    flag_values=FLAGS,
+)
 flags.DEFINE_float(
     "grace",
     30.0,
@@ -162,6 +169,7 @@ def policy() -> Policy:
         0 if once else FLAGS.job_restarts,
         FLAGS.grace,
         FLAGS.settle,
+        FLAGS.without_ps,
     )
 
 

@@ -74,12 +74,26 @@ def incarnation(status: bytes | None) -> int | None:
     Args:
       status: a serialized `GetStatusResponse`, whose repeated field 1 has the devices; or None.
     """
+    device = _first_cpu(status)
+    return None if device is None else int(device.incarnation)
+
+
+def served_as(status: bytes | None) -> tuple[str, int] | None:
+    """Returns (job, index) as which a server was started; see `incarnation`."""
+    device = _first_cpu(status)
+    if device is None:
+        return None
+    spec = tf.DeviceSpec.from_string(device.name)
+    return spec.job, spec.task
+
+
+def _first_cpu(status: bytes | None) -> device_attributes_pb2.DeviceAttributes | None:
     at = 0
     while status and at < len(status) and status[at] == _FIELD_1:
         size, at = _varint(status, at + 1)
         device = device_attributes_pb2.DeviceAttributes.FromString(status[at : at + size])
         if device.name.endswith("CPU:0"):
-            return int(device.incarnation)
+            return device
         at += size
     return None
 

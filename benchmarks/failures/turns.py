@@ -174,7 +174,8 @@ class Turn:
         ends = [t for t, _ in self._after(at - 1.0, "steps")]
         until = back[0] if back else at + 20.0
         pauses = [b - a for a, b in itertools.pairwise(ends) if b >= at and a <= until + 1.0]
-        counts = dict(event.split() for _, event in self._all()[-2:])
+        said = [event.split() for _, event in self._all()]
+        counts = {words[0]: words[1] for words in said if words[0] in ("scheduled", "updates")}
         return Found(
             noticed[0] - at if noticed else None,
             max(pauses, default=None),

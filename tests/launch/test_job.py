@@ -91,6 +91,7 @@ def run(
     ps=1,
     evaluator=False,
     spares=0,
+    without_ps=False,
     budgets=None,
     job_restarts=0,
     told=None,
@@ -101,7 +102,12 @@ def run(
     out, err = io.BytesIO(), io.BytesIO()
     shown = output.Output(out=out, err=err, colour=(False, False))
     budgets = {"worker": 10, "ps": 3, "chief": 3} if budgets is None else budgets
-    policy = attempt.Policy(budgets, job_restarts, backoff=restarts.Backoff(1.0, 60.0, 0.0))
+    policy = attempt.Policy(
+        budgets,
+        job_restarts,
+        without_ps=without_ps,
+        backoff=restarts.Backoff(1.0, 60.0, 0.0),
+    )
     roles = topology.roles(workers, ps, evaluator=evaluator, spares=spares)
     made = job.Job(launcher, roles, policy, shown, clock=lambda: launcher.now)
     for when, signum in told or ():
@@ -130,6 +136,8 @@ def test_a_ps_that_has_used_its_restarts_is_done_without_while_there_is_a_spare_
     assert code == 0 and len(err) == 2
     assert all("the job goes on without it" in line for line in err)
     assert launcher.started.count("ps 0") == launcher.started.count("ps 1") == 1
+    code, *_ = run([*lost, (20, Exited("chief 0", 0))], ps=3, without_ps=True, budgets=budgets)
+    assert code == 0
     code, _, err = run([*lost, (20, Exited("chief 0", 0))], ps=2, spares=1, budgets=budgets)
     assert code == 137 and "ps 1" in err[1] and "ends with exit code 137" in err[1]
 

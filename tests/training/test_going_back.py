@@ -170,6 +170,27 @@ def test_a_server_is_lost_in_a_hook_of_an_epoch(connect, tmp_path, monkeypatch, 
     assert seen == [1.0, 7.0, 8.0] or seen[1:] == [7.0, 8.0]
 
 
+def test_the_rates_that_hooks_of_batches_have_set_are_set_again(connect, tmp_path, losing):
+    class Rates(keras.callbacks.Callback):
+        """Sets a rate before some batches, and another one after others."""
+
+        def on_train_batch_begin(self, batch, logs=None):
+            if batch % 3 == 0:
+                self.model.optimizer.learning_rate = 1.0 + batch
+
+        def on_train_batch_end(self, batch, logs=None):
+            if batch == 4:
+                self.model.optimizer.learning_rate = 0.5
+
+    strategy = connect(workers=1, ps=1)
+    whole, cut = (summing(strategy, tmp_path / name, every_updates=6) for name in ("a", "b"))
+    whole.fit(dataset(), epochs=2, verbose=0, callbacks=[Rates()])
+    lose = Lose(cut, 1, 5, [0])
+    cut.fit(dataset(), epochs=2, verbose=0, callbacks=[Rates(), lose])
+    assert lose._at is None
+    np.testing.assert_array_equal(cut.model.get_weights(), whole.model.get_weights())
+
+
 @pytest.mark.parametrize("kind", ["arrays", "py dataset", "dataset_fn, part of a pass"])
 def test_the_input_goes_back(connect, tmp_path, losing, kind):
     strategy = connect(workers=1, ps=1)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 from tfps import errors
-from tfps.cluster import failures, health, loss_policy, members, reconnecting
+from tfps.cluster import failures, health, loss_policy, members, reconnecting, sockets
 from tfps.cluster.asking import Asker
 from tfps.cluster.departures import Departures
 from tfps.cluster.lanes import Lane
@@ -128,6 +128,7 @@ class WorkerCalls:
         self.ask = Asker(cluster, limit)
         self.min_workers, self.task_timeout = policy.min_workers, policy.task_timeout
         self._replacements = Replacements(cluster, policy)
+        self._moved: dict[Task, float] = {}  # ps -> s at which it got its present address
         self.living = set(range(cluster.num_workers))
         self.lives = [0] * cluster.num_workers
         self.events: list[Lost | Leaves] = []
@@ -159,6 +160,10 @@ class WorkerCalls:
     def num_ps(self) -> int:
         """Number of parameter servers."""
         return self._cluster.num_ps
+
+    def ps_hosts(self) -> list[str]:
+        """The name of the host of each parameter server."""
+        return [sockets.split(address)[0] for address in self._cluster.spec["ps"]]
 
     @property
     def first(self) -> int:
@@ -204,8 +209,8 @@ class WorkerCalls:
                 continue
             with contextlib.suppress(queue.Empty):
                 patience = _LOOK_IN_DOUBT if self._doubts else _LOOK
-                found = self._done.get(timeout=patience)
-                if (event := self._end(*found, returns)) is not None:
+                worker, call, value, error = self._done.get(timeout=patience)
+                if (event := self._end(worker, call, value, error, returns)) is not None:
                     return event
                 continue
             self._look(returns)
@@ -353,11 +358,10 @@ class WorkerCalls:
         Raises:
           TaskLost: one of them did not return within `task_timeout`.
         """
-        known, began = self._members, time.monotonic()
-        deadline = began + self.task_timeout
-        lost = {t for t in known.lost() if t.job == "ps"}
-        missing = set(lost)
-        while missing:
+        known, deadline = self._members, time.monotonic() + self.task_timeout
+        lost: set[Task] = set()
+        while missing := {t for t in known.lost() if t.job == "ps"}:
+            lost |= missing
             if (left := deadline - time.monotonic()) <= 0:
                 task = min(missing)
                 raise failures.unavailable(
@@ -366,11 +370,10 @@ class WorkerCalls:
                         f"task_timeout={self.task_timeout:g} s; start it again"
                     )
                 )
-            if known.wait_returned(min(left, 1.0)) & missing:
-                missing -= reconnecting.reconnect(known)
-            self._replace(missing - known.returned(), time.monotonic() - began)
-            new = {t for t in known.lost() if t.job == "ps"} - missing
-            lost, missing = lost | new, missing | new
+            # Workers that are back are taken in as well: they are needed next.
+            if known.wait_returned(min(left, 1.0)) and not reconnecting.reconnect(known):
+                time.sleep(_LOOK)
+            self._replace(missing & known.lost() - known.returned())
         for worker in range(self.num_workers):
             task = Task("worker", worker)
             if worker in self.living and task in known.lost():
@@ -382,11 +385,15 @@ class WorkerCalls:
                 self.events = [loss for loss in self.events if loss.worker != worker]
         return frozenset(t.index for t in lost)
 
-    def _replace(self, missing: Collection[Task], gone: float) -> None:
+    def _replace(self, missing: Collection[Task]) -> None:
         """Gives lost parameter servers other addresses if they are not waited for any longer."""
         lost = frozenset(t.index for t in self._members.lost() if t.job == "ps")
         for task in sorted(missing):
+            loss = self._members.loss(task)
+            since = max(loss.noticed if loss else 0.0, self._moved.get(task, 0.0))
+            gone = time.monotonic() - since
             if (address := self._replacements.find(task.index, gone, lost)) is not None:
+                self._moved[task] = time.monotonic()
                 self._cluster.move_ps(task.index, address)
                 self._members.move(task, address)
 

@@ -12,7 +12,7 @@ import weakref
 
 import tensorflow as tf
 
-from tfps.cluster import ending, server, shutdown
+from tfps.cluster import ending, server, shutdown, sockets
 from tfps.cluster.spec import Cluster
 
 # s between two looks, and s that an answer may take.
@@ -93,6 +93,9 @@ def _ask(departures: "weakref.ref[Departures]", worker: int, address: str) -> No
         opened: tf.compat.v1.Session | None = None
         while (owner := departures()) is not None and owner._is_attended(worker):
             try:
+                if opened is None and not sockets.answers(address, _ANSWERS):
+                    time.sleep(_LOOK)  # To open a session there has no limit.
+                    continue
                 opened = opened or shutdown.session(f"grpc://{address}", "worker", worker)
                 if opened.run(size, options=options):
                     opened.run(take, options=options)

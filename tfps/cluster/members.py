@@ -285,13 +285,13 @@ class _Watch:
         while self._is_attended():
             self._wake.clear()
             identify = identify or self.open
-            begun, life = time.monotonic(), self.life
-            answer = greeting.greet(self.address, _ASK)
+            begun, life, address = time.monotonic(), self.life, self.address
+            answer = greeting.greet(address, _ASK)
             number = None
             if identify and answer is Answer.ANSWERS:
-                number = _tf_members.incarnation(greeting.status(self.address, _ASK))
-            if life != self.life:
-                identify = True  # The task was taken in meanwhile: this answer is older.
+                number = _tf_members.incarnation(greeting.status(address, _ASK))
+            if life != self.life or address != self.address:
+                identify = True  # The task was taken in, or moved, meanwhile: the answer is older.
                 continue
             identify = self._note(answer, identify, number)
             if answer is Answer.SILENT:

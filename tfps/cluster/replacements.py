@@ -36,6 +36,7 @@ class Replacements:
           policy: says which there are.
         """
         self._cluster, self._policy = cluster, policy
+        cluster.guests += [a for a in policy.spare if a not in cluster.guests]
 
     def find(self, ps: int, gone: float, lost: frozenset[int]) -> str | None:
         """The new address of a lost ps; None if it is still waited for.
@@ -55,27 +56,26 @@ class Replacements:
     def _spare(self) -> str | None:
         """A server that answers and is no part of the cluster at present."""
         known, used = self._cluster.started, self._cluster.spec["ps"]
-        for address in (*known["ps"], *known.get("spare", ()), *self._policy.spare):
+        for address in (*known["ps"], *known.get("spare", ()), *self._cluster.guests):
             unused = address not in used
             if unused and greeting.greet(address, _ANSWERS) is greeting.Answer.ANSWERS:
                 return address
         return None
 
     def _shared(self, ps: int, gone: float, lost: frozenset[int]) -> str | None:
-        """Has the ps with the fewest parts start another server."""
-        parts = self._cluster.spec["ps"]
-        known = self._cluster.started["ps"]
-        hosts = {p: known[p] for p in range(len(known)) if p not in lost and parts[p] == known[p]}
-        loads = {p: self._cluster.shared.count(p) for p in hosts}
-        for host in sorted(hosts, key=lambda p: (loads[p], p)):
-            address = _start_another("ps", host, hosts[host], ps)
-            if address is not None:
-                self._cluster.shared.append(host)
+        """Has the server process with the fewest parts start another server."""
+        cluster = self._cluster
+        living = {a for p, a in enumerate(cluster.spec["ps"]) if p not in lost}
+        hosts = [server for server in shutdown.servers(cluster) if server[2] in living]
+        for job, index, address in sorted(hosts, key=lambda h: cluster.shared.count(h[2])):
+            new = _start_another(job, index, address, ps)
+            if new is not None:
+                cluster.shared.append(address)
                 failures.say(
-                    f"ps {ps} has not returned for {gone:.0f} s; ps {host} takes its part as well, "
-                    f"at {address}"
+                    f"ps {ps} has not returned for {gone:.0f} s; {job} {index} takes its part as "
+                    f"well, at {new}"
                 )
-                return address
+                return new
         return None
 
 
@@ -99,7 +99,10 @@ def _start_another(job: str, index: int, address: str, ps: int) -> str | None:
             try:
                 with shutdown.session(f"grpc://{address}", job, index) as opened:
                     opened.run(ask, options=options)
-                    found.append(opened.run(answer, options=options).decode())
+                    told, new = "", ""
+                    while told != str(ps):  # Otherwise it is of a question that was given up.
+                        told, _, new = opened.run(answer, options=options).decode().partition(" ")
+                    found.append(new)
             except tf.errors.OpError:
                 pass  # It is asked again, or another one is.
 

@@ -85,6 +85,8 @@ def start(
     if job != "worker":
         environment.configure_xla()
     threads = max(inter_op_threads(cluster.num_workers), _EMBEDDED_THREADS if embedded else 0)
+    if job != "worker":
+        threads *= 2  # It may have to serve another ps's part as well.
     _pool = _pool_threads(threads)
     config = tf.compat.v1.ConfigProto(
         inter_op_parallelism_threads=threads,
@@ -119,7 +121,7 @@ def start_another(cluster: Cluster, ps: int) -> str:
             protocol="grpc",
             config=tf.compat.v1.ConfigProto(device_count={"GPU": 0}),
         )
-    except tf.errors.OpError:
+    except Exception:  # Whoever asks is told in any case.
         return ""
     _others.append(another)
     return address

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import tensorflow as tf
 
-from tfps import errors
+from tfps import _tf_members, errors
 from tfps.cluster import chief_watch, greeting, sockets
 from tfps.cluster.anew import Anew
 
@@ -36,6 +36,7 @@ class Tasks(Protocol):
 
     spec: dict[str, list[str]]
     started: dict[str, list[str]]
+    guests: list[str]
     task_type: str
     task_index: int
 
@@ -63,12 +64,19 @@ def session(target: str, job: str, index: int) -> tf.compat.v1.Session:
 
 
 def servers(cluster: Tasks) -> list[tuple[str, int, str]]:
-    """Returns (job, index, address) of all servers, as what they were started."""
-    return [
+    """Returns (job, index, address) of all servers, as what they were started.
+
+    A guest says itself what it is; one that does not answer is left out.
+    """
+    found = [
         (job, i, address)
         for job in ("worker", "ps", "spare")
         for i, address in enumerate(cluster.started.get(job, ()))
     ]
+    for address in cluster.guests:
+        if name := _tf_members.served_as(greeting.status(address, 1.0)):
+            found.append((*name, address))
+    return found
 
 
 def send(cluster: Tasks, message: str = DONE, timeout: float = 5.0) -> None:
@@ -166,8 +174,8 @@ class Receiver:
                         if message == GO and self._departs:
                             break  # Otherwise it was for the process before this one.
                         if message.startswith(HOST):
-                            address = self._host(int(message.removeprefix(HOST)))
-                            opened.run(hosts, {told: address})
+                            ps = int(message.removeprefix(HOST))
+                            opened.run(hosts, {told: f"{ps} {self._host(ps)}"})
                         self._anew |= message == ANEW
                     self._messages.append(message)
             except tf.errors.OpError as e:

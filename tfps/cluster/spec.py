@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Callable, Mapping
 
 import tensorflow as tf
@@ -27,7 +28,9 @@ class Cluster:
       spec: dict, job name -> list of `host:port` addresses. Each task has one name and one address
         at a time, and the address of a ps changes if another server takes its place.
       started: dict, the addresses at which processes were started, and as what.
-      shared: list of the indices of ps that have taken another ps's part as well, once for each.
+      shared: list of the addresses of servers whose process has taken the part of another ps as
+        well, once for each.
+      guests: list of the addresses of spare servers that the specification does not name.
       task_type: str, this process's job: `chief`, `worker`, `ps`, `spare` or `evaluator`.
       task_index: int, this process's index in its job.
       connected: bool, whether this process is the chief and has connected.
@@ -51,7 +54,8 @@ class Cluster:
         """
         self.spec = _checked_spec(spec)
         self.started = {job: list(addresses) for job, addresses in self.spec.items()}
-        self.shared: list[int] = []
+        self.shared: list[str] = []
+        self.guests: list[str] = []
         self.task_type, self.task_index = _checked_task(self.spec, task_type, task_index)
 
     @classmethod
@@ -143,18 +147,24 @@ class Cluster:
         After 20 s, spare servers that answer take the places of parameter servers that do not: the
         job may have lost these before its chief was started again.
         """
-        patience = min(timeout, _SPARE_AFTER) if self.started.get("spare") else timeout
-        try:
-            sockets.wait_for(self.servers, patience, on_wait)
-        except errors.StartupTimeout:
-            if patience == timeout:
-                raise
-            self._use_spares()
-            sockets.wait_for(self.servers, timeout - patience, on_wait)
+        deadline = time.monotonic() + timeout
+        patience = min(timeout / 2, _SPARE_AFTER) if self.started.get("spare") else timeout
+        while True:
+            try:
+                return sockets.wait_for(self.servers, patience, on_wait)
+            except errors.StartupTimeout:
+                if (left := deadline - time.monotonic()) <= 0:
+                    raise
+                self._use_spares()
+                patience = min(left, _SPARE_AFTER)
 
     def _use_spares(self) -> None:
         """Gives parameter servers that do not answer the addresses of spare ones that do."""
-        spares = [a for a in self.started["spare"] if sockets.answers(a, timeout=1.0)]
+        spares = [
+            address
+            for address in self.started["spare"]
+            if address not in self.spec["ps"] and sockets.answers(address, timeout=1.0)
+        ]
         for ps, address in enumerate(self.spec["ps"]):
             if spares and not sockets.answers(address, timeout=1.0):
                 self.move_ps(ps, spares.pop(0))
@@ -165,7 +175,14 @@ class Cluster:
         A cluster whose chief has no address of its own is started by its chief, or by hand.
         """
         if "chief" in self.spec and not self.connected:
-            succession.claim(shutdown.servers(self), timeout)
+            # What nobody waits for may not be there.
+            there = set(self.servers.values())
+            servers = [
+                (job, index, address)
+                for job, index, address in shutdown.servers(self)
+                if address in there or sockets.answers(address, timeout=1.0)
+            ]
+            succession.claim(servers, timeout)
 
     def move_ps(self, index: int, address: str) -> None:
         """Notes that another server has taken a ps's place; see `replacements`."""

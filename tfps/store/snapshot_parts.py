@@ -166,12 +166,12 @@ def _write(place: Place, values: Values) -> None:
         save(place.prefix(ps), values.names, values.tensors)
 
 
-def settle(place: Hosts, servers: Sequence[int], copies: int) -> None:
+def settle(place: Hosts, servers: Sequence[int], copies: int, hosts: Sequence[str]) -> None:
     """Copies parts that are written to other hosts; see `Hosts.settle`."""
 
     def settle_one(ps: int) -> None:
         with _file_errors(f"ps {ps}", errors.SnapshotFailed):
-            place.settle(ps, copies)
+            place.settle(ps, copies, hosts)
 
     with _all_at_once(len(servers)) as run:
         run(settle_one, servers)
@@ -508,6 +508,8 @@ def _file_errors(who: str, kind: type[errors.Error]) -> Iterator[None]:
     try:
         yield
     except FILE_ERRORS as e:
+        if "context_id" in str(e):
+            raise  # The process was started anew, and says nothing of its files.
         raise kind(f"{who}: {_said(e)}") from e
 
 

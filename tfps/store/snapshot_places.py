@@ -6,7 +6,7 @@ So the files have few names, which are used again and again: a snapshot takes a 
 complete one has.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Protocol
 
 import tensorflow as tf
@@ -100,17 +100,18 @@ class Hosts:
         """Makes the folder on the device in scope, a ps's, before its first part."""
         tf.io.write_file(self._folder.join(f"hosted.ps-{ps}"), "")
 
-    def settle(self, ps: int, copies: int) -> None:
+    def settle(self, ps: int, copies: int, hosts: Sequence[str] = ()) -> None:
         """Copies a part that is written to other hosts, and notes it for the manifest.
 
         Args:
           ps: whose part it is.
           copies: on how many hosts it is to be.
+          hosts: the name of each ps's host. Several ps may be on one: others are taken first.
 
         Raises:
           SnapshotFailed: a copy could not be written, or is not what was written.
         """
-        others = [(ps + k) % self._num_ps for k in range(1, copies)]
+        others = _others(ps, copies - 1, list(hosts) or list(map(str, range(self._num_ps))))
         files = {}
         for suffix in _SUFFIXES:
             if (found := self._found(ps, self.prefix(ps) + suffix)) is None:
@@ -175,7 +176,9 @@ class Hosts:
                 # FarmHash64, which tells files apart that chance has altered.
                 mark = tf.strings.to_hash_bucket_fast(content, _BUCKETS)
             return [int(size), int(mark)]
-        except FILE_ERRORS:
+        except FILE_ERRORS as e:
+            if "context_id" in str(e):
+                raise  # The process was started anew, and says nothing of its files.
             return None
 
     def _transfer(self, source: tuple[int, str], to: tuple[int, str], files: dict) -> None:
@@ -189,6 +192,17 @@ class Hosts:
                 content = tf.io.read_file(source[1] + suffix)
             with tf.device(ps_device(to[0])):
                 tf.io.write_file(to[1] + suffix, tf.identity(content))
+
+
+def _others(ps: int, count: int, hosts: list[str]) -> list[int]:
+    """The ps to whose hosts a part is copied: those on hosts without it come first."""
+    order = [(ps + k) % len(hosts) for k in range(1, len(hosts))]
+    found: list[int] = []
+    for _ in range(count):
+        have = {hosts[p] for p in [ps, *found]}
+        left = [p for p in order if p not in found]
+        found.append(next((p for p in left if hosts[p] not in have), left[0]))
+    return found
 
 
 def of_manifest(folder: Folder, id: Id, content: dict[str, Any], num_ps: int) -> Place:

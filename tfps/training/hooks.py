@@ -16,6 +16,7 @@ from tfps.store.model_copy import ModelCopy
 from tfps.training import callbacks as traits
 from tfps.training.board import Board
 from tfps.training.hook_calls import HookCalls
+from tfps.training.noted_rates import NotedRates
 
 
 class Place(NamedTuple):
@@ -59,6 +60,7 @@ class Hooks:
         self._over = -1  # index of the last epoch whose hooks have all been called
         self._calls = HookCalls(callbacks)
         self._known: dict[str, int] = {}  # how many logs the history had before an epoch's
+        self._rates = NotedRates()
         self._stops: Place | None = None  # where training stopped before it went back
 
     @property
@@ -84,6 +86,9 @@ class Hooks:
     def go_back(self) -> None:
         """Training goes back to an earlier cut; hooks that were called are not called again."""
         model, now = self.callbacks.model, self._now
+        if now.epoch == self._called.epoch:
+            begun, ended = max(now.begun, self._called.begun), max(now.ended, self._called.ended)
+            self._called = Place(now.epoch, begun, ended)
         self._called = max(self._called, now)
         if model.stop_training:
             # It has to come to where it was before it may stop.
@@ -97,13 +102,15 @@ class Hooks:
     def epoch_begin(self, epoch: int) -> None:
         """Before the first batch of an epoch."""
         self._ask()
-        self._now = Place(epoch)
         if epoch <= self._called.epoch and not self._calls.is_open("epoch begins", epoch):
+            self._now = Place(epoch)
             return
         if self._secretly and not self._has_captured:
             self._copy.capture(contents.captured)
             self._has_captured = True
         with self._copy.hook(whole=self._secretly):
+            # What asks the servers before a hook may fail, and then the hook was not called.
+            self._now = Place(epoch)
             self._calls.call("epoch begins", epoch, lambda: self.callbacks.on_epoch_begin(epoch))
         self._calls.end("epoch begins", epoch)
         self._note_held()  # The hook may have got hold of more.
@@ -126,20 +133,33 @@ class Hooks:
 
     def batch_begin(self, batch: int) -> None:
         """Before the first batch of some work; `batch` is its index."""
-        self._now = self._now._replace(begun=batch)
-        if self._now[:2] <= self._called[:2]:
+        now = self._now._replace(begun=batch)
+        if now[:2] <= self._called[:2]:
+            self._now = now
+            self._rates.set_again(("begins", now.epoch, batch), self._optimizer)
             return
         with self._copy.hook(captured=self._secretly_in_batches):
+            self._now = now
             self.callbacks.on_train_batch_begin(batch)
+            self._rates.note(("begins", now.epoch, batch), self._optimizer)
 
     def batch_end(self, batch: int, logs: dict[str, Any]) -> None:
         """After some work; `batch` is the index of the last batch that is done."""
-        self._now = self._now._replace(ended=batch)
-        if (self._now.epoch, batch) <= (self._called.epoch, self._called.ended):
-            self._stop_again(self._now)
+        now = self._now._replace(ended=batch)
+        if (now.epoch, batch) <= (self._called.epoch, self._called.ended):
+            self._now = now
+            self._rates.set_again(("ends", now.epoch, batch), self._optimizer)
+            self._stop_again(now)
             return
         with self._copy.hook(captured=self._secretly_in_batches):
+            self._now = now
             self.callbacks.on_train_batch_end(batch, logs)
+            self._rates.note(("ends", now.epoch, batch), self._optimizer)
+        self._stop_again(now)
+
+    @property
+    def _optimizer(self) -> Any:
+        return getattr(self.callbacks.model, "optimizer", None)
 
     def epoch_end(
         self,
@@ -182,7 +202,9 @@ class Hooks:
 
     def _stop_again(self, now: Place) -> None:
         """Stops training where it was stopped before it went back."""
-        if self._stops is not None and now >= self._stops:
+        # Other batches may have begun by then than before.
+        stops = self._stops
+        if stops is not None and (now.epoch, now.ended) >= (stops.epoch, stops.ended):
             self.callbacks.model.stop_training, self._stops = True, None
 
     def train_end(self, logs: dict[str, Any] | None) -> None:

@@ -47,8 +47,10 @@ def recover(session: Session, snapshotter: Snapshotter | None, loss: errors.Task
         raise failures.unavailable(errors.TaskLost(said)) from loss
     began, given = calls.noticed(), session.state.chief.step_number
     failures.say(f"{loss}; waiting up to {calls.task_timeout:g} s for it to return")
+    lost: frozenset[int] = frozenset()
     while True:
-        lost = calls.await_servers()
+        # What was made anew for a ps may have been interrupted by the loss of another one.
+        lost |= calls.await_servers()
         try:
             past = snapshotter.go_back(lost)
             _await_paths(session)

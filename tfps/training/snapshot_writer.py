@@ -52,6 +52,7 @@ class SnapshotWriter:
         keep: int,
         look: Callable[[], None] = lambda: None,
         copies: Copies | None = None,
+        hosts: Callable[[], list[str]] = list,
     ):
         """Writes nothing yet.
 
@@ -61,7 +62,10 @@ class SnapshotWriter:
           keep: how many complete snapshots are kept.
           look: raises an error if a server is gone; called while somebody waits for the files.
           copies: for parts on the hosts of the servers; None for a folder that all share.
+          hosts: returns the names of these hosts, by ps.
         """
+        self._hosts = hosts
+        self._writes: dict[threading.Thread, dict[str, Any]] = {}
         self._copies = copies
         self.saved: Id | None = None
         self._folder, self._incarnation, self._keep = folder, incarnation, keep
@@ -192,7 +196,10 @@ class SnapshotWriter:
     ) -> dict[str, Any]:
         """Writes parts to the hosts of the servers; returns what the manifest says of them."""
         used = places.slots_used(self._folder, self._folder.complete())
-        place = places.Hosts.begin(self._folder, id, num_ps, used)
+        # A thread that was given up may still write.
+        self._writes = {t: content for t, content in self._writes.items() if t.is_alive()}
+        place = places.Hosts.begin(self._folder, id, num_ps, [*used, *self._writes.values()])
+        self._writes[threading.current_thread()] = place.content
         parts.write(place, values)
-        parts.settle(place, [v.ps for v in values], copies)
+        parts.settle(place, [v.ps for v in values], copies, self._hosts())
         return place.content

@@ -113,9 +113,10 @@ class Snapshotter:
         if self._candidates and self._is_over(self._candidates[0]):
             self._candidates = []
         self._incarnation = folder.claim()
-        look = self._session.calls.ask.require_alive
+        calls = self._session.calls
+        look = calls.ask.require_alive
         self._writer = SnapshotWriter(
-            folder, self._incarnation, self.settings.keep, look, self._copies()
+            folder, self._incarnation, self.settings.keep, look, self._copies(), calls.ps_hosts
         )
         _ours.add((folder.path, self._incarnation))
         _note_end_of(folder, self._incarnation)
