@@ -8,6 +8,8 @@ The rules (`exit_codes.py` has the codes):
 - A task that a signal killed, that lost a peer, or whose host is gone, is started again alone,
   while its role has restarts left in this hour. Otherwise the job ends.
 - A chief that lost a peer says that the job as a whole cannot go on: the job ends.
+- A server that has ended with 0 is started again if its chief is: the chief had told it that the
+  job is done, but died before it ended itself.
 - An evaluator or a spare server that cannot be started again is done without, and so is a parameter
   server as long as a spare one is there for it.
 """
@@ -23,6 +25,9 @@ from launch.output import Output
 from launch.topology import CHIEF, EVALUATOR, PS, SPARE, Task, Topology
 
 POLL = 0.2  # s
+
+# s from the start of a chief within which a server may end that the chief before has told to.
+_SAID = 10.0
 
 # s of the grace that the other tasks have when a chief takes as long as it can to end.
 _REST = 5.0
@@ -143,6 +148,7 @@ class Attempt:
         if status == exit_codes.DONE:
             self._succeeded.add(task.name)
             self._judge()
+            self._start_again_for_a_chief()
         else:
             self._failed(task, status, exit_codes.described(status))
 
@@ -192,6 +198,22 @@ class Attempt:
             "hour)",
             bad=True,
         )
+        self._start_again_for_a_chief()
+
+    def _start_again_for_a_chief(self) -> None:
+        """Starts servers again that have ended as if the job were done, if the chief begins again.
+
+        A server takes a few seconds to end after the chief's message.
+        """
+        began = [self._restarted[t.name] for t in self._topology.tasks if self._is_new_chief(t)]
+        if self._verdict is not None or not any(self._clock() - when < _SAID for when in began):
+            return
+        for name in self._succeeded - {*self._topology.leaders, *self._topology.evaluators}:
+            self._succeeded.discard(name)
+            self._due.setdefault(name, self._clock())
+
+    def _is_new_chief(self, task: Task) -> bool:
+        return task.role == CHIEF and task.name in self._restarted
 
     def _can_do_without(self, task: Task) -> bool:
         """Whether the job goes on without a task that cannot be started again."""

@@ -19,12 +19,13 @@ class Backoff:
     first: float = 1.0  # s
     most: float = 60.0  # s
     jitter: float = 0.5
+    steady: float = 20.0  # s; a task that lived for this long does not fail again and again
 
     def delay(self, failures: int, uniform: Callable[[], float] = random.random) -> float:
         """Returns the delay in seconds.
 
         Args:
-          failures: how often the task has been started again lately.
+          failures: how often the task has been started again, and died soon after.
           uniform: returns a random number from 0 to 1.
         """
         longest = min(self.most, self.first * 2.0 ** min(failures, 60))
@@ -45,7 +46,7 @@ class Budget:
 
         Args:
           limit: restarts within any `period`.
-          backoff: the delays; they grow with the restarts of the same task within the period.
+          backoff: the delays; they grow while the same task dies soon after each restart.
           period: seconds.
           uniform: returns a random number from 0 to 1.
         """
@@ -53,6 +54,7 @@ class Budget:
         self._backoff = backoff or Backoff()
         self._period, self._uniform = period, uniform
         self._spent: collections.deque[tuple[float, str]] = collections.deque()
+        self._due: dict[str, tuple[int, float]] = {}  # task -> (failures, s of its last start)
 
     def used(self, now: float) -> int:
         """Returns how many restarts the hour before `now` (s) has seen."""
@@ -72,6 +74,10 @@ class Budget:
         """
         if self.used(now) >= self.limit:
             return None
-        failures = sum(name == task for _, name in self._spent)
+        failures, started = self._due.get(task, (0, now))
+        if now - started >= self._backoff.steady:
+            failures = 0
         self._spent.append((now, task))
-        return self._backoff.delay(failures, self._uniform)
+        delay = self._backoff.delay(failures, self._uniform)
+        self._due[task] = failures + 1, now + delay
+        return delay

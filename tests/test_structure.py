@@ -29,13 +29,14 @@ ORDER = [
     ),
     *("_keras_models", "_keras_data", "_keras_optimizers", "_keras_metrics", "_keras_creation"),
     *("_keras_interception", "_keras_placement", "_keras_variables"),
-    *("cluster", "model", "compression", "coordinator", "store"),
+    *("embeddings", "cluster", "model", "compression", "coordinator", "store"),
     "strategy",
-    *("worker", "training"),
+    *("worker", "training", "serving"),
     *(
         "partitioners",
         "consistency",
         "data",
+        "layers",
         "serve",
         "snapshot",
         "ledger",
@@ -45,7 +46,7 @@ ORDER = [
 PACKAGES = sorted(p.parent.name for p in (ROOT / "tfps").glob("*/__init__.py"))
 
 # Names of public modules that are still to come. Nothing else may take them.
-RESERVED = {"layers", "plan", "serving"}
+RESERVED = {"plan"}
 
 # What programs outside of the core may import from it.
 PUBLIC = {"tfps", *(f"tfps.{name}" for name in tfps.__all__), "tfps.errors"}

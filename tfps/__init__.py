@@ -1,7 +1,7 @@
 """Parameter-server training for Keras 3 on stock TensorFlow."""
 
 from tfps import _quiet  # noqa: F401  Before TensorFlow is imported.
-from tfps import compression, consistency, data, exit_codes, partitioners
+from tfps import compression, consistency, data, exit_codes, layers, partitioners
 from tfps.cluster.spec import Cluster
 from tfps.cluster.local import LocalCluster
 from tfps.coordinator.coordinator import ClusterCoordinator
@@ -12,6 +12,7 @@ from tfps.data import Context
 from tfps.training.snapshots import Snapshots
 from tfps.training.sidecar_evaluator import SidecarEvaluator
 from tfps.training.trainer import Trainer
+from tfps import serving
 from tfps.cluster.server import serve
 from tfps.errors import (
     ChiefLost,
@@ -61,8 +62,10 @@ __all__ = [
     "consistency",
     "data",
     "exit_codes",
+    "layers",
     "partitioners",
     "serve",
+    "serving",
 ]
 
 __version__ = "0.1.0"

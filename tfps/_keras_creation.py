@@ -11,11 +11,13 @@ from typing import Any
 import keras
 import tensorflow as tf
 from keras.src.backend.common import global_state
+from keras.src.backend.common.stateless_scope import in_stateless_scope
 from keras.src.initializers.random_initializers import compute_fans
 
 __all__ = [
     "autocast",
     "forget_rows",
+    "in_stateless_scope",
     "initializer_of",
     "initializer_of_part",
     "path",

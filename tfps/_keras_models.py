@@ -9,25 +9,29 @@ from typing import Any
 import keras
 import tensorflow as tf
 from keras.src.backend.tensorflow.trainer import potentially_ragged_concat
+from keras.src.export.export_utils import get_input_signature, make_tf_tensor_spec
 from keras.src.random.seed_generator import global_seed_generator
 from keras.src.trainers.data_adapters import array_slicing, data_adapter_utils
 from keras.src.trainers.epoch_iterator import EpochIterator
 from keras.src.trainers.trainer import Trainer as BaseTrainer
 
-from tfps import _tf_tracing
+from tfps import _tf_tracing, errors
 
 __all__ = [
     "EpochIterator",
     "build",
     "call",
+    "call_with",
     "check_compiled",
     "compilation",
     "compute_loss",
     "concatenated",
     "detach_from_strategy",
     "initial_epoch",
+    "input_signature",
     "is_built",
     "overrides",
+    "resources",
     "seed_states",
     "should_evaluate",
     "skip_batches",
@@ -135,6 +139,32 @@ def overrides(model: keras.Model, method: str) -> bool:
 def call(model: keras.Model, x: Any, training: bool) -> Any:
     """Runs the forward pass, with `training` if the model's `call` takes the argument."""
     return model(x, training=training) if model._call_has_training_arg else model(x)
+
+
+def call_with(model: keras.Model, inputs: Sequence[Any]) -> Any:
+    """Runs the forward pass of prediction on the positional arguments of the model's call."""
+    return model(*inputs, training=False) if model._call_has_training_arg else model(*inputs)
+
+
+def input_signature(model: keras.Model) -> list[Any]:
+    """Nested `tf.TensorSpec`s of the positional arguments of a built model's call.
+
+    Raises:
+      ConfigError: Keras does not know them.
+    """
+    try:
+        return list(keras.tree.map_structure(make_tf_tensor_spec, get_input_signature(model)))
+    except (TypeError, ValueError) as e:
+        raise errors.ConfigError(
+            f"the inputs of {model.name} are not known ({e}); give input_signature="
+        ) from e
+
+
+def resources(model: keras.Model) -> list[Any]:
+    """The lookup tables, and what else TensorFlow saves beside variables, of a model's layers."""
+    kind = tf.saved_model.experimental.TrackableResource
+    values = [value for layer in model._flatten_layers() for value in vars(layer).values()]
+    return list({id(value): value for value in values if isinstance(value, kind)}.values())
 
 
 def compute_loss(

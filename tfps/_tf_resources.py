@@ -3,7 +3,7 @@
 import contextlib
 import gc
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -142,6 +142,13 @@ def renew(variable: Any) -> None:
         if hasattr(old, attribute):
             setattr(new, attribute, getattr(old, attribute))
     set_handle(variable, new)
+
+
+def without_value(shape: Sequence[int], dtype: tf.DType) -> tf.Variable:
+    """Makes a variable that has no value yet, on the device in scope, whatever the strategy."""
+    return resource_variable_ops.UninitializedVariable(
+        trainable=False, shape=list(shape), dtype=dtype
+    )
 
 
 def named_handle_of(table: Any) -> tf.Tensor | None:

@@ -152,7 +152,11 @@ class ParameterServerStrategy(tf.distribute.ParameterServerStrategy):
             return self._stock_create_variable(next_creator, **kwargs)
         if initializer := _keras_creation.initializer_of(kwargs.get("initial_value")):
             owner, initializer = initializer
-            if math.prod(owner.shape) * tf.as_dtype(owner.dtype).size > self._max_chief_bytes:
+            stays = getattr(initializer, "stays_on_chief", False)
+            if (
+                not stays
+                and math.prod(owner.shape) * tf.as_dtype(owner.dtype).size > self._max_chief_bytes
+            ):
                 return RemoteVariable(
                     initializer, owner.shape, owner.dtype, self.cluster.num_ps, owner.path
                 )

@@ -51,12 +51,36 @@ class Ledger(keras.layers.Layer):
         return np.asarray(self.small), np.asarray(self.large)[:RECORDS]
 
 
-def trained(cluster, killed, epochs, callbacks=(), **arguments):
+class Table(keras.Model):
+    """Counts, in a table that grows, how often each record was trained on."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = tfps.layers.HashEmbedding(1, expected=RECORDS, initializer="zeros")
+
+    def call(self, x):
+        return self.rows(tf.cast(x[:, 0], "int64"))
+
+    def totals(self):
+        """The table's rows of all records, as counts."""
+        return (np.asarray(self(np.arange(RECORDS, dtype=np.float32)[:, None]))[:, 0],)
+
+
+def counting(counted):
+    """A model that is one of the two, compiled so that its counts come out."""
+    if isinstance(counted, Table):
+        counted.compile(keras.optimizers.SGD(2.0), lambda y, p: -p)  # Batches are of 2 records.
+        return counted
+    model = keras.Sequential([keras.Input([1]), counted])
+    model.compile(keras.optimizers.SGD(0.01), "mse")
+    return model
+
+
+def trained(cluster, killed, epochs, callbacks=(), counted=Ledger, **arguments):
     """Trains while servers are killed one after the other; returns the model's ledger."""
     strategy = tfps.ParameterServerStrategy(cluster)
-    ledger = Ledger()
-    model = keras.Sequential([keras.Input([1]), ledger])
-    model.compile(keras.optimizers.SGD(0.01), "mse")
+    ledger = counted()
+    model = counting(ledger)
     trainer = tfps.Trainer(model, strategy, **arguments)
     left = list(killed)
     over = threading.Event()
@@ -89,7 +113,8 @@ def trained(cluster, killed, epochs, callbacks=(), **arguments):
         trainer.fit(ids, ids, batch_size=2, epochs=epochs, verbose=0, callbacks=hooks)
         done += epochs
         assert time.monotonic() - begun < 200, f"{left} were not killed"
-    assert all(f" {ps} " in str(strategy.placement()) for ps in (0, 1))
+    if counted is Ledger:
+        assert all(f" {ps} " in str(strategy.placement()) for ps in (0, 1))
     return ledger, done
 
 
@@ -123,6 +148,19 @@ def test_a_killed_ps_comes_back_to_the_newest_snapshot(name, tmp_path):
         ledger, epochs = trained(cluster, ["ps 1", "worker 0", "ps 0"], 8, **arguments)
     for counts in ledger.totals():
         np.testing.assert_array_equal(counts, epochs)
+    require_once(tmp_path / "ledger", epochs)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", ["async", "overlap"])
+def test_a_table_that_grows_comes_back_with_its_keys(name, tmp_path):
+    with tfps.LocalCluster(workers=3, ps=2, processes=True) as cluster:
+        arguments = {"snapshots": tfps.Snapshots(tmp_path / "snapshots", every=1.0)}
+        arguments |= {"ledger": tmp_path / "ledger", **POLICIES[name]}
+        killed = ["worker 1", "ps 1", "worker 0", "ps 0"]
+        ledger, epochs = trained(cluster, killed, 8, counted=Table, **arguments)
+    (rows,) = ledger.totals()
+    np.testing.assert_array_equal(rows, epochs)
     require_once(tmp_path / "ledger", epochs)
 
 

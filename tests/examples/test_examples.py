@@ -113,3 +113,12 @@ def test_examples_are_short_and_say_how_to_run(path):
     text = path.read_text()
     assert len(text.splitlines()) < 60
     assert f"Run it with `python examples/{path.name}`." in text
+
+
+@pytest.mark.processes
+def test_hash_embedding(run):
+    said = run("hash_embedding")
+    held = numbers(r"(\d+) of \d+ users", said)
+    assert held[0] < 510 and held[-1] > 800
+    *days, strangers = numbers(r"accuracy (\S+)", said)
+    assert min(days) > 0.9 and abs(strangers - 0.5) < 0.15

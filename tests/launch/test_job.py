@@ -146,6 +146,21 @@ def test_a_spare_server_that_is_lost_is_no_loss():
     assert code == 137
 
 
+def test_servers_that_a_dying_chief_has_told_to_end_are_started_again_with_it():
+    script = [
+        (5, Exited("ps 0", 0)),
+        (6, Exited("chief 0", -6)),
+        (7, Exited("worker 0", 0)),
+        (30, Exited("chief 0", 0)),
+        *((31, Exited(name, 0)) for name in ("ps 0", "worker 0", "worker 1")),
+    ]
+    code, launcher, _ = run(script)
+    assert code == 0
+    counts = {name: launcher.started.count(name) for name in ("chief 0", "ps 0", "worker 0")}
+    assert counts == {"chief 0": 2, "ps 0": 2, "worker 0": 2}
+    assert launcher.started.count("worker 1") == 1
+
+
 def test_a_job_waits_for_its_evaluator_and_starts_it_again():
     script = [
         (5, Exited("chief 0", 0)),
@@ -215,7 +230,7 @@ def test_what_was_got_over_is_not_the_reason():
 
 
 def test_delays_double_and_budgets_end():
-    script = [(0.5 + 100 * i, Exited("ps 0", -6)) for i in range(4)]
+    script = [(0.5 + 10 * i, Exited("ps 0", -6)) for i in range(4)]
     code, launcher, err = run(script)
     assert code == 134
     assert launcher.started.count("ps 0") == 4

@@ -34,5 +34,7 @@ def test_delays_grow_with_the_failures_of_the_same_task():
     budget = restarts.Budget(10, restarts.Backoff(1.0, 60.0, jitter=0.0))
     assert [budget.spend("worker 0", 0.0) for _ in range(4)] == [1.0, 2.0, 4.0, 8.0]
     assert budget.spend("worker 1", 0.0) == 1.0
-    # After an hour all is forgotten.
-    assert budget.spend("worker 0", restarts.HOUR) == 1.0
+    # It was to start at 8 s, and has lived for 19 s, 20 s, and 1 s.
+    assert budget.spend("worker 0", 27.0) == 16.0
+    assert budget.spend("worker 0", 63.0) == 1.0
+    assert budget.spend("worker 0", 65.0) == 2.0

@@ -21,7 +21,7 @@ EXPECTED = (
 class Job:
     """A program that is started again and again in one folder."""
 
-    def __init__(self, tmp_path, every, ballast):
+    def __init__(self, tmp_path, every, ballast, program=program):
         self.result, self.folder = tmp_path / "result", tmp_path / "snapshots"
         self._arguments = [str(program.__file__), *map(str, (self.folder, self.result)), str(every)]
         self._arguments.append(str(ballast))

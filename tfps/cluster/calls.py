@@ -326,6 +326,11 @@ class WorkerCalls:
         self._members.suspect()
         return frozenset(t.index for t in self._members.settle() if t.job == "ps")
 
+    def noticed(self) -> float:
+        """When the loss of the ps that is lost was noticed (`time.monotonic`, in s)."""
+        found = [self._members.loss(t) for t in self._members.lost() if t.job == "ps"]
+        return min((loss.noticed for loss in found if loss), default=time.monotonic())
+
     def await_servers(self) -> frozenset[int]:
         """Waits until every lost ps is back, with an empty memory; to be called between calls.
 

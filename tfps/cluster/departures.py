@@ -12,7 +12,7 @@ import weakref
 
 import tensorflow as tf
 
-from tfps.cluster import server, shutdown
+from tfps.cluster import ending, server, shutdown
 from tfps.cluster.spec import Cluster
 
 # s between two looks, and s that an answer may take.
@@ -74,7 +74,7 @@ class Departures:
 
     def _is_attended(self, worker: int) -> bool:
         with self._lock:
-            if time.monotonic() < self._until:
+            if time.monotonic() < self._until and not ending.has_begun():
                 return True
             del self._threads[worker]
             return False

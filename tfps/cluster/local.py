@@ -54,7 +54,7 @@ class LocalCluster(Cluster):
             out to the workers, while embedded workers all see all of them.
           cpu_devices: how many devices of the CPU each worker has, to try what is for GPUs.
           restarts: how often, within an hour, processes that died are started again, all together;
-            0 for never. The delay before a restart doubles with each restart of the same server.
+            0 for never. The delay before a restart doubles while the same server dies within 20 s.
           spares: number of servers that wait to take a lost ps's place; for `processes=True`.
 
         Raises:

@@ -6,7 +6,7 @@ import weakref
 from typing import NamedTuple
 
 from tfps import _tf_members
-from tfps.cluster import connections, greeting
+from tfps.cluster import connections, ending, greeting
 from tfps.cluster.greeting import Answer
 from tfps.cluster.spec import Cluster
 
@@ -113,7 +113,7 @@ class Members:
     @property
     def attended(self) -> bool:
         """Whether the tasks are being asked."""
-        return time.monotonic() < self._until
+        return time.monotonic() < self._until and not ending.has_begun()
 
     def suspect(self, *tasks: Task) -> None:
         """Has tasks asked at once, who they are too, because a call on them failed.
@@ -305,7 +305,8 @@ class _Watch:
     def _is_attended(self) -> bool:
         members = self._members()
         with self._starting:
-            attended = members is not None and (members.attended or self.open)
+            asked = self.open and not ending.has_begun()
+            attended = members is not None and (members.attended or asked)
             if not attended:
                 self._thread = None
         return attended

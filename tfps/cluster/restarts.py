@@ -11,6 +11,7 @@ from tfps import exit_codes
 
 HOUR = 3600.0  # s
 _FIRST, _MOST = 0.1, 30.0  # s; the delays before restarts of one server, which double
+_STEADY = 20.0  # s; a server that lived for this long begins with the first delay again
 
 # Codes that the same program would end with again.
 _FINAL = (exit_codes.DONE, exit_codes.FAILED, exit_codes.FLAGS, exit_codes.CLUSTER)
@@ -29,6 +30,7 @@ class Budget:
         self.limit = limit
         self._clock = clock
         self._spent: collections.deque[tuple[float, str]] = collections.deque()
+        self._due: dict[str, tuple[int, float]] = {}  # name -> (failures, s of the last start)
         self._lock = threading.Lock()
 
     def spend(self, name: str) -> float | None:
@@ -46,9 +48,13 @@ class Budget:
                 self._spent.popleft()
             if len(self._spent) >= self.limit:
                 return None
-            before = sum(spent == name for _, spent in self._spent)
+            failures, started = self._due.get(name, (0, now))
+            if now - started >= _STEADY:
+                failures = 0
             self._spent.append((now, name))
-            return min(_MOST, _FIRST * 2.0 ** min(before, 60))
+            delay = min(_MOST, _FIRST * 2.0 ** min(failures, 60))
+            self._due[name] = failures + 1, now + delay
+            return delay
 
 
 class Kept:

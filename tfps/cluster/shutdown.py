@@ -113,7 +113,7 @@ def tell(
             except tf.errors.OpError:
                 pass  # The server died between the question and the message.
 
-    thread = threading.Thread(target=run, daemon=True)
+    thread = threading.Thread(target=run, name=f"tfps-tells-{job}-{index}", daemon=True)
     thread.start()
     return thread
 

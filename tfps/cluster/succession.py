@@ -41,7 +41,8 @@ def claim(servers: Iterable[tuple[str, int, str]], timeout: float) -> None:
     """
     deadline = time.monotonic() + timeout
     threads = [
-        threading.Thread(target=_claim, args=(*server, deadline), daemon=True) for server in servers
+        threading.Thread(target=_claim, args=(*server, deadline), name="tfps-claims", daemon=True)
+        for server in servers
     ]
     for thread in threads:
         thread.start()

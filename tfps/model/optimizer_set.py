@@ -1,7 +1,7 @@
 """Several optimizers in one model, each for variables of its own."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 import keras
@@ -23,8 +23,8 @@ class OptimizerSet:
       optimizers: of Keras; none of them is a `LossScaleOptimizer` or `MultiOptimizer`.
       owners: per trainable variable of the model, the index of its optimizer; None if no optimizer
         updates the variable.
-      whole: the optimizer that the model was compiled with, which has the others inside; None if
-        there is no such optimizer.
+      whole: the optimizer that the model was compiled with, which has the others inside, with the
+        exception of those that belong to a layer's rows; None if there is no such optimizer.
       calls: per trainable variable, which calls of its optimizer's `apply` in a step concern it,
         ascending; empty if every step applies each optimizer once.
       num_calls: per optimizer, how often a step applies it; likewise empty.
@@ -95,3 +95,44 @@ def in_force(
     return OptimizerSet(
         tuple(several.optimizers), _keras_optimizers.owners(several, trainable), optimizer
     )
+
+
+def with_own(
+    optimizer: AnyOptimizer, own: Mapping[int, keras.optimizers.Optimizer], num_trainable: int
+) -> AnyOptimizer:
+    """What updates a model some of whose variables bring an optimizer of their own.
+
+    Args:
+      optimizer: of `in_force`.
+      own: trainable variable -> its optimizer, in place of the one that `optimizer` has for it.
+      num_trainable: number of trainable variables.
+
+    Returns:
+      `optimizer` itself if no variable brings one. Otherwise a set, in which the optimizers of
+      `own` come last.
+
+    Raises:
+      ConfigError: an optimizer is made of others, or a step applies several optimizers already.
+    """
+    if not own:
+        return optimizer
+    for one in own.values():
+        if len(_keras_optimizers.nested(one)) > 1 or one.loss_scale_factor:
+            raise errors.ConfigError(
+                f"optimizer={type(one).__name__} of a layer must be a plain optimizer, because the "
+                "loss is scaled by what the model was compiled with; give it no other optimizer "
+                "and no loss_scale_factor"
+            )
+    base = optimizer
+    if not isinstance(base, OptimizerSet):
+        inner = getattr(base, "inner_optimizer", base)
+        base = OptimizerSet((inner,), (0,) * num_trainable, base)
+    if base.whole is None:
+        raise errors.ConfigError(
+            f"{len(base.optimizers)} optimizers are applied by the model's train_step, which says "
+            "whom each of them updates; leave out the layer's optimizer="
+        )
+    every = list({id(one): one for one in (*base.optimizers, *own.values())}.values())
+    place = {id(one): k for k, one in enumerate(every)}
+    owners = [place[id(own[i])] if i in own else owner for i, owner in enumerate(base.owners)]
+    return dataclasses.replace(base, optimizers=tuple(every), owners=tuple(owners))

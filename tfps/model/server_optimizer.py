@@ -125,6 +125,8 @@ class RowOptimizer(ServerOptimizer):
       variables: the Keras variables of one row, with which `apply` was built.
       state: the state of all rows: `tf.Variable`s on the device on which the constructor ran.
       by_row: per state variable, whether it has a row for each row of the table.
+      begin: per state variable with rows, the row that each of them begins with, an array; None for
+        the others.
     """
 
     def __init__(
@@ -150,6 +152,9 @@ class RowOptimizer(ServerOptimizer):
         super().__init__(optimizer, [row], [decayed], [owner], [calls])
         of_row = self._function.state
         self.by_row = [v.shape == row.shape for v in of_row]
+        self.begin = [
+            v.numpy()[0] if by_row else None for v, by_row in zip(of_row, self.by_row, strict=True)
+        ]
         self.state = [
             tf.Variable(
                 tf.broadcast_to(v.value, shape) if by_row else v.value,

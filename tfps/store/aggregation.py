@@ -5,6 +5,8 @@ optimizer update with their sum when the last one has come.
 """
 
 import abc
+import itertools
+import math
 from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
@@ -26,6 +28,9 @@ from tfps.store.server_state import (
     spread,
 )
 from tfps.store.tables import SentRows
+
+# Of queues, whose names no other queue of this process has.
+_numbers = itertools.count()
 
 
 class Arrived(NamedTuple):
@@ -152,8 +157,10 @@ class Applied(Aggregation):
             for i in mine:
                 if i in push.rows:
                     # Every row takes part, with a gradient of zero if it was not looked up.
-                    where, gradients = tables[i].decode(handles, i, push.rows[i])
-                    shape = self._plan.buckets[i].shape
+                    table, shape = tables[i], self._plan.buckets[i].shape
+                    sent = push.rows[i]
+                    where, _ = table.storage.insert(handles, table.part(i), sent.ids)
+                    gradients = table.decode(sent)
                     arrived[i] = tf.scatter_nd(where[:, None], gradients, shape)
                 elif optimizer.channel(i).codec.jit:
                     arrived[i], decoders[i] = push.payloads[i], optimizer.channel(i).decode
@@ -162,8 +169,8 @@ class Applied(Aggregation):
             written += optimizer.apply(p, handles, arrived, decoders, push.rate, guard)
         for i, rows in push.rows.items():
             if self._plan.buckets[i].kind.treatment.by_rows:
-                where, gradients = tables[i].decode(handles, i, rows)
-                written += optimizer.apply_rows(i, handles, where, gradients, push.rate, guard)
+                gradients = tables[i].decode(rows)
+                written += optimizer.apply_rows(i, handles, rows.ids, gradients, push.rate, guard)
         return written, push.applies
 
 
@@ -187,6 +194,8 @@ class Summed(Aggregation):
     Attributes:
       sums: bucket -> the sum, a variable of the bucket's shape.
       touched: bucket that is updated by rows -> bool [rows], which rows were pushed.
+      waiting: bucket of a table that grows -> the queue of the round's pushes, in place of a sum:
+        an id gets a row with the update and not before.
       counts: per ps.
     """
 
@@ -199,8 +208,12 @@ class Summed(Aggregation):
         super().__init__(optimizer)
         self.sums: dict[int, tf.Variable] = {}
         self.touched: dict[int, tf.Variable] = {}
+        self.waiting: dict[int, tf.Tensor] = {}
         for i, bucket in enumerate(self._plan.buckets):
             if not (bucket.kind.treatment.trained or _is_averaged(bucket)):
+                continue
+            if i in self._plan.growing:
+                self.waiting[i] = _queue(bucket)
                 continue
             with tf.device(ps_device(bucket.ps)):
                 self.sums[i] = _zeros(bucket.shape, bucket.dtype)
@@ -215,6 +228,7 @@ class Summed(Aggregation):
         open_round = RoundHandles(
             sums={i: v.handle for i, v in self.sums.items()},
             touched={i: v.handle for i, v in self.touched.items()},
+            waiting=dict(self.waiting),
             counts=[CountHandles(*(v.handle for v in pair)) for pair in self.counts],
         )
         return super().handles()._replace(round=open_round)
@@ -224,9 +238,11 @@ class Summed(Aggregation):
         for v in [*self.sums.values(), *self.touched.values(), *counts]:
             with tf.device(v.device):
                 v.assign(tf.zeros(v.shape, v.dtype))
+        self._empty(range(self._plan.num_ps))
 
     def renew(self, servers: Collection[int]) -> None:
         super().renew(servers)
+        self._empty(servers)
         by_bucket = [*self.sums.items(), *self.touched.items()]
         mine = [v for i, v in by_bucket if self._plan.buckets[i].ps in servers]
         _make_anew([*mine, *(v for p in servers for v in self.counts[p])])
@@ -253,10 +269,10 @@ class Summed(Aggregation):
                 v.assign(number)
 
     def needs(self, p: int) -> bool:
-        return bool(self._mine(p))
+        return bool(self._mine(p) or self._growing(p))
 
     def takes(self, i: int) -> bool:
-        return i in self.sums
+        return i in self.sums or i in self.waiting
 
     def update(
         self, p: int, handles: ServerHandles, push: Arrived
@@ -281,21 +297,29 @@ class Summed(Aggregation):
             again = [tf.where(complete, 0, n) for n in (arrived, good)]
             return write(counts, again), updated
 
+    def _empty(self, servers: Collection[int]) -> None:
+        """Lets queues of some servers be new ones."""
+        for i in self.waiting:
+            if self._plan.buckets[i].ps in servers:
+                self.waiting[i] = _queue(self._plan.buckets[i])
+
+    def _growing(self, p: int) -> list[int]:
+        return [i for i in self.waiting if self._plan.buckets[i].ps == p]
+
     def _mine(self, p: int) -> list[int]:
         return [i for i in self.sums if self._plan.buckets[i].ps == p]
 
     def _add(self, p: int, handles: ServerHandles, push: Arrived) -> list[tf.Operation]:
         """Adds a push to the sums."""
         optimizer, added = self.optimizer, []
+        for i in self._growing(p):
+            if i in push.rows:
+                letter = self._applied_rows(i, push)
+                queue = handles.round.waiting[i]
+                added.append(tf.raw_ops.QueueEnqueueV2(handle=queue, components=letter))
         for i in self._mine(p):
             if i in push.rows:
-                where, gradients = self._plan.of_tables[i].decode(handles, i, push.rows[i])
-                # A worker whose gradients overflowed has touched nothing.
-                count = tf.size(where) * tf.cast(push.applies, tf.int32)
-                where, gradients = where[:count], gradients[:count]
-                added.append(add_rows(handles.round.sums[i], where, gradients))
-                if i in self.touched:
-                    added.append(_mark(handles.round.touched[i], where, True))
+                added += self._add_rows(handles, i, push)
             elif i in push.payloads:
                 value = optimizer.channel(i).decode(push.payloads[i])
                 if optimizer.store.loss_scale is not None:
@@ -306,6 +330,49 @@ class Summed(Aggregation):
                     tf.raw_ops.AssignAddVariableOp(resource=handles.round.sums[i], value=value)
                 )
         return added
+
+    def _applied_rows(self, i: int, push: Arrived) -> list[tf.Tensor]:
+        """[ids, gradients] of a push; of a worker whose gradients overflowed, none."""
+        sent = push.rows[i]
+        count = tf.size(sent.ids) * tf.cast(push.applies, tf.int32)
+        return [sent.ids[:count], self._plan.of_tables[i].decode(sent)[:count]]
+
+    def _add_rows(self, handles: ServerHandles, i: int, push: Arrived) -> list[tf.Operation]:
+        table = self._plan.of_tables[i]
+        ids, gradients = self._applied_rows(i, push)
+        where, _ = table.storage.insert(handles, table.part(i), ids)
+        added = [add_rows(handles.round.sums[i], where, gradients)]
+        if i in self.touched:
+            added.append(_mark(handles.round.touched[i], where, True))
+        return added
+
+    def _finish_growing(self, handles: ServerHandles, i: int, rate: Rate) -> list[tf.Operation]:
+        """Updates rows of a table that grows with the sums of the round's pushes."""
+        bucket, queue = self._plan.buckets[i], handles.round.waiting[i]
+        specs = [
+            tf.TensorSpec([None], tf.int64),
+            tf.TensorSpec([None, *bucket.shape[1:]], bucket.dtype),
+        ]
+
+        def one_more(k, *before):
+            letter = tf.raw_ops.QueueDequeueV2(
+                handle=queue, component_types=[spec.dtype for spec in specs]
+            )
+            for part, spec in zip(letter, specs, strict=True):
+                part.set_shape(spec.shape)
+            return k + 1, *(tf.concat(pair, 0) for pair in zip(before, letter, strict=True))
+
+        count = tf.raw_ops.QueueSizeV2(handle=queue)
+        none = [tf.zeros([0, *spec.shape[1:]], spec.dtype) for spec in specs]
+        _, ids, pushed = tf.while_loop(
+            lambda k, *_: k < count,
+            one_more,
+            [tf.constant(0), *none],
+            shape_invariants=[tf.TensorShape([]), *(spec.shape for spec in specs)],
+        )
+        unique, which = tf.unique(ids)
+        gradients = tf.math.unsorted_segment_sum(pushed, which, tf.size(unique))
+        return self.optimizer.apply_rows(i, handles, unique, gradients, rate, None)
 
     def _finished(self, p: int, handles: ServerHandles, rate: Rate) -> tf.Tensor:
         """Updates with the sums, and clears them; true."""
@@ -328,10 +395,15 @@ class Summed(Aggregation):
             mask = read(handles.round.touched[i], tf.bool, buckets[i].shape[:1])
             where = tf.where(mask)[:, 0]
             gradients = tf.gather(total(i), where)
-            rows = optimizer.apply_rows(i, handles, where, gradients, rate, None)
+            # Rows that are touched by their places are those of a range of ids.
+            first = buckets[i].shards[0].begin // math.prod(buckets[i].shape[1:])
+            ids = where + tf.constant(first, tf.int64)
+            rows = optimizer.apply_rows(i, handles, ids, gradients, rate, None)
             with tf.control_dependencies(rows):
                 written.append(write_rows(totals[i], where, tf.zeros_like(gradients)))
                 written.append(_mark(handles.round.touched[i], where, False))
+        for i in self._growing(p):
+            written += self._finish_growing(handles, i, rate)
         with tf.control_dependencies(written):
             whole = [i for i in mine if i not in self.touched]
             zeros = [tf.zeros(buckets[i].shape, buckets[i].dtype) for i in whole]
@@ -345,6 +417,14 @@ def _make_anew(variables: Iterable[tf.Variable]) -> None:
         _tf_resources.renew(variable)
         with tf.device(variable.device):
             variable.assign(tf.zeros(variable.shape, variable.dtype))
+
+
+def _queue(bucket: Bucket) -> tf.Tensor:
+    with tf.device(ps_device(bucket.ps)):
+        name = f"tfps_waiting_{next(_numbers)}"
+        return tf.raw_ops.FIFOQueueV2(
+            component_types=[tf.int64, tf.as_dtype(bucket.dtype)], shared_name=name
+        )
 
 
 def _zeros(shape, dtype) -> tf.Variable:

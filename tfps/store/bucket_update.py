@@ -138,7 +138,7 @@ class BucketOptimizer(abc.ABC):
         self,
         i: int,
         handles: ServerHandles,
-        where: tf.Tensor,
+        ids: tf.Tensor,
         gradients: tf.Tensor,
         rate: Rate,
         applies: tf.Tensor | None,
@@ -148,33 +148,41 @@ class BucketOptimizer(abc.ABC):
         Args:
           i: a bucket of the store's `row_optimizers`.
           handles: of the step.
-          where: int64 [n], row numbers, none of them twice.
+          ids: int64 [n], none of them twice.
           gradients: [n, ...].
-          rate, applies: see `apply`.
+          rate, applies: see `apply`. If it is not to be applied, no id gets a row.
 
         Returns:
           The operations that write.
         """
-        optimizer, storage = self.store.row_optimizers[i], self._plan.of_tables[i].storage
-        every = [handles.store.values[i], *handles.store.row_slots[i]]
-        by_row = [True, *optimizer.by_row]
-        value = storage.gather(every[0], self._plan.buckets[i].dtype, where)
+        optimizer, table = self.store.row_optimizers[i], self._plan.of_tables[i]
+        storage, part = table.storage, table.part(i)
+        if applies is not None:
+            count = tf.size(ids) * tf.cast(applies, tf.int32)
+            ids, gradients = ids[:count], gradients[:count]
+        where, taken = storage.insert(handles, part, ids)
+        value = storage.gather(handles, part, where, self._plan.buckets[i].dtype)
+        slots = handles.store.row_slots[i]
         state = [
-            storage.gather(h, v.dtype, where) if rows else read(h, v.dtype, v.shape)
-            for h, v, rows in zip(every[1:], optimizer.state, optimizer.by_row, strict=True)
+            storage.gather(handles, part, where, v.dtype, k)
+            if optimizer.by_row[k]
+            else read(slots[k], v.dtype, v.shape)
+            for k, v in enumerate(optimizer.state)
         ]
+        if taken is not None:
+            gradients = tf.gather(gradients, taken)
         (new_value,), new_state = optimizer.apply(
             [value], state, [gradients], rate.learning_rate, rate.scale
         )
-        before, after = [value, *state], [new_value, *new_state]
-        if applies is not None:
-            after = [tf.where(applies, n, o) for n, o in zip(after, before, strict=True)]
-        return [
-            storage.update(h, where, v)
-            if rows
-            else tf.raw_ops.AssignVariableOp(resource=h, value=v)
-            for h, v, rows in zip(every, after, by_row, strict=True)
-        ]
+        written = storage.update(handles, part, where, new_value)
+        for k, new in enumerate(new_state):
+            if optimizer.by_row[k]:
+                written += storage.update(handles, part, where, new, k)
+            else:
+                kept = new if applies is None else tf.where(applies, new, state[k])
+                written.append(tf.raw_ops.AssignVariableOp(resource=slots[k], value=kept))
+        with tf.control_dependencies(written):
+            return [*written, *storage.commit(handles, part, where)]
 
 
 class CompiledOptimizer(BucketOptimizer):

@@ -103,7 +103,9 @@ class Column:
         """
         self._plan, self._layout, self._writer = plan, Layout(plan), writer
         self._held = {
-            b: v for b, v in held.items() if plan.buckets[b].shards[0].variable not in plan.remote
+            b: v
+            for b, v in held.items()
+            if plan.buckets[b].shards[0].variable not in {*plan.remote, *plan.hashed}
         }
         self._buckets: dict[int, list[int]] = {}  # variable -> the buckets that hold a part of it
         for b in self._held:

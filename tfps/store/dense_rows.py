@@ -49,15 +49,45 @@ class DenseRows:
             part += tf.cast(ids >= r.begin, tf.int32)
         return part
 
-    def locate(self, handles: ServerHandles, part: int, ids: tf.Tensor, insert: bool) -> tf.Tensor:
-        del handles, insert  # Every id has a row from the start.
-        return ids - self._ranges[part].begin
+    def read(
+        self, handles: ServerHandles, part: int, ids: tf.Tensor, dtype: tf.DType | str
+    ) -> tf.Tensor:
+        handle = handles.store.values[self.parts[part].bucket]
+        return read_rows(handle, dtype, ids - self._ranges[part].begin)
 
-    def gather(self, handle: tf.Tensor, dtype: tf.DType | str, where: tf.Tensor) -> tf.Tensor:
-        return read_rows(handle, dtype, where)
+    def insert(self, handles: ServerHandles, part: int, ids: tf.Tensor) -> tuple[tf.Tensor, None]:
+        del handles  # Every id has a row from the start.
+        return ids - self._ranges[part].begin, None
 
-    def update(self, handle: tf.Tensor, where: tf.Tensor, rows: tf.Tensor) -> tf.Operation:
-        return write_rows(handle, where, rows)
+    def gather(
+        self,
+        handles: ServerHandles,
+        part: int,
+        where: tf.Tensor,
+        dtype: tf.DType | str,
+        state: int | None = None,
+    ) -> tf.Tensor:
+        return read_rows(self._handle(handles, part, state), dtype, where)
+
+    def update(
+        self,
+        handles: ServerHandles,
+        part: int,
+        where: tf.Tensor,
+        rows: tf.Tensor,
+        state: int | None = None,
+    ) -> list[tf.Operation]:
+        return [write_rows(self._handle(handles, part, state), where, rows)]
+
+    def commit(self, handles: ServerHandles, part: int, where: tf.Tensor) -> list[tf.Operation]:
+        del handles, part, where
+        return []
 
     def export(self, part: int) -> np.ndarray:
         return np.arange(self._ranges[part].begin, self._ranges[part].end)
+
+    def _handle(self, handles, part, state):
+        bucket = self.parts[part].bucket
+        if state is None:
+            return handles.store.values[bucket]
+        return handles.store.row_slots[bucket][state]

@@ -9,6 +9,7 @@ from typing import NamedTuple, TypeVar
 
 import tensorflow as tf
 
+from tfps.embeddings.handles import TableHandles
 from tfps.store.mailbox import SenderHandles
 
 
@@ -33,6 +34,7 @@ class StoreHandles(NamedTuple):
         that train buckets as a whole.
       row_slots: bucket -> the state of its row optimizer, in the order of `RowOptimizer.state`.
       locks: per ps, the mutex under which pushes are applied, against what the chief writes.
+      tables: bucket of a table that grows -> all that the part consists of.
       versions: per ps, an int64 scalar: the updates that were made there.
       loss_scale: none if the loss is not scaled dynamically.
     """
@@ -40,6 +42,7 @@ class StoreHandles(NamedTuple):
     values: dict[int, tf.Tensor]
     slots: dict[int, list[tf.Tensor]]
     row_slots: dict[int, list[tf.Tensor]]
+    tables: dict[int, TableHandles]
     locks: list[tf.Tensor | None]
     versions: list[tf.Tensor | None]
     loss_scale: LossScaleHandles | None
@@ -63,11 +66,14 @@ class RoundHandles(NamedTuple):
     Attributes:
       sums: bucket -> the sum of the round's pushes, of the bucket's shape.
       touched: bucket of a table that is updated by rows -> bool [rows], which rows were pushed.
+      waiting: bucket of a table that grows -> the queue of the round's pushes, [ids, gradients]
+        each. It has no sum.
       counts: per ps.
     """
 
     sums: dict[int, tf.Tensor]
     touched: dict[int, tf.Tensor]
+    waiting: dict[int, tf.Tensor]
     counts: list[CountHandles | None]
 
 
@@ -112,12 +118,16 @@ def on_one(handles: ServerHandles, p: int, ps_of: Sequence[int]) -> ServerHandle
             values=mine(store.values),
             slots={k: one for k, one in store.slots.items() if k == p},
             row_slots=mine(store.row_slots),
+            tables=mine(store.tables),
             locks=only(store.locks),
             versions=only(store.versions),
             loss_scale=store.loss_scale if p == 0 else None,
         ),
         {k: one for k, one in handles.outer.items() if k == p},
         RoundHandles(
-            mine(handles.round.sums), mine(handles.round.touched), only(handles.round.counts)
+            mine(handles.round.sums),
+            mine(handles.round.touched),
+            mine(handles.round.waiting),
+            only(handles.round.counts),
         ),
     )

@@ -204,7 +204,7 @@ class ModelCopy:
 
         # Whoever interrupts `fit` because a server hangs must not wait for this server again.
         done = threading.Event()
-        threading.Thread(target=fetch, daemon=True).start()
+        threading.Thread(target=fetch, name="tfps-rescues", daemon=True).start()
         self.is_lost = not done.wait(RESCUE)
 
     def _abandon(self) -> None:

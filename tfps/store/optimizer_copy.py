@@ -1,5 +1,8 @@
 """The Keras optimizer on the chief, beside the optimizers on the servers: which state is which."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import keras
 import tensorflow as tf
 
@@ -8,6 +11,7 @@ from tfps.model import optimizer_traits
 from tfps.model.loss_scale import LossScale
 from tfps.model.optimizer_set import AnyOptimizer, OptimizerSet
 from tfps.store.columns import Column, Scalars, ServerVariable, Updates, Writer
+from tfps.store.growing import GrowingColumn, GrowingTable
 from tfps.store.model_copy import ModelCopy
 from tfps.store.plan import Plan
 from tfps.store.remote_variable import RemoteVariable
@@ -32,6 +36,7 @@ class OptimizerCopy:
         loss_scale: LossScale | None,
         writer: Writer,
         copy: ModelCopy,
+        growing: Mapping[int, GrowingTable] = MappingProxyType({}),
     ):
         """Finds the state on the servers, and links what the optimizer has of it.
 
@@ -42,6 +47,7 @@ class OptimizerCopy:
           loss_scale: on the servers, or None.
           writer: of the store.
           copy: to which the links are added.
+          growing: variable -> its table on the servers, for those that grow.
         """
         self._plan, self._optimizer, self._copy = plan, optimizer, copy
         self._trainable = plan.variables[: plan.num_trainable]
@@ -56,6 +62,11 @@ class OptimizerCopy:
         self._scalars = {name: Scalars(held, writer) for name, held in scalars.items()}
         self._columns = {name: Column(plan, held, writer) for name, held in slots.items()}
         self._remote = self._remote_slots(slots)
+        self._growing = {
+            (i, name): GrowingColumn(table, name)
+            for i, table in growing.items()
+            for name in table.names
+        }
         variables = loss_scale.variables if loss_scale else []
         self._scale = [Scalars([(0, v)], writer) for v in variables]
         self.updates = Updates(self._scalars.get("iterations"))
@@ -69,7 +80,7 @@ class OptimizerCopy:
         """
         for optimizer in optimizers_of(self._optimizer):
             mine = self._plan.optimized
-            if isinstance(self._optimizer, OptimizerSet) and self._optimizer.whole is None:
+            if isinstance(self._optimizer, OptimizerSet) and optimizer is not self._optimizer.whole:
                 k = self._optimizer.optimizers.index(optimizer)
                 mine = [self._trainable[i] for i in self._optimizer.owned(k)]
             if not optimizer.built and mine:
@@ -127,6 +138,8 @@ class OptimizerCopy:
                 self._copy.add(state, self.updates)
             elif owner is None and prefix + name in self._scalars:
                 self._copy.add(state, self._scalars[prefix + name], is_slot=True)
+            elif i is not None and (i, name) in self._growing:
+                self._copy.add(state, self._growing[i, name], i, is_slot=True)
             elif (i, name) in self._remote:
                 self._put_on_servers(state, self._remote[i, name])
             elif name in self._columns and i in self._columns[name].variables():
@@ -170,7 +183,10 @@ def optimizers_of(optimizer: AnyOptimizer | None) -> list[keras.optimizers.Optim
     if optimizer is None:
         return []
     whole = optimizer_traits.whole(optimizer)
-    return [whole] if whole is not None else list(optimizer_traits.each(optimizer))
+    if whole is None:
+        return list(optimizer_traits.each(optimizer))
+    inside = {id(one) for one in _keras_optimizers.nested(whole)}
+    return [whole, *(one for one in optimizer_traits.each(optimizer) if id(one) not in inside)]
 
 
 def _tf_variable(variable: ServerVariable) -> tf.Variable:

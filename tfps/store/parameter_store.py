@@ -9,13 +9,17 @@ import tensorflow as tf
 
 from tfps import _keras_creation, _tf_resources, errors
 from tfps.cluster.devices import ps_device
+from tfps.embeddings.layer import layer_of
+from tfps.embeddings.part import TablePart
 from tfps.model import optimizer_traits
 from tfps.model.loss_scale import LossScale
 from tfps.model.optimizer_set import AnyOptimizer
 from tfps.model.server_optimizer import RowOptimizer, ServerOptimizer
 from tfps.store.buckets import Bucket
 from tfps.store.columns import Column, Writer
+from tfps.store.growing import GrowingColumn, GrowingTable
 from tfps.store.handles import LossScaleHandles, RoundHandles, ServerHandles, StoreHandles
+from tfps.store.hash_rows import HashRows
 from tfps.store.model_copy import ModelCopy
 from tfps.store.optimizer_copy import OptimizerCopy, optimizers_of
 from tfps.store.plan import Plan
@@ -59,6 +63,8 @@ class ParameterStore:
       trained: per ps, the buckets that its optimizer updates as a whole.
       optimizers: ps -> its `ServerOptimizer`, for those that train buckets as a whole.
       row_optimizers: bucket -> its `RowOptimizer`, for tables that are updated by rows.
+      growing: bucket of a table that grows -> its `TablePart`.
+      tables: variable -> its `GrowingTable`.
       versions: per ps, an int64 scalar on it: how many updates it has made.
       loss_scale: the `LossScale` on ps 0, or None if the loss is not scaled dynamically.
     """
@@ -94,13 +100,17 @@ class ParameterStore:
             for i, b in enumerate(plan.buckets)
             if b.kind.treatment.by_rows
         }
+        self.growing = {b: self._create_growing(b) for b in plan.growing}
         self.loss_scale = None
         self.versions = [self._create_version(p) for p in range(plan.num_ps)]
         if optimizer is not None and optimizer_traits.is_dynamically_scaled(optimizer):
             with tf.device(ps_device(0)):
                 self.loss_scale = LossScale(optimizer_traits.whole(optimizer))
+        self.tables = {i: self._growing_table(i) for i in plan.hashed}
+        for i, table in self.tables.items():
+            self.copy.add(plan.variables[i], GrowingColumn(table, ""), i)
         self.optimizer_copy = OptimizerCopy(
-            plan, optimizer, self.placed(), self.loss_scale, self._writer, self.copy
+            plan, optimizer, self.placed(), self.loss_scale, self._writer, self.copy, self.tables
         )
         self.copy.load_if_changed()
 
@@ -111,11 +121,12 @@ class ParameterStore:
             values={i: v.value.handle for i, v in enumerate(self.stored)},
             slots={p: o.handles for p, o in self.optimizers.items()},
             row_slots={i: o.handles for i, o in self.row_optimizers.items()},
+            tables={i: part.handles for i, part in self.growing.items()},
             locks=list(self._locks),
             versions=[v.handle for v in self.versions],
             loss_scale=LossScaleHandles(*(v.handle for v in scale.variables)) if scale else None,
         )
-        return ServerHandles(store, {}, RoundHandles({}, {}, []))
+        return ServerHandles(store, {}, RoundHandles({}, {}, {}, []))
 
     def _create(self, bucket: Bucket) -> keras.Variable:
         # A variable that is alone keeps its path, because some optimizers go by names.
@@ -152,6 +163,26 @@ class ParameterStore:
                 self._optimizer, bucket.shape, bucket.dtype, kind.decayed, kind.owner, kind.calls
             )
 
+    def _create_growing(self, bucket: int) -> TablePart:
+        optimizer = self.row_optimizers.get(bucket)
+        if optimizer is not None and any(a is not None for a in optimizer.averages):
+            variable = self.plan.buckets[bucket].shards[0].variable
+            raise errors.ConfigError(
+                f"{self.plan.variables[variable].path} grows on the servers, which keep no moving "
+                "averages of its rows; compile with use_ema=False"
+            )
+        begin = optimizer.begin if optimizer is not None else []
+        return self.plan.growing[bucket].make(bucket, begin)
+
+    def _growing_table(self, variable: int) -> GrowingTable:
+        storage = self.plan.tables[variable].storage
+        layer = layer_of(self.plan.variables[variable])
+        assert isinstance(storage, HashRows) and layer is not None
+        optimizer = self.row_optimizers.get(storage.parts[0].bucket)
+        states = optimizer.state_names if optimizer is not None else []
+        slots = {name: k for k, (owner, name) in enumerate(states) if owner is not None}
+        return GrowingTable(storage, self.growing, self._locks, self.versions, slots, layer)
+
     def _create_lock(self, ps: int) -> tf.Tensor:
         with tf.device(ps_device(ps)):
             return tf.raw_ops.MutexV2(shared_name=f"tfps_apply_{id(self)}", container="")
@@ -175,6 +206,9 @@ class ParameterStore:
             if self.plan.buckets[mine[0]].ps in servers:
                 for variable in optimizer.state:
                     _renew(variable)
+        for i in self.growing:
+            if self.plan.buckets[i].ps in servers:
+                self.growing[i] = self._create_growing(i)
         for ps in servers:
             _renew(self.versions[ps])
             self._locks[ps] = self._create_lock(ps)
@@ -227,6 +261,7 @@ class ParameterStore:
             self.export_optimizer(),
             np.array([v.numpy() for v in self.versions]),
             LossScaleState(*(v.numpy() for v in scale.variables)) if scale else None,
+            {i: table.export() for i, table in self.tables.items()},
         )
 
     def export_optimizer(self) -> OptimizerState:
@@ -266,6 +301,10 @@ class ParameterStore:
         versions = spread(state.versions, self.plan.num_ps)
         for variable, version in zip(self.versions, versions, strict=True):
             variable.assign(version)
+        for i, table in self.tables.items():
+            table.clear()
+            if i in state.tables:
+                table.put(state.tables[i])
         if self.loss_scale and state.loss_scale:
             for variable, array in zip(self.loss_scale.variables, state.loss_scale, strict=True):
                 variable.assign(array)

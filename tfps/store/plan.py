@@ -1,5 +1,6 @@
 """What of a model goes where, and how it travels: decided before anything exists on a server."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ import tensorflow as tf
 
 from tfps import _keras_optimizers, errors
 from tfps.compression import Codec, Identity, with_feedback
+from tfps.embeddings.layer import layer_of
 from tfps.model import optimizer_traits, server_optimizer
 from tfps.model.inspection import Inspection
 from tfps.model.optimizer_set import ONCE, AnyOptimizer, OptimizerSet
@@ -17,6 +19,7 @@ from tfps.store import placement
 from tfps.store.buckets import BUCKET_BYTES, Bucket, build_buckets
 from tfps.store.channel import Channel, chosen
 from tfps.store.dense_rows import DenseRows, RowRange
+from tfps.store.hash_rows import HashRows
 from tfps.store.placement import Placement, Shard, VariableSpec
 from tfps.store.remote_variable import RemoteVariable
 from tfps.store.row_storage import Part
@@ -41,6 +44,9 @@ class Plan:
       buckets: how the shards are stored.
       tables: variable -> its `Table`, for variables of which only rows travel.
       of_tables: bucket -> the `Table` of which it holds rows.
+      hashed: variable -> the `TableSettings` of a table that grows. In the plan such a variable has
+        no rows, and neither have its buckets, one on each ps.
+      growing: bucket of such a table -> its `HashRows`.
       up, down: per bucket, the `Channel` of what is pushed and of what is pulled.
     """
 
@@ -83,12 +89,16 @@ class Plan:
         self.remote = {
             i: v.value for i, v in enumerate(self.variables) if isinstance(v.value, RemoteVariable)
         }
+        self.hashed = {
+            i: layer.settings for i, v in enumerate(self.variables) if (layer := layer_of(v))
+        }
         self._push = functools.partial(chosen, push, weights=False)
         self._pull = functools.partial(chosen, pull, weights=True)
         looked_up = [*inspection.tables, *([False] * len(program.state))]
         self._owners = self._owners_of(optimizer, len(self.variables))
-        for one, table in zip(self._owners, looked_up, strict=True):
-            if lazy and table and one is not None:
+        self._require_looked_up(looked_up)
+        for i, (one, table) in enumerate(zip(self._owners, looked_up, strict=True)):
+            if (lazy or i in self.hashed) and table and one is not None:
                 optimizer_traits.require_lazy(one)
         kinds = self._kinds(program, optimizer, inspection, lazy)
         self.treatments = [kind.treatment for kind in kinds]
@@ -105,13 +115,16 @@ class Plan:
         self.shards = self._place()
         self._require_whole(intact)
         alone = [
-            (w and t) or i in self.remote or looked_up[i]
+            (w and t) or i in self.remote or looked_up[i] or i in self.hashed
             for i, (w, t) in enumerate(zip(whole, trained, strict=True))
         ]
         uncut = [kind.push.matrices for kind in kinds]
         self.buckets = build_buckets(self.specs, self.shards, kinds, alone, uncut, bucket_bytes)
         self.tables = {i: self._table(i) for i, t in enumerate(looked_up) if t}
         self.of_tables = {p.bucket: t for t in self.tables.values() for p in t.storage.parts}
+        self.growing = {
+            b: t.storage for b, t in self.of_tables.items() if isinstance(t.storage, HashRows)
+        }
         self.up = [self._channel(b, b.kind.push) for b in self.buckets]
         self.down = [self._channel(b, b.kind.pull) for b in self.buckets]
 
@@ -137,8 +150,16 @@ class Plan:
         return self._channel(held, with_feedback(self._push(variable)))
 
     def placement(self) -> Placement:
-        """Which part of which variable is on which ps."""
-        return Placement.of(self.specs, self.shards, self.num_ps)
+        """Which part of which variable is on which ps; of a table that grows, what it reserves."""
+        reserved = {
+            i: settings.reserved(self.num_ps) * settings.width
+            for i, settings in self.hashed.items()
+        }
+        shards = [
+            dataclasses.replace(s, end=reserved[s.variable]) if s.variable in reserved else s
+            for s in self.shards
+        ]
+        return Placement.of(self.specs, shards, self.num_ps)
 
     def row_bytes(self, ids: dict[int, Ids]) -> tuple[tf.Tensor, tf.Tensor]:
         """float64 scalars: (bytes up, bytes down) of the tables in a step."""
@@ -163,7 +184,7 @@ class Plan:
             if owner is None or not connected:
                 kinds.append(Kind(FROZEN, pull=pull))
                 continue
-            treatment = ROWS if lazy and table else TRAIN
+            treatment = ROWS if (lazy or i in self.hashed) and table else TRAIN
             push = _IDENTITY if table else with_feedback(self._push(v))
             index = 0
             calls: tuple[int, ...] = ONCE
@@ -188,19 +209,19 @@ class Plan:
         return [
             VariableSpec(
                 v.path,
-                tuple(v.shape),
+                (0, *v.shape[1:]) if i in self.hashed else tuple(v.shape),
                 keras.backend.standardize_dtype(v.dtype),
                 splittable=not keep,
                 slots=slots[id(one)](tuple(v.shape)) if t else 0.0,
                 by_rows=table,
             )
-            for v, one, keep, t, table in zip(
-                self.variables, self._owners, kept, trained, tables, strict=True
+            for i, (v, one, keep, t, table) in enumerate(
+                zip(self.variables, self._owners, kept, trained, tables, strict=True)
             )
         ]
 
     def _place(self) -> list[Shard]:
-        here = [i for i in range(len(self.specs)) if i not in self.remote]
+        here = [i for i in range(len(self.specs)) if i not in {*self.remote, *self.hashed}]
         placed = placement.place([self.specs[i] for i in here], self.num_ps, self._partitioner)
         shards = [Shard(here[s.variable], s.begin, s.end, s.ps) for s in placed]
         for i, remote in self.remote.items():
@@ -209,7 +230,18 @@ class Plan:
                 Shard(i, begin * row, end * row, ps)
                 for ps, (begin, end) in enumerate(remote.row_ranges)
             ]
+        shards += [Shard(i, 0, 0, ps) for i in self.hashed for ps in range(self.num_ps)]
         return sorted(shards, key=lambda s: (s.variable, s.begin))
+
+    def _require_looked_up(self, looked_up: Sequence[bool]) -> None:
+        for i in self.hashed:
+            if not looked_up[i]:
+                raise errors.ConfigError(
+                    f"{self.variables[i].path} grows on the servers, so a step may only look rows "
+                    "up with its layer, outside of branches and loops, and by ids that depend on "
+                    "the batch alone; compile with run_eagerly=False, and look no rows up in "
+                    "a test_step or predict_step of your own"
+                )
 
     def _require_whole(self, intact: Sequence[bool]) -> None:
         for shard in self.shards:
@@ -224,19 +256,25 @@ class Plan:
 
     def _table(self, variable: int) -> Table:
         spec = self.specs[variable]
+        codecs = (
+            self._push(self.variables[variable]).for_rows(),
+            self._pull(self.variables[variable]).for_rows(weights=True),
+        )
+        if variable in self.hashed:
+            parts = [
+                Part(i, b.ps)
+                for i, b in enumerate(self.buckets)
+                if b.shards[0].variable == variable
+            ]
+            rows = HashRows(self.hashed[variable], parts)
+            return Table(rows, spec.shape[1:], spec.dtype, *codecs)
         width = spec.size // spec.shape[0]
         ranges = [
             RowRange(Part(i, b.ps), b.shards[0].begin // width, b.shards[0].end // width)
             for i, b in enumerate(self.buckets)
             if b.shards[0].variable == variable
         ]
-        return Table(
-            DenseRows(ranges),
-            spec.shape[1:],
-            spec.dtype,
-            self._push(self.variables[variable]).for_rows(),
-            self._pull(self.variables[variable]).for_rows(weights=True),
-        )
+        return Table(DenseRows(ranges), spec.shape[1:], spec.dtype, *codecs)
 
     def _channel(self, bucket: Bucket, codec: Codec) -> Channel:
         pieces: tuple[tuple[int, ...], ...] = (bucket.shape,)

@@ -1,7 +1,7 @@
 """How the rows of a table are stored on the servers."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import tensorflow as tf
@@ -24,16 +24,16 @@ class Part(NamedTuple):
 class RowStorage(Protocol):
     """Finds, reads, writes and lists the rows of one table.
 
-    A row has an id, by which the model looks it up, and a row number within the variables of the
-    part that holds it: the part's bucket and, with one row for each of the bucket's, the
-    optimizer's slots. `Table` moves ids and rows between workers and servers and knows only ids;
-    only the storage knows how an id becomes a row number.
+    A row has an id, by which the model looks it up, and a place within the variables of the part
+    that holds it: the values and, with one row for each of the values', the optimizer's slots.
+    `Table` moves ids and rows between workers and servers and knows only ids; only the storage
+    knows how an id becomes a place.
 
-    To pull, a worker asks `exist` and `route`; then each ps does `locate` and `gather`, without a
-    lock. To push, the worker asks `route` again; then each ps, under its lock, does `locate` with
-    `insert`, lets the optimizer compute on what `gather` reads of values and slots, and writes
-    that by `update`. `export` is asked by the chief, when the servers' state is read or written
-    back and nothing else is under way.
+    To pull, a worker asks `exist` and `route`; then each ps does `read`, without a lock. To push,
+    the worker asks `route` again; then each ps, in its loop, does `insert`, lets the optimizer
+    compute on what `gather` reads of values and slots, writes that by `update`, and ends with
+    `commit`. `export` is asked by the chief, when the servers' state is read or written back and
+    nothing else is under way.
 
     Attributes:
       parts: by the order in which `route` counts them; at least one.
@@ -48,32 +48,62 @@ class RowStorage(Protocol):
     def route(self, ids: tf.Tensor) -> tf.Tensor:
         """int32 [n]: for each of the ids, int64 [n], the index of the part that holds its row."""
 
-    def locate(self, handles: ServerHandles, part: int, ids: tf.Tensor, insert: bool) -> tf.Tensor:
-        """int64 [n]: the row number of each id. The caller enters the device of the part's ps.
+    def read(
+        self, handles: ServerHandles, part: int, ids: tf.Tensor, dtype: tf.DType | str
+    ) -> tf.Tensor:
+        """Rows [n, ...] of ids, as the table has them; of an id without a row, its initial row.
+
+        It changes nothing. The caller enters the device of the part's ps.
 
         Args:
           handles: of the step.
           part: index of the part.
           ids: int64 [n], all of them routed to this part.
-          insert: whether an id without a row gets one. If not, its row number is that of a row
-            with the initial values.
+          dtype: element type of the table.
         """
 
-    def gather(self, handle: tf.Tensor, dtype: tf.DType | str, where: tf.Tensor) -> tf.Tensor:
-        """Rows [n, ...] of one variable of a part. The caller enters the device of its ps.
+    def insert(
+        self, handles: ServerHandles, part: int, ids: tf.Tensor
+    ) -> tuple[Any, tf.Tensor | None]:
+        """Finds places for ids to write to; one without a row gets one, if there is room.
 
         Args:
-          handle: resource handle of the bucket or of a slot.
-          dtype: element type of the variable.
-          where: of `locate`.
-        """
-
-    def update(self, handle: tf.Tensor, where: tf.Tensor, rows: tf.Tensor) -> tf.Operation:
-        """Replaces rows of one variable of a part; see `gather`.
+          handles, part, ids: see `read`; no id is there twice.
 
         Returns:
-          The operation that writes.
+          (where: nested tensors for the methods below, of m ids; int64 [m], which of the ids have
+          a place, or None if all have).
         """
+
+    def gather(
+        self,
+        handles: ServerHandles,
+        part: int,
+        where: Any,
+        dtype: tf.DType | str,
+        state: int | None = None,
+    ) -> tf.Tensor:
+        """Rows [m, ...] of the values or of a slot, for the optimizer to compute with.
+
+        Args:
+          handles, part: see `read`.
+          where: of `insert`.
+          dtype: element type of the rows.
+          state: which state of the optimizer; None for the values.
+        """
+
+    def update(
+        self,
+        handles: ServerHandles,
+        part: int,
+        where: Any,
+        rows: tf.Tensor,
+        state: int | None = None,
+    ) -> list[tf.Operation]:
+        """Replaces rows; see `gather`. Returns the operations that write."""
+
+    def commit(self, handles: ServerHandles, part: int, where: Any) -> list[tf.Operation]:
+        """Ends an update, after all of it was written; returns the operations that write."""
 
     def export(self, part: int) -> np.ndarray:
         """int64 [n]: the id of each row of a part's variables, in the order of row numbers."""

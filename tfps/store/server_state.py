@@ -7,12 +7,14 @@ its state), because Keras numbers the paths of layers anew in each process.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from tfps import errors
 from tfps.model.server_optimizer import ServerOptimizer
+from tfps.store.growing import TableState
 
 
 class OptimizerState(NamedTuple):
@@ -52,6 +54,8 @@ class ServerState(NamedTuple):
       versions: int64 [ps], updates that each ps made. A store with another number of servers
         gives the largest to all of them.
       loss_scale: none if the loss is not scaled dynamically.
+      tables: variable -> the keys of a table that grows, with their rows and slots; `values` and
+        `optimizer` have no rows of it.
     """
 
     paths: dict[int, str]
@@ -59,6 +63,7 @@ class ServerState(NamedTuple):
     optimizer: OptimizerState
     versions: np.ndarray
     loss_scale: LossScaleState | None
+    tables: Mapping[int, TableState] = MappingProxyType({})
 
 
 class AggregationState(NamedTuple):

@@ -19,6 +19,8 @@ import tensorflow as tf
 
 from tfps import _tf, errors
 from tfps.cluster.devices import ps_device
+from tfps.embeddings.handles import COUNT, KEY, LAST
+from tfps.store.growing import TableState
 from tfps.store.parameter_store import ParameterStore
 from tfps.store.plan import Plan
 from tfps.store.server_state import (
@@ -94,9 +96,15 @@ class Reader:
         """Traces nothing yet."""
         self._reads: dict[tuple, Callable] = {}
 
-    def read(self, held: Sequence[Held]) -> list[Values]:
-        """The values of these variables, on their servers; no worker may push meanwhile."""
+    def read(self, held: Sequence[Held], store: ParameterStore | None = None) -> list[Values]:
+        """The values of these variables, on their servers; no worker may push meanwhile.
+
+        Args:
+          held: of `held_by`.
+          store: of which tables that grow are read, too. They are copied.
+        """
         found = []
+        growing = {} if store is None else _read_growing(store)
         for ps in sorted({h.ps for h in held}):
             mine = [h for h in held if h.ps == ps]
             dtypes = tuple(tf.as_dtype(h.variable.dtype) for h in mine)
@@ -107,7 +115,9 @@ class Reader:
                 self._reads[ps, dtypes] = function.get_concrete_function(handles)
             with tf.device(ps_device(ps)):
                 tensors = self._reads[ps, dtypes]([h.variable.handle for h in mine])
-            found.append(Values(ps, [h.name for h in mine], list(tensors)))
+            more = growing.get(ps, {})
+            names = [*(h.name for h in mine), *more]
+            found.append(Values(ps, names, [*tensors, *more.values()]))
         return found
 
 
@@ -116,6 +126,23 @@ def _read(dtypes: Sequence[tf.DType], handles: Sequence[tf.Tensor]) -> list[tf.T
         tf.raw_ops.ReadVariableOp(resource=handle, dtype=dtype)
         for handle, dtype in zip(handles, dtypes, strict=True)
     ]
+
+
+def _read_growing(store: ParameterStore) -> dict[int, dict[str, tf.Tensor]]:
+    """ps -> name -> tensor of the tables that grow."""
+    found: dict[int, dict[str, tf.Tensor]] = {}
+    for table in store.tables.values():
+        names = list(table.names)
+        for bucket in table.buckets:
+            meta, rows = table.read_part(bucket, names)
+            mine = found.setdefault(store.plan.buckets[bucket].ps, {})
+            tensors = zip(_names_of_growing(bucket, names), [meta, *rows], strict=True)
+            mine |= dict(tensors)
+    return found
+
+
+def _names_of_growing(bucket: int, names: Sequence[str]) -> list[str]:
+    return [f"table/{bucket}/meta", *(f"table/{bucket}/rows/{name}" for name in names)]
 
 
 def write(folder: Folder, id: Id, values: Sequence[Values]) -> list[str]:
@@ -155,6 +182,7 @@ class Form:
         state]).
       outer: per exchange with an outer optimizer, (its name, its optimizers, likewise).
       scaled: whether there is a loss scale.
+      growing: (variable, [buckets], [names of its rows and slots]) of each table that grows.
     """
 
     num_ps: int
@@ -164,6 +192,7 @@ class Form:
     optimizers: list
     outer: list
     scaled: bool
+    growing: list = dataclasses.field(default_factory=list)
 
     @classmethod
     def of(cls, store: ParameterStore, outer: dict[str, Placed]) -> "Form":
@@ -189,6 +218,7 @@ class Form:
             _form_of(store.placed()),
             [[name, _form_of(placed)] for name, placed in outer.items()],
             store.loss_scale is not None,
+            [[i, [*t.buckets], [*t.names]] for i, t in sorted(store.tables.items())],
         )
 
     def is_laid_out_as(self, other: "Form") -> bool:
@@ -197,7 +227,7 @@ class Form:
         def essence(form: "Form") -> list:
             shapes = [[shape, dtype] for _, shape, dtype in form.variables]
             rest = [form.num_ps, form.buckets, form.tables, form.optimizers, form.scaled]
-            return [shapes, *rest]
+            return [shapes, *rest, form.growing]
 
         return essence(self) == essence(other)
 
@@ -331,10 +361,36 @@ class SavedServers:
         every = [(ps, held) for ps, held in every if held]
         with _all_at_once(len(every)) as run:
             read = run(lambda one: self._restored(*one), every)
+        growing = [
+            (store.tables[i], names, bucket)
+            for i, buckets, names in self.form.growing
+            for bucket in buckets
+            if store.plan.buckets[bucket].ps in servers
+        ]
+        states = [self._part_of_growing(bucket, names, on_ps=True) for _, names, bucket in growing]
         for (ps, held), tensors in zip(every, read, strict=True):
             with tf.device(ps_device(ps)):
                 for h, tensor in zip(held, tensors, strict=True):
                     tf.raw_ops.AssignVariableOp(resource=h.variable.handle, value=tensor)
+        for (table, names, bucket), (meta, *rows) in zip(growing, states, strict=True):
+            with tf.device(ps_device(store.plan.buckets[bucket].ps)):
+                keys, counts, lasts = meta[:, KEY], meta[:, COUNT], meta[:, LAST]
+            table.clear([bucket])
+            table.put_part(bucket, keys, dict(zip(names, rows, strict=True)), counts, lasts)
+
+    def _part_of_growing(self, bucket: int, names: list[str], on_ps: bool = False) -> list:
+        """[keys, rows of each name] of a part; on the part's ps, or as arrays."""
+        ps, mine = self.form.buckets[bucket][0], _names_of_growing(bucket, names)
+        if not on_ps:
+            read = self._reader()
+            return [read(ps, name) for name in mine]
+        with tf.device(ps_device(ps)), _file_errors(f"ps {ps}", errors.SnapshotDamaged):
+            return tf.raw_ops.RestoreV2(
+                prefix=self._folder.prefix(self._id, f"ps-{ps}"),
+                tensor_names=mine,
+                shape_and_slices=[""] * len(mine),
+                dtypes=[tf.int64, *([tf.float32] * len(names))],
+            )
 
     def _restored(self, ps: int, held: Sequence[Held]) -> list[tf.Tensor]:
         with tf.device(ps_device(ps)), _file_errors(f"ps {ps}", errors.SnapshotDamaged):
@@ -359,6 +415,13 @@ class SavedServers:
             export_optimizers(self._layout, self._placed(read, "optimizer", form.optimizers)),
             np.array([read(p, f"version/{p}") for p in range(form.num_ps)]),
             LossScaleState(*scale) if scale else None,
+            {i: self._growing(buckets, names) for i, buckets, names in form.growing},
+        )
+
+    def _growing(self, buckets: list[int], names: list[str]) -> TableState:
+        parts = [self._part_of_growing(bucket, names) for bucket in buckets]
+        return TableState.joined(
+            [TableState(meta, dict(zip(names, rows, strict=True))) for meta, *rows in parts]
         )
 
     def load_values(self) -> dict[int, np.ndarray]:

@@ -109,9 +109,7 @@ class Table:
         for k, wanted in enumerate(self._deal(ids, ids.unique)):
             part = self.storage.parts[k]
             with tf.device(ps_device(part.ps)):
-                where = self.storage.locate(handles, k, wanted, insert=False)
-                handle = handles.store.values[part.bucket]
-                rows = self.storage.gather(handle, self._dtype, where)
+                rows = self.storage.read(handles, k, wanted, self._dtype)
                 payload, _ = codec.encode(rows, (), seed)
             reads.append((part.ps, rows))
             arrived.append(codec.decode(payload, self._shape(wanted), self._dtype))
@@ -145,16 +143,13 @@ class Table:
             sent[part.bucket] = SentRows(rows, payload)
         return sent
 
-    def decode(
-        self, handles: ServerHandles, bucket: int, sent: SentRows
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        """(row numbers int64 [n], gradients [n, ...]) of what `encode` sent to one bucket.
+    def decode(self, sent: SentRows) -> tf.Tensor:
+        """Gradients [n, ...], a row for each id, of what `encode` sent to one bucket."""
+        return self._push.decode(sent.payload, self._shape(sent.ids), self._dtype)
 
-        The caller enters the device of the bucket's ps and holds its lock, because ids that have
-        no row yet get one.
-        """
-        where = self.storage.locate(handles, self._part_of[bucket], sent.ids, insert=True)
-        return where, self._push.decode(sent.payload, self._shape(sent.ids), self._dtype)
+    def part(self, bucket: int) -> int:
+        """The index of the part that is in a bucket."""
+        return self._part_of[bucket]
 
     def exported(self, bucket: int) -> np.ndarray:
         """int64 [n]: the id of each row of one of the table's buckets; see `RowStorage.export`."""

@@ -2,7 +2,7 @@
 
 May import: errors, exit_codes, parsing, _keras_data, _keras_metrics, _keras_models,
 _keras_optimizers, _keras_placement, _keras_variables, _tf, _tf_data, _tf_functions, cluster,
-compression, model, store, strategy, worker.
+compression, embeddings, model, store, strategy, worker.
 
 The chief decides who steps when; every batch goes to exactly one worker.
 """

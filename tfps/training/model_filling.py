@@ -6,10 +6,14 @@ import keras
 import numpy as np
 
 from tfps import _keras_optimizers, errors
+from tfps.embeddings.layer import layer_of
 from tfps.model import optimizer_traits
 from tfps.model.stateless_model import StatelessModel
-from tfps.store.server_state import OptimizerState
+from tfps.store.growing import fill_layer
+from tfps.store.server_state import OptimizerState, ServerState
 from tfps.store.snapshot_parts import SavedServers
+
+Slots = dict[str, np.ndarray]
 
 
 class Filling:
@@ -26,6 +30,8 @@ class Filling:
         """
         self._model = model
         self._program = StatelessModel(model)
+        owners = {id(v): layer_of(v) for v in self._variables}
+        self._growing = {i: layer for i, layer in owners.items() if layer is not None}
 
     def fill(self, servers: SavedServers, optimizer: bool) -> str:
         """Brings the model to what a snapshot has.
@@ -45,12 +51,13 @@ class Filling:
           SnapshotDamaged: a part cannot be read, or was deleted meanwhile.
         """
         saved = self._matched(servers)
-        if not optimizer:
+        if not optimizer and not self._growing:
             self._assign(saved, servers.load_values())
             return ""
         state = servers.load()
         self._assign(saved, state.values)
-        return self._fill_optimizer(saved, state.optimizer)
+        slots = self._fill_tables(saved, state)
+        return self._fill_optimizer(saved, state.optimizer, slots) if optimizer else ""
 
     def is_less_than(self, servers: SavedServers) -> bool:
         """Whether the snapshot has another number of variables than the model."""
@@ -72,7 +79,9 @@ class Filling:
             numbers = range(len(variables))
         shapes = servers.shapes
         for v, number in zip(variables, numbers, strict=True):
-            if shapes.get(number) != tuple(v.shape):
+            # A table that grows is saved with the keys that it has.
+            shape = (0, *v.shape[1:]) if id(v) in self._growing else tuple(v.shape)
+            if shapes.get(number) != shape:
                 raise errors.ConfigError(
                     f"the model has {v.path} of shape {tuple(v.shape)}, and the snapshot does not; "
                     "use the model of the program that wrote it"
@@ -81,9 +90,19 @@ class Filling:
 
     def _assign(self, saved: dict[int, int], values: dict[int, np.ndarray]) -> None:
         for variable in self._variables:
-            variable.assign(values[saved[id(variable)]])
+            if id(variable) not in self._growing:
+                variable.assign(values[saved[id(variable)]])
 
-    def _fill_optimizer(self, saved: dict[int, int], state: OptimizerState) -> str:
+    def _fill_tables(self, saved: dict[int, int], state: ServerState) -> dict[int, Slots]:
+        """Fills tables that grow; returns `id` of their variables -> their slots by name."""
+        now = int(state.versions.max())
+        return {
+            i: fill_layer(layer, state.tables[saved[i]], now) for i, layer in self._growing.items()
+        }
+
+    def _fill_optimizer(
+        self, saved: dict[int, int], state: OptimizerState, tables: dict[int, Slots]
+    ) -> str:
         optimizer = getattr(self._model, "optimizer", None)
         if optimizer is None or not state.scalars:
             return ", without an optimizer"
@@ -92,7 +111,16 @@ class Filling:
         if not optimizer.built:
             optimizer.build(self._program.optimized)
         for owner, name, variable in _keras_optimizers.slots_of(optimizer_traits.inner(optimizer)):
-            held = state.scalars if owner is None else state.slots.get(saved[id(owner)], {})
+            if owner is None:
+                held = state.scalars
+            else:
+                held = {**state.slots.get(saved[id(owner)], {}), **tables.get(id(owner), {})}
             if name in held:
-                variable.assign(held[name])
+                array = np.asarray(held[name])
+                if id(owner) in self._growing:
+                    # Rows without a key begin as the optimizer begins them.
+                    whole, known = variable.numpy(), self._growing[id(owner)].local.keys().slots
+                    whole[known] = array[known]
+                    array = whole
+                variable.assign(array)
         return ""

@@ -45,7 +45,7 @@ def recover(session: Session, snapshotter: Snapshotter | None, loss: errors.Task
             "there, training would go on from the newest one"
         )
         raise failures.unavailable(errors.TaskLost(said)) from loss
-    began = time.monotonic()
+    began, given = calls.noticed(), session.state.chief.step_number
     failures.say(f"{loss}; waiting up to {calls.task_timeout:g} s for it to return")
     while True:
         lost = calls.await_servers()
@@ -60,7 +60,8 @@ def recover(session: Session, snapshotter: Snapshotter | None, loss: errors.Task
         names = ", ".join(map(str, sorted(lost)))
         line = (
             f"ps {names} was gone for {time.monotonic() - began:.1f} s; training goes on from the "
-            f"snapshot of {time.strftime('%H:%M:%S', time.localtime(past.manifest.time))}"
+            f"snapshot of {time.strftime('%H:%M:%S', time.localtime(past.manifest.time))}, and "
+            f"{given - past.state.chief.step_number:,} batches since then are done again"
         )
         session.losses.lost_ps += len(lost)
         session.losses.say(line)

@@ -4,11 +4,14 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import keras
+
 from tfps.compression import Codec
+from tfps.embeddings.layer import layer_of
 from tfps.model import optimizer_traits
 from tfps.model.eager_inspection import inspect_eagerly
 from tfps.model.inspection import inspect
-from tfps.model.optimizer_set import AnyOptimizer, in_force
+from tfps.model.optimizer_set import AnyOptimizer, in_force, with_own
 from tfps.model.own_inspection import inspect_own
 from tfps.model.own_step import own_method
 from tfps.model.stateless_model import StatelessModel
@@ -103,6 +106,7 @@ class ServedModel:
                 program.calls,
                 program.num_calls,
             )
+            optimizer = with_own(optimizer, _own(program), len(program.trainable))
         program.unlisted = list(inspection.unlisted)
         program.devices = placing.devices_for(program, strategy.cluster.num_workers)
         plan = Plan(
@@ -119,3 +123,9 @@ class ServedModel:
         strategy.placed(plan.placement())
         rate = None if optimizer is None else optimizer_traits.rate_of(optimizer)
         return cls(program, store, Puller(store, optimizer), optimizer, rate)
+
+
+def _own(program: StatelessModel) -> dict[int, keras.optimizers.Optimizer]:
+    """Trainable variable -> the optimizer that its layer brings, where a layer brings one."""
+    layers = {i: layer_of(v) for i, v in enumerate(program.trainable)}
+    return {i: layer.optimizer for i, layer in layers.items() if layer and layer.optimizer}

@@ -152,6 +152,12 @@ def require_local(optimizer: AnyOptimizer, plan: Plan | None) -> None:
             f"LocalSteps trains on whole copies, but {large.path} {large.shape} is too large for "
             "one machine (max_chief_bytes); use Async, BoundedStaleness or Sync"
         )
+    if plan.hashed:
+        path = plan.specs[next(iter(plan.hashed))].path
+        raise errors.ConfigError(
+            f"LocalSteps trains on whole copies, but {path} grows on the servers; use Async, "
+            "BoundedStaleness or Sync"
+        )
     if any(bucket.kind.treatment.by_rows for bucket in plan.buckets):
         raise errors.ConfigError(
             'LocalSteps updates whole tables, which sparse_updates="lazy" does not; use "exact", '

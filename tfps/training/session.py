@@ -5,11 +5,13 @@ import os
 from typing import Any
 
 import keras
+import numpy as np
 
 from tfps import _keras_models
 from tfps.cluster import loss_policy
 from tfps.cluster.calls import WorkerCalls
 from tfps.cluster.loss_policy import LossPolicy
+from tfps.embeddings.layer import HashEmbedding, layer_of
 from tfps.model.metric_merging import MetricMerging
 from tfps.model.own_build import build_own
 from tfps.model.stateless_model import StatelessModel
@@ -193,6 +195,16 @@ class Session:
         merging = self.steps.merging(feed, train)
         merging.warn(self.calls.num_workers)
         return merging
+
+    def table(self, layer: HashEmbedding) -> tuple[np.ndarray, np.ndarray]:
+        """See `tfps.Trainer.table`."""
+        if self._served is None:
+            return layer.table()
+        store = self._served.store
+        if not store.copy.is_following:
+            store.load_if_changed()
+        tables = {id(layer_of(store.plan.variables[i])): t for i, t in store.tables.items()}
+        return tables[id(layer)].living()
 
     def number_batches(self, count: int) -> int:
         """Gives numbers to batches of evaluation and prediction; returns the first."""

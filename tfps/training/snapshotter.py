@@ -293,7 +293,7 @@ class Snapshotter:
         sides = {n: s for n, s in state.sides_in_use().items() if s.outer is not None}
         outer: dict[str, Placed] = {name: side.placed() for name, side in sides.items()}
         held = parts.held_by(store, list(outer.values()))
-        values = session.calls.ask(lambda: self._reader.read(held))
+        values = session.calls.ask(lambda: self._reader.read(held, store))
         chief = state.chief_now()
         histories = [*self._histories[: self._fit - 1]]
         histories += [[] for _ in range(self._fit - 1 - len(histories))]

@@ -9,10 +9,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
 from tfps import _keras_metrics, _keras_models, _keras_optimizers, _keras_variables, errors
 from tfps.cluster import sockets
 from tfps.cluster.loss_policy import LossPolicy
+from tfps.embeddings.layer import HashEmbedding
 from tfps.model import optimizer_traits
 from tfps.strategy import ParameterServerStrategy
 from tfps.training.consistency import Async
@@ -246,6 +248,19 @@ class Trainer:
         on there: in this trainer, or in another one, on another cluster.
         """
         return self._session.state
+
+    @_errors_named
+    def table(self, layer: HashEmbedding) -> tuple[np.ndarray, np.ndarray]:
+        """All rows that the servers have of a layer of the model; of the layer before `fit`.
+
+        Args:
+          layer: of the model.
+
+        Returns:
+          (int64 [n], keys in no order, which `HashEmbedding` makes of ids; float32 [n, output_dim],
+          rows), without what has expired.
+        """
+        return self._session.table(layer)
 
     @_errors_named
     def fit(

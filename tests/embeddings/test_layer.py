@@ -1,0 +1,96 @@
+"""The layer in plain Keras."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfps
+from tfps.layers import HashEmbedding
+
+
+def test_it_trains_as_a_dense_embedding_with_the_same_rows():
+    big = np.random.default_rng(0).integers(-(1 << 62), 1 << 62, 20)
+    x = np.random.default_rng(1).integers(0, 20, (64, 5))
+    hashed, dense = HashEmbedding(4, expected=50), keras.layers.Embedding(20, 4)
+    first = hashed(big).numpy()
+    results = []
+    for layer, ids in ((hashed, big[x]), (dense, x)):
+        keras.utils.set_random_seed(3)
+        i = keras.Input([5], dtype="int64")
+        head = keras.layers.Dense(1, kernel_initializer="ones")
+        model = keras.Model(i, head(keras.layers.Flatten()(layer(i))))
+        if layer is dense:
+            dense.embeddings.assign(first)
+        model.compile(keras.optimizers.SGD(0.05), "mse")
+        model.fit(ids, np.sin(x[:, 0]), batch_size=16, epochs=3, shuffle=False, verbose=0)
+        results.append(model.predict(ids, verbose=0))
+    np.testing.assert_allclose(*results, rtol=1e-5, atol=1e-6)
+
+
+def test_a_model_of_classes_that_is_built_by_fit():
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.rows = HashEmbedding(1, expected=40, initializer="zeros")
+
+        def call(self, x, training=None):
+            return self.rows(keras.ops.cast(x[:, 0], "int64"), training=training)
+
+    x = np.arange(40, dtype=np.float32)[:, None]
+    model = Model()
+    model.compile(keras.optimizers.SGD(2.0), lambda y, p: -p)
+    model.fit(x, x, batch_size=2, epochs=3, verbose=0)
+    np.testing.assert_array_equal(model(x), np.full([40, 1], 3.0))
+
+
+def test_looking_up_changes_nothing_and_config_makes_the_same_rows():
+    layer = HashEmbedding(4, expected=10, initializer="random_normal", evict="lru")
+    rows = layer(np.array([[1, 2], [1, 3]]))
+    np.testing.assert_array_equal(rows[0, 0], rows[1, 0])
+    assert not len(layer.local.keys().keys)
+    again = HashEmbedding.from_config(layer.get_config())
+    np.testing.assert_array_equal(again(np.array([[1, 2], [1, 3]])), rows)
+    other = HashEmbedding(4, expected=10, initializer="random_normal")  # Of another name.
+    assert not np.allclose(other(np.array([1])), rows[0, 0])
+    assert layer.compute_output_shape((None, 2)) == (None, 2, 4)
+
+
+def test_bags():
+    layer = HashEmbedding(4, expected=10)
+    rows = layer(np.arange(6)).numpy()
+
+    def bag(combiner, ids, weights=None, **kwargs):
+        config = {**layer.get_config(), "combiner": combiner, **kwargs}
+        return HashEmbedding.from_config(config)(ids, weights=weights).numpy()
+
+    ragged = tf.ragged.constant([[1, 2, 3], [], [5, 5]], dtype=tf.int64)
+    sums = [rows[[1, 2, 3]].sum(0), np.zeros(4), 2 * rows[5]]
+    np.testing.assert_allclose(bag("sum", ragged), sums, atol=1e-6)
+    np.testing.assert_allclose(bag("mean", ragged), [sums[0] / 3, sums[1], rows[5]], atol=1e-6)
+    weights = tf.ragged.constant([[1.0, 2.0, 0.5], [], [1.0, -3.0]])
+    total = rows[1] + 2 * rows[2] + 0.5 * rows[3]
+    found = bag("sqrtn", ragged, weights)
+    np.testing.assert_allclose(found[0], total / np.sqrt(1 + 4 + 0.25), atol=1e-6)
+    padded = np.array([[1, 2, 0], [0, 0, 0]])
+    masked = bag("mean", padded, mask_zero=True)
+    np.testing.assert_allclose(masked, [rows[[1, 2]].mean(0), np.zeros(4)], atol=1e-6)
+    with pytest.raises(tfps.ConfigError, match="combiner='max' must be"):
+        HashEmbedding(4, expected=10, combiner="max")
+    with pytest.raises(tfps.ConfigError, match='set combiner="sum"'):
+        layer(ragged)
+
+
+def test_masks_as_embedding():
+    ids = keras.Input([3], dtype="int64")
+    x = HashEmbedding(4, expected=10, mask_zero=True)(ids)
+    model = keras.Model(ids, keras.layers.GlobalAveragePooling1D()(x))
+    one, padded = model.predict(np.array([[7, 7, 7], [7, 0, 0]]), verbose=0)
+    np.testing.assert_allclose(one, padded, atol=1e-6)
+
+
+def test_strings():
+    layer = HashEmbedding(4, expected=10)
+    rows = layer(tf.constant(["a", "b", "a"]), training=True).numpy()
+    np.testing.assert_array_equal(rows[0], rows[2])
+    assert not np.allclose(rows[0], rows[1]) and len(layer.local.keys().keys) == 2

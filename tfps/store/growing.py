@@ -1,0 +1,337 @@
+"""A table that grows, as a whole: all of its parts on the servers, and the rows of the chief."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from tfps.cluster.devices import ps_device
+from tfps.embeddings.handles import COUNT, KEY, LAST, TableHandles
+from tfps.embeddings.hash_table import HashTable
+from tfps.embeddings.layer import HashEmbedding
+from tfps.embeddings.local_table import Keys
+from tfps.embeddings.part import TablePart
+from tfps.store.hash_rows import HashRows
+
+# Keys that are written in one call.
+_CHUNK = 1 << 16
+
+
+class TableState(NamedTuple):
+    """All keys of a table, in no order.
+
+    Attributes:
+      meta: int64 [n, 4]: key, reference (without a meaning), how many updates named it, the last.
+      rows: name of a slot, or "" for the rows themselves -> float32 [n, width].
+    """
+
+    meta: np.ndarray
+    rows: dict[str, np.ndarray]
+
+    @classmethod
+    def joined(cls, parts: Sequence["TableState"]) -> "TableState":
+        """The keys of several parts."""
+        names = parts[0].rows
+        return cls(
+            np.concatenate([part.meta for part in parts]),
+            {name: np.concatenate([part.rows[name] for part in parts]) for name in names},
+        )
+
+
+class GrowingTable:
+    """Reads and writes the keys of one variable of the plan.
+
+    Attributes:
+      buckets: of the parts, by ps.
+      names: name of a slot, or "" for the rows themselves -> the state of the optimizer, or None.
+    """
+
+    def __init__(
+        self,
+        storage: HashRows,
+        parts: Mapping[int, TablePart],
+        locks: Sequence[tf.Tensor],
+        versions: Sequence[tf.Variable],
+        slots: Mapping[str, int],
+        layer: HashEmbedding,
+    ):
+        """Notes where everything is.
+
+        Args:
+          storage: of the table.
+          parts: bucket -> what is on its ps; whoever makes a part anew replaces it there.
+          locks: per ps, the mutex under which pushes are applied.
+          versions: per ps, how many updates there were.
+          slots: name of a slot -> the state of the optimizer.
+          layer: whose rows these are.
+        """
+        self.buckets = [part.bucket for part in storage.parts]
+        self.names: dict[str, int | None] = {"": None, **slots}
+        self._storage, self._parts, self._locks = storage, parts, locks
+        self._versions, self._layer = versions, layer
+        none: np.ndarray = np.zeros([0], np.int64)
+        self._known = none, none
+        self._functions: dict[tuple, Callable] = {}
+
+    def marks(self) -> list[dict[str, int]]:
+        """What each part counts, by ps; see `embeddings.handles.Marks`."""
+        return [self._parts[bucket].marks for bucket in self.buckets]
+
+    # On the servers.
+
+    def read_part(
+        self, bucket: int, names: Sequence[str], most: int | None = None
+    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        """(int64 [n, 4], float32 [n, width] for each name), copies on the part's ps.
+
+        Args:
+          bucket: of the part.
+          names: which rows.
+          most: only so many keys, those that updates named most often; None for all.
+        """
+        states = [self.names[name] for name in names]
+
+        def read(table, lock, handles):
+            held = tf.raw_ops.MutexLock(mutex=lock)
+            with tf.control_dependencies([held]):
+                found = table.export(handles, states, most)
+            with tf.control_dependencies(tf.nest.flatten(found)):
+                tf.raw_ops.ConsumeMutexLock(mutex_lock=held)
+            return found
+
+        return self._call(("read", most, *states), read, bucket)
+
+    def put_part(
+        self,
+        bucket: int,
+        keys: tf.Tensor,
+        rows: Mapping[str, tf.Tensor],
+        counts: tf.Tensor,
+        lasts: tf.Tensor,
+    ) -> None:
+        """Writes keys to a part; see `HashTable.put`."""
+        names = list(rows)
+        states = [self.names[name] for name in names]
+
+        def put(table, lock, handles, keys, given, counts, lasts, now):
+            held = tf.raw_ops.MutexLock(mutex=lock)
+            with tf.control_dependencies([held]):
+                by_state = dict(zip(states, given, strict=True))
+                done = table.put(handles, keys, by_state, counts, lasts, now)
+            with tf.control_dependencies(done):
+                tf.raw_ops.ConsumeMutexLock(mutex_lock=held)
+
+        now = tf.constant(int(self._versions[self._ps(bucket)].numpy()), tf.int64)
+        for begin in range(0, int(keys.shape[0]), _CHUNK):
+            span = slice(begin, begin + _CHUNK)
+            with tf.device(ps_device(self._ps(bucket))):
+                given = [rows[name][span] for name in names]
+                notes = keys[span], given, counts[span], lasts[span], now
+            self._call(("put", *states), put, bucket, *notes)
+
+    def clear(self, buckets: Sequence[int] | None = None) -> None:
+        """Takes out all keys; no worker may push meanwhile.
+
+        Args:
+          buckets: of which parts; None for all.
+        """
+        for bucket in self.buckets if buckets is None else buckets:
+            self._call(("clear",), _clear, bucket)
+
+    def export(self, names: Sequence[str] | None = None, most: int | None = None) -> TableState:
+        """All keys, with these rows, on the chief; by default with all rows.
+
+        Args:
+          names: which rows; None for all.
+          most: of each part only so many keys; see `read_part`.
+        """
+        names = list(self.names) if names is None else names
+        found = []
+        for bucket in self.buckets:
+            meta, rows = self.read_part(bucket, names, most)
+            arrays = [np.asarray(one.numpy()) for one in rows]
+            found.append(TableState(meta.numpy(), dict(zip(names, arrays, strict=True))))
+        return TableState.joined(found)
+
+    def living(self) -> tuple[np.ndarray, np.ndarray]:
+        """(int64 [n], keys in no order; float32 [n, width], rows), without what has expired."""
+        keys, found = [], []
+        for bucket in self.buckets:
+            meta, (rows,) = self.read_part(bucket, [""])
+            now, expiry = self._versions[self._ps(bucket)], self._storage.settings.expire_after
+            lives = slice(None)
+            if expiry is not None:
+                lives = int(now.numpy()) - meta.numpy()[:, LAST] <= expiry
+            keys.append(meta.numpy()[lives, KEY])
+            found.append(np.asarray(rows.numpy())[lives])
+        return np.concatenate(keys), np.concatenate(found)
+
+    def put(self, state: TableState) -> None:
+        """Writes keys to the servers that they belong to."""
+        part = self._part_of(state.meta[:, KEY])
+        for k, bucket in enumerate(self.buckets):
+            mine = part == k
+            with tf.device(ps_device(self._ps(bucket))):
+                meta = [tf.constant(state.meta[mine, c]) for c in (KEY, COUNT, LAST)]
+                rows = {name: tf.constant(array[mine]) for name, array in state.rows.items()}
+            self.put_part(bucket, meta[0], rows, meta[1], meta[2])
+
+    # The chief's rows.
+
+    def read(self, name: str) -> np.ndarray:
+        """float32 [rows, width]: a slot, or the rows, of the keys that the chief has room for.
+
+        The rows themselves bring new keys to the chief, and take away those that are no more.
+        """
+        if not name:
+            state = self.export([name], self._room)
+            self._follow(state.meta)
+            return _dealt(state.meta[:, KEY], state.rows[name], *self._known, self._room)
+        state_of, (known, slots) = self.names[name], self._known
+        # Of a row without a key, the slot is what a new key is to begin with.
+        array: np.ndarray = np.empty([self._room, self._storage.settings.width], np.float32)
+        array[:] = self._storage.tables[0].slot_rows[state_of or 0]
+
+        def read(table, lock, handles, keys):
+            held = tf.raw_ops.MutexLock(mutex=lock)
+            with tf.control_dependencies([held]):
+                rows = table.gather(handles, table.find(handles, keys), state_of)
+            with tf.control_dependencies([rows]):
+                tf.raw_ops.ConsumeMutexLock(mutex_lock=held)
+            return rows
+
+        part = self._part_of(known)
+        for k, bucket in enumerate(self.buckets):
+            keys = tf.constant(known[part == k])
+            array[slots[part == k]] = self._call(("slots", state_of), read, bucket, keys).numpy()
+        return array
+
+    def _part_of(self, keys: np.ndarray) -> np.ndarray:
+        """Which part has each key; see `HashRows.route`."""
+        return (keys >> 33) % len(self.buckets)
+
+    def write(self, name: str, array: np.ndarray) -> None:
+        """Writes a slot, or the rows, of the keys that the chief has.
+
+        Args:
+          name: of the slot, or "".
+          array: float32 [rows, width].
+        """
+        local = self._layer.local
+        if not name and local.is_replaced:
+            self.clear()
+        if not name:
+            local.is_replaced = False
+        keys = local.keys()
+        # The ages of the rows stay what they are, where the servers have counted otherwise.
+        now = max(int(version.numpy()) for version in self._versions)
+        lasts: np.ndarray = keys.lasts + (now - local.clock)
+        meta = np.stack([keys.keys, keys.slots, keys.counts, lasts], 1)
+        self.put(TableState(meta, {name: array[keys.slots]}))
+        order = np.argsort(keys.keys)
+        self._known = keys.keys[order], keys.slots[order]
+
+    @property
+    def _room(self) -> int:
+        return int(self._layer.embeddings.shape[0])
+
+    def _follow(self, meta: np.ndarray) -> None:
+        now = max(int(version.numpy()) for version in self._versions)
+        self._known = take_keys(self._layer, meta, now)
+
+    # Calls.
+
+    def _ps(self, bucket: int) -> int:
+        return self._storage.parts[self._storage.part_of(bucket)].ps
+
+    def _call(self, name: tuple, function: Callable, bucket: int, *args: Any) -> Any:
+        """Calls a function of the part's table, lock and handles on its ps."""
+        key, ps = (bucket, *name), self._ps(bucket)
+        given = self._locks[ps], self._parts[bucket].handles, *args
+        if key not in self._functions:
+            table = self._storage.tables[self._storage.part_of(bucket)]
+            traced = tf.function(functools.partial(function, table), autograph=False)
+            # Of any number of keys.
+            forms = tf.nest.map_structure(_of_any_length, args)
+            self._functions[key] = traced.get_concrete_function(*given[:2], *forms)
+        with tf.device(ps_device(ps)):
+            return self._functions[key](*given)
+
+
+def _of_any_length(t: tf.Tensor) -> tf.TensorSpec:
+    return tf.TensorSpec([None, *t.shape[1:]] if t.shape.rank else [], t.dtype)
+
+
+def _clear(table: HashTable, lock: tf.Tensor, handles: TableHandles) -> None:
+    del lock
+    table.clear(handles)
+
+
+def take_keys(layer: HashEmbedding, meta: np.ndarray, now: int) -> tuple[np.ndarray, np.ndarray]:
+    """Gives a layer the keys of servers, or as many as it has room for; the rows stay.
+
+    Args:
+      layer: whose keys are replaced. Those that it has already keep their rows.
+      meta: int64 [n, 4], see `TableState`.
+      now: how many updates there were.
+
+    Returns:
+      (int64 [m], the keys that it has now, ascending; int64 [m], the numbers of their rows).
+    """
+    room = int(layer.embeddings.shape[0])
+    if len(meta) > room:
+        meta = meta[np.argsort(-meta[:, COUNT], kind="stable")[:room]]
+    meta = meta[np.argsort(meta[:, KEY])]
+    before = layer.local.keys()
+    slots: np.ndarray = np.full(len(meta), -1, np.int64)
+    _, new, old = np.intersect1d(meta[:, KEY], before.keys, return_indices=True)
+    slots[new] = before.slots[old]
+    free = np.setdiff1d(np.arange(room), slots)
+    slots[slots < 0] = free[: np.count_nonzero(slots < 0)]
+    layer.local.replace(Keys(meta[:, KEY], slots, meta[:, COUNT], meta[:, LAST]), now)
+    return meta[:, KEY], slots
+
+
+def fill_layer(layer: HashEmbedding, state: TableState, now: int) -> dict[str, np.ndarray]:
+    """Gives a layer keys with their rows; returns the slots, by name, of its variable's shape."""
+    known, slots = take_keys(layer, state.meta, now)
+    room = int(layer.embeddings.shape[0])
+    arrays = {
+        name: _dealt(state.meta[:, KEY], rows, known, slots, room)
+        for name, rows in state.rows.items()
+    }
+    layer.embeddings.assign(arrays.pop(""))
+    return arrays
+
+
+def _dealt(keys, rows, known, slots, room) -> np.ndarray:
+    """float32 [room, width]: rows of keys at the places that known keys, ascending, have."""
+    array: np.ndarray = np.zeros([room, rows.shape[1]], np.float32)
+    if len(known):
+        place = np.minimum(np.searchsorted(known, keys), len(known) - 1)
+        there = known[place] == keys
+        array[slots[place[there]]] = rows[there]
+    return array
+
+
+class GrowingColumn:
+    """A `Source` of one slot of a table that grows, or of its rows; see `columns.Source`."""
+
+    def __init__(self, table: GrowingTable, name: str):
+        """Notes what it is a source of.
+
+        Args:
+          table: of the rows.
+          name: of the slot, or "" for the rows.
+        """
+        self._table, self._name = table, name
+
+    def read(self, i: int) -> dict[int, np.ndarray]:
+        return {i: self._table.read(self._name)}
+
+    def write(self, values: Mapping[int, np.ndarray], busy: bool) -> None:
+        del busy  # Every write takes the lock of pushes.
+        for array in values.values():
+            self._table.write(self._name, array)
