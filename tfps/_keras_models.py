@@ -82,11 +82,18 @@ def build(model: keras.Model, batch_spec: Any, targets: bool) -> None:
       batch_spec: nested specs of a batch.
       targets: whether the batch has targets, so that loss and metrics can be built as well.
     """
-    names = ["optimizer"] + ([] if targets else ["_compile_loss", "_compile_metrics"])
+    names = [] if targets else ["_compile_loss", "_compile_metrics"]
+    if not hasattr(model, "optimizer"):  # It was not compiled.
+        names.append("optimizer")
     # `setattr` would track the metrics a second time.
     attributes = vars(model)
     kept = {name: attributes.get(name) for name in names}
     attributes.update(dict.fromkeys(names))
+    # A metric may look at the optimizer, so the model has to have it.
+    optimizer = getattr(model, "optimizer", None)
+    optimizer_is_built = getattr(optimizer, "built", True)
+    if optimizer is not None:
+        optimizer.built = True
     layers_are_built = all(layer.built for layer in model._flatten_layers())
     try:
         with _tf_tracing.functions_inlined(), warnings.catch_warnings():
@@ -96,6 +103,8 @@ def build(model: keras.Model, batch_spec: Any, targets: bool) -> None:
             model._symbolic_build(data_batch=batch_spec)
     finally:
         attributes.update(kept)
+        if optimizer is not None:
+            optimizer.built = optimizer_is_built
 
 
 def compilation(model: keras.Model) -> tuple:

@@ -46,9 +46,9 @@ def optimizers_of(model: keras.Model) -> list[keras.optimizers.Optimizer]:
     candidates: list[Any] = []
     for value in vars(model).values():
         if isinstance(value, dict):
-            candidates += value.values()
+            candidates.extend(value.values())
         elif isinstance(value, list | tuple):
-            candidates += value
+            candidates.extend(value)  # TensorFlow's tuples of layers cannot be added to a list.
         else:
             candidates.append(value)
     return list({id(c): c for c in candidates if isinstance(c, BaseOptimizer)}.values())

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 import tfps
+from tfps import _keras_optimizers
 
 _X = np.random.default_rng(0).normal(size=(32, 4)).astype("float32")
 _Y = _X.sum(1, keepdims=True)
@@ -144,3 +145,32 @@ def test_each_of_several_optimizers_has_its_own_iterations_in_a_step(connect):
         histories.append({name: history[name] for name in "abc"})
         assert [int(one.iterations) for one in model.optimizers] == [13, 108]
     assert histories[0] == histories[1] == {"a": [8, 12], "b": [103, 107], "c": [7, 7]}
+
+
+def test_a_metric_may_show_the_learning_rate(connect):
+    histories = []
+    for run in ("keras", "tfps"):
+        keras.utils.set_random_seed(1)
+        model = keras.Sequential([keras.layers.Dense(1)])  # not built yet
+
+        def lr(y, p, model=model):
+            return model.optimizer.learning_rate
+
+        model.compile(keras.optimizers.SGD(0.1), "mse", metrics=[lr])
+        fit = model.fit if run == "keras" else tfps.Trainer(model, connect()).fit
+        falls = keras.callbacks.LearningRateScheduler(lambda epoch: 0.1 / (epoch + 1))
+        args = {"batch_size": 8, "epochs": 3, "verbose": 0, "shuffle": False}
+        history = fit(_X, _Y, callbacks=[falls], **args).history
+        histories.append([history["lr"], history["loss"]])
+    np.testing.assert_allclose(*histories, rtol=1e-5)
+
+
+def test_optimizers_are_found_beside_tuples_of_layers():
+    class Pair(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.layers_of_mine = (keras.layers.Dense(1), keras.layers.Dense(1))
+            self.optimizers = (keras.optimizers.SGD(), keras.optimizers.Adam())
+
+    model = Pair()
+    assert _keras_optimizers.optimizers_of(model) == list(model.optimizers)

@@ -224,3 +224,63 @@ def test_another_model_trains_in_a_hook_of_a_batch(connect):
         trained.append(models)
     for mine, theirs in zip(*trained, strict=True):
         assert relative_error(mine, theirs) < 1e-5
+
+
+class Centered(keras.layers.Layer):
+    """Subtracts a running mean, which it assigns before it reads it."""
+
+    def build(self, shape):
+        self.kernel = self.add_weight(shape=(shape[-1], 8))
+        self.mean = self.add_weight(shape=(8,), initializer="zeros", trainable=False)
+
+    def call(self, x, training=False):
+        y = keras.ops.matmul(x, self.kernel)
+        if training:
+            self.mean.assign(0.5 * self.mean + 0.5 * keras.ops.mean(y, axis=0))
+        return y - self.mean
+
+
+def test_no_gradient_goes_through_an_assigned_variable(connect):
+    def make():
+        return keras.Sequential([keras.Input([8]), Centered(), keras.layers.Dense(1)])
+
+    assert_alike(*both(connect(), make), *regression(64))
+
+
+class Reordered(keras.utils.PyDataset):
+    """Draws another order of its batches whenever an epoch ends."""
+
+    def __init__(self, x, y, **kwargs):
+        super().__init__(**kwargs)
+        self.x, self.y, self.hooks = x, y, []
+        self.rng, self.order = np.random.default_rng(0), np.arange(len(x) // 16)
+
+    def __len__(self):
+        return len(self.order)
+
+    def __getitem__(self, index):
+        rows = slice(16 * self.order[index], 16 * self.order[index] + 16)
+        return self.x[rows], self.y[rows]
+
+    def on_epoch_begin(self):
+        self.hooks.append("begin")
+
+    def on_epoch_end(self):
+        self.hooks.append("end")
+        self.rng.shuffle(self.order)
+
+
+def test_a_dataset_that_reorders_itself(connect):
+    x, y = regression(64)
+    trained = both(connect(), mlp)
+    losses, hooks = [], []
+    for one in trained:
+        data, validation = Reordered(x, y, workers=2), Reordered(x, y)
+        args = {"epochs": 2, "shuffle": False, "verbose": 0, "validation_data": validation}
+        losses.append(one.fit(data, **args).history["loss"])
+        one.evaluate(data, verbose=0)
+        one.predict(data, verbose=0)
+        hooks.append((data.hooks, validation.hooks))
+    assert hooks[0] == hooks[1]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    assert relative_error(trained[0].model, trained[1]) < 1e-5

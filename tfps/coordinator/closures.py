@@ -351,7 +351,11 @@ class Closure:
         """Calls the graph; returns what `Trace.run` does."""
         assert self.round is not None  # The lane has taken it.
         with _tf.timed("closure_execution"):
-            return self.trace.run(self, lane, self.round.manager)
+            result = self.trace.run(self, lane, self.round.manager)
+        # TensorFlow copies each result to the chief now, whether or not anybody wants it, and
+        # programs rely on the number. Here the copy waits for somebody who does.
+        with _tf.timed("remote_value_fetch"):
+            return result
 
 
 class ResourceClosure:

@@ -80,7 +80,7 @@ class RemoteValue(tf.distribute.coordinator.RemoteValue):
         # Two threads may come here, and one may be quicker. It forgets the result last.
         result, local = self._result, self._local
         if local is None:
-            with self._queue.errors_named(), _tf.timed("remote_value_fetch"):
+            with self._queue.errors_named():
                 local = self._local = (_structured(_to_chief(result), self._packed),)
             self._result = None
         return local[0]

@@ -75,6 +75,10 @@ class NotingScope(keras.StatelessScope):
             # What is drawn inside of a branch or a loop must not be drawn again after it.
             with self._graph.as_default():
                 value = tf.random.fold_in(self.get_current_value(variable), 1)
+        is_new = value is not super().get_current_value(variable)
+        if is_new and value.dtype.is_floating and not variable.trainable:
+            # Who reads the variable afterwards reads a variable: no gradient goes through it.
+            value = tf.stop_gradient(value)
         self.written[id(variable)] = variable
         super().add_update((variable, value))
 

@@ -100,8 +100,9 @@ class ChiefFeed:
         self.source_spec = _stacked(self.batch_spec) if self.group > 1 else self.batch_spec
 
     def reset(self) -> None:
-        """See `feeds.Feed`."""
+        """See `feeds.Feed`; as in Keras, a `PyDataset` hears of it as of the end of an epoch."""
         self._pass, self._resumes = None, None
+        self._adapter.on_epoch_end()
 
     def begin_epoch(self) -> None:
         """See `feeds.Feed`; with `steps_per_epoch`, the pass of the last epoch goes on."""

@@ -330,6 +330,7 @@ class Trainer:
             class_weight=class_weight,
             order=order,
         )
+        feed.reset()  # A `PyDataset` that reorders its batches does so now, as in Keras.
         if self._snapshotter is not None and self._is_exact:
             feed.require_repeatable()
         past = self._prepare(feed)
