@@ -10,6 +10,7 @@ that adds to their memory and to that of the chief, and steps of the same ids wi
 keys resident.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -52,9 +53,12 @@ def resident(process: int | str = "self") -> int:
 
 def ps_processes() -> list[int]:
     """The ids of the ps processes that this process has started."""
-    found = []
+    children, found = set(), []
     for task in pathlib.Path("/proc/self/task").iterdir():
-        for child in (task / "children").read_text().split():
+        with contextlib.suppress(FileNotFoundError):  # The thread has ended meanwhile.
+            children.update((task / "children").read_text().split())
+    for child in children:
+        with contextlib.suppress(FileNotFoundError):
             environ = pathlib.Path(f"/proc/{child}/environ").read_text().split("\0")
             config = next((e for e in environ if e.startswith("TF_CONFIG=")), "=null")
             if (json.loads(config.partition("=")[2]) or {"task": {}})["task"].get("type") == "ps":
