@@ -5,9 +5,15 @@
 In this process, for one part of a table: rows a second for letting keys in, for pulls, and for
 updates by Adagrad of keys that are there, with few and with all keys resident; the longest push;
 bytes of memory for each key. With --train, also `Trainer.fit` beside a fixed table of the same ids
-with sparse_updates="lazy" (embedded servers).
+with sparse_updates="lazy" (embedded servers). With --servers, all keys on two ps processes: what
+that adds to their memory and to that of the chief, and steps of the same ids with few and with all
+keys resident.
 """
 
+import contextlib
+import json
+import os
+import pathlib
 import statistics
 import time
 from collections.abc import Iterator
@@ -31,16 +37,33 @@ flags.DEFINE_integer("few", 100_000, "Resident keys at the beginning.", lower_bo
 flags.DEFINE_integer("width", 16, "Elements of a row.", lower_bound=1)
 flags.DEFINE_integer("batch", 10_000, "Distinct keys of a push.", lower_bound=1)
 flags.DEFINE_integer("rounds", 30, "Pushes and pulls that are timed.", lower_bound=3)
+flags.DEFINE_bool("part", True, "Whether to measure one part of a table in this process.")
 flags.DEFINE_bool("train", True, "Whether to compare training with a fixed table.")
+flags.DEFINE_bool("servers", False, "Whether to measure all keys on two ps processes.")
 flags.DEFINE_string("output", None, "JSON file for the results.")
 
 _LEARNING_RATE, _ACCUMULATOR = 0.05, 0.1
 
 
-def resident() -> int:
-    """Bytes of this process that are in memory."""
-    with open("/proc/self/statm") as f:
-        return int(f.read().split()[1]) * 4096
+def resident(process: int | str = "self") -> int:
+    """Bytes of a process that are in memory."""
+    with open(f"/proc/{process}/statm") as f:
+        return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def ps_processes() -> list[int]:
+    """The ids of the ps processes that this process has started."""
+    children, found = set(), []
+    for task in pathlib.Path("/proc/self/task").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # The thread has ended meanwhile.
+            children.update((task / "children").read_text().split())
+    for child in children:
+        with contextlib.suppress(FileNotFoundError):
+            environ = pathlib.Path(f"/proc/{child}/environ").read_text().split("\0")
+            config = next((e for e in environ if e.startswith("TF_CONFIG=")), "=null")
+            if (json.loads(config.partition("=")[2]) or {"task": {}})["task"].get("type") == "ps":
+                found.append(int(child))
+    return found
 
 
 class OnePart:
@@ -174,12 +197,57 @@ def training() -> list[dict]:
     return [measure.row("fit, one worker", "steps/s", rates, "fixed")]
 
 
+def on_servers() -> list[dict]:
+    """Steps a second with few and with all keys on two ps processes, and what memory they take."""
+    keys, few, batch = FLAGS.keys, FLAGS.few, max(1, FLAGS.batch // 8)
+    with tfps.LocalCluster(workers=1, ps=2, processes=True) as cluster:
+        strategy = tfps.ParameterServerStrategy(cluster)
+        trainers = {
+            name: tfps.Trainer(model(tfps.layers.HashEmbedding(FLAGS.width, count)), strategy)
+            for name, count in (("few keys", few), ("all keys", keys))
+        }
+
+        def fit(name, ids):
+            labels = np.zeros([len(ids), 1], np.float32)
+            trainers[name].fit(ids, labels, batch_size=batch, shuffle=False, verbose=0)
+
+        def memory():
+            servers = sum(resident(p) for p in ps_processes())
+            return np.array([servers, resident()])
+
+        def ids(begin, end):
+            return np.arange(begin, end // 8 * 8).reshape(-1, 8)
+
+        fit("few keys", ids(0, few))
+        fit("all keys", ids(0, few))
+        before = memory()
+        start = time.perf_counter()
+        fit("all keys", ids(few, keys))
+        rate = (keys - few) / (time.perf_counter() - start)
+        servers, chief = memory()
+        bound = keys * (4 * FLAGS.width * 2 + 40)
+        print(
+            f"{rate:,.0f} new keys/s; ps have {servers / 1e9:.2f} GB, {servers / bound:.2f} of "
+            f"keys x (4 x width x (1 + slots) + 40), of which {(servers - before[0]) / 1e9:.2f} GB "
+            f"({(servers - before[0]) / bound:.2f}) came with the keys; chief {chief / 1e9:.2f} GB"
+        )
+        same = np.random.default_rng(0).integers(0, few // 8 * 8, (50 * batch, 8))
+        runs = {
+            name: lambda name=name: measure.timed(lambda: fit(name, same), 50) for name in trainers
+        }
+        for warm in runs.values():
+            warm()
+        return [measure.row("fit, two ps", "steps/s", measure.alternate(runs, 5), "few keys")]
+
+
 def main(argv: list[str]) -> None:
     """Measures, and prints."""
     del argv
-    rows = one_part()
+    rows = one_part() if FLAGS.part else []
     if FLAGS.train:
         rows += training()
+    if FLAGS.servers:
+        rows += on_servers()
     print(measure.table(rows))
     if FLAGS.output:
         measure.write(FLAGS.output, rows)

@@ -250,7 +250,7 @@ def test_rows_of_fewer_bits_are_right_on_average(kind, error):
     rows = np.random.default_rng(0).normal(size=(3, WIDTH)).astype(np.float32)
     keys = keys_of(tf.constant([1, 2, 3], tf.int64))
     total = np.zeros_like(rows)
-    for now in range(1, 201):
+    for now in range(1, 61):
         at = tf.constant(now, tf.int64)
         where, _ = rig.table.insert(rig.part.handles, keys, at)
         rig.table.update(rig.part.handles, where, tf.constant(rows), at)
@@ -259,7 +259,7 @@ def test_rows_of_fewer_bits_are_right_on_average(kind, error):
         assert (abs(read - rows) <= error * abs(rows).max(1, keepdims=True) + 1e-6).all()
         total += read
     scale = abs(rows).max(1, keepdims=True)
-    assert (abs(total / 200 - rows) < 0.2 * error * scale).all()
+    assert (abs(total / 60 - rows) < 0.35 * error * scale).all()
 
 
 def test_settings_are_checked():

@@ -56,13 +56,17 @@ def test_looking_up_changes_nothing_and_config_makes_the_same_rows():
     assert layer.compute_output_shape((None, 2)) == (None, 2, 4)
 
 
-def test_bags():
-    layer = HashEmbedding(4, expected=10)
+@pytest.mark.parametrize("kind", [HashEmbedding, tfps.layers.Embedding])
+def test_bags(kind):
+    layer = kind(4, expected=10) if kind is HashEmbedding else kind(10, 4)
     rows = layer(np.arange(6)).numpy()
 
     def bag(combiner, ids, weights=None, **kwargs):
         config = {**layer.get_config(), "combiner": combiner, **kwargs}
-        return HashEmbedding.from_config(config)(ids, weights=weights).numpy()
+        made = kind.from_config(config)
+        made.build(None)
+        made.embeddings.assign(layer.embeddings)
+        return made(ids, weights=weights).numpy()
 
     ragged = tf.ragged.constant([[1, 2, 3], [], [5, 5]], dtype=tf.int64)
     sums = [rows[[1, 2, 3]].sum(0), np.zeros(4), 2 * rows[5]]
@@ -76,7 +80,7 @@ def test_bags():
     masked = bag("mean", padded, mask_zero=True)
     np.testing.assert_allclose(masked, [rows[[1, 2]].mean(0), np.zeros(4)], atol=1e-6)
     with pytest.raises(tfps.ConfigError, match="combiner='max' must be"):
-        HashEmbedding(4, expected=10, combiner="max")
+        bag("max", ragged)
     with pytest.raises(tfps.ConfigError, match='set combiner="sum"'):
         layer(ragged)
 
@@ -94,3 +98,26 @@ def test_strings():
     rows = layer(tf.constant(["a", "b", "a"]), training=True).numpy()
     np.testing.assert_array_equal(rows[0], rows[2])
     assert not np.allclose(rows[0], rows[1]) and len(layer.local.keys().keys) == 2
+
+
+def test_a_fixed_table_of_bags_trains_by_rows(connect):
+    """As the same sums in plain Keras, lazily: other rows stay as they are."""
+    x = np.random.default_rng(0).integers(0, 20, (64, 5))
+    y = np.sin(x[:, :1]).astype(np.float32)
+    models = []
+    for layer in (tfps.layers.Embedding(40, 4, combiner="sum"), keras.layers.Embedding(40, 4)):
+        keras.utils.set_random_seed(3)
+        ids = keras.Input([5], dtype="int64")
+        rows = layer(ids)
+        rows = rows if len(rows.shape) == 2 else keras.ops.sum(rows, 1)
+        model = keras.Model(ids, keras.layers.Dense(1)(rows))
+        model.compile(keras.optimizers.Adagrad(0.1), "mse")
+        models.append(model)
+    served, plain = models
+    plain.set_weights(served.get_weights())
+    trainer = tfps.Trainer(served, connect(), sparse_updates="lazy")
+    for fit in (trainer.fit, plain.fit):
+        fit(x, y, batch_size=16, shuffle=False, verbose=0)
+    for a, b in zip(served.get_weights(), plain.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    assert trainer._session.served.store.row_optimizers

@@ -98,6 +98,34 @@ def test_one_worker_trains_as_plain_keras(connect, tmp_path):
     assert_alike((loaded, loaded.get_layer("h")), served, **CLOSE)
 
 
+def test_it_equals_a_fixed_table_bit_by_bit(connect):
+    """With sparse_updates="lazy" and the same initial rows: rows, slots and the other weights."""
+    strategy, results = connect(), []
+    x, y = data()
+    place = np.searchsorted(np.sort(IDS), x)
+    grows, layer = compiled("adam")
+    first = layer(np.sort(IDS)).numpy()
+    ids = keras.Input([3], dtype="int64")
+    fixed = keras.layers.Embedding(len(IDS), 8, name="h")
+    out = keras.layers.Dense(1)(keras.layers.Flatten()(fixed(ids)))
+    other = keras.Model(ids, out)
+    other.compile("adam", "mse")
+    other.set_weights([first, *grows.get_weights()[1:]])
+    for model, given in ((other, place), (grows, x)):
+        trainer = tfps.Trainer(model, strategy, sparse_updates="lazy")
+        trainer.fit(given, y, epochs=2, **FIT)
+        results.append(model.get_weights()[1:])
+    keys, (rows, _, *slots) = by_key(layer, grows.optimizer)
+    all_keys = keys_of(tf.constant(np.sort(IDS))).numpy()
+    seen = np.isin(all_keys, keys)
+    order = np.argsort(all_keys[seen])
+    held = [v.numpy() for v in other.optimizer.variables if tuple(v.shape) == (len(IDS), 8)]
+    for mine, theirs in zip([rows, *slots], [fixed.embeddings.numpy(), *held], strict=True):
+        np.testing.assert_array_equal(mine, theirs[seen][order])
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 @pytest.mark.parametrize(
     ("policy", "arguments"),
     [

@@ -22,6 +22,22 @@ def checked(combiner: str | None) -> str | None:
     return combiner
 
 
+def valid(inputs: Any, mask: Any, mask_zero: bool) -> Any:
+    """Which ids stand for one: bool of the shape of `inputs`, or of its flat values; None for all.
+
+    Args:
+      inputs: of a layer's call.
+      mask: what the call was given.
+      mask_zero: whether the id 0 stands for none.
+    """
+    if not mask_zero or inputs.dtype == tf.string:
+        return mask
+    if isinstance(inputs, tf.RaggedTensor):
+        return tf.not_equal(inputs.flat_values, 0)
+    own = tf.not_equal(inputs, 0)
+    return own if mask is None else tf.logical_and(own, mask)
+
+
 class Bag(NamedTuple):
     """The ids of a lookup, and how their rows are put together.
 

@@ -153,18 +153,10 @@ class HashEmbedding(keras.layers.Layer):
         Returns:
           [*shape, output_dim]; with a combiner without the last axis of the shape.
         """
-        bag = bags.Bag.of(inputs, weights, self._valid(inputs, mask), self.combiner)
+        valid = bags.valid(inputs, mask, self.mask_zero)
+        bag = bags.Bag.of(inputs, weights, valid, self.combiner)
         rows = tf.cast(self._rows(keys_of(bag.ids), training), self.compute_dtype)
         return bag.combined(rows)
-
-    def _valid(self, inputs, mask):
-        if not self.mask_zero or inputs.dtype == tf.string:
-            return mask
-        flat = inputs.flat_values if isinstance(inputs, tf.RaggedTensor) else inputs
-        own = tf.not_equal(flat, 0)
-        if isinstance(inputs, tf.RaggedTensor):
-            return own
-        return own if mask is None else tf.logical_and(own, mask)
 
     def _rows(self, keys: tf.Tensor, training: bool | None) -> tf.Tensor:
         # Where the rows are on servers, a step replaces the lookup; see `model/lookups.py`.
