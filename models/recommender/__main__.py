@@ -30,8 +30,8 @@ DATA = (
 )
 DEFAULTS = {
     "batch_size": 256,
-    "epochs": 5,
-    "learning_rate": 0.05,
+    "epochs": 8,
+    "learning_rate": 0.15,
     "steps_per_execution": 16,
     "save": "runs/recommender/model.keras",
 }
