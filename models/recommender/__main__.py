@@ -101,7 +101,7 @@ def predict() -> None:
     logits = program.outputs(model, columns.inputs(table, "predict"))[:, 0]
     chances = 1 / (1 + np.exp(-logits.astype(np.float64)))
     ids = [table["user_id"], table["item_id"]]
-    shown = [c.astype(np.int64) if c.dtype.kind == "f" else c for c in ids]
+    shown = [c.astype(np.int64) if c.dtype.kind in tables.NUMBERS else c for c in ids]
     inference.write(["user_id", "item_id", "liked"], [*shown, chances], ",")
 
 

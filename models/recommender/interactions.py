@@ -36,7 +36,7 @@ class Columns:
             if name not in table:
                 raise tfps.DataError(f"--data has no column {name}; it has {', '.join(table)}")
         named = [n for n in table if n.startswith(("user_", "item_"))]
-        ids = [n for n in named if n.endswith("_id") or table[n].dtype.kind != "f"]
+        ids = [n for n in named if n.endswith("_id") or table[n].dtype.kind not in tables.NUMBERS]
         rest = [n for n in named if n not in ids]
         return cls(ids, {side: [n for n in rest if n.startswith(side)] for side in SIDES})
 
@@ -67,12 +67,26 @@ class Columns:
 
 
 def keys(column: np.ndarray) -> np.ndarray:
-    """Makes int64 keys of a column: whole numbers as they are, all else by a hash of its text."""
-    if column.dtype.kind == "f" and np.array_equal(column, np.trunc(column)):
-        return column.astype(np.int64)
+    """Makes int64 keys of a column; a value has the same key whatever else is in the column.
+
+    Whole numbers of less than 64 bits are their own keys, however they are written; all other
+    values have a hash of their text.
+    """
     values, places = np.unique(column.astype(str), return_inverse=True)
-    hashes = [hashlib.blake2b(v.encode(), digest_size=8).digest() for v in values]
-    return np.array([int.from_bytes(h, "big", signed=True) for h in hashes], np.int64)[places]
+    return np.array([_key(value) for value in values], np.int64)[places]
+
+
+def _key(text: str) -> int:
+    for parse in (int, float):
+        try:
+            number = parse(text)
+            if number == int(number) and -(2**63) <= number < 2**63:
+                return int(number)
+        except (ValueError, OverflowError):
+            pass
+    return int.from_bytes(
+        hashlib.blake2b(text.encode(), digest_size=8).digest(), "big", signed=True
+    )
 
 
 def liked(table: Table, label: str, least: float) -> np.ndarray:

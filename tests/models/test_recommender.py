@@ -48,6 +48,17 @@ def test_keys_depend_on_the_value_alone():
     assert found[0] == found[2] and len(set(found)) == 3
     np.testing.assert_array_equal(interactions.keys(column[:2]), found[:2])
     np.testing.assert_array_equal(interactions.keys(np.array([3.0, 7.0])), [3, 7])
+    np.testing.assert_array_equal(interactions.keys(np.array(["7", "a", "7.0"])), [7, found[1], 7])
+
+
+def test_large_ids_are_not_rounded(tmp_path):
+    ids = [2**53 + 1, 2**53 + 2, 2**62 + 3]
+    path = tmp_path / "ids.csv"
+    path.write_text("user_id,huge,price\n" + "".join(f"{i},{4 * i},1e20\n" for i in ids))
+    table = tables.read_csv(str(path))
+    np.testing.assert_array_equal(interactions.keys(table["user_id"]), ids)
+    assert len(set(interactions.keys(table["huge"]))) == 3
+    assert tables.numbers(table, "price").tolist() == [np.float32(1e20)] * 3
 
 
 def test_auc_counts_pairs():
