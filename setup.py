@@ -21,6 +21,7 @@ setup(
         "cuda": ["tensorflow[and-cuda]==2.21.*"],
         "compare": ["matplotlib", "tf-keras==2.21.*"],
         "docs": ["mermaidx", "mkdocs-material==9.*", "mkdocstrings[python]"],
+        "tables": ["pyarrow"],
         "test": [
             "hypothesis",
             "jax",

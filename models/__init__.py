@@ -1,8 +1,9 @@
 """Reference models: a package for each model, with an absl binary such as `python -m models.gpt`.
 
 All binaries share `task.py`, one program for every task of a cluster with the flags of the local
-cluster, and `network.py`, the flags of the Trainer and what a run says of its traffic. A model's
-package has its network, its data and a `__main__.py` that joins them.
+cluster, `network.py`, the flags of the Trainer and what a run says of its traffic, and
+`program.py`, what is around `fit`. A model's package has its network, its data and a `__main__.py`
+that joins them. `python -m models` lists the models.
 """
 
 import logging

@@ -1,8 +1,8 @@
-"""Training by all-reduce in place of parameter servers, for comparison: `--strategy`.
+"""Training without parameter servers, for comparison: `--strategy`.
 
 `mirrored` is TensorFlow's MirroredStrategy with Keras's own `fit`, in one process with several
 devices. `multiworker` is MultiWorkerMirroredStrategy, a process for each worker, with the loop of
-`multiworker.py`.
+`multiworker.py`. `keras` is plain Keras in one process (`plain.py`).
 """
 
 import contextlib
@@ -17,7 +17,7 @@ import keras
 import tensorflow as tf
 from absl import flags
 
-from models import _tf, watchdog, workers
+from models import _tf, plain, watchdog, workers
 from models.multiworker import Trainer
 from tfps import ConfigError, Error, errors, exit_codes
 
@@ -26,9 +26,10 @@ FLAGS = flags.FLAGS
 flags.DEFINE_enum(
     "strategy",
     "ps",
-    ["ps", "mirrored", "multiworker"],
+    ["ps", "mirrored", "multiworker", "keras"],
     "Parameter servers; or, for comparison, TensorFlow's all-reduce: MirroredStrategy over the "
-    "devices of this process, or MultiWorkerMirroredStrategy over the workers of TF_CONFIG.",
+    "devices of this process, or MultiWorkerMirroredStrategy over the workers of TF_CONFIG; or "
+    "plain Keras in this process.",
 )
 flags.DEFINE_integer(
     "devices",
@@ -187,7 +188,7 @@ class MultiWorker:
 
 
 def run(train: Callable[[Callable], None], startup_timeout: float) -> int:
-    """Runs this process's part of an all-reduce.
+    """Runs this process's part of an all-reduce, or plain Keras.
 
     Args:
       train: what every process runs; it is given a function that returns the `Way`.
@@ -200,8 +201,8 @@ def run(train: Callable[[Callable], None], startup_timeout: float) -> int:
     """
     try:
         check_flags()
-        if FLAGS.strategy == "mirrored":
-            way = Mirrored(_devices())
+        if FLAGS.strategy in ("mirrored", "keras"):
+            way = plain.Plain() if FLAGS.strategy == "keras" else Mirrored(_devices())
             train(lambda: way)
         else:
             _run_worker(train, workers.from_env(), startup_timeout)
@@ -264,9 +265,9 @@ def check_flags() -> None:
             raise ConfigError(
                 f"--{name}={FLAGS[name].value} is for --strategy={its}; this is --strategy={way}"
             )
-    if way == "mirrored" and os.environ.get("TF_CONFIG"):
+    if way in ("mirrored", "keras") and os.environ.get("TF_CONFIG"):
         raise ConfigError(
-            "TF_CONFIG is set, but --strategy=mirrored is one process; unset it, or use "
+            f"TF_CONFIG is set, but --strategy={way} is one process; unset it, or use "
             "--strategy=multiworker"
         )
 

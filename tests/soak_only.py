@@ -99,6 +99,11 @@ SOAK_ONLY: dict[str, list[str]] = {
         "test_each_batch_is_trained_on_once[arrays-1",
         "test_each_batch_that_is_held_is_trained_on_once[dataset_fn",
     ],
+    "models/test_linear.py": ["test_it_comes_to_least_squares[ps with a codec"],
+    "models/test_recommender.py": [
+        "test_it_learns_as_in_plain_keras[dlrm",
+        "test_it_learns_as_in_plain_keras[fm",
+    ],
     "training/test_going_back.py": ["test_the_input_goes_back[arrays"],
     "training/test_lookup_layers.py": [
         "test_one_worker_trains_as_keras[before",

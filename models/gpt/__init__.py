@@ -1,1 +1,1 @@
-"""A GPT-style language model on text files. Run it with `python -m models.gpt`."""
+"""GPT, a language model of text files, with bytes or word pieces as tokens."""

@@ -8,30 +8,26 @@ the variable names: the chief trains, workers and ps serve.
 """
 
 import glob
-import math
 import os
-import sys
 import sysconfig
 import time
 
 import keras
 import numpy as np
-from absl import app, flags, logging
+from absl import flags
 
 import tfps
-from models import network, task
+from models import program, task
 from models.gpt import model as gpt, sample, text, tokenizers
-from models.gpt.progress import Progress, bits_per_byte, perplexity
+from models.gpt.measures import bits_per_byte, perplexity
+from models.progress import Progress
 
 FLAGS = flags.FLAGS
-flags.adopt_module_key_flags(task)
-flags.adopt_module_key_flags(network)
+flags.adopt_module_key_flags(program)
 
-flags.DEFINE_string(
-    "data",
-    None,
-    "Text to train on: a folder, a glob or a file. Default: Python's standard library.",
-)
+DATA = "Text to train on: a folder, a glob or a file. Default: Python's standard library."
+DEFAULTS = {"batch_size": 16, "epochs": 4, "save": "runs/gpt/model.keras"}
+
 flags.DEFINE_enum(
     "tokenizer",
     "bytes",
@@ -46,8 +42,6 @@ flags.DEFINE_integer("heads", 4, "Attention heads in a block.", lower_bound=1)
 flags.DEFINE_integer("context", 64, "Tokens in a window.", lower_bound=2)
 flags.DEFINE_float("dropout", 0.0, "Dropout rate.", lower_bound=0.0, upper_bound=0.95)
 
-flags.DEFINE_integer("batch_size", 16, "Windows in a worker's batch.", lower_bound=1)
-flags.DEFINE_integer("epochs", 4, "Epochs; each ends with a validation.", lower_bound=1)
 flags.DEFINE_integer(
     "steps_per_epoch",
     None,
@@ -55,24 +49,13 @@ flags.DEFINE_integer(
     lower_bound=1,
 )
 flags.DEFINE_integer("validation_steps", 64, "Most batches in a validation.", lower_bound=1)
-flags.DEFINE_float("learning_rate", 1e-3, "Peak of the schedule.", lower_bound=0.0)
 flags.DEFINE_integer("warmup_steps", 100, "Steps of linear warm-up.", lower_bound=0)
-flags.DEFINE_integer("steps_per_execution", 8, "Steps in one call to a worker.", lower_bound=1)
 flags.DEFINE_enum(
     "mixed_precision", "none", ["none", "bfloat16", "float16"], "What the layers compute in."
 )
 flags.DEFINE_boolean(
     "jit_compile", None, "Compile with XLA. Default: where Keras thinks that the model allows it."
 )
-flags.DEFINE_integer("seed", 0, "Of weights, data order and dropout.")
-
-flags.DEFINE_string(
-    "log_dir",
-    None,
-    "TensorBoard's folder. Default: runs/gpt/ and the time, or board in the folder of --snapshots.",
-    allow_override=True,  # absl.logging has a flag of that name.
-)
-flags.DEFINE_string("save", "runs/gpt/model.keras", "File of the trained model.")
 flags.DEFINE_string("generate", None, "Do not train; go on with this text, by the model of --save.")
 flags.DEFINE_integer("generate_tokens", 300, "Tokens to sample.", lower_bound=1)
 flags.DEFINE_float("temperature", 0.8, "Of sampling; 0 takes the likeliest token.", lower_bound=0.0)
@@ -80,18 +63,7 @@ flags.DEFINE_float("temperature", 0.8, "Of sampling; 0 takes the likeliest token
 
 def main(argv: list[str]) -> int:
     """Trains, or generates text; returns the exit code."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; did you forget to quote a glob?")
-    if not FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)
-    if FLAGS.generate is None:
-        return task.run(train)
-    try:
-        generate()
-    except tfps.Error as e:
-        print(f"error: {e}", file=sys.stderr)
-        return tfps.exit_codes.of(e)
-    return 0
+    return program.run(argv, train, None if FLAGS.generate is None else generate)
 
 
 def train(connect: task.Connect) -> None:
@@ -100,42 +72,37 @@ def train(connect: task.Connect) -> None:
     started = time.perf_counter()
     tokenizer, training, validation = _load()
     way = connect()
-    say = print if way.chief else _silence
+    say = program.printer(way)
     keras.utils.set_random_seed(FLAGS.seed)
     together = way.batches_per_step
     batches = FLAGS.steps_per_epoch or training.count // FLAGS.batch_size
     steps = max(1, batches // together)
     with way.scope():
         model = _compiled_model(tokenizer.vocabulary, way.updates(steps * FLAGS.epochs))
-    log_dir = FLAGS.log_dir or _log_dir()
+    log_dir = program.log_dir()
     say(
         f"{model.count_params():,} parameters on {way.describe()}, {len(training.tokens):,} tokens "
         "of training text",
         flush=True,
     )
     trainer = way.trainer(model)
-    shown = Progress(FLAGS.batch_size * together * FLAGS.context, validation.bytes_per_token)
-    history = trainer.fit(
+    shown = Progress(
+        FLAGS.batch_size * together * FLAGS.context,
+        "tokens",
+        lambda logs: _quality(logs["val_loss"], validation),
+    )
+    history = program.fit(
+        way,
+        trainer,
         training.shuffled(FLAGS.batch_size * together, FLAGS.seed),
+        shown,
+        log_dir,
         epochs=FLAGS.epochs,
         steps_per_epoch=steps,
         validation_data=validation.spread(
             FLAGS.batch_size * together, max(1, FLAGS.validation_steps // together)
         ),
-        callbacks=[
-            *way.callbacks(log_dir),
-            *([shown] if way.chief else []),
-            keras.callbacks.TensorBoard(way.path(log_dir), update_freq=50, write_graph=False),
-            keras.callbacks.TerminateOnNaN(),
-        ],
-        verbose=0,
     )
-    if not math.isfinite(history.history["loss"][-1]):
-        raise tfps.Error(
-            f"the loss became {history.history['loss'][-1]} in epoch {len(history.epoch)}; use a "
-            f"smaller --learning_rate (now {FLAGS.learning_rate:g}) or more --warmup_steps; "
-            "nothing was saved"
-        )
     _save(model, tokenizer, way.path(FLAGS.save))
     if not way.chief:
         return
@@ -143,25 +110,13 @@ def train(connect: task.Connect) -> None:
     print("\n--- a sample ---")
     print(sample.text(model, tokenizer, "def ", FLAGS.generate_tokens, FLAGS.temperature))
     print("---\n")
-    print(
-        f"validation: perplexity {perplexity(loss):.2f}, "
-        f"{bits_per_byte(loss, validation.bytes_per_token):.3f} bits per byte "
-        f"after {time.perf_counter() - started:.0f} s"
-    )
-    if traffic := way.traffic(trainer):
-        print(traffic)
-    print(f"saved: {FLAGS.save}")
-    print(f"look at the run: {_program('tensorboard')} --logdir {log_dir}", flush=True)
+    print(f"validation: {_quality(loss, validation)} after {time.perf_counter() - started:.0f} s")
+    program.finish(way, trainer, log_dir)
 
 
 def generate() -> None:
     """Prints a sample of the saved model."""
-    if not os.path.exists(FLAGS.save):
-        raise tfps.ConfigError(f"--save={FLAGS.save} does not exist; train a model first")
-    try:
-        model = keras.models.load_model(FLAGS.save, compile=False)
-    except (ValueError, OSError) as e:
-        raise tfps.ConfigError(f"--save={FLAGS.save} is no saved model of this program") from e
+    model = program.load_model(FLAGS.save)
     tokenizer = tokenizers.of_saved_model(FLAGS.save, model.output_shape[-1])
     seed = FLAGS.seed or int(np.random.default_rng().integers(1 << 31))
     print(
@@ -172,26 +127,16 @@ def generate() -> None:
 
 
 def _check_flags() -> None:
-    network.arguments()
+    program.check_flags()
     if FLAGS.width % FLAGS.heads:
         raise tfps.ConfigError(
             f"--width={FLAGS.width} is not a multiple of --heads={FLAGS.heads}; change one of them"
         )
-    if not FLAGS.save.endswith(".keras"):
-        raise tfps.ConfigError(f"--save={FLAGS.save} does not end in .keras; Keras needs that")
-    folder = os.path.dirname(FLAGS.save) or "."
-    try:
-        os.makedirs(folder, exist_ok=True)
-    except OSError as e:
-        raise tfps.ConfigError(f"--save: cannot make {folder}: {e.strerror.lower()}") from e
-    if not os.access(folder, os.W_OK):
-        raise tfps.ConfigError(f"--save={FLAGS.save} cannot be written; choose another folder")
 
 
-def _log_dir() -> str:
-    if FLAGS.snapshots:
-        return os.path.join(FLAGS.snapshots, "board")  # A job that goes on has one board.
-    return os.path.join("runs", "gpt", time.strftime("%Y%m%d-%H%M%S"))
+def _quality(loss: float, validation: text.Windows) -> str:
+    bits = bits_per_byte(loss, validation.bytes_per_token)
+    return f"perplexity {perplexity(loss):.2f}, {bits:.3f} bits per byte"
 
 
 def _load() -> tuple[tokenizers.Tokenizer, text.Windows, text.Windows]:
@@ -251,15 +196,6 @@ def _save(model: keras.Model, tokenizer: tokenizers.Tokenizer, path: str) -> Non
         os.remove(vocabulary)  # It belonged to an earlier model of this name.
 
 
-def _silence(*args, **kwargs) -> None:
-    """Stands in for `print` in processes that are not the chief."""
-
-
-def _program(name: str) -> str:
-    """The command of a program that is installed beside this Python."""
-    path = os.path.join(os.path.dirname(sys.executable), name)
-    return os.path.relpath(path) if os.path.exists(path) else name
-
-
 if __name__ == "__main__":
+    program.set_defaults(DATA, **DEFAULTS)
     task.main(main)

@@ -112,6 +112,7 @@ def test_sync_is_one_process_on_all_batches(connect):
     ("flags", "said"),
     [
         ({"strategy": "mirrored", "push": "int8"}, "--push=int8 is for parameter servers"),
+        ({"strategy": "keras", "workers": 3}, "--workers=3 is for parameter servers"),
         ({"strategy": "multiworker", "ps": 3}, "--ps=3 is for parameter servers"),
         ({"strategy": "mirrored", "communication": "ring"}, "--communication=ring is for --str"),
         ({"devices": 2}, "--devices=2 is for --strategy=mirrored; this is --strategy=ps"),

@@ -14,8 +14,9 @@ from absl import flags
 from absl.testing import flagsaver
 
 import tfps
+from models import program
 from models.gpt import __main__ as binary, model as gpt, sample, text, tokenizers
-from models.gpt.progress import bits_per_byte
+from models.gpt.measures import bits_per_byte
 from tests import warm
 
 ROOT = pathlib.Path(tfps.__file__).parent.parent
@@ -124,6 +125,7 @@ def run(tmp_path, *args):
 def in_process(capsys, *args):
     """(exit code, standard output, standard error) of the binary's main function."""
     with flagsaver.flagsaver():
+        program.set_defaults(binary.DATA, **binary.DEFAULTS)
         flags.FLAGS(["gpt", *args])
         code = binary.main(["gpt"])
     return code, *capsys.readouterr()

@@ -1,14 +1,14 @@
-"""The progress line of the language model's binary."""
+"""The progress line of the binaries."""
 
 import io
 
-from models.gpt.progress import Progress
+from models.progress import Progress
 
 
 def lines(steps: int, ends: list[int]) -> list[str]:
     """What is printed in an epoch of `steps` whose calls end with the batches of index `ends`."""
     out = io.StringIO()
-    progress = Progress(tokens_per_step=64, bytes_per_token=1.0, out=out)
+    progress = Progress(64, "tokens", lambda logs: f"loss {logs['val_loss']}", out)
     progress.set_params({"steps": steps, "epochs": 2})
     progress.on_epoch_begin(0)
     for end in ends:
@@ -26,3 +26,13 @@ def test_the_last_of_several_calls_may_be_short():
     # Keras counts a call of 8 steps in full though only 4 were left.
     (line,) = lines(20, [7, 15, 23])
     assert "20/20" in line and "─" not in line
+
+
+def test_a_validation_gets_a_line():
+    out = io.StringIO()
+    progress = Progress(64, "rows", lambda logs: f"error {logs['val_loss']:.2f}", out)
+    progress.on_epoch_begin(0)
+    progress.on_epoch_end(0, {"loss": 1.0})
+    assert out.getvalue() == ""
+    progress.on_epoch_end(0, {"loss": 1.0, "val_loss": 0.5})
+    assert out.getvalue().startswith("  validation: error 0.50  (epoch took 0:0")

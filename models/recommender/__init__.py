@@ -1,0 +1,1 @@
+"""Recommendation of items to users: two towers, DLRM, or a factorization machine."""
