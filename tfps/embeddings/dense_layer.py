@@ -52,6 +52,13 @@ class Embedding(keras.layers.Embedding):
         """Which ids stand for one; None without `mask_zero`, or with a combiner."""
         return None if self.combiner else super().compute_mask(inputs, mask)
 
+    def compute_output_spec(self, inputs: Any, weights: Any = None, mask: Any = None) -> Any:
+        """The shape and dtype of the rows; see `call`."""
+        del weights, mask
+        ragged = bool(getattr(inputs, "ragged", False)) and not self.combiner
+        shape = self.compute_output_shape(inputs.shape)
+        return keras.KerasTensor(shape, dtype=self.compute_dtype, ragged=ragged)
+
     def compute_output_shape(self, input_shape: Any, *others: Any, **named: Any) -> tuple:
         """The shape of the rows; see `call`."""
         del others, named
