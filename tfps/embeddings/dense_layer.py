@@ -26,7 +26,10 @@ class Embedding(keras.layers.Embedding):
         """Makes a layer.
 
         Args:
-          input_dim, output_dim, *args, **kwargs: of `keras.layers.Embedding`.
+          input_dim: number of rows.
+          output_dim: size of a row.
+          *args: of `keras.layers.Embedding`.
+          **kwargs: of `keras.layers.Embedding`.
           combiner: "sum", "mean" or "sqrtn" to return one row for the ids of the last axis, without
             those that `mask_zero` leaves out; None to return a row for each id.
 
