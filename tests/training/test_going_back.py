@@ -141,7 +141,7 @@ def test_a_server_is_lost_in_a_hook_of_an_epoch(connect, tmp_path, monkeypatch, 
         for name in ("before", "after")
     )
     rates = keras.callbacks.LearningRateScheduler(lambda epoch, rate: 1.0 + epoch)
-    halved = keras.callbacks.LambdaCallback(
+    changed = keras.callbacks.LambdaCallback(
         on_epoch_end=lambda epoch, logs: setattr(
             trainer.model.optimizer, "learning_rate", 7.0 + epoch
         )
@@ -155,7 +155,7 @@ def test_a_server_is_lost_in_a_hook_of_an_epoch(connect, tmp_path, monkeypatch, 
         dataset(),
         epochs=9,
         verbose=0,
-        callbacks=[rate, rates, before, halved, lose, after],
+        callbacks=[rate, rates, before, changed, lose, after],
         validation_data=dataset(),
     )
     whole = [(hook, epoch) for epoch in range(3) for hook in ("begins", "ends")]
@@ -167,7 +167,7 @@ def test_a_server_is_lost_in_a_hook_of_an_epoch(connect, tmp_path, monkeypatch, 
     assert [epoch for epoch, _ in trainer.state.chief.history] == [0, 1, 2]
     assert trainer.model.get_weights()[0] == -(1 + 2 + 3) * (2**10 - 1)
     assert all(len(values) == 3 for values in trainer.stats.values())
-    assert seen == [1.0, 7.0, 8.0] or seen[1:] == [7.0, 8.0]
+    assert seen[1:] == [7.0, 8.0]  # The first is what the model was compiled with.
 
 
 def test_the_rates_that_hooks_of_batches_have_set_are_set_again(connect, tmp_path, losing):
