@@ -3,10 +3,11 @@
   python -m benchmarks.recovery --rounds=3
 
 A job of 2 workers and 2 ps trains under `python -m launch local`, which starts again what dies. In
-each turn a task is killed or frozen once. TensorFlow's own coordinator is beside it for the kill of
-a worker; it does not survive the others.
+each turn a task is killed or frozen once. TensorFlow's own coordinator and PyTorch's `torchrun`, where
+torch is installed, are beside it for the kill of a worker; the former does not survive the others.
 """
 
+import importlib.util
 import json
 import os
 import pathlib
@@ -31,6 +32,9 @@ def main(argv: list[str]) -> int:
     """Measures in turns, and prints the table."""
     del argv
     chosen = [c for c in CASES if not FLAGS.cases or any(n in c.name for n in FLAGS.cases)]
+    if importlib.util.find_spec("torch") is None:
+        chosen = [c for c in chosen if c.system != "torchrun"]
+        print("left out, for torch is not installed: torchrun")
     found: dict[str, list[Found]] = {}
     for _ in range(FLAGS.rounds):
         for case in chosen:

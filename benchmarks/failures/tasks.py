@@ -37,12 +37,15 @@ def send(root: int, task: str, signum: signal.Signals = signal.SIGKILL) -> None:
 
 
 def task_of(pid: int) -> tuple[str, int] | None:
-    """(role, index) of a process that runs Python by a TF_CONFIG of its own."""
+    """(role, index) of a process that runs Python by a TF_CONFIG, or a RANK, of its own."""
     try:
         told = pathlib.Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
         words = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        (text,) = [e.partition(b"=")[2] for e in told if e.startswith(b"TF_CONFIG=")]
-        task = json.loads(text)["task"]
+        variables = {name: value for name, _, value in (e.partition(b"=") for e in told)}
+        if b"TF_CONFIG" in variables:
+            task = json.loads(variables[b"TF_CONFIG"])["task"]
+        else:
+            task = {"type": "worker", "index": int(variables[b"RANK"])}
     except (OSError, ValueError, KeyError):
         return None
     is_python = words[0].rpartition(b"/")[2].startswith(b"python")

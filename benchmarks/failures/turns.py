@@ -22,7 +22,7 @@ class Case(NamedTuple):
       name: in the table.
       victim: the task.
       signum: what it gets; SIGSTOP is followed by SIGCONT after 20 s.
-      system: whose coordinator.
+      system: whose coordinator, or who starts the processes: tfps, stock, or torchrun.
     """
 
     name: str
@@ -34,6 +34,7 @@ class Case(NamedTuple):
 CASES = (
     Case("worker killed", "worker 1"),
     Case("worker killed, TensorFlow's coordinator", "worker 1", system="stock"),
+    Case("worker killed, torchrun", "worker 1", system="torchrun"),
     Case("worker frozen for 20 s", "worker 1", signal.SIGSTOP),
     Case("ps killed", "ps 1"),
     Case("chief killed", "chief 0"),
@@ -79,21 +80,26 @@ class Turn:
         self._case, self._before, self._timeout = case, before, timeout
         self._events, self._enough = folder / "events", folder / "enough"
         self._log = (folder / "log").open("w")
-        program = [f"--system={case.system}", f"--events={self._events}"]
-        program += [f"--enough={self._enough}"]
-        if case.system == "tfps":
-            program += [f"--snapshots={folder}/snapshots"]
-            program += [f"--snapshot_every={snapshot_every}"]
         self._job = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "launch", "local", "--workers=2", "--ps=2"),
-                *("--settle=3", "--", "python", "-m", "benchmarks.failures.job", *program),
-            ],
+            [sys.executable, "-m", *self._command(folder, snapshot_every)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
         self._said: list[tuple[float, str]] = []
+
+    def _command(self, folder: pathlib.Path, snapshot_every: float) -> list[str]:
+        """The module that starts the job's processes, with its arguments."""
+        system = self._case.system
+        files = [f"--events={self._events}", f"--enough={self._enough}"]
+        if system == "torchrun":
+            start = ["torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+            start += ["--max-restarts=3", "-m", "benchmarks.failures.torchrun_job"]
+            return [*start, *files, f"--checkpoint={folder}/state.pt", f"--every={snapshot_every}"]
+        if system == "tfps":
+            files += [f"--snapshots={folder}/snapshots", f"--snapshot_every={snapshot_every}"]
+        start = ["launch", "local", "--workers=2", "--ps=2", "--settle=3", "--", "python"]
+        return [*start, "-m", "benchmarks.failures.job", f"--system={system}", *files]
 
     def run(self) -> Found:
         """Runs it to its end.

@@ -40,15 +40,19 @@ def test_a_lost_ps(tmp_path):
 
 
 @pytest.mark.processes
-def test_a_task_is_found_among_the_descendants_of_its_job():
-    environ = {**os.environ, "TF_CONFIG": '{"task": {"type": "ps", "index": 3}}'}
+@pytest.mark.parametrize(
+    ("variables", "task"),
+    [({"TF_CONFIG": '{"task": {"type": "ps", "index": 3}}'}, "ps 3"), ({"RANK": "1"}, "worker 1")],
+)
+def test_a_task_is_found_among_the_descendants_of_its_job(variables, task):
+    environ = {k: v for k, v in os.environ.items() if k not in ("TF_CONFIG", "RANK")} | variables
     program = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'input()'])"
     # The job's own process has no such variable; the shell that passes it on is no Python.
     shell = ["sh", "-c", f'{sys.executable} -c "input()"; true']
     for command in ([sys.executable, "-c", program], shell):
         job = subprocess.Popen(command, env=environ, stdin=subprocess.PIPE)
         try:
-            pid = tasks.process_of(job.pid, "ps 3")
+            pid = tasks.process_of(job.pid, task)
             assert pid not in (job.pid, os.getpid())
         finally:
             job.communicate()
