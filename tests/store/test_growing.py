@@ -10,6 +10,7 @@ import tensorflow as tf
 import tfps
 from tests.training.test_snapshots import KillAt, Killed
 from tfps.embeddings.handles import KEY
+from tfps.store.growing import TableState
 from tfps.embeddings.keys import keys_of
 
 soak = pytest.mark.soak
@@ -219,6 +220,7 @@ def test_a_snapshot_has_all_of_a_table(connect, tmp_path, ps):
 
 def test_a_full_chief_takes_the_rows_that_are_named_most(connect, monkeypatch):
     monkeypatch.setattr("tfps.embeddings.local_table.LOCAL_BYTES", 8 * 4 * 10)
+    monkeypatch.setattr("tfps.store.growing._WINDOW", 7)
     model, layer = compiled()
     trainer = tfps.Trainer(model, connect())
     x, y = data()
@@ -228,6 +230,12 @@ def test_a_full_chief_takes_the_rows_that_are_named_most(connect, monkeypatch):
     (table,) = trainer._session.served.store.tables.values()
     every = np.sort(table.export([]).meta[:, 2])[::-1]
     np.testing.assert_array_equal(np.sort(counts[:, 0])[::-1], every[:10])
+    # What is read in pieces is what is there.
+    for bucket in table.buckets:
+        meta, rows = table.read_part(bucket, [""])
+        pieces = TableState.joined(list(table._windows(bucket, [""])))
+        np.testing.assert_array_equal(pieces.meta, meta)
+        np.testing.assert_array_equal(pieces.rows[""], rows[0])
     # They go on from what the servers have.
     before = trainer.evaluate(x, y, verbose=0)
     assert trainer.evaluate(x, y, verbose=0) == before

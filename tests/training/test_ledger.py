@@ -139,7 +139,7 @@ def test_a_push_that_comes_after_its_fence(connect, tmp_path, monkeypatch, broke
     if not broken:
         assert text == f"each of {RECORDS} records once on each of 2 ps; 1 late push refused"
         assert code == 0
-        counts = {"workers": 1, "lost_workers": 1, "refused_pushes": 1, "lost_residuals": 0}
+        counts = {"lost_workers": 1, "refused_pushes": 1, "lost_residuals": 0}
         assert {name: trainer.stats[name] for name in counts} == {n: [c] for n, c in counts.items()}
         assert shown(tmp_path / "board" / "tfps", "losses") == [b"worker 1 was lost; 1 go on"]
         return

@@ -39,6 +39,24 @@ class Inserted(NamedTuple):
     taken: tf.Tensor
 
 
+class Chosen(NamedTuple):
+    """Some keys, those that updates named most often.
+
+    Attributes:
+      least: int64 scalar; all that were named more often are chosen.
+      ties: int64 scalar, how many are chosen of those that were named just so often.
+    """
+
+    least: tf.Tensor
+    ties: tf.Tensor
+
+    def among(self, counts: tf.Tensor) -> tf.Tensor:
+        """int64 [m]: the positions of the chosen ones in counts, int64 [n]."""
+        equal = tf.equal(counts, self.least)
+        early = tf.cumsum(tf.cast(equal, tf.int64)) <= self.ties
+        return tf.where(tf.logical_or(counts > self.least, tf.logical_and(equal, early)))[:, 0]
+
+
 class HashTable:
     """The functions of one part; it holds no state, and every function takes the handles.
 
@@ -263,26 +281,28 @@ class HashTable:
             return self.commit(handles, where, now, counts, lasts)
 
     def export(
-        self, handles: TableHandles, states: Sequence[int | None], most: int | None = None
+        self,
+        handles: TableHandles,
+        states: Sequence[int | None],
+        span: tuple[tf.Tensor, tf.Tensor] | None = None,
+        chosen: "Chosen | None" = None,
     ) -> tuple[tf.Tensor, list[tf.Tensor]]:
-        """All keys of the part, with what is noted of them, and their rows.
+        """The keys of a span of row numbers, with what is noted of them, and their rows.
 
         Args:
           handles: of the part; nobody may write meanwhile.
           states: which rows: states of the optimizer, or None for the rows themselves.
-          most: only so many keys, those that updates named most often; None for all.
+          span: int64 scalars, the first row number and the one behind the last; None for all.
+          chosen: which of the keys; None for all.
 
         Returns:
           (int64 [n, 4], the columns of `handles.META_WIDTH`; float32 [n, width] for each of
           `states`).
         """
-        used = Marks.of(_read_marks(handles)).used
-        meta = segments.gather(handles.meta, self.ends, tf.int64, tf.range(used))
-        slots = tf.where(room.is_owned(meta))[:, 0]
-        meta = tf.gather(meta, slots)
-        if most is not None:
-            _, chosen = tf.math.top_k(meta[:, COUNT], tf.minimum(most, tf.size(slots)))
-            meta, slots = tf.gather(meta, chosen), tf.gather(slots, chosen)
+        slots, meta = self._owned(handles, span)
+        if chosen is not None:
+            kept = chosen.among(meta[:, COUNT])
+            meta, slots = tf.gather(meta, kept), tf.gather(slots, kept)
         found = []
         for state in states:
             if state is None:
@@ -291,6 +311,19 @@ class HashTable:
                 family = handles.slots[state]
                 found.append(segments.gather(family, self.ends, tf.float32, slots))
         return meta, found
+
+    def counts(self, handles: TableHandles, span: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
+        """int64 [n]: how many updates named each key of a span of row numbers; see `export`."""
+        return self._owned(handles, span)[1][:, COUNT]
+
+    def _owned(self, handles, span):
+        """(int64 [n], the row numbers in a span that have a key; int64 [n, 4], their notes)."""
+        used = Marks.of(_read_marks(handles)).used
+        begin, end = (tf.constant(0, tf.int64), used) if span is None else span
+        numbers = tf.range(begin, tf.minimum(end, used))
+        meta = segments.gather(handles.meta, self.ends, tf.int64, numbers)
+        owned = tf.where(room.is_owned(meta))[:, 0]
+        return tf.gather(numbers, owned), tf.gather(meta, owned)
 
     def clear(self, handles: TableHandles) -> list[tf.Operation]:
         """Takes out all keys, and forgets which were seen; returns the operations that write."""

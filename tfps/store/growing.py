@@ -1,7 +1,7 @@
 """A table that grows, as a whole: all of its parts on the servers, and the rows of the chief."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfps.cluster.devices import ps_device
 from tfps.embeddings.handles import COUNT, KEY, LAST, TableHandles
-from tfps.embeddings.hash_table import HashTable
+from tfps.embeddings.hash_table import Chosen, HashTable
 from tfps.embeddings.layer import HashEmbedding
 from tfps.embeddings.local_table import Keys
 from tfps.embeddings.part import TablePart
@@ -17,6 +17,8 @@ from tfps.store.hash_rows import HashRows
 
 # Keys that are written in one call.
 _CHUNK = 1 << 16
+# Row numbers that are read in one call.
+_WINDOW = 1 << 17
 
 
 class TableState(NamedTuple):
@@ -82,26 +84,20 @@ class GrowingTable:
     # On the servers.
 
     def read_part(
-        self, bucket: int, names: Sequence[str], most: int | None = None
+        self, bucket: int, names: Sequence[str]
     ) -> tuple[tf.Tensor, list[tf.Tensor]]:
         """(int64 [n, 4], float32 [n, width] for each name), copies on the part's ps.
 
         Args:
           bucket: of the part.
           names: which rows.
-          most: only so many keys, those that updates named most often; None for all.
         """
         states = [self.names[name] for name in names]
 
         def read(table, lock, handles):
-            held = tf.raw_ops.MutexLock(mutex=lock)
-            with tf.control_dependencies([held]):
-                found = table.export(handles, states, most)
-            with tf.control_dependencies(tf.nest.flatten(found)):
-                tf.raw_ops.ConsumeMutexLock(mutex_lock=held)
-            return found
+            return _locked(lock, lambda: table.export(handles, states))
 
-        return self._call(("read", most, *states), read, bucket)
+        return self._call(("read", *states), read, bucket)
 
     def put_part(
         self,
@@ -116,12 +112,8 @@ class GrowingTable:
         states = [self.names[name] for name in names]
 
         def put(table, lock, handles, keys, given, counts, lasts, now):
-            held = tf.raw_ops.MutexLock(mutex=lock)
-            with tf.control_dependencies([held]):
-                by_state = dict(zip(states, given, strict=True))
-                done = table.put(handles, keys, by_state, counts, lasts, now)
-            with tf.control_dependencies(done):
-                tf.raw_ops.ConsumeMutexLock(mutex_lock=held)
+            by_state = dict(zip(states, given, strict=True))
+            _locked(lock, lambda: table.put(handles, keys, by_state, counts, lasts, now))
 
         now = tf.constant(int(self._versions[self._ps(bucket)].numpy()), tf.int64)
         for begin in range(0, int(keys.shape[0]), _CHUNK):
@@ -145,28 +137,66 @@ class GrowingTable:
 
         Args:
           names: which rows; None for all.
-          most: of each part only so many keys; see `read_part`.
+          most: of each part only so many keys, those that updates named most often; None for all.
         """
         names = list(self.names) if names is None else names
-        found = []
-        for bucket in self.buckets:
-            meta, rows = self.read_part(bucket, names, most)
-            arrays = [np.asarray(one.numpy()) for one in rows]
-            found.append(TableState(meta.numpy(), dict(zip(names, arrays, strict=True))))
-        return TableState.joined(found)
+        parts = [list(self._windows(bucket, names, most)) for bucket in self.buckets]
+        return TableState.joined([window for part in parts for window in part])
 
     def living(self) -> tuple[np.ndarray, np.ndarray]:
         """(int64 [n], keys in no order; float32 [n, width], rows), without what has expired."""
         keys, found = [], []
+        expiry = self._storage.settings.expire_after
         for bucket in self.buckets:
-            meta, (rows,) = self.read_part(bucket, [""])
-            now, expiry = self._versions[self._ps(bucket)], self._storage.settings.expire_after
-            lives = slice(None)
-            if expiry is not None:
-                lives = int(now.numpy()) - meta.numpy()[:, LAST] <= expiry
-            keys.append(meta.numpy()[lives, KEY])
-            found.append(np.asarray(rows.numpy())[lives])
+            now = int(self._versions[self._ps(bucket)].numpy())
+            for meta, rows in self._windows(bucket, [""]):
+                lives = slice(None) if expiry is None else now - meta[:, LAST] <= expiry
+                keys.append(meta[lives, KEY])
+                found.append(rows[""][lives])
         return np.concatenate(keys), np.concatenate(found)
+
+    def _windows(
+        self, bucket: int, names: Sequence[str], most: int | None = None
+    ) -> Iterator[TableState]:
+        """A part's keys in pieces, so that its ps needs the memory of a piece, not of all rows.
+
+        No worker may push meanwhile: a key whose row changes would be found twice, or not at all.
+
+        Args:
+          bucket, names: as for `read_part`.
+          most: only so many keys, those that updates named most often; None for all.
+        """
+        states = [self.names[name] for name in names]
+        used = self._parts[bucket].marks["used"]
+        every = most is None or most >= used
+        least, ties = (-1, 0) if every else self._threshold(bucket, used, most)
+
+        def read(table, lock, handles, begin, end, least, ties):
+            chosen = Chosen(least, ties)
+            return _locked(lock, lambda: table.export(handles, states, (begin, end), chosen))
+
+        for span in _spans(used):
+            notes = _numbers(*span, least, ties)
+            meta, rows = self._call(("window", *states), read, bucket, *notes)
+            arrays = [np.asarray(one.numpy()) for one in rows]
+            found = TableState(meta.numpy(), dict(zip(names, arrays, strict=True)))
+            ties -= np.count_nonzero(found.meta[:, COUNT] == least)
+            yield found
+
+    def _threshold(self, bucket: int, used: int, most: int) -> tuple[int, int]:
+        """The numbers of `Chosen` by which a part has just `most` keys."""
+
+        def count(table, lock, handles, begin, end):
+            return _locked(lock, lambda: table.counts(handles, (begin, end)))
+
+        best = tf.zeros([0], tf.int64)
+        for span in _spans(used):
+            counts = self._call(("count",), count, bucket, *_numbers(*span))
+            with tf.device(ps_device(self._ps(bucket))):
+                best = tf.sort(tf.concat([best, counts], 0), direction="DESCENDING")[:most]
+        with tf.device(ps_device(self._ps(bucket))):
+            least = tf.reduce_min(best)
+            return int(least), int(tf.math.count_nonzero(tf.equal(best, least)))
 
     def put(self, state: TableState) -> None:
         """Writes keys to the servers that they belong to."""
@@ -195,12 +225,9 @@ class GrowingTable:
         array[:] = self._storage.tables[0].slot_rows[state_of or 0]
 
         def read(table, lock, handles, keys):
-            held = tf.raw_ops.MutexLock(mutex=lock)
-            with tf.control_dependencies([held]):
-                rows = table.gather(handles, table.find(handles, keys), state_of)
-            with tf.control_dependencies([rows]):
-                tf.raw_ops.ConsumeMutexLock(mutex_lock=held)
-            return rows
+            return _locked(
+                lock, lambda: table.gather(handles, table.find(handles, keys), state_of)
+            )
 
         part = self._part_of(known)
         for k, bucket in enumerate(self.buckets):
@@ -258,6 +285,25 @@ class GrowingTable:
             self._functions[key] = traced.get_concrete_function(*given[:2], *forms)
         with tf.device(ps_device(ps)):
             return self._functions[key](*given)
+
+
+def _locked(lock: tf.Tensor, function: Callable[[], Any]) -> Any:
+    """Lets a function make its operations under a mutex; returns what it returns."""
+    held = tf.raw_ops.MutexLock(mutex=lock)
+    with tf.control_dependencies([held]):
+        found = function()
+    with tf.control_dependencies(tf.nest.flatten(found)):
+        tf.raw_ops.ConsumeMutexLock(mutex_lock=held)
+    return found
+
+
+def _spans(used: int) -> list[tuple[int, int]]:
+    """Spans of row numbers, of `_WINDOW` each; at least one, which may be empty."""
+    return [(begin, begin + _WINDOW) for begin in range(0, max(used, 1), _WINDOW)]
+
+
+def _numbers(*numbers: int) -> list[tf.Tensor]:
+    return [tf.constant(number, tf.int64) for number in numbers]
 
 
 def _of_any_length(t: tf.Tensor) -> tf.TensorSpec:
