@@ -3,8 +3,8 @@
   python -m benchmarks.recovery --rounds=3
 
 A job of 2 workers and 2 ps trains under `python -m launch local`, which starts again what dies. In
-each turn a task is killed or frozen once. TensorFlow's own coordinator and PyTorch's `torchrun`, where
-torch is installed, are beside it for the kill of a worker; the former does not survive the others.
+each turn a task is killed or frozen once. TensorFlow's own coordinator is beside it for the kill of
+a worker; it does not survive the others. So is PyTorch's `torchrun`, where torch is installed.
 """
 
 import importlib.util

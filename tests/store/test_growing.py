@@ -10,8 +10,8 @@ import tensorflow as tf
 import tfps
 from tests.training.test_snapshots import KillAt, Killed
 from tfps.embeddings.handles import KEY
-from tfps.store.growing import TableState
 from tfps.embeddings.keys import keys_of
+from tfps.store.growing import TableState
 
 soak = pytest.mark.soak
 IDS = np.random.default_rng(0).integers(-(1 << 62), 1 << 62, 60)

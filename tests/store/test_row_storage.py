@@ -15,6 +15,7 @@ import tensorflow as tf
 from tfps.compression import Identity
 from tfps.embeddings.initial_rows import InitialRows
 from tfps.embeddings.settings import TableSettings
+from tfps.store import row_messages
 from tfps.store.dense_rows import DenseRows, RowRange
 from tfps.store.handles import RoundHandles, ServerHandles, StoreHandles
 from tfps.store.hash_rows import HashRows
@@ -121,8 +122,8 @@ def test_a_table_sends_each_row_once_and_back(make, parts, lookups):
     seed = tf.zeros([2], tf.int32)
     for bucket, sent in table.encode(gradient, ids, seed).items():
         stored.write(storage, table.part(bucket), sent.ids, table.decode(sent))
-    with mock.patch("tfps.store.tables.ps_device", lambda ps: ""):  # This process.
-        found = table.pull(given, ids, seed)
+    with mock.patch("tfps.store.row_messages.ps_device", lambda ps: ""):  # This process.
+        found = row_messages.pull({0: table}, {0: ids}, given, seed)[0]
     for positions, one in zip(found.rows.positions, lookups, strict=True):
         rows = tf.gather(found.rows.values, positions)
         np.testing.assert_array_equal(rows, np.stack([np.array(one, np.float32)] * WIDTH, 1))

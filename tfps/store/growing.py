@@ -83,9 +83,7 @@ class GrowingTable:
 
     # On the servers.
 
-    def read_part(
-        self, bucket: int, names: Sequence[str]
-    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
+    def read_part(self, bucket: int, names: Sequence[str]) -> tuple[tf.Tensor, list[tf.Tensor]]:
         """(int64 [n, 4], float32 [n, width] for each name), copies on the part's ps.
 
         Args:
@@ -168,8 +166,9 @@ class GrowingTable:
         """
         states = [self.names[name] for name in names]
         used = self._parts[bucket].marks["used"]
-        every = most is None or most >= used
-        least, ties = (-1, 0) if every else self._threshold(bucket, used, most)
+        least, ties = -1, 0
+        if most is not None and most < used:
+            least, ties = self._threshold(bucket, used, most)
 
         def read(table, lock, handles, begin, end, least, ties):
             chosen = Chosen(least, ties)
@@ -180,7 +179,7 @@ class GrowingTable:
             meta, rows = self._call(("window", *states), read, bucket, *notes)
             arrays = [np.asarray(one.numpy()) for one in rows]
             found = TableState(meta.numpy(), dict(zip(names, arrays, strict=True)))
-            ties -= np.count_nonzero(found.meta[:, COUNT] == least)
+            ties -= int(np.count_nonzero(found.meta[:, COUNT] == least))
             yield found
 
     def _threshold(self, bucket: int, used: int, most: int) -> tuple[int, int]:
@@ -225,9 +224,7 @@ class GrowingTable:
         array[:] = self._storage.tables[0].slot_rows[state_of or 0]
 
         def read(table, lock, handles, keys):
-            return _locked(
-                lock, lambda: table.gather(handles, table.find(handles, keys), state_of)
-            )
+            return _locked(lock, lambda: table.gather(handles, table.find(handles, keys), state_of))
 
         part = self._part_of(known)
         for k, bucket in enumerate(self.buckets):

@@ -62,6 +62,54 @@ def coalesce(tensors: Sequence[tf.Tensor]) -> tuple[list[tf.Tensor], Callable]:
     return messages, restore
 
 
+def join(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """Joins tensors of any length, so that those of one dtype share a message.
+
+    Args:
+      tensors: all of them on one device, of known ranks.
+
+    Returns:
+      Messages for `separate`, on another device. The first of them, int32, has the shapes. Where
+      that would not make them fewer, they are the tensors.
+    """
+    if not _is_worth_joining(tensors):
+        return list(tensors)
+    flat = [tf.reshape(t, [-1]) for t in tensors]
+    shapes = tf.concat([tf.shape(t) for t in tensors], 0)
+    dtypes = _dtypes(tensors)
+    return [shapes, *(tf.concat([t for t in flat if t.dtype == one], 0) for one in dtypes)]
+
+
+def separate(
+    messages: Sequence[tf.Tensor], like: Sequence[tf.Tensor | tf.TensorSpec]
+) -> list[tf.Tensor]:
+    """The tensors that `join` has joined.
+
+    Args:
+      messages: of `join`.
+      like: of the dtypes and the static shapes of what it was given.
+    """
+    if not _is_worth_joining(like):
+        return list(messages)
+    shapes = tf.split(messages[0], [one.shape.rank for one in like])
+    back: dict[int, tf.Tensor] = {}
+    for dtype, message in zip(_dtypes(like), messages[1:], strict=True):
+        members = [k for k, one in enumerate(like) if one.dtype == dtype]
+        sizes = tf.stack([tf.reduce_prod(shapes[k]) for k in members])
+        for k, part in zip(members, tf.split(message, sizes, num=len(members)), strict=True):
+            back[k] = tf.reshape(part, shapes[k])
+            back[k].set_shape(like[k].shape)
+    return [back[k] for k in range(len(like))]
+
+
+def _is_worth_joining(tensors: Sequence[tf.Tensor | tf.TensorSpec]) -> bool:
+    return 1 + len(_dtypes(tensors)) < len(tensors)
+
+
+def _dtypes(tensors: Sequence[tf.Tensor | tf.TensorSpec]) -> list[tf.DType]:
+    return list(dict.fromkeys(t.dtype for t in tensors))
+
+
 def _is_small(t: tf.Tensor) -> bool:
     fixed = t.dtype.is_floating or t.dtype.is_integer or t.dtype.is_bool
     if not (fixed and t.shape.is_fully_defined()):

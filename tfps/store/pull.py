@@ -13,6 +13,7 @@ from tfps.cluster.devices import ps_device
 from tfps.model import optimizer_traits
 from tfps.model.lookups import Rows
 from tfps.model.optimizer_set import AnyOptimizer
+from tfps.store import row_messages
 from tfps.store.buckets import unpack
 from tfps.store.handles import ServerHandles
 from tfps.store.messages import coalesce
@@ -126,11 +127,8 @@ class Puller:
         Returns:
           Table -> what was found.
         """
-        found = {}
-        for i, lookup in lookups.items():
-            ids = Ids.of(lookup)
-            found[i] = self._plan.tables[i].pull(handles, ids, seed, exact)
-        return found
+        ids = {i: Ids.of(lookup) for i, lookup in lookups.items()}
+        return row_messages.pull(self._plan.tables, ids, handles, seed, exact)
 
     def has(self, found: dict[int, Found]) -> tf.Tensor:
         """bool scalar: whether all rows that were asked for exist."""

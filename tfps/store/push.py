@@ -19,7 +19,7 @@ from tfps.store.buckets import pack
 from tfps.store.channel import Channel
 from tfps.store.handles import ServerHandles, on_one
 from tfps.store.mailbox import Header, SenderHandles
-from tfps.store.messages import coalesce
+from tfps.store.messages import coalesce, join, separate
 from tfps.store.parameter_store import ParameterStore
 from tfps.store.resources import read, write
 from tfps.store.server_loop import Receipt, ServerLoop
@@ -353,7 +353,14 @@ class Pusher:
             loss_scale=sent.loss_scale,
         )
         row = header.row()
-        messages, restore = coalesce([*tf.nest.flatten(payloads), *tf.nest.flatten(rows)])
+        fixed, of_rows = tf.nest.flatten(payloads), tf.nest.flatten(rows)
+        count, forms = len(fixed), [_spec(t) for t in of_rows]
+        messages, split = coalesce([*fixed, *join(of_rows)])
+
+        def restore(messages):
+            back = split(messages)
+            return [*back[:count], *separate(back[count:], forms)]
+
         noted = len(sent.records)
         messages = [*sent.records, *messages]
         with tf.device(ps_device(p)):

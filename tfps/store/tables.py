@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tfps.cluster.devices import ps_device
 from tfps.compression import Codec, Identity
 from tfps.model.lookups import Rows
 from tfps.store.handles import ServerHandles
@@ -95,24 +94,42 @@ class Table:
         self._push, self._pull = push, pull
         self._part_of = {part.bucket: k for k, part in enumerate(storage.parts)}
 
-    def pull(self, handles: ServerHandles, ids: Ids, seed: tf.Tensor, exact: bool = False) -> Found:
-        """Reads the rows of these ids and sends them to the caller's device.
+    def wanted(self, ids: Ids) -> list[tf.Tensor]:
+        """For each part, int64 [n], those of the ids whose rows it holds."""
+        return self._deal(ids, ids.unique)
+
+    def read(
+        self, handles: ServerHandles, k: int, wanted: tf.Tensor, seed: tf.Tensor, exact: bool
+    ) -> tuple[tf.Tensor, tuple]:
+        """(rows as they are, what its codec sends) of a part; the caller enters the part's device.
 
         Args:
           handles: of the step.
-          ids: an id that does not exist is an error of the call.
+          k: index of the part.
+          wanted: int64 [n], ids; one that does not exist is an error of the call.
           seed: int32 [2], for the codec.
           exact: whether the rows are sent as they are, whatever the codec.
         """
-        codec = Identity() if exact else self._pull
-        arrived, reads = [], []
-        for k, wanted in enumerate(self._deal(ids, ids.unique)):
-            part = self.storage.parts[k]
-            with tf.device(ps_device(part.ps)):
-                rows = self.storage.read(handles, k, wanted, self._dtype)
-                payload, _ = codec.encode(rows, (), seed)
-            reads.append((part.ps, rows))
-            arrived.append(codec.decode(payload, self._shape(wanted), self._dtype))
+        rows = self.storage.read(handles, k, wanted, self._dtype)
+        payload, _ = self._codec(exact).encode(rows, (), seed)
+        return rows, payload
+
+    def found(
+        self, ids: Ids, wanted: list[tf.Tensor], read: list[tuple[tf.Tensor, tuple]], exact: bool
+    ) -> Found:
+        """Puts together what all parts have sent.
+
+        Args:
+          ids: of the batch.
+          wanted: of `wanted`.
+          read: of `read`, for each part: the rows on their ps, and what has arrived here.
+          exact: as for `read`.
+        """
+        codec = self._codec(exact)
+        arrived = [
+            codec.decode(payload, self._shape(mine), self._dtype)
+            for mine, (_, payload) in zip(wanted, read, strict=True)
+        ]
         if len(arrived) == 1:
             rows = arrived[0]
         else:
@@ -121,6 +138,7 @@ class Table:
         missing = ids.total - tf.size(ids.unique)
         rows = tf.pad(rows, [[0, missing], *([0, 0] for _ in self._row_shape)])
         rows.set_shape([None, *self._row_shape])
+        reads = [(part.ps, r) for part, (r, _) in zip(self.storage.parts, read, strict=True)]
         return Found(ids, Rows(rows, ids.positions), reads)
 
     def has(self, ids: Ids) -> tf.Tensor:
@@ -135,7 +153,7 @@ class Table:
           ids: that were pulled.
           seed: int32 [2], for the codec.
         """
-        wanted = self._deal(ids, ids.unique)
+        wanted = self.wanted(ids)
         gradients = self._deal(ids, gradient[: tf.size(ids.unique)])
         sent = {}
         for part, rows, values in zip(self.storage.parts, wanted, gradients, strict=True):
@@ -166,6 +184,9 @@ class Table:
     def _bytes(self, ids, each, codec):
         row = codec.payload_bytes((1, *self._row_shape), self._dtype)
         return tf.cast(tf.size(ids.unique), tf.float64) * (each + row)
+
+    def _codec(self, exact):
+        return Identity() if exact else self._pull
 
     def _shape(self, ids) -> tuple:
         return (tf.size(ids), *self._row_shape)
