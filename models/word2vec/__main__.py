@@ -89,7 +89,6 @@ def train(connect: task.Connect) -> None:
     shown = Progress(
         round(len(text.ids) / steps), "words", lambda logs: f"loss {logs['val_loss']:.4f}"
     )
-    few = min(batch, validation.count)
     program.fit(
         way,
         trainer,
@@ -98,7 +97,7 @@ def train(connect: task.Connect) -> None:
         board,
         epochs=FLAGS.epochs,
         steps_per_epoch=steps,
-        validation_data=validation.shuffled(few, 0).take(validation.count // few),
+        validation_data=validation.fixed(batch),
     )
     path = way.path(FLAGS.save)
     model.save(path)

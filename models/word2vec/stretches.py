@@ -73,6 +73,13 @@ class Stretches:
         stretches = tf.data.Dataset.range(tf.int64.max).flat_map(one_part)
         return stretches.batch(batch_size).enumerate().map(self._with_noise(seed)).prefetch(2)
 
+    def fixed(self, most: int) -> tf.data.Dataset:
+        """A pass over the text, as batches of up to `most` stretches; the same each time."""
+        batch = min(most, self.count)
+        batches = self.count // batch
+        counted = tf.data.experimental.assert_cardinality(batches)
+        return self.shuffled(batch, seed=0).take(batches).apply(counted)
+
     def _cut(self, words: tf.Tensor, places: tf.Tensor, seed: int, i: tf.Tensor) -> tuple:
         """Cuts part i of the text into rows [count, length], in a random order."""
         rest = tf.minimum(tf.size(words), self.length)
