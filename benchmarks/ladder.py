@@ -58,6 +58,8 @@ RUNGS = [
         {"two towers": ["--model=two_tower"], "DLRM": ["--model=dlrm"]},
         {"factorization machine": ["--model=fm"]},
     ),
+    Rung("text_classification", "macro_f1"),
+    Rung("word2vec", "wordsim353"),
 ]
 
 flags.DEFINE_list("models", [rung.model for rung in RUNGS], "Which are trained.")

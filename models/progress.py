@@ -1,6 +1,7 @@
 """What a training run prints."""
 
 import math
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -38,17 +39,20 @@ class Progress(keras.callbacks.Callback):
         self._out = out
         self._tty = out.isatty()
         self._interval = 0.2 if self._tty else 15.0  # s between two prints
+        self._took: list[float] = []  # s to the last batch of each epoch
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         self._epoch = epoch
         self._started = self._printed = time.perf_counter()
         self._first = None
+        self._took.append(0.0)
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         now = time.perf_counter()
         if self._first is None:
             # The first steps include the time to compile them, so speed is measured from here.
             self._first = (batch, now)
+        self._took[-1] = now - self._started
         # With several steps in a call, Keras counts the last call of an epoch in full.
         done = min(batch + 1, self.params["steps"])
         if now - self._printed < self._interval and done < self.params["steps"]:
@@ -57,6 +61,14 @@ class Progress(keras.callbacks.Callback):
         line = self._line(done, now, logs or {})
         self._out.write(f"\r{line}\x1b[K" if self._tty else f"{line}\n")
         self._out.flush()
+
+    def per_second(self) -> float:
+        """Examples, tokens or the like in a second of training: the median of all epochs.
+
+        The first epoch, in which steps are compiled, counts only if there is no other.
+        """
+        seconds = statistics.median(self._took[1:] or self._took)
+        return self._per_step * self.params["steps"] / seconds
 
     def _line(self, done: int, now: float, logs: dict) -> str:
         steps, epochs = self.params["steps"], self.params["epochs"]

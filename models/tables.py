@@ -22,7 +22,7 @@ def read_csv(path: str, flag: str = "data") -> Table:
     """Reads a CSV file whose first line names the columns.
 
     Args:
-      path: of a file in UTF-8.
+      path: of a file in UTF-8. If it ends in .tsv, its values are separated by tabs.
       flag: the flag that named the file, for errors.
 
     Raises:
@@ -30,7 +30,7 @@ def read_csv(path: str, flag: str = "data") -> Table:
     """
     try:
         with open(path, encoding="utf-8-sig", newline="") as f:
-            rows = list(csv.reader(f))
+            rows = list(csv.reader(f, delimiter="\t" if path.endswith(".tsv") else ","))
     except (OSError, UnicodeDecodeError, csv.Error) as e:
         raise tfps.DataError(f"--{flag}={path} is no CSV file that can be read: {e}") from e
     rows = [row for row in rows if row]

@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags
 
 import tfps
-from models import program, task
+from models import program, task, texts
 from models.gpt import model as gpt, sample, text, tokenizers
 from models.gpt.measures import bits_per_byte, perplexity
 from models.progress import Progress
@@ -140,8 +140,8 @@ def _quality(loss: float, validation: text.Windows) -> str:
 
 
 def _load() -> tuple[tokenizers.Tokenizer, text.Windows, text.Windows]:
-    files = _standard_library() if FLAGS.data is None else text.find(FLAGS.data)
-    training, validation = text.split(text.read(files))
+    files = _standard_library() if FLAGS.data is None else texts.find(FLAGS.data)
+    training, validation = text.split(texts.read(files))
     if FLAGS.tokenizer == "wordpiece":
         print("learning word pieces", flush=True)
         tokenizer = tokenizers.WordPiece.learn(training, FLAGS.vocabulary)

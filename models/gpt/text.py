@@ -1,6 +1,5 @@
 """From text files to batches of token windows."""
 
-import glob
 import os
 import zlib
 from collections.abc import Sequence
@@ -13,53 +12,6 @@ from tfps import errors
 
 # Files whose name hashes to 0 modulo this number are held out for validation.
 _HELD_OUT = 20
-
-
-def find(pattern: str) -> list[str]:
-    """The files that a glob, a folder (searched recursively) or a path stands for.
-
-    Raises:
-      DataError: there is no such file.
-    """
-    if os.path.isdir(pattern):
-        names = glob.glob(os.path.join(glob.escape(pattern), "**"), recursive=True)
-    else:
-        names = glob.glob(os.path.expanduser(pattern), recursive=True)
-    files = sorted(n for n in names if os.path.isfile(n))
-    if not files:
-        raise errors.DataError(
-            f"--data={pattern} matches no file; give a folder or a quoted glob like 'src/**/*.py'"
-        )
-    return files
-
-
-def read(files: Sequence[str]) -> dict[str, bytes]:
-    """Reads files: path -> content, of the files that are not empty.
-
-    Raises:
-      DataError: A file is binary or cannot be read, or all files are empty.
-    """
-    texts = {}
-    for name in files:
-        try:
-            with open(name, "rb") as f:
-                content = f.read()
-        except OSError as e:
-            raise errors.DataError(f"--data: cannot read {name}: {e.strerror.lower()}") from e
-        if (zero := content.find(b"\0")) >= 0:
-            raise errors.DataError(
-                f"--data: {name} is binary (a zero byte at offset {zero}); give a glob that "
-                "matches text files only"
-            )
-        if content:
-            texts[name] = content
-    if not texts:
-        raise errors.DataError(
-            f"--data: {files[0]}"
-            + (f" and {len(files) - 1} more are" if len(files) > 1 else " is")
-            + " empty; there is nothing to train on"
-        )
-    return texts
 
 
 def split(texts: dict[str, bytes]) -> tuple[list[bytes], list[bytes]]:

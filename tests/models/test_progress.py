@@ -36,3 +36,14 @@ def test_a_validation_gets_a_line():
     assert out.getvalue() == ""
     progress.on_epoch_end(0, {"loss": 1.0, "val_loss": 0.5})
     assert out.getvalue().startswith("  validation: error 0.50  (epoch took 0:0")
+
+
+def test_speed_is_that_of_the_median_epoch(monkeypatch):
+    clock = iter([0.0, 50.0, 100.0, 102.0, 200.0, 204.0, 300.0, 303.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    progress = Progress(64, "tokens", str, io.StringIO())
+    progress.set_params({"steps": 6, "epochs": 4})
+    for epoch in range(4):
+        progress.on_epoch_begin(epoch)
+        progress.on_train_batch_end(5)
+    assert progress.per_second() == 64 * 6 / 3  # The first epoch, which traces, does not count.

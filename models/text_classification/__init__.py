@@ -1,0 +1,1 @@
+"""Classification of texts: the stars of a review, or the classes of your own table."""

@@ -1,0 +1,58 @@
+"""Text files of `--data`."""
+
+import glob
+import os
+from collections.abc import Sequence
+
+from tfps import errors
+
+
+def find(pattern: str) -> list[str]:
+    """The files that a glob, a folder (searched recursively) or a path stands for.
+
+    Raises:
+      DataError: there is no such file.
+    """
+    if os.path.isdir(pattern):
+        names = glob.glob(os.path.join(glob.escape(pattern), "**"), recursive=True)
+    else:
+        names = glob.glob(os.path.expanduser(pattern), recursive=True)
+    files = sorted(n for n in names if os.path.isfile(n))
+    if not files:
+        raise errors.DataError(
+            f"--data={pattern} matches no file; give a folder or a quoted glob like 'src/**/*.py'"
+        )
+    return files
+
+
+def read(files: Sequence[str], flag: str = "data") -> dict[str, bytes]:
+    """Reads files: path -> content, of the files that are not empty.
+
+    Args:
+      files: their paths.
+      flag: the flag that named the files, for errors.
+
+    Raises:
+      DataError: a file is binary or cannot be read, or all files are empty.
+    """
+    texts = {}
+    for name in files:
+        try:
+            with open(name, "rb") as f:
+                content = f.read()
+        except OSError as e:
+            raise errors.DataError(f"--{flag}: cannot read {name}: {e.strerror.lower()}") from e
+        if (zero := content.find(b"\0")) >= 0:
+            raise errors.DataError(
+                f"--{flag}: {name} is binary (a zero byte at offset {zero}); give a glob that "
+                "matches text files only"
+            )
+        if content:
+            texts[name] = content
+    if not texts:
+        raise errors.DataError(
+            f"--{flag}: {files[0]}"
+            + (f" and {len(files) - 1} more are" if len(files) > 1 else " is")
+            + " empty; there is nothing to read"
+        )
+    return texts
