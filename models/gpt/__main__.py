@@ -7,9 +7,7 @@ the variable names: the chief trains, workers and ps serve.
   python -m models.gpt --save=code.keras --generate='def '
 """
 
-import glob
 import os
-import sysconfig
 import time
 
 import keras
@@ -17,7 +15,7 @@ import numpy as np
 from absl import flags
 
 import tfps
-from models import program, task
+from models import program, task, text_files
 from models.gpt import model as gpt, sample, text, tokenizers
 from models.gpt.measures import bits_per_byte, perplexity
 from models.progress import Progress
@@ -140,7 +138,7 @@ def _quality(loss: float, validation: text.Windows) -> str:
 
 
 def _load() -> tuple[tokenizers.Tokenizer, text.Windows, text.Windows]:
-    files = _standard_library() if FLAGS.data is None else text.find(FLAGS.data)
+    files = text_files.standard_library() if FLAGS.data is None else text_files.find(FLAGS.data)
     training, validation = text.split(text.read(files))
     if FLAGS.tokenizer == "wordpiece":
         print("learning word pieces", flush=True)
@@ -152,14 +150,6 @@ def _load() -> tuple[tokenizers.Tokenizer, text.Windows, text.Windows]:
         text.Windows(training, tokenizer, FLAGS.context, "training"),
         text.Windows(validation, tokenizer, FLAGS.context, "validation"),
     )
-
-
-def _standard_library() -> list[str]:
-    """The sources of Python's standard library, without its tests."""
-    root = sysconfig.get_paths()["stdlib"]
-    skipped = {"site-packages", "dist-packages", "test", "tests", "idle_test"}
-    files = glob.glob(os.path.join(glob.escape(root), "**", "*.py"), recursive=True)
-    return sorted(f for f in files if not skipped & set(os.path.relpath(f, root).split(os.sep)))
 
 
 def _compiled_model(vocabulary: int, updates: int) -> keras.Model:

@@ -1,6 +1,5 @@
 """From text files to batches of token windows."""
 
-import glob
 import os
 import zlib
 from collections.abc import Sequence
@@ -13,24 +12,6 @@ from tfps import errors
 
 # Files whose name hashes to 0 modulo this number are held out for validation.
 _HELD_OUT = 20
-
-
-def find(pattern: str) -> list[str]:
-    """The files that a glob, a folder (searched recursively) or a path stands for.
-
-    Raises:
-      DataError: there is no such file.
-    """
-    if os.path.isdir(pattern):
-        names = glob.glob(os.path.join(glob.escape(pattern), "**"), recursive=True)
-    else:
-        names = glob.glob(os.path.expanduser(pattern), recursive=True)
-    files = sorted(n for n in names if os.path.isfile(n))
-    if not files:
-        raise errors.DataError(
-            f"--data={pattern} matches no file; give a folder or a quoted glob like 'src/**/*.py'"
-        )
-    return files
 
 
 def read(files: Sequence[str]) -> dict[str, bytes]:

@@ -1,0 +1,138 @@
+"""The transformer encoder of BERT, of Keras's own layers, which models of text share."""
+
+from typing import NamedTuple
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+PADDING = 0  # The id of the token that fills up short sequences.
+
+
+class Size(NamedTuple):
+    """The size of an encoder.
+
+    Attributes:
+      vocabulary: number of token ids.
+      layers: number of blocks.
+      width: width of the vector of each token, a multiple of `heads`.
+      heads: number of attention heads in a block.
+      longest: length of the longest sequence, in tokens.
+    """
+
+    vocabulary: int
+    layers: int
+    width: int
+    heads: int
+    longest: int
+
+
+def encoder(
+    size: Size, tokens: keras.KerasTensor, dropout: float
+) -> tuple[keras.KerasTensor, keras.Layer]:
+    """Applies a new encoder of BERT (Devlin et al., 2018).
+
+    Blocks normalize after their sums. There are no segments; where a pre-trained model has them,
+    the first segment is added to its positions.
+
+    Args:
+      size: of the encoder.
+      tokens: int32 [batch, time], time at most `size.longest`. No token attends to `PADDING`.
+      dropout: dropout rate in attention and on both branches of a block.
+
+    Returns:
+      A vector of each token, [batch, time, width], and the layer of the tokens' embeddings.
+    """
+    init = keras.initializers.TruncatedNormal(stddev=0.02)
+    embed = layers.ReversibleEmbedding(
+        size.vocabulary, size.width, embeddings_initializer=init, name="token"
+    )
+    embed_position = layers.Embedding(
+        size.longest, size.width, embeddings_initializer=init, name="position"
+    )
+    positions = ops.cumsum(ops.ones_like(tokens), axis=1) - 1
+    x = _norm("embedding_norm")(embed(tokens) + embed_position(positions))
+    x = layers.Dropout(dropout, name="embedding_dropout")(x)
+    seen = ops.expand_dims(ops.not_equal(tokens, PADDING), 1)  # [batch, 1, time]
+    for i in range(size.layers):
+        h = layers.MultiHeadAttention(
+            size.heads,
+            size.width // size.heads,
+            dropout=dropout,
+            kernel_initializer=init,
+            name=f"block{i}_attention",
+        )(x, x, attention_mask=seen)
+        h = layers.Dropout(dropout, name=f"block{i}_attention_dropout")(h)
+        x = _norm(f"block{i}_attention_norm")(x + h)
+        h = layers.Dense(
+            4 * size.width, activation="gelu", kernel_initializer=init, name=f"block{i}_mlp_in"
+        )(x)
+        h = layers.Dense(size.width, kernel_initializer=init, name=f"block{i}_mlp_out")(h)
+        h = layers.Dropout(dropout, name=f"block{i}_mlp_dropout")(h)
+        x = _norm(f"block{i}_mlp_norm")(x + h)
+    return x, embed
+
+
+def optimizer(rate: float, warmup: int, updates: int) -> keras.optimizers.Optimizer:
+    """AdamW with linear warm-up and linear decay, as BERT is trained.
+
+    Args:
+      rate: the peak of the learning rate.
+      warmup: updates of warm-up; half of all updates at most.
+      updates: of the training.
+    """
+    warmup = min(warmup, updates // 2)
+    schedule = keras.optimizers.schedules.PolynomialDecay(rate, max(1, updates - warmup), 0.0)
+    made = keras.optimizers.AdamW(schedule, weight_decay=0.01, global_clipnorm=1.0)
+    made.exclude_from_weight_decay(var_names=["bias", "gamma", "beta", "embeddings"])
+    return made
+
+
+def size_of(model: keras.Model) -> Size:
+    """The size of the encoder in a model.
+
+    Args:
+      model: has the layers that `encoder` makes.
+
+    Raises:
+      ValueError: the model has no layer `token`, and so no encoder.
+    """
+    token = model.get_layer("token")
+    blocks = [layer.name for layer in model.layers if layer.name.endswith("_attention")]
+    heads = model.get_layer(blocks[0]).num_heads
+    longest = model.get_layer("position").input_dim
+    return Size(token.input_dim, len(blocks), token.output_dim, heads, longest)
+
+
+# Layer name -> its weights, in the order of `layer.get_weights()`.
+Weights = dict[str, list[np.ndarray]]
+
+
+def weights(model: keras.Model) -> Weights:
+    """The weights of the encoder in a model.
+
+    Args:
+      model: has the layers that `encoder` makes.
+    """
+    return {layer.name: layer.get_weights() for layer in _layers(model) if layer.weights}
+
+
+def set_weights(model: keras.Model, values: Weights) -> None:
+    """Gives the encoder in a model its weights.
+
+    Args:
+      model: has the layers that `encoder` makes.
+      values: of an encoder of the same size.
+    """
+    for layer in _layers(model):
+        if layer.name in values:
+            layer.set_weights(values[layer.name])
+
+
+def _layers(model: keras.Model) -> list[keras.Layer]:
+    begins = ("token", "position", "embedding_norm", "block")
+    return [layer for layer in model.layers if layer.name.startswith(begins)]
+
+
+def _norm(name: str) -> keras.Layer:
+    return layers.LayerNormalization(epsilon=1e-12, name=name)
