@@ -74,7 +74,7 @@ def encoder(
 
 
 def optimizer(rate: float, warmup: int, updates: int) -> keras.optimizers.Optimizer:
-    """AdamW with linear warm-up and linear decay, as BERT is trained.
+    """AdamW with linear warm-up, and a rate that falls to 0 as a cosine does.
 
     Args:
       rate: the peak of the learning rate.
@@ -82,7 +82,12 @@ def optimizer(rate: float, warmup: int, updates: int) -> keras.optimizers.Optimi
       updates: of the training.
     """
     warmup = min(warmup, updates // 2)
-    schedule = keras.optimizers.schedules.PolynomialDecay(rate, max(1, updates - warmup), 0.0)
+    schedule = keras.optimizers.schedules.CosineDecay(
+        initial_learning_rate=0.0 if warmup else rate,
+        decay_steps=max(1, updates - warmup),
+        warmup_target=rate if warmup else None,
+        warmup_steps=warmup,
+    )
     made = keras.optimizers.AdamW(schedule, weight_decay=0.01, global_clipnorm=1.0)
     made.exclude_from_weight_decay(var_names=["bias", "gamma", "beta", "embeddings"])
     return made

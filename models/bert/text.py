@@ -140,18 +140,16 @@ def batches(
       worker: the worker that reads; each has its share.
     """
     index, workers = worker.worker_index, worker.num_workers
-    order = seed + (index << 16)
     if len(part.files) >= _MANY * workers:
-        ours = windows(part._replace(files=worker.shard(part.files)), pieces, context, order)
-    else:
-        ours = windows(part, pieces, context, order).shard(workers, index)
-    endless = ours.repeat().shuffle(_SHUFFLED, order)
+        ours = windows(part._replace(files=worker.shard(part.files)), pieces, context, seed)
+    else:  # All workers read the files in the same order, since each takes its share of that.
+        ours = windows(part, pieces, context, seed).shard(workers, index)
+    endless = ours.repeat().shuffle(_SHUFFLED, seed)
     drawn = endless.batch(batch_size, drop_remainder=True).enumerate()
+    own = tf.constant([seed, index], tf.int64)
 
     def mask(number: tf.Tensor, batch: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
-        return masked(
-            batch, pieces, tf.random.fold_in(tf.constant([seed, index], tf.int64), number)
-        )
+        return masked(batch, pieces, tf.random.fold_in(own, number))
 
     return drawn.map(mask).prefetch(2)
 
