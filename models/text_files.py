@@ -3,8 +3,11 @@
 import glob
 import os
 import sysconfig
+from collections.abc import Sequence
 
 from tfps import errors
+
+_BEGIN = 1024  # bytes that tell text from other files
 
 
 def find(pattern: str) -> list[str]:
@@ -23,6 +26,28 @@ def find(pattern: str) -> list[str]:
             f"--data={pattern} matches no file; give a folder or a quoted glob like 'src/**/*.py'"
         )
     return files
+
+
+def check(files: Sequence[str]) -> None:
+    """Looks at the beginnings of files that workers will read.
+
+    Args:
+      files: paths.
+
+    Raises:
+      DataError: a file cannot be read, or is binary.
+    """
+    for name in files:
+        try:
+            with open(name, "rb") as f:
+                begin = f.read(_BEGIN)
+        except OSError as e:
+            raise errors.DataError(f"--data: cannot read {name}: {e.strerror.lower()}") from e
+        if (zero := begin.find(b"\0")) >= 0:
+            raise errors.DataError(
+                f"--data: {name} is binary (a zero byte at offset {zero}); give a glob that "
+                "matches text files only"
+            )
 
 
 def standard_library() -> list[str]:

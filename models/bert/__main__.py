@@ -45,10 +45,10 @@ flags.DEFINE_integer("heads", 4, "Attention heads in a block.", lower_bound=1)
 flags.DEFINE_integer("context", 128, "Tokens in a window.", lower_bound=8)
 flags.DEFINE_float("dropout", 0.0, "Dropout rate.", lower_bound=0.0, upper_bound=0.95)
 flags.DEFINE_integer(
-    "steps_per_epoch", 1000, "Batches in an epoch, over all workers together.", lower_bound=1
+    "steps_per_epoch", 500, "Batches in an epoch, over all workers together.", lower_bound=1
 )
 flags.DEFINE_integer("validation_windows", 1024, "Most windows in a validation.", lower_bound=1)
-flags.DEFINE_integer("warmup_steps", 500, "Steps of linear warm-up.", lower_bound=0)
+flags.DEFINE_integer("warmup_steps", 300, "Steps of linear warm-up.", lower_bound=0)
 
 
 def main(argv: list[str]) -> int:
@@ -123,7 +123,9 @@ def predict() -> None:
 
 def _files() -> Sequence[str]:
     if FLAGS.data is not None:
-        return text_files.find(FLAGS.data)
+        found = text_files.find(FLAGS.data)
+        text_files.check(found)
+        return found
     manual = packages.files("postgresql-doc-15", "*.html", "bert")
     return [*text_files.standard_library(), *manual]
 

@@ -166,6 +166,7 @@ def test_it_learns_on_servers_and_fills_gaps(connect, capsys, tmp_path):
     [
         ([], "has no folder postgresql-doc-15 with *.html; run make data-bert", 1),
         (["--data={tmp}/none*"], "matches no file", 1),
+        (["--data={tmp}/binary"], "is binary (a zero byte at offset 3)", 1),
         (["--data={tmp}/short.txt"], "less than a window of --context=128", 1),
         (["--width=10", "--heads=4"], "--width=10 is not a multiple of --heads=4", 2),
         (["--predict={tmp}/short.txt"], "m.keras does not exist", 2),
@@ -173,6 +174,7 @@ def test_it_learns_on_servers_and_fills_gaps(connect, capsys, tmp_path):
 )  # fmt: skip
 def test_bad_input_gets_one_line(tmp_path, capsys, monkeypatch, args, said, expected):
     monkeypatch.delenv("TF_CONFIG", raising=False)
+    (tmp_path / "binary").write_bytes(b"abc\0def")
     (tmp_path / "short.txt").write_text("a few words\n" * 40)
     args = [f"--packages={tmp_path}", *(a.format(tmp=tmp_path) for a in args)]
     code, _, err = in_process.run(binary, capsys, f"--save={tmp_path}/m.keras", *args)
