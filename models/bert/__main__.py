@@ -17,12 +17,23 @@ import tensorflow as tf
 from absl import flags
 
 import tfps
-from models import feeding, inference, packages, program, task, text_files, transformer, word_pieces
+from models import (
+    feeding,
+    inference,
+    packages,
+    program,
+    task,
+    text_files,
+    text_flags,
+    transformer,
+    word_pieces,
+)
 from models.bert import gaps, model as network, text
 from models.progress import Progress
 
 FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(program)
+flags.adopt_module_key_flags(text_flags)
 flags.adopt_module_key_flags(packages)
 flags.adopt_module_key_flags(inference)
 
@@ -31,24 +42,16 @@ DATA = (
     "Python's standard library, and PostgreSQL's manual, which `make data-bert` downloads."
 )
 DEFAULTS = {
-    "batch_size": 16,
-    "epochs": 6,
+    "batch_size": 32,
+    "epochs": 4,
     "learning_rate": 1e-3,
     "steps_per_execution": 8,
+    "steps_per_epoch": 500,
+    "vocabulary": 8000,
     "save": "runs/bert/model.keras",
 }
 
-flags.DEFINE_integer("vocabulary", 8000, "Most word pieces to learn.", lower_bound=300)
-flags.DEFINE_integer("layers", 4, "Transformer blocks.", lower_bound=1)
-flags.DEFINE_integer("width", 128, "Width of the vector of each token.", lower_bound=1)
-flags.DEFINE_integer("heads", 4, "Attention heads in a block.", lower_bound=1)
-flags.DEFINE_integer("context", 128, "Tokens in a window.", lower_bound=8)
-flags.DEFINE_float("dropout", 0.0, "Dropout rate.", lower_bound=0.0, upper_bound=0.95)
-flags.DEFINE_integer(
-    "steps_per_epoch", 500, "Batches in an epoch, over all workers together.", lower_bound=1
-)
-flags.DEFINE_integer("validation_windows", 1024, "Most windows in a validation.", lower_bound=1)
-flags.DEFINE_integer("warmup_steps", 300, "Steps of linear warm-up.", lower_bound=0)
+flags.DEFINE_integer("validation_windows", 2048, "Most windows in a validation.", lower_bound=1)
 
 
 def main(argv: list[str]) -> int:
@@ -58,7 +61,8 @@ def main(argv: list[str]) -> int:
 
 def train(connect: task.Connect) -> None:
     """Runs the chief: learns word pieces, trains, and tells how many masked tokens are found."""
-    _check_flags()
+    program.check_flags()
+    text_flags.check_heads()
     started = time.perf_counter()
     training, held = text.split(_files())
     pieces = _learn(training)
@@ -128,14 +132,6 @@ def _files() -> Sequence[str]:
         return found
     manual = packages.files("postgresql-doc-15", "*.html", "bert")
     return [*text_files.standard_library(), *manual]
-
-
-def _check_flags() -> None:
-    program.check_flags()
-    if FLAGS.width % FLAGS.heads:
-        raise tfps.ConfigError(
-            f"--width={FLAGS.width} is not a multiple of --heads={FLAGS.heads}; change one of them"
-        )
 
 
 def _learn(training: text.Part) -> list[str]:

@@ -25,6 +25,8 @@ def build(size: transformer.Size, dropout: float) -> keras.Model:
     x = ops.take_along_axis(x, ops.expand_dims(positions, -1), axis=1)
     x = layers.Dense(size.width, activation="gelu", name="masked")(x)
     x = layers.LayerNormalization(epsilon=1e-12, name="masked_norm")(x)
-    return keras.Model(
+    model = keras.Model(
         {"tokens": tokens, "positions": positions}, token(x, reverse=True), name="bert"
     )
+    transformer.begin_with_waves(model)
+    return model

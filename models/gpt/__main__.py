@@ -14,17 +14,23 @@ import keras
 import numpy as np
 from absl import flags
 
-import tfps
-from models import program, task, text_files
+from models import program, task, text_files, text_flags
 from models.gpt import model as gpt, sample, text, tokenizers
 from models.gpt.measures import bits_per_byte, perplexity
 from models.progress import Progress
 
 FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(program)
+flags.adopt_module_key_flags(text_flags)
 
 DATA = "Text to train on: a folder, a glob or a file. Default: Python's standard library."
-DEFAULTS = {"batch_size": 16, "epochs": 4, "save": "runs/gpt/model.keras"}
+DEFAULTS = {
+    "batch_size": 16,
+    "epochs": 4,
+    "vocabulary": 4096,
+    "steps_per_epoch": None,
+    "save": "runs/gpt/model.keras",
+}
 
 flags.DEFINE_enum(
     "tokenizer",
@@ -32,22 +38,7 @@ flags.DEFINE_enum(
     ["bytes", "wordpiece"],
     "Bytes as tokens, or word pieces learned from the data and saved beside the model.",
 )
-flags.DEFINE_integer("vocabulary", 4096, "Most word pieces to learn.", lower_bound=300)
-
-flags.DEFINE_integer("layers", 4, "Transformer blocks.", lower_bound=1)
-flags.DEFINE_integer("width", 128, "Width of the residual stream.", lower_bound=1)
-flags.DEFINE_integer("heads", 4, "Attention heads in a block.", lower_bound=1)
-flags.DEFINE_integer("context", 64, "Tokens in a window.", lower_bound=2)
-flags.DEFINE_float("dropout", 0.0, "Dropout rate.", lower_bound=0.0, upper_bound=0.95)
-
-flags.DEFINE_integer(
-    "steps_per_epoch",
-    None,
-    "Batches in an epoch, over all workers together. Default: every window once.",
-    lower_bound=1,
-)
 flags.DEFINE_integer("validation_steps", 64, "Most batches in a validation.", lower_bound=1)
-flags.DEFINE_integer("warmup_steps", 100, "Steps of linear warm-up.", lower_bound=0)
 flags.DEFINE_enum(
     "mixed_precision", "none", ["none", "bfloat16", "float16"], "What the layers compute in."
 )
@@ -66,7 +57,8 @@ def main(argv: list[str]) -> int:
 
 def train(connect: task.Connect) -> None:
     """Runs the chief: reads the data, trains, and saves the model."""
-    _check_flags()
+    program.check_flags()
+    text_flags.check_heads()
     started = time.perf_counter()
     tokenizer, training, validation = _load()
     way = connect()
@@ -122,14 +114,6 @@ def generate() -> None:
             model, tokenizer, FLAGS.generate, FLAGS.generate_tokens, FLAGS.temperature, seed
         )
     )
-
-
-def _check_flags() -> None:
-    program.check_flags()
-    if FLAGS.width % FLAGS.heads:
-        raise tfps.ConfigError(
-            f"--width={FLAGS.width} is not a multiple of --heads={FLAGS.heads}; change one of them"
-        )
 
 
 def _quality(loss: float, validation: text.Windows) -> str:

@@ -19,7 +19,17 @@ import numpy as np
 from absl import flags
 
 import tfps
-from models import feeding, inference, packages, program, tables, task, transformer, word_pieces
+from models import (
+    feeding,
+    inference,
+    packages,
+    program,
+    tables,
+    task,
+    text_flags,
+    transformer,
+    word_pieces,
+)
 from models.ner import examples, model as network, pages, pretrained, sentences, spans
 from models.ner.sentences import OUTSIDE, Sentence
 from models.progress import Progress
@@ -28,6 +38,8 @@ FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(program)
 flags.adopt_module_key_flags(packages)
 flags.adopt_module_key_flags(inference)
+for name in text_flags.WITHOUT_SIZE:
+    flags.declare_key_flag(name)
 
 DATA = (
     "A file of CoNLL's format to train on: a word and its tag on each line. Default: PostgreSQL's "
@@ -35,9 +47,10 @@ DATA = (
 )
 DEFAULTS = {
     "batch_size": 16,
-    "epochs": 3,
+    "epochs": 2,
     "learning_rate": 3e-4,
     "steps_per_execution": 4,
+    "dropout": 0.1,
     "sparse_updates": "lazy",
     "save": "runs/ner/model.keras",
 }
@@ -48,13 +61,10 @@ flags.DEFINE_string(
     "What the encoder begins as: minilm, which others have trained; the file of a model of "
     "models.bert; or random, with the size and the word pieces of minilm.",
 )
-flags.DEFINE_integer("context", 64, "Tokens in a sequence.", lower_bound=8)
-flags.DEFINE_float("dropout", 0.1, "Dropout rate.", lower_bound=0.0, upper_bound=0.95)
-flags.DEFINE_integer("sentences", 4000, "Most sentences to train on.", lower_bound=1)
+flags.DEFINE_integer("sentences", 3000, "Most sentences to train on.", lower_bound=1)
 flags.DEFINE_integer(
-    "validation_sentences", 1500, "Most sentences that are held out.", lower_bound=1
+    "validation_sentences", 1000, "Most sentences that are held out.", lower_bound=1
 )
-flags.DEFINE_integer("warmup_steps", 100, "Steps of linear warm-up.", lower_bound=0)
 
 _HELD_OUT = 5  # One page in so many is held out.
 

@@ -167,7 +167,7 @@ def test_it_learns_on_servers_and_fills_gaps(connect, capsys, tmp_path):
         ([], "has no folder postgresql-doc-15 with *.html; run make data-bert", 1),
         (["--data={tmp}/none*"], "matches no file", 1),
         (["--data={tmp}/binary"], "is binary (a zero byte at offset 3)", 1),
-        (["--data={tmp}/short.txt"], "less than a window of --context=128", 1),
+        (["--data={tmp}/short.txt"], "less than a window of --context=64", 1),
         (["--width=10", "--heads=4"], "--width=10 is not a multiple of --heads=4", 2),
         (["--predict={tmp}/short.txt"], "m.keras does not exist", 2),
     ],
