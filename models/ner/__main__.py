@@ -61,9 +61,9 @@ flags.DEFINE_string(
     "What the encoder begins as: minilm, which others have trained; the file of a model of "
     "models.bert; or random, with the size and the word pieces of minilm.",
 )
-flags.DEFINE_integer("sentences", 3000, "Most sentences to train on.", lower_bound=1)
+flags.DEFINE_integer("sentences", 2000, "Most sentences to train on.", lower_bound=1)
 flags.DEFINE_integer(
-    "validation_sentences", 1000, "Most sentences that are held out.", lower_bound=1
+    "validation_sentences", 800, "Most sentences that are held out.", lower_bound=1
 )
 
 _HELD_OUT = 5  # One page in so many is held out.
