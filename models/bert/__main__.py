@@ -44,9 +44,9 @@ DATA = (
 DEFAULTS = {
     "batch_size": 32,
     "epochs": 4,
-    "learning_rate": 1e-3,
+    "learning_rate": 5e-4,
     "steps_per_execution": 8,
-    "steps_per_epoch": 500,
+    "steps_per_epoch": 400,
     "vocabulary": 8000,
     "save": "runs/bert/model.keras",
 }

@@ -51,6 +51,7 @@ DEFAULTS = {
     "learning_rate": 3e-4,
     "steps_per_execution": 4,
     "dropout": 0.1,
+    "warmup_steps": 40,
     "sparse_updates": "lazy",
     "save": "runs/ner/model.keras",
 }
@@ -61,9 +62,9 @@ flags.DEFINE_string(
     "What the encoder begins as: minilm, which others have trained; the file of a model of "
     "models.bert; or random, with the size and the word pieces of minilm.",
 )
-flags.DEFINE_integer("sentences", 2000, "Most sentences to train on.", lower_bound=1)
+flags.DEFINE_integer("sentences", 1500, "Most sentences to train on.", lower_bound=1)
 flags.DEFINE_integer(
-    "validation_sentences", 800, "Most sentences that are held out.", lower_bound=1
+    "validation_sentences", 600, "Most sentences that are held out.", lower_bound=1
 )
 
 _HELD_OUT = 5  # One page in so many is held out.
