@@ -48,7 +48,7 @@ DATA = (
 DEFAULTS = {
     "batch_size": 16,
     "epochs": 2,
-    "learning_rate": 3e-4,
+    "learning_rate": 2e-4,
     "steps_per_execution": 4,
     "dropout": 0.1,
     "warmup_steps": 40,
