@@ -43,7 +43,7 @@ DATA = (
 )
 DEFAULTS = {
     "batch_size": 32,
-    "epochs": 4,
+    "epochs": 8,
     "learning_rate": 5e-4,
     "steps_per_execution": 8,
     "steps_per_epoch": 400,
