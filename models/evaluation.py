@@ -9,6 +9,7 @@ from absl import flags
 
 import tfps
 from models import network
+from models.way import DatasetFn
 
 FLAGS = flags.FLAGS
 
@@ -57,6 +58,9 @@ class Evaluation:
 
     def updates(self, steps: int) -> int:
         return network.updates(steps, self._cluster.num_workers)
+
+    def reading(self, dataset_fn: DatasetFn) -> DatasetFn:
+        return dataset_fn
 
     def trainer(self, model: keras.Model) -> "Evaluating":
         return Evaluating(model)

@@ -28,7 +28,18 @@ def write(names: list[str], columns: list, separator: str) -> None:
     """
     rows = zip(*columns, strict=True)
     lines = [separator.join(names), *(separator.join(map(_text, row)) for row in rows)]
-    content = "\n".join(lines) + "\n"
+    write_text("\n".join(lines) + "\n")
+
+
+def write_text(content: str) -> None:
+    """Writes answers to --out.
+
+    Args:
+      content: of the file.
+
+    Raises:
+      ConfigError: the file cannot be written.
+    """
     if FLAGS.out == "-":
         sys.stdout.write(content)
         return

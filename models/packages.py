@@ -43,6 +43,27 @@ def read(package: str, members: list[str], model: str) -> list[bytes]:
         ) from e
 
 
+def files(package: str, pattern: str, model: str) -> list[str]:
+    """Paths of the files of a downloaded package that is unpacked into a folder of its name.
+
+    Args:
+      package: the folder's name.
+      pattern: a glob of the names of files, which may be in any folder of the package.
+      model: the model that needs them, as in `make data-<model>`.
+
+    Raises:
+      DataError: the package is missing, or has no such file.
+    """
+    folder = os.path.join(FLAGS.packages, package)
+    found = glob.glob(os.path.join(glob.escape(folder), "**", pattern), recursive=True)
+    if not found:
+        raise tfps.DataError(
+            f"--packages={FLAGS.packages} has no folder {package} with {pattern}; run make "
+            f"data-{model}, or give your own data by --data"
+        )
+    return sorted(found)
+
+
 def _unpacked(path: str, members: list[str]) -> list[bytes]:
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:

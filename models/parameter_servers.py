@@ -6,6 +6,7 @@ import keras
 
 import tfps
 from models import network
+from models.way import DatasetFn
 
 
 class ParameterServers:
@@ -27,6 +28,9 @@ class ParameterServers:
 
     def updates(self, steps: int) -> int:
         return network.updates(steps, self.strategy.cluster.num_workers)
+
+    def reading(self, dataset_fn: DatasetFn) -> DatasetFn:
+        return dataset_fn
 
     def trainer(self, model: keras.Model) -> tfps.Trainer:
         return tfps.Trainer(model, self.strategy, **network.arguments())

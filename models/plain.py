@@ -4,6 +4,10 @@ import contextlib
 import warnings
 
 import keras
+import tensorflow as tf
+
+import tfps
+from models.way import DatasetFn
 
 
 class Plain:
@@ -20,6 +24,9 @@ class Plain:
 
     def updates(self, steps: int) -> int:
         return steps
+
+    def reading(self, dataset_fn: DatasetFn) -> tf.data.Dataset:
+        return dataset_fn(tfps.Context(worker_index=0, num_workers=1))
 
     def trainer(self, model: keras.Model) -> keras.Model:
         # Keras says of every dataset that it is not shuffled again.

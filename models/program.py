@@ -208,18 +208,22 @@ def load(path: str) -> tuple[keras.Model, dict]:
         ) from e
 
 
-def load_model(path: str) -> keras.Model:
+def load_model(path: str, flag: str = "save") -> keras.Model:
     """Loads a saved model, to use it.
+
+    Args:
+      path: of the model.
+      flag: the flag that named it, for errors.
 
     Raises:
       ConfigError: there is no such model.
     """
     if not os.path.exists(path):
-        raise tfps.ConfigError(f"--save={path} does not exist; train a model first")
+        raise tfps.ConfigError(f"--{flag}={path} does not exist; train a model first")
     try:
         return keras.models.load_model(path, compile=False)
     except (ValueError, OSError) as e:
-        raise tfps.ConfigError(f"--save={path} is no saved model of this program") from e
+        raise tfps.ConfigError(f"--{flag}={path} is no saved model of this program") from e
 
 
 def _silence(*args, **kwargs) -> None:

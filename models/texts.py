@@ -1,10 +1,13 @@
-"""Text files of `--data`."""
+"""Text files of `--data`, and those that every Python has."""
 
 import glob
 import os
+import sysconfig
 from collections.abc import Sequence
 
 from tfps import errors
+
+_BEGIN = 1024  # bytes that tell text from other files
 
 
 def find(pattern: str) -> list[str]:
@@ -56,3 +59,33 @@ def read(files: Sequence[str], flag: str = "data") -> dict[str, bytes]:
             + " empty; there is nothing to read"
         )
     return texts
+
+
+def check(files: Sequence[str]) -> None:
+    """Looks at the beginnings of files that workers will read.
+
+    Args:
+      files: paths.
+
+    Raises:
+      DataError: a file cannot be read, or is binary.
+    """
+    for name in files:
+        try:
+            with open(name, "rb") as f:
+                begin = f.read(_BEGIN)
+        except OSError as e:
+            raise errors.DataError(f"--data: cannot read {name}: {e.strerror.lower()}") from e
+        if (zero := begin.find(b"\0")) >= 0:
+            raise errors.DataError(
+                f"--data: {name} is binary (a zero byte at offset {zero}); give a glob that "
+                "matches text files only"
+            )
+
+
+def standard_library() -> list[str]:
+    """The sources of Python's standard library, without its tests."""
+    root = sysconfig.get_paths()["stdlib"]
+    skipped = {"site-packages", "dist-packages", "test", "tests", "idle_test"}
+    files = glob.glob(os.path.join(glob.escape(root), "**", "*.py"), recursive=True)
+    return sorted(f for f in files if not skipped & set(os.path.relpath(f, root).split(os.sep)))

@@ -1,9 +1,15 @@
 """What a binary needs to know of the way in which it trains: parameter servers or all-reduce."""
 
 import contextlib
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import keras
+import tensorflow as tf
+
+import tfps
+
+DatasetFn = Callable[[tfps.Context], tf.data.Dataset]
 
 
 class Way(Protocol):
@@ -28,6 +34,10 @@ class Way(Protocol):
 
     def updates(self, steps: int) -> int:
         """How often the optimizer updates in so many steps of `trainer`."""
+        ...
+
+    def reading(self, dataset_fn: DatasetFn) -> Any:
+        """What `fit` is given so that each process that computes reads its own data, if it can."""
         ...
 
     def trainer(self, model: keras.Model):

@@ -7,26 +7,30 @@ the variable names: the chief trains, workers and ps serve.
   python -m models.gpt --save=code.keras --generate='def '
 """
 
-import glob
 import os
-import sysconfig
 import time
 
 import keras
 import numpy as np
 from absl import flags
 
-import tfps
-from models import program, task, texts
+from models import program, task, text_flags, texts
 from models.gpt import model as gpt, sample, text, tokenizers
 from models.gpt.measures import bits_per_byte, perplexity
 from models.progress import Progress
 
 FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(program)
+flags.adopt_module_key_flags(text_flags)
 
 DATA = "Text to train on: a folder, a glob or a file. Default: Python's standard library."
-DEFAULTS = {"batch_size": 16, "epochs": 4, "save": "runs/gpt/model.keras"}
+DEFAULTS = {
+    "batch_size": 16,
+    "epochs": 4,
+    "vocabulary": 4096,
+    "steps_per_epoch": None,
+    "save": "runs/gpt/model.keras",
+}
 
 flags.DEFINE_enum(
     "tokenizer",
@@ -34,22 +38,7 @@ flags.DEFINE_enum(
     ["bytes", "wordpiece"],
     "Bytes as tokens, or word pieces learned from the data and saved beside the model.",
 )
-flags.DEFINE_integer("vocabulary", 4096, "Most word pieces to learn.", lower_bound=300)
-
-flags.DEFINE_integer("layers", 4, "Transformer blocks.", lower_bound=1)
-flags.DEFINE_integer("width", 128, "Width of the residual stream.", lower_bound=1)
-flags.DEFINE_integer("heads", 4, "Attention heads in a block.", lower_bound=1)
-flags.DEFINE_integer("context", 64, "Tokens in a window.", lower_bound=2)
-flags.DEFINE_float("dropout", 0.0, "Dropout rate.", lower_bound=0.0, upper_bound=0.95)
-
-flags.DEFINE_integer(
-    "steps_per_epoch",
-    None,
-    "Batches in an epoch, over all workers together. Default: every window once.",
-    lower_bound=1,
-)
 flags.DEFINE_integer("validation_steps", 64, "Most batches in a validation.", lower_bound=1)
-flags.DEFINE_integer("warmup_steps", 100, "Steps of linear warm-up.", lower_bound=0)
 flags.DEFINE_enum(
     "mixed_precision", "none", ["none", "bfloat16", "float16"], "What the layers compute in."
 )
@@ -68,7 +57,8 @@ def main(argv: list[str]) -> int:
 
 def train(connect: task.Connect) -> None:
     """Runs the chief: reads the data, trains, and saves the model."""
-    _check_flags()
+    program.check_flags()
+    text_flags.check_heads()
     started = time.perf_counter()
     tokenizer, training, validation = _load()
     way = connect()
@@ -126,21 +116,13 @@ def generate() -> None:
     )
 
 
-def _check_flags() -> None:
-    program.check_flags()
-    if FLAGS.width % FLAGS.heads:
-        raise tfps.ConfigError(
-            f"--width={FLAGS.width} is not a multiple of --heads={FLAGS.heads}; change one of them"
-        )
-
-
 def _quality(loss: float, validation: text.Windows) -> str:
     bits = bits_per_byte(loss, validation.bytes_per_token)
     return f"perplexity {perplexity(loss):.2f}, {bits:.3f} bits per byte"
 
 
 def _load() -> tuple[tokenizers.Tokenizer, text.Windows, text.Windows]:
-    files = _standard_library() if FLAGS.data is None else texts.find(FLAGS.data)
+    files = texts.standard_library() if FLAGS.data is None else texts.find(FLAGS.data)
     training, validation = text.split(texts.read(files))
     if FLAGS.tokenizer == "wordpiece":
         print("learning word pieces", flush=True)
@@ -152,14 +134,6 @@ def _load() -> tuple[tokenizers.Tokenizer, text.Windows, text.Windows]:
         text.Windows(training, tokenizer, FLAGS.context, "training"),
         text.Windows(validation, tokenizer, FLAGS.context, "validation"),
     )
-
-
-def _standard_library() -> list[str]:
-    """The sources of Python's standard library, without its tests."""
-    root = sysconfig.get_paths()["stdlib"]
-    skipped = {"site-packages", "dist-packages", "test", "tests", "idle_test"}
-    files = glob.glob(os.path.join(glob.escape(root), "**", "*.py"), recursive=True)
-    return sorted(f for f in files if not skipped & set(os.path.relpath(f, root).split(os.sep)))
 
 
 def _compiled_model(vocabulary: int, updates: int) -> keras.Model:
