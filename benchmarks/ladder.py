@@ -52,6 +52,7 @@ class Rung:
 RUNGS = [
     Rung("linear", "r_squared", beside="least_squares"),
     Rung("image_classification", "accuracy"),
+    Rung("segmentation", "iou", beside="colour_table"),
     Rung(
         "recommender",
         "auc",

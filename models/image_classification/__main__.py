@@ -14,8 +14,7 @@ import keras
 import numpy as np
 from absl import flags
 
-import tfps
-from models import feeding, inference, packages, program, tables, task
+from models import feeding, image_files, inference, packages, program, tables, task
 from models.image_classification import images, model as network
 from models.progress import Progress
 
@@ -103,13 +102,8 @@ def predict() -> None:
     """Writes the class of each image of --predict, with its probability."""
     model, facts = program.load(FLAGS.save)
     _, size, _, channels = model.input_shape
-    paths = images.find(FLAGS.predict)
-    if not paths:
-        raise tfps.DataError(
-            f"--predict={FLAGS.predict} has no image; give an image or a folder with files "
-            f"{', '.join(images.ENDINGS)}"
-        )
-    pixels = np.stack([images.decode(path, size, channels, "predict") for path in paths])
+    paths = image_files.find_to_predict(FLAGS.predict)
+    pixels = np.stack([image_files.decode(path, size, channels, "predict") for path in paths])
     chances = keras.ops.convert_to_numpy(keras.ops.softmax(program.outputs(model, pixels, 256)))
     names = [facts["classes"][i] for i in chances.argmax(1)]
     inference.write(["file", "class", "probability"], [paths, names, chances.max(1)], "\t")
