@@ -9,7 +9,7 @@ PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c 
 JOBS ?= $(shell expr $$(nproc) + 1)
 PYTEST := $(VENV)/bin/python -m pytest -q
 
-.PHONY: demo chaos data-linear data-recommender data-image_classification data-segmentation data-speech models quick test soak lint docs clean
+.PHONY: demo chaos data-linear data-recommender data-image_classification data-segmentation data-speech data-translation models quick test soak lint docs clean
 
 demo: $(VENV)/.base  ## Train a language model on an embedded cluster, in a few minutes.
 	$(VENV)/bin/python -m models.gpt --epochs=4 --steps_per_epoch=550
@@ -37,7 +37,10 @@ data-segmentation: data/.basemap  ## Download a map of the Earth, for models.seg
 
 data-speech: data/.asterisk  ## Download prompts of a telephone exchange, for models.speech.
 
-models: data-linear data-recommender data-image_classification data-segmentation data-speech  ## Train all small models.
+data-translation: data/.help  ## Download English and German help texts, for models.translation.
+
+models: data-linear data-recommender data-image_classification data-segmentation data-speech \
+	data-translation  ## Train all small models.
 	$(VENV)/bin/python -m benchmarks.ladder
 
 data/.widedeep: | $(VENV)/bin/python
@@ -50,6 +53,10 @@ data/.basemap: | $(VENV)/bin/python
 
 data/.asterisk:
 	$(call debian,asterisk-core-sounds-en asterisk-core-sounds-en-wav)
+	@touch $@
+
+data/.help:
+	$(call debian,libreoffice-help-en-us libreoffice-help-de)
 	@touch $@
 
 data/.mnist:

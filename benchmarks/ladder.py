@@ -54,6 +54,7 @@ RUNGS = [
     Rung("image_classification", "accuracy"),
     Rung("segmentation", "iou", beside="colour_table"),
     Rung("speech", "cer", beside="most_frequent"),
+    Rung("translation", "chrf", beside="nearest"),
     Rung(
         "recommender",
         "auc",

@@ -16,7 +16,7 @@ import keras
 import tensorflow as tf
 from absl import flags
 
-from models import inference, packages, program, task
+from models import feeding, inference, packages, program, task
 from models.progress import Progress
 from models.speech import clips, examples, features, measures, model as network
 from models.speech.alphabet import Alphabet
@@ -125,7 +125,7 @@ def _batches(
     some: examples.Examples, alphabet: Alphabet, batch_size: int, seed: int | None = None
 ) -> tf.data.Dataset:
     labels = [alphabet.encode(text) for text in some.texts]
-    return features.batches(some.spectrograms, labels, batch_size, seed)
+    return feeding.by_length([some.spectrograms, labels], batch_size, seed)
 
 
 def _compiled_model(symbols: int, updates: int) -> keras.Model:

@@ -1,4 +1,4 @@
-"""From sound to what the network sees: the logarithm of a mel spectrogram, and batches of them."""
+"""From sound to what the network sees: the logarithm of a mel spectrogram."""
 
 import functools
 
@@ -31,48 +31,3 @@ def log_mel(wave: np.ndarray, rate: int, mels: int) -> np.ndarray:
 @functools.cache
 def _bands(mels: int, bins: int, rate: int) -> np.ndarray:
     return tf.signal.linear_to_mel_weight_matrix(mels, bins, rate, _LOWEST, rate / 2).numpy()
-
-
-def in_order_of_length(features: list[np.ndarray], batch_size: int) -> list[np.ndarray]:
-    """Puts clips of similar lengths together, so that batches need little padding.
-
-    Args:
-      features: float32 [frames, mels] for each clip.
-      batch_size: smallest size of a batch, unless there are fewer clips at all.
-
-    Returns:
-      For each batch the indices of its clips; batches differ by one clip at most.
-    """
-    order = np.argsort([len(f) for f in features], kind="stable")
-    return np.array_split(order, max(1, len(order) // batch_size))
-
-
-def batches(
-    features: list[np.ndarray], labels: list[np.ndarray], batch_size: int, seed: int | None = None
-) -> tf.data.Dataset:
-    """A dataset of batches of clips of similar lengths, padded with zeros.
-
-    Args:
-      features: float32 [frames, mels] for each clip.
-      labels: int32 [symbols] for each clip, each value above 0.
-      batch_size: smallest size of a batch, unless there are fewer clips at all.
-      seed: of the order of batches, which is another one in each epoch; None to keep the order.
-
-    Returns:
-      A dataset of (float32 [batch, frames, mels], int32 [batch, symbols]).
-    """
-    groups = in_order_of_length(features, batch_size)
-    order = np.concatenate(groups)
-    ends = tf.constant(np.cumsum([0, *map(len, groups)]))
-    x, y = (
-        tf.RaggedTensor.from_row_lengths(
-            np.concatenate([rows[i] for i in order]), [len(rows[i]) for i in order]
-        )
-        for rows in (features, labels)
-    )
-    chosen = tf.data.Dataset.range(len(groups))
-    if seed is not None:
-        chosen = chosen.shuffle(len(groups), seed)
-    return chosen.map(
-        lambda i: tuple(rows[ends[i] : ends[i + 1]].to_tensor() for rows in (x, y))
-    ).prefetch(2)

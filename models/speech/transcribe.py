@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 
-from models.speech import features
+from models import feeding
 from models.speech.alphabet import Alphabet
 from models.speech.model import STRIDE
 
@@ -23,7 +23,7 @@ def transcripts(
       spectrograms: float32 [frames, mels] for each clip.
     """
     found = [""] * len(spectrograms)
-    for group in features.in_order_of_length(spectrograms, _AT_ONCE):
+    for group in feeding.groups_by_length([len(s) for s in spectrograms], _AT_ONCE):
         frames = [len(spectrograms[i]) for i in group]
         padded = [
             np.pad(spectrograms[i], ((0, max(frames) - n), (0, 0)))
