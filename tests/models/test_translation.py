@@ -108,7 +108,7 @@ def test_nothing_is_seen_of_padding_and_of_what_follows():
     np.testing.assert_allclose(model([source, target[:, :4]]), expected[:, :4], atol=1e-5)
     assert network.longest_of(model) == 9
     encoder, decoder = network.halves(model)
-    found = decoder([encoder(padded), padded, target])
+    found = decoder([encoder(padded).numpy(), padded, target])
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
