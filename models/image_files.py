@@ -4,8 +4,15 @@ import os
 
 import numpy as np
 import tensorflow as tf
+from absl import flags
 
 import tfps
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_integer(
+    "image_size", 64, "Pixels of a side of the images that the model takes.", lower_bound=8
+)
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".gif", ".bmp")
 

@@ -22,6 +22,7 @@ FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(program)
 flags.adopt_module_key_flags(packages)
 flags.adopt_module_key_flags(inference)
+flags.adopt_module_key_flags(image_files)
 
 DATA = (
     "A folder with a folder of images (PNG, JPEG, GIF, BMP) for each class. Default: 10,000 digits "
@@ -35,9 +36,6 @@ DEFAULTS = {
     "save": "runs/image_classification/model.keras",
 }
 
-flags.DEFINE_integer(
-    "image_size", 64, "Pixels of a side to which images of --data are resized.", lower_bound=8
-)
 flags.DEFINE_enum("colours", "rgb", ["rgb", "gray"], "What is read of the images of --data.")
 flags.DEFINE_integer("filters", 16, "Channels of the first convolutions.", lower_bound=1)
 flags.DEFINE_float("drop", 0.3, "Dropout rate before the last layer.", lower_bound=0.0)

@@ -26,6 +26,7 @@ FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(program)
 flags.adopt_module_key_flags(packages)
 flags.adopt_module_key_flags(inference)
+flags.adopt_module_key_flags(image_files)
 
 DATA = (
     "A folder with the folders images and masks (PNG, JPEG, GIF, BMP); a mask has the name of its "
@@ -40,13 +41,7 @@ DEFAULTS = {
     "save": "runs/segmentation/model.keras",
 }
 
-flags.DEFINE_integer(
-    "image_size",
-    64,
-    "Pixels of a side of the tiles of the map, and to which images of --data are resized.",
-    lower_bound=8,
-)
-flags.DEFINE_integer("filters", 12, "Channels of the first convolutions.", lower_bound=1)
+flags.DEFINE_integer("unet_filters", 12, "Channels of the first convolutions.", lower_bound=1)
 flags.DEFINE_integer("levels", 3, "How often the U-Net halves an image.", lower_bound=1)
 flags.DEFINE_string("masks", None, "Folder for the masks of the images of --predict, as PNG.")
 
@@ -174,7 +169,7 @@ def _write_mask(path: str, mask: np.ndarray) -> None:
 
 
 def _compiled_model(classes: int, updates: int) -> keras.Model:
-    model = network.build(FLAGS.image_size, classes, FLAGS.filters, FLAGS.levels)
+    model = network.build(FLAGS.image_size, classes, FLAGS.unet_filters, FLAGS.levels)
     rate = keras.optimizers.schedules.CosineDecay(FLAGS.learning_rate, max(1, updates))
     model.compile(
         keras.optimizers.Adam(rate),

@@ -41,9 +41,9 @@ DEFAULTS = {
 }
 
 flags.DEFINE_integer("mels", 40, "Bands of the mel spectrogram.", lower_bound=1)
-flags.DEFINE_integer("width", 160, "Channels of the convolutions.", lower_bound=1)
-flags.DEFINE_integer("blocks", 5, "Residual blocks.", lower_bound=1)
-flags.DEFINE_float("dropout", 0.15, "Dropout rate.", lower_bound=0.0, upper_bound=0.95)
+flags.DEFINE_integer("conv_channels", 160, "Channels of the convolutions.", lower_bound=1)
+flags.DEFINE_integer("conv_blocks", 5, "Residual blocks.", lower_bound=1)
+flags.DEFINE_float("conv_dropout", 0.15, "Dropout rate.", lower_bound=0.0, upper_bound=0.95)
 flags.DEFINE_float("max_seconds", 12.0, "Longer clips are left out.", lower_bound=0.1)
 
 
@@ -129,7 +129,9 @@ def _batches(
 
 
 def _compiled_model(symbols: int, updates: int) -> keras.Model:
-    model = network.build(FLAGS.mels, symbols, FLAGS.width, FLAGS.blocks, FLAGS.dropout)
+    model = network.build(
+        FLAGS.mels, symbols, FLAGS.conv_channels, FLAGS.conv_blocks, FLAGS.conv_dropout
+    )
     rate = keras.optimizers.schedules.CosineDecay(
         0.0,
         max(1, updates - updates // 10),

@@ -4,7 +4,7 @@ Without TF_CONFIG this program starts a cluster on this machine. With TF_CONFIG 
 the variable names: the chief trains, workers and ps serve.
 
   python -m models.translation
-  python -m models.translation --data=corpus --source=en --target=fr --save=french.keras
+  python -m models.translation --data=corpus --target_language=fr --save=french.keras
   python -m models.translation --save=french.keras --predict=new.txt --out=translated.tsv
 """
 
@@ -34,8 +34,8 @@ flags.adopt_module_key_flags(inference)
 
 DATA = (
     "How the names of two files begin, of which line n of one is the translation of line n of the "
-    "other; --source and --target are their endings. Default: the help of LibreOffice, which "
-    "`make data-translation` downloads."
+    "other; --source_language and --target_language are their endings. Default: the help of "
+    "LibreOffice, which `make data-translation` downloads."
 )
 DEFAULTS = {
     "batch_size": 32,
@@ -45,14 +45,14 @@ DEFAULTS = {
     "save": "runs/translation/model.keras",
 }
 
-flags.DEFINE_string("source", "en", "Ending of the file of --data to translate from.")
-flags.DEFINE_string("target", "de", "Ending of the file of --data to translate into.")
-flags.DEFINE_integer("vocabulary", 4000, "Most word pieces to learn.", lower_bound=50)
+flags.DEFINE_string("source_language", "en", "Ending of the file of --data to translate from.")
+flags.DEFINE_string("target_language", "de", "Ending of the file of --data to translate into.")
+flags.DEFINE_integer("pieces", 4000, "Most word pieces to learn.", lower_bound=50)
 flags.DEFINE_integer("max_tokens", 32, "Longer texts are left out of training.", lower_bound=4)
-flags.DEFINE_integer("layers", 2, "Blocks of the encoder, and of the decoder.", lower_bound=1)
-flags.DEFINE_integer("width", 128, "Width of the residual stream.", lower_bound=1)
-flags.DEFINE_integer("heads", 4, "Attention heads in a block.", lower_bound=1)
-flags.DEFINE_float("dropout", 0.1, "Dropout rate.", lower_bound=0.0, upper_bound=0.95)
+flags.DEFINE_integer("blocks", 2, "Blocks of the encoder, and of the decoder.", lower_bound=1)
+flags.DEFINE_integer("residual_width", 128, "Width of the residual stream.", lower_bound=1)
+flags.DEFINE_integer("attention_heads", 4, "Attention heads in a block.", lower_bound=1)
+flags.DEFINE_float("branch_dropout", 0.1, "Dropout rate.", lower_bound=0.0, upper_bound=0.95)
 flags.DEFINE_integer("beam", 4, "Beginnings that the beam search follows.", lower_bound=1)
 flags.DEFINE_float("length_penalty", 0.6, "Exponent; more prefers longer ones.", lower_bound=0.0)
 flags.DEFINE_integer("measured", 400, "Most pairs held out to translate.", lower_bound=1)
@@ -85,8 +85,8 @@ def train(connect: task.Connect) -> None:
     if FLAGS.data is None:
         read = pairs.read_help()
     else:
-        read = pairs.read_lines(FLAGS.data, FLAGS.source, FLAGS.target)
-    tokens = Tokens.learn([text for pair in read.training for text in pair], FLAGS.vocabulary)
+        read = pairs.read_lines(FLAGS.data, FLAGS.source_language, FLAGS.target_language)
+    tokens = Tokens.learn([text for pair in read.training for text in pair], FLAGS.pieces)
     training, held = (_encoded(some, tokens) for some in (read.training, read.held_out))
     way = connect()
     say = program.printer(way)
@@ -145,9 +145,10 @@ def predict() -> None:
 
 def _check_flags() -> None:
     program.check_flags()
-    if FLAGS.width % FLAGS.heads:
+    if FLAGS.residual_width % FLAGS.attention_heads:
         raise tfps.ConfigError(
-            f"--width={FLAGS.width} is not a multiple of --heads={FLAGS.heads}; change one of them"
+            f"--residual_width={FLAGS.residual_width} is not a multiple of "
+            f"--attention_heads={FLAGS.attention_heads}; change one of them"
         )
 
 
@@ -193,7 +194,12 @@ def _measured(
 def _compiled_model(vocabulary: int, updates: int) -> keras.Model:
     # A target has two marks; one of them is in the input.
     model = network.build(
-        vocabulary, FLAGS.layers, FLAGS.width, FLAGS.heads, FLAGS.max_tokens + 1, FLAGS.dropout
+        vocabulary,
+        FLAGS.blocks,
+        FLAGS.residual_width,
+        FLAGS.attention_heads,
+        FLAGS.max_tokens + 1,
+        FLAGS.branch_dropout,
     )
     rate = keras.optimizers.schedules.CosineDecay(
         0.0,

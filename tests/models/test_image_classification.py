@@ -66,7 +66,7 @@ def test_an_image_keeps_its_pixels(tmp_path):
 
 def test_digits_are_read(tmp_path):
     package(tmp_path)
-    with in_process.flagsaver.flagsaver(packages=str(tmp_path)):
+    with in_process.given(f"--packages={tmp_path}"):
         found = images.read_digits()
     assert found.pixels.shape == (30, 28, 28, 1)
     np.testing.assert_array_equal(found.pixels[:, 0, 0, 0], np.rint(found.classes * 25.5))

@@ -74,7 +74,7 @@ def test_prompts_are_read(tmp_path):
     folder = "./usr/share/asterisk/sounds/en_US_f_Allison/"
     names = [f"{folder}{name}.wav" for name in ("hello", "beep", "digits/1", "year")]
     package(tmp_path / "asterisk-core-sounds-en-wav.tar", dict.fromkeys(names, wav(wave)))
-    with in_process.flagsaver.flagsaver(packages=str(tmp_path)):
+    with in_process.given(f"--packages={tmp_path}"):
         found = list(clips.read_prompts())
     assert [(clip.name.removeprefix(folder), clip.text) for clip in found] == [
         ("hello.wav", "hello you"),
@@ -180,7 +180,7 @@ def test_it_learns_on_servers_and_transcribes(connect, capsys, folder, tmp_path)
     save, out = tmp_path / "m.keras", tmp_path / "found.tsv"
     in_process.train(
         binary, connect(workers=2), f"--data={folder}", f"--save={save}", f"--log_dir={tmp_path}",
-        "--mels=16", "--width=32", "--blocks=1", "--epochs=15", "--learning_rate=0.01",
+        "--mels=16", "--conv_channels=32", "--conv_blocks=1", "--epochs=15", "--learning_rate=0.01",
         "--push=int8",
     )  # fmt: skip
     assert "character error rate" in capsys.readouterr().out
