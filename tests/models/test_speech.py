@@ -171,7 +171,7 @@ def test_clips_are_shown(tmp_path):
         for value in event.summary.value
     ]
     pictures = [tf.io.decode_png(v.tensor.string_val[2]) for v in events if "spectro" in v.tag]
-    assert sorted(p.shape for p in pictures) == [(4, 7, 1), (4, 9, 1)]
+    assert sorted(tuple(p.shape) for p in pictures) == [(4, 7, 1), (4, 9, 1)]
     (text,) = [v.tensor.string_val[0].decode() for v in events if v.tag == "transcripts"]
     assert "| a | x |" in text
 

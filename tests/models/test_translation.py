@@ -61,7 +61,7 @@ def test_paragraphs_have_no_markup_and_no_keys_of_other_systems():
 
 def test_help_is_split_by_file(tmp_path):
     def page(language, i):
-        own = f'<p id="par_id{i}">{language} {i}</p><p id="par_id8">same</p>'
+        own = f'<p id="par_id{i}">{language} {i}</p><p id="par_id77">same</p>'
         return f'{own}<h2 id="hd_id9">{language} everywhere</h2><p id="par_id{language}0">alone</p>'
 
     for language in ("en-US", "de"):
