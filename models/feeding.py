@@ -50,6 +50,8 @@ def groups_by_length(lengths: Sequence[int], batch_size: int) -> list[np.ndarray
     Returns:
       For each batch the indices of its sequences. Sizes of batches differ by one at most.
     """
+    if not len(lengths):
+        return []
     order = np.argsort(lengths, kind="stable")
     return np.array_split(order, max(1, len(order) // batch_size))
 

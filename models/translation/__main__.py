@@ -163,7 +163,9 @@ def _encoded(some: Sequence[pairs.Pair], tokens: Tokens) -> Encoded:
 
 def _batches(some: Encoded, batch_size: int, seed: int | None = None) -> tf.data.Dataset:
     data = feeding.by_length([some.sources, some.targets], batch_size, seed)
-    return data.map(lambda source, target: ((source, target[:, :-1]), target[:, 1:]))
+    return data.map(
+        lambda source, target: ({"source": source, "target": target[:, :-1]}, target[:, 1:])
+    )
 
 
 def _translated(model: keras.Model, tokens: Tokens, texts: Sequence[str]) -> list[str]:

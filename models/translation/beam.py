@@ -33,7 +33,9 @@ def translate(
     encoder, decoder = halves(model)
     following = _traced(decoder)
     found: list[np.ndarray] = [np.zeros(0, np.int64)] * len(sources)
-    for group in feeding.groups_by_length([len(s) for s in sources], _AT_ONCE):
+    there = [i for i, source in enumerate(sources) if len(source)]  # Nothing becomes nothing.
+    for places in feeding.groups_by_length([len(sources[i]) for i in there], _AT_ONCE):
+        group = [there[place] for place in places]
         longest = max(len(sources[i]) for i in group)
         x = np.stack([np.pad(sources[i], (0, longest - len(sources[i]))) for i in group])
         x = np.repeat(x, beam, 0).astype(np.int32)

@@ -21,8 +21,9 @@ def build(
       dropout: dropout rate on the branches of a block.
 
     Returns:
-      A model from int32 source tokens [batch, s] and target tokens [batch, t] to float32 logits
-      [batch, t, vocabulary] of the tokens that follow; s and t are at most `longest`.
+      A model from a dictionary of int32 tokens, `source` [batch, s] and `target` [batch, t], to
+      float32 logits [batch, t, vocabulary] of the tokens that follow; s and t are at most
+      `longest`.
     """
     source = keras.Input([None], dtype="int32", name="source")
     target = keras.Input([None], dtype="int32", name="target")
@@ -58,7 +59,7 @@ def build(
     x = layers.LayerNormalization(epsilon=1e-5, name="norm")(x)
     # Logits, and so the loss, are float32 whatever the layers compute in.
     logits = layers.Dense(vocabulary, use_bias=False, dtype="float32", name="logits")(x)
-    return keras.Model([source, target], logits, name="translation")
+    return keras.Model({"source": source, "target": target}, logits, name="translation")
 
 
 def longest_of(model: keras.Model) -> int:
@@ -73,6 +74,6 @@ def halves(model: keras.Model) -> tuple[keras.Model, keras.Model]:
       The encoder, from source tokens to the memory, float32 [batch, s, width]; and the decoder,
       from memory, source and target tokens to logits.
     """
-    source, target = model.inputs
+    source, target = model.input["source"], model.input["target"]
     memory = model.get_layer("memory").output
     return keras.Model(source, memory), keras.Model([memory, source, target], model.output)

@@ -1,7 +1,9 @@
 """Datasets of sequences of several lengths."""
 
 import numpy as np
+import pytest
 
+import tfps
 from models import feeding
 
 
@@ -18,3 +20,9 @@ def test_sequences_of_one_length_come_together():
     orders = [[int(y[0, 0]) for _, y in again] for _ in range(2)]
     assert sorted(orders[0]) == sorted(orders[1]) == sorted(lengths)
     assert again.cardinality() == 7 and orders[0] != orders[1]
+
+
+def test_nothing_makes_no_groups():
+    assert feeding.groups_by_length([], 3) == []
+    with pytest.raises(tfps.DataError, match="no examples that can be used"):
+        feeding.by_length([[], []], 3)

@@ -102,10 +102,12 @@ def test_nothing_is_seen_of_padding_and_of_what_follows():
     model = network.build(11, 2, 16, 2, 9, 0.1)
     rng = np.random.default_rng(0)
     source, target = (rng.integers(1, 11, [2, n]).astype(np.int32) for n in (5, 6))
-    expected = model([source, target]).numpy()
+    expected = model({"source": source, "target": target}).numpy()
     padded = np.pad(source, ((0, 0), (0, 3)))
-    np.testing.assert_allclose(model([padded, target]), expected, atol=1e-5)
-    np.testing.assert_allclose(model([source, target[:, :4]]), expected[:, :4], atol=1e-5)
+    found = model({"source": padded, "target": target})
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    found = model({"source": source, "target": target[:, :4]})
+    np.testing.assert_allclose(found, expected[:, :4], atol=1e-5)
     assert network.longest_of(model) == 9
     encoder, decoder = network.halves(model)
     found = decoder([encoder(padded).numpy(), padded, target])
@@ -201,6 +203,7 @@ def test_it_learns_on_servers_and_translates(connect, capsys, corpus, tmp_path):
     assert code == 0, err
     head, *rows = out.read_text().splitlines()
     assert head == "source\ttranslation" and len(rows) == 3
+    assert rows[1] == "\t"
     assert rows[2].split("\t") == ["big red dog", "Hund rot gross"]
 
 
