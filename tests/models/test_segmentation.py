@@ -24,16 +24,16 @@ def write(path, array):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """60 images with a square that is lit like the ground, and has other noise; and their masks."""
+    """60 images of one shade with a square of all shades; and their masks."""
     root = tmp_path_factory.mktemp("pictures")
     rng = np.random.default_rng(0)
     for i in range(60):
-        image = rng.integers(90, 111, [16, 16, 3]).astype(np.uint8)
+        image = np.full([16, 16, 3], rng.integers(60, 200), np.uint8)
         mask = np.zeros([16, 16], np.int64)
         row, column = rng.integers(0, 8, 2)
         square = slice(row, row + 8), slice(column, column + 8)
         mask[square] = 1
-        image[square] = rng.integers(0, 201, [8, 8, 1])
+        image[square] = rng.integers(60, 200, [8, 8, 1])
         write(root / "images" / f"{i % 3}" / f"{i}.png", image)
         write(root / "masks" / f"{i % 3}" / f"{i}.PNG", COLOURS[mask])
     return root
@@ -54,8 +54,10 @@ def test_folders_are_read(folders):
     assert found.names == ["#000000", "#c80000"]
     np.testing.assert_array_equal(found.colours, COLOURS)
     assert (found.masks.sum((1, 2)) == 64).all()
-    inside, outside = (found.pixels[found.masks == i].std() for i in (1, 0))
-    assert inside > 5 * outside
+    shades = [
+        len(np.unique(x[mask == 0])) for x, mask in zip(found.pixels, found.masks, strict=True)
+    ]
+    assert shades == [1] * 60
     assert pictures.read_folders(str(folders), 8).masks.shape == (60, 8, 8)
 
 
@@ -125,7 +127,7 @@ def test_it_learns_on_servers_what_colours_do_not_tell(connect, capsys, folders,
     said = capsys.readouterr().out
     assert "12 held out" in said and "#c80000" in said
     held_out = json.loads((tmp_path / "m.json").read_text())["held_out"]
-    assert held_out["iou"] > held_out["colour_table"] + 0.05
+    assert held_out["iou"] > 0.8 > held_out["colour_table"]
     code, _, err = in_process.run(
         binary, capsys, f"--save={save}", f"--predict={folders}/images", f"--out={out}",
         f"--masks={tmp_path}/found",
