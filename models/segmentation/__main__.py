@@ -43,6 +43,12 @@ DEFAULTS = {
 
 flags.DEFINE_integer("unet_filters", 12, "Channels of the first convolutions.", lower_bound=1)
 flags.DEFINE_integer("levels", 3, "How often the U-Net halves an image.", lower_bound=1)
+flags.DEFINE_float(
+    "rarity",
+    0.33,
+    "Exponent: a pixel of a class that is n times as rare counts n ** rarity times as much.",
+    lower_bound=0.0,
+)
 flags.DEFINE_string("masks", None, "Folder for the masks of the images of --predict, as PNG.")
 
 
@@ -63,7 +69,10 @@ def train(connect: task.Connect) -> None:
     say = program.printer(way)
     keras.utils.set_random_seed(FLAGS.seed)
     batch = FLAGS.batch_size * way.batches_per_step
-    data = feeding.shuffled(x[training], y[training], batch, FLAGS.seed)
+    data = _weighted(
+        feeding.shuffled(x[training], y[training], batch, FLAGS.seed),
+        measures.weights(y[training], len(names), FLAGS.rarity),
+    )
     with way.scope():
         model = _compiled_model(len(names), way.updates(FLAGS.epochs * (len(training) // batch)))
     board = program.log_dir()
@@ -119,6 +128,10 @@ def _check_flags() -> None:
             f"--image_size={FLAGS.image_size} is not a multiple of {2**FLAGS.levels}, as "
             f"--levels={FLAGS.levels} needs; change one of them"
         )
+
+
+def _weighted(data: tf.data.Dataset, weights: np.ndarray) -> tf.data.Dataset:
+    return data.map(lambda x, y: (x, y, tf.gather(weights, tf.cast(y, tf.int32))))
 
 
 def _masks(model: keras.Model, pixels: np.ndarray) -> np.ndarray:

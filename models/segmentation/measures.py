@@ -23,6 +23,22 @@ def iou(truth: np.ndarray, found: np.ndarray, classes: int) -> np.ndarray:
     return np.divide(both, either, out=np.full(classes, np.nan), where=either > 0)
 
 
+def weights(masks: np.ndarray, classes: int, exponent: float) -> np.ndarray:
+    """How much a pixel of each class counts in training, so that rare classes are learned.
+
+    Args:
+      masks: integers from 0 to classes - 1, of any shape.
+      classes: number of classes.
+      exponent: a class that is n times as rare counts n ** exponent times as much; 0 for all alike.
+
+    Returns:
+      float32 [classes], of which the mean over all pixels is 1; 0 for a class that has none.
+    """
+    shares = np.bincount(masks.ravel(), minlength=classes) / masks.size
+    found = np.power(shares, -exponent, out=np.zeros(classes), where=shares > 0)
+    return (found / (shares * found).sum()).astype(np.float32)
+
+
 class ColourTable:
     """Says for each colour the class that it has most often; so it is as right as any threshold.
 

@@ -92,6 +92,14 @@ def test_iou_of_each_class():
     np.testing.assert_allclose(measures.iou(truth, found, 4), expected)
 
 
+def test_a_rare_class_counts_more():
+    masks = np.array([0] * 16 + [1] * 4 + [3])
+    found = measures.weights(masks, 4, 0.5)
+    np.testing.assert_allclose(found[1] / found[0], 2, rtol=1e-6)
+    assert found[2] == 0 and found[masks].mean() == pytest.approx(1)
+    assert measures.weights(masks, 4, 0.0).tolist() == [1, 1, 0, 1]
+
+
 def test_a_colour_has_the_class_that_it_has_most_often():
     pixels = np.array([[[250, 0, 0]] * 3 + [[0, 0, 250]] * 2], np.uint8)
     table = measures.ColourTable(pixels[None], np.array([[[1, 1, 0, 2, 2]]], np.uint8), 3)
