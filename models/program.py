@@ -5,7 +5,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -115,9 +115,15 @@ def printer(way: Way) -> Callable[..., None]:
 
 
 def fit(
-    way: Way, trainer: Any, x: Any, shown: Progress, board: str, **arguments: Any
+    way: Way,
+    trainer: Any,
+    x: Any,
+    shown: Progress,
+    board: str,
+    own_callbacks: Sequence[keras.callbacks.Callback] = (),
+    **arguments: Any,
 ) -> keras.callbacks.History:
-    """Trains with the callbacks that all models have.
+    """Trains with the callbacks that all models have, and the model's own.
 
     Args:
       way: the connected way of training.
@@ -125,6 +131,7 @@ def fit(
       x: the training data, as `fit` takes it.
       shown: what the chief prints.
       board: TensorBoard's folder.
+      own_callbacks: further callbacks of the chief; other processes that train have none of them.
       **arguments: of `fit`.
 
     Returns:
@@ -137,7 +144,7 @@ def fit(
         x,
         callbacks=[
             *way.callbacks(board),
-            *([shown] if way.chief else []),
+            *([shown, *own_callbacks] if way.chief else []),
             keras.callbacks.TensorBoard(way.path(board), update_freq=50, write_graph=False),
             keras.callbacks.TerminateOnNaN(),
         ],

@@ -23,8 +23,8 @@ from models import (
     packages,
     program,
     task,
-    texts,
     text_flags,
+    texts,
     transformer,
     word_pieces,
 )

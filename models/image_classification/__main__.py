@@ -14,8 +14,7 @@ import keras
 import numpy as np
 from absl import flags
 
-import tfps
-from models import feeding, inference, packages, program, tables, task
+from models import feeding, image_files, inference, packages, program, tables, task
 from models.image_classification import images, model as network
 from models.progress import Progress
 
@@ -23,6 +22,7 @@ FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(program)
 flags.adopt_module_key_flags(packages)
 flags.adopt_module_key_flags(inference)
+flags.adopt_module_key_flags(image_files)
 
 DATA = (
     "A folder with a folder of images (PNG, JPEG, GIF, BMP) for each class. Default: 10,000 digits "
@@ -36,9 +36,6 @@ DEFAULTS = {
     "save": "runs/image_classification/model.keras",
 }
 
-flags.DEFINE_integer(
-    "image_size", 64, "Pixels of a side to which images of --data are resized.", lower_bound=8
-)
 flags.DEFINE_enum("colours", "rgb", ["rgb", "gray"], "What is read of the images of --data.")
 flags.DEFINE_integer("filters", 16, "Channels of the first convolutions.", lower_bound=1)
 flags.DEFINE_float("drop", 0.3, "Dropout rate before the last layer.", lower_bound=0.0)
@@ -103,13 +100,8 @@ def predict() -> None:
     """Writes the class of each image of --predict, with its probability."""
     model, facts = program.load(FLAGS.save)
     _, size, _, channels = model.input_shape
-    paths = images.find(FLAGS.predict)
-    if not paths:
-        raise tfps.DataError(
-            f"--predict={FLAGS.predict} has no image; give an image or a folder with files "
-            f"{', '.join(images.ENDINGS)}"
-        )
-    pixels = np.stack([images.decode(path, size, channels, "predict") for path in paths])
+    paths = image_files.find_to_predict(FLAGS.predict)
+    pixels = np.stack([image_files.decode(path, size, channels, "predict") for path in paths])
     chances = keras.ops.convert_to_numpy(keras.ops.softmax(program.outputs(model, pixels, 256)))
     names = [facts["classes"][i] for i in chances.argmax(1)]
     inference.write(["file", "class", "probability"], [paths, names, chances.max(1)], "\t")

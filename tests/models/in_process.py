@@ -1,5 +1,7 @@
 """Runs a binary of `models/` within the test's process."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from absl import flags
@@ -36,3 +38,15 @@ def train(binary: Any, strategy: Any, *args: str) -> None:
         program.set_defaults(binary.DATA, **binary.DEFAULTS)
         flags.FLAGS(["program", *args])
         binary.train(lambda: ParameterServers(strategy))
+
+
+@contextlib.contextmanager
+def given(*args: str) -> Iterator[None]:
+    """Within the context, flags have the values of a command line; afterwards their old ones.
+
+    Args:
+      *args: the command line.
+    """
+    with flagsaver.flagsaver():
+        flags.FLAGS(["program", *args])
+        yield

@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 import tfps
+from models import image_files
 from models.image_classification import __main__ as binary, images, model as network
 from tests.models import in_process
 
@@ -60,12 +61,12 @@ def test_folders_are_read(folders):
 def test_an_image_keeps_its_pixels(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, [8, 8, 3], np.uint8)
     (tmp_path / "a.png").write_bytes(tf.io.encode_png(pixels).numpy())
-    np.testing.assert_array_equal(images.decode(str(tmp_path / "a.png"), 8, 3), pixels)
+    np.testing.assert_array_equal(image_files.decode(str(tmp_path / "a.png"), 8, 3), pixels)
 
 
 def test_digits_are_read(tmp_path):
     package(tmp_path)
-    with in_process.flagsaver.flagsaver(packages=str(tmp_path)):
+    with in_process.given(f"--packages={tmp_path}"):
         found = images.read_digits()
     assert found.pixels.shape == (30, 28, 28, 1)
     np.testing.assert_array_equal(found.pixels[:, 0, 0, 0], np.rint(found.classes * 25.5))

@@ -1,0 +1,1 @@
+"""Segmentation of images by a U-Net: land, sea and lakes, or images and masks of your own."""

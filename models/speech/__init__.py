@@ -1,0 +1,1 @@
+"""Speech recognition by convolutions and CTC: telephone prompts, or LibriSpeech folders."""
