@@ -17,7 +17,6 @@ __all__ = [
     "add_metrics",
     "flatten_metrics",
     "has_plain_metrics",
-    "is_keras_metric",
     "merged",
     "metrics_of",
     "pythonify_logs",
@@ -48,10 +47,10 @@ def has_plain_metrics(model: keras.Model) -> bool:
     own = any(_keras_models.overrides(model, name) for name in _METRIC_METHODS)
     layers = model._flatten_layers(include_self=True)
     tracked = any(isinstance(one, keras.Layer) and one._metrics for one in layers)
-    return all(map(is_keras_metric, metrics_of(model))) and not own and not tracked
+    return all(map(_is_of_keras, metrics_of(model))) and not own and not tracked
 
 
-def is_keras_metric(metric: keras.Metric) -> bool:
+def _is_of_keras(metric: keras.Metric) -> bool:
     """Whether the metric's class is one of Keras."""
     return type(metric).__module__.startswith("keras.")
 

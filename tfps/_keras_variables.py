@@ -272,6 +272,15 @@ def captured(variables: Iterable[keras.Variable]) -> list[keras.Variable]:
     return list(found.values())
 
 
+def captured_by(
+    graph: tf.types.experimental.ConcreteFunction, variables: Iterable[keras.Variable]
+) -> list[keras.Variable]:
+    """Those of the variables that a graph reads without asking."""
+    handles = {id(handle) for handle in graph.graph.external_captures}
+    holding = [(v, content(v)) for v in variables]
+    return [v for v, t in holding if isinstance(t, tf.Variable) and id(t.handle) in handles]
+
+
 def held(variables: Iterable[keras.Variable]) -> list[keras.Variable]:
     """Those of the variables whose `tf.Variable` somebody else holds, who reads it without asking.
 

@@ -165,6 +165,46 @@ def test_a_metric_may_show_the_learning_rate(connect):
     np.testing.assert_allclose(*histories, rtol=1e-5)
 
 
+class Rate(keras.metrics.Metric):
+    """The learning rate of an optimizer, whatever the batches are."""
+
+    def __init__(self, optimizer):
+        super().__init__(name="rate")
+        self.optimizer = optimizer
+
+    def update_state(self, *args, **kwargs):
+        pass
+
+    def result(self):
+        return self.optimizer.learning_rate
+
+
+@pytest.mark.parametrize("eager", [False, True])
+@pytest.mark.filterwarnings("ignore:the model was compiled with run_eagerly")
+def test_a_metric_may_show_the_rate_of_a_schedule(connect, eager):
+    histories, seen = [], []
+    for run in ("keras", "tfps"):
+        keras.utils.set_random_seed(1)
+        optimizer = keras.optimizers.SGD(keras.optimizers.schedules.ExponentialDecay(0.1, 3, 0.5))
+
+        def lr(y, p, optimizer=optimizer):
+            return optimizer.learning_rate
+
+        model = keras.Sequential([keras.layers.Dense(1)])
+        model.compile(optimizer, "mse", metrics=[lr, Rate(optimizer)], run_eagerly=eager)
+        rates: list[float] = []
+        callback = keras.callbacks.LambdaCallback(
+            on_train_batch_end=lambda batch, logs, rates=rates: rates.append(logs["rate"])
+        )
+        fit = model.fit if run == "keras" else tfps.Trainer(model, connect()).fit
+        args = {"batch_size": 8, "epochs": 2, "verbose": 0, "shuffle": False}
+        history = fit(_X, _Y, callbacks=[callback], validation_data=(_X, _Y), **args).history
+        histories.append([history[name] for name in ("lr", "rate", "loss", "val_lr", "val_rate")])
+        seen.append(list(map(float, rates)))
+    np.testing.assert_allclose(*histories, rtol=1e-5)
+    np.testing.assert_allclose(*seen, rtol=1e-5)
+
+
 def test_optimizers_are_found_beside_tuples_of_layers():
     class Pair(keras.Model):
         def __init__(self):

@@ -10,8 +10,8 @@ import tensorflow as tf
 
 from tfps import errors
 from tfps.model.batches import example, without_optionals
-from tfps.model.inspection import Inspection, require_trainable
-from tfps.model.own_inspection import Findings, count_candidates
+from tfps.model.inspection import Inspection, count_candidates, require_trainable
+from tfps.model.own_inspection import Findings
 from tfps.model.own_step import own_method, recording
 from tfps.model.stateless_model import StatelessModel
 from tfps.model.step_logs import EagerStepLogs
@@ -47,16 +47,19 @@ def inspect_eagerly(model: StatelessModel, batch_spec: Any, mode: str) -> Inspec
         with model.scope(trainable, state, model.initial_metrics(), number):
             model.dry_run(mode, batch, trainable, state)
         return Inspection(none, [False] * len(model.state), none, model.found_unlisted())
+    model.counts = count_candidates(model)
+    counts = [tf.convert_to_tensor(v.value) for v in model.counts]
     if not own_method(model.model, "train"):
         metrics = model.initial_metrics()
-        trained = model.differentiate(trainable, state, metrics, number, scale, batch, trainable)
+        trained = model.differentiate(
+            trainable, state, metrics, number, scale, batch, trainable, counts
+        )
+        model.counts = model.counts_read()
         connected = [g is not None for g in trained.gradients]
         require_trainable(model, connected)
         updated = [new is not None for new in trained.state]
         return Inspection(connected, updated, none, model.found_unlisted())
 
-    model.counts = count_candidates(model)
-    counts = [tf.convert_to_tensor(v.value) for v in model.counts]
     stand_ins = list(zip(variables, [*trainable, *state], strict=True))
     with (
         model.scope(trainable, state, _metrics(model), number, counts) as scope,

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
+from tfps import _keras_optimizers
+from tfps.model import optimizer_traits
 from tfps.model.combination import Combination, combinations
 from tfps.model.lookups import Find, depends, looking_up
 from tfps.model.own_step import own_method
@@ -57,14 +59,16 @@ def inspect(model: StatelessModel, batch_spec: Any, mode: str = "train") -> Insp
     ]
     found = []
 
-    def trace(trainable, rows, state, metrics, batch):
+    model.counts = count_candidates(model) if train else []
+
+    def trace(trainable, rows, state, metrics, counts, batch):
         rows = dict(zip(candidates, rows, strict=True))
         sources = [*trainable, *rows.values()]
         with looking_up(model.trainable, {i: _gather(r) for i, r in rows.items()}) as lookups:
             if train:
                 step, scale = tf.constant(0, tf.int64), tf.constant(1.0)
                 trained = model.differentiate(
-                    trainable, state, metrics, step, scale, batch, sources
+                    trainable, state, metrics, step, scale, batch, sources, counts
                 )
                 gradients, updates = trained.gradients, trained.state
             else:
@@ -95,11 +99,19 @@ def inspect(model: StatelessModel, batch_spec: Any, mode: str = "train") -> Insp
             _specs(model.trainable[i] for i in candidates),
             _specs(model.state),
             _specs([*model.metrics, *model.unlisted]),
+            _specs(model.counts),
             batch_spec,
         )
+    model.counts = model.counts_read()
     if train:
         require_trainable(model, found[0].connected)
     return found[0]
+
+
+def count_candidates(model: StatelessModel) -> list[keras.Variable]:
+    """The variables of `iterations` that a step may read; see `StatelessModel.counts`."""
+    optimizers = _keras_optimizers.optimizers_of(model.model)
+    return [_keras_optimizers.update_count(optimizer_traits.inner(o)) for o in optimizers]
 
 
 def _unlisted(model: StatelessModel, batch_spec: Any, mode: str) -> list[keras.Variable]:

@@ -134,15 +134,8 @@ def merging_of(
 
 
 def untraced(program: StatelessModel) -> MetricMerging:
-    """How the metrics of a model that runs eagerly merge, of which nothing is traced.
-
-    Every state of Keras's own metrics is a sum; nobody knows what another metric does. A step may
-    look at its metrics, so each worker carries them.
-    """
-    metrics = filter(_keras_metrics.is_keras_metric, _keras_metrics.metrics_of(program.model))
-    sums = {id(v) for metric in metrics for v in metric.variables}
-    found = [Combination.SUM if id(v) in sums else Combination.UNKNOWN for v in program.metrics]
-    return MetricMerging(program, found, read=True)
+    """How the metrics of a model that runs eagerly merge: workers carry one state of them."""
+    return MetricMerging(program, [Combination.SUM] * len(program.metrics), read=True)
 
 
 def _combined(how: Combination, start: np.ndarray, values: list[np.ndarray]) -> np.ndarray:

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfps import _tf_functions
+from tfps import _keras_optimizers, _keras_variables, _tf_functions
 
 
 class MetricResults:
@@ -23,6 +23,7 @@ class MetricResults:
         """
         self._model, self._variables = model, list(variables)
         self._publish: _tf_functions.FlatFunction | None = None  # The graph of `publish`.
+        self._read: list[keras.Variable] = []  # What it reads that may be on the servers.
 
     def publish(self, metrics: Sequence[np.ndarray]) -> dict[str, Any]:
         """Sets the metric variables, and returns the model's metric results.
@@ -44,9 +45,18 @@ class MetricResults:
                 publish = tf.function(self._published, autograph=False)
                 graph = publish.get_concrete_function(tf.TensorSpec(row.shape, tf.float64))
                 self._publish = _tf_functions.FlatFunction(graph)
+                self._read = _keras_variables.captured_by(graph, self._others())
+            for variable in self._read:
+                _ = variable.value  # It is brought now, for the graph does not ask.
             scalars, others = self._publish.packed(self._publish([tf.constant(row)]))
         numbers = iter(scalars.numpy().tolist())
         return tf.nest.map_structure(lambda t: next(numbers) if t is None else t, others)
+
+    def _others(self) -> list[keras.Variable]:
+        """The variables beside the metrics' own that a result may be computed of."""
+        optimizers = _keras_optimizers.optimizers_of(self._model)
+        settings = [v for one in optimizers for v in _keras_optimizers.settings_of(one)]
+        return [*self._model.weights, *settings]
 
     def cast(self, metrics: Sequence[np.ndarray]) -> list[tf.Tensor]:
         """Values of the metric variables as tensors of the variables' dtypes."""

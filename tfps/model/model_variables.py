@@ -34,7 +34,7 @@ class ModelVariables:
         `train_step` updates.
       unlisted: variables that the model assigns and does not list among its weights, such as the
         states of a stateful RNN; known after `inspection.inspect`.
-      counts: per optimizer whose `iterations` an own `train_step` reads, the variable.
+      counts: per optimizer whose `iterations` a training step reads, the variable.
       logs: what an own `train_step` returns, or None if it is what the metrics are.
       base_seeds: the values of all random seeds that the model draws from, int arrays. Each step
         folds its number into them.
@@ -76,6 +76,7 @@ class ModelVariables:
         self.named_devices: set[str] = set()
         self.branches = False
         self._assigned: dict[int, keras.Variable] = {}  # In any scope until now, by `id`.
+        self._read: set[int] = set()  # `id`s of what was read in any scope until now.
         self._noted: set[int] | None = None  # `id`s of what is assigned within `noting`.
         self._results: MetricResults | None = None
         self._rates = self._current_rates()
@@ -174,6 +175,10 @@ class ModelVariables:
         finally:
             self._noted = None
 
+    def counts_read(self) -> list[keras.Variable]:
+        """Those of `counts` that steps traced until now read."""
+        return [v for v in self.counts if id(v) in self._read]
+
     def assigned_trainable(self) -> list[keras.Variable]:
         """The trainable variables that steps traced until now assign."""
         return [v for v in self.trainable if id(v) in self._assigned]
@@ -235,6 +240,7 @@ class ModelVariables:
         with _tf_tracing.functions_inlined(), NotingScope(pairs, self.seed_ids) as scope:
             yield scope
         self._assigned.update(scope.written)
+        self._read |= scope.read
         if self._noted is not None:
             self._noted |= scope.written.keys()
         if not tf.executing_eagerly():

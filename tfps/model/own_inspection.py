@@ -8,9 +8,13 @@ import keras
 import tensorflow as tf
 
 from tfps import _keras_optimizers, errors
-from tfps.model import optimizer_traits
 from tfps.model.batches import without_optionals
-from tfps.model.inspection import Inspection, are_added_to, require_gradients
+from tfps.model.inspection import (
+    Inspection,
+    are_added_to,
+    count_candidates,
+    require_gradients,
+)
 from tfps.model.lookups import Lookups, depends, looking_up
 from tfps.model.optimizer_set import ONCE
 from tfps.model.own_step import NotingScope, Recorder, own_method, recording
@@ -56,12 +60,6 @@ def inspect_own(model: StatelessModel, batch_spec: Any) -> Inspection:
     logs.extract(wrapped)
     findings.tell(model, logs)
     return findings.inspection()
-
-
-def count_candidates(model: StatelessModel) -> list[keras.Variable]:
-    """The variables of `iterations` that a step may read; see `StatelessModel.counts`."""
-    optimizers = _keras_optimizers.optimizers_of(model.model)
-    return [_keras_optimizers.update_count(optimizer_traits.inner(o)) for o in optimizers]
 
 
 def inspect_test(model: StatelessModel, batch_spec: Any) -> StepLogs | None:

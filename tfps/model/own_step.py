@@ -58,6 +58,11 @@ class NotingScope(keras.StatelessScope):
         self.read.add(id(variable))
         return super().get_current_value(variable)
 
+    def count(self, variable: keras.Variable) -> None:
+        """Lets an optimizer's `iterations` be one more, as if the step had applied it."""
+        if (value := super().get_current_value(variable)) is not None:
+            super().add_update((variable, value + 1))
+
     def add_update(self, update: tuple[keras.Variable, tf.Tensor]) -> None:
         """Notes that a variable is assigned a value.
 

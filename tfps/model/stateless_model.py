@@ -14,7 +14,7 @@ from tfps import _keras_metrics, _keras_models
 from tfps.model.batches import length, without_optionals
 from tfps.model.lookups import Rows, reading_rows
 from tfps.model.model_variables import ModelVariables
-from tfps.model.own_step import fitting, own_logs, own_method, recording
+from tfps.model.own_step import NotingScope, fitting, own_logs, own_method, recording
 from tfps.model.step_logs import Logs
 
 
@@ -83,7 +83,7 @@ class StatelessModel(ModelVariables):
                 )
             else:
                 trained = self.differentiate(
-                    whole, state, metrics, step, loss_scale, batch, sources
+                    whole, state, metrics, step, loss_scale, batch, sources, counts
                 )
         # The gradient of rows is a `tf.IndexedSlices`; the conversion sums slices of one row.
         dense = [None if g is None else tf.convert_to_tensor(g) for g in trained.gradients]
@@ -98,19 +98,20 @@ class StatelessModel(ModelVariables):
         loss_scale: tf.Tensor,
         batch: Any,
         sources: Sequence[tf.Tensor],
+        counts: Sequence[tf.Tensor] = (),
     ) -> Trained:
         """`train` with gradients for any tensors of which the loss is computed.
 
         Args:
-          trainable, state, metrics, step, loss_scale, batch: see `train`.
+          trainable, state, metrics, step, loss_scale, batch, counts: see `train`.
           sources: the tensors for which gradients are returned.
         """
         overwritten = self.overwritten
         watched = [*sources, *(state[i] for i in overwritten)]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(watched)
-            with self.scope(trainable, state, metrics, step) as scope:
-                loss = self.loss(batch, training=True, metrics=True)
+            with self.scope(trainable, state, metrics, step, counts) as scope:
+                loss = self.loss(batch, training=True, metrics_in=scope)
             scaled = loss * tf.cast(loss_scale, loss.dtype)
         gradients = tape.gradient(scaled, watched)
         updates = self.updates_in(scope, state)
@@ -225,17 +226,19 @@ class StatelessModel(ModelVariables):
         else:
             self.model.predict_step(without_optionals(batch))
 
-    def loss(self, batch: Any, training: bool, metrics: bool = False) -> tf.Tensor:
+    def loss(self, batch: Any, training: bool, metrics_in: NotingScope | None = None) -> tf.Tensor:
         """The loss of a batch, a scalar, within `scope`.
 
         Args:
           batch: see `train`.
           training: whether layers run in training mode.
-          metrics: whether to update the metrics with the batch.
+          metrics_in: the scope, in which the batch updates the metrics; None for no metrics.
         """
         x, y, sample_weight = _keras_models.unpack_batch(without_optionals(batch))
         y_pred = _keras_models.call(self.model, x, training)
         loss = _keras_models.compute_loss(self.model, x, y, y_pred, sample_weight, training)
-        if metrics:
+        if metrics_in is not None:
+            for count in self.counts:  # Keras applies the gradients before.
+                metrics_in.count(count)
             _keras_metrics.add_metrics(self.model, loss, x, y, y_pred, sample_weight)
         return loss

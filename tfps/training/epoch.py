@@ -59,6 +59,7 @@ class Epoch:
             self._totals.restore(
                 opened.tally, opened.totals, opened.latest, opened.extras, session.calls.num_workers
             )
+        self._has_begun = bool(self._steps)  # whether a batch was given out
         self._is_over = False  # whether the hook after a batch has stopped training
         store = session.served.store
         self._copy, self._counted = store.copy, store.optimizer_copy.updates
@@ -92,6 +93,7 @@ class Epoch:
         self._feed.begin_epoch()
         totals = self._totals
         self._state.own.begin(self._program, self._feed, totals.carried, totals.carried_by)
+        totals.shared = self._state.own.shared
         self._steps = self._train(self._steps)
         if self._snapshotter is not None:
             # A snapshot may follow any time before the epoch is noted.
@@ -139,6 +141,7 @@ class Epoch:
 
     def began(self, first: int) -> None:
         """Calls the hook of a batch that is about to be trained on."""
+        self._has_begun = True
         self._state.chief.batch_hooks += 1
         self._hooks.batch_begin(first)
         self._state.own.load_if_changed()
@@ -184,8 +187,11 @@ class Epoch:
         self._totals.add(report)
 
     def stopped(self) -> bool:
-        """Whether a callback has set `stop_training`."""
-        return self._model.stop_training
+        """Whether a callback has set `stop_training`.
+
+        As in Keras, an epoch that has begun has a batch, even if it was stopped before.
+        """
+        return self._model.stop_training and self._has_begun
 
     def has_changed(self) -> bool:
         """Whether a snapshot is due, another policy in force, or the warm-up of codecs over."""

@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 
+from tfps.model.inspection import count_candidates
 from tfps.training import callbacks as traits
 from tfps.training.feeds import Feed, Work
 from tfps.training.given import Redo
@@ -41,11 +42,15 @@ class EvaluationRun:
         self._feed = feed
         self._callbacks = callbacks
         self._watches_batches = any(map(traits.has_test_batch_hooks, callbacks.callbacks))
+        self._has_begun = False  # whether a batch was given out
         self._is_over = False  # whether the hook after a batch has stopped the evaluation
         self._step = session.steps.evaluation(feed)
         self._pulled = session.pull()
         self._handles = session.served.store.handles()
         self._program = session.served.program
+        for count in count_candidates(self._program):
+            # A metric may show a schedule's rate, and the graph reads the variable without asking.
+            _ = count.value
 
     def evaluate(self) -> MetricTotals:
         """Runs over the feed, from its first batch; returns the totals."""
@@ -69,6 +74,7 @@ class EvaluationRun:
     def _run(self) -> None:
         own = self._own
         own.begin(self._program, self._feed, self._totals.carried)
+        self._totals.shared = own.shared
         calls = self._session.calls
         self._reports = Reports(calls, self._step.own, defers=not self._watches_batches)
         own.report(self._reports.blanks)
@@ -156,6 +162,7 @@ class EvaluationRun:
 
     def began(self, first: int) -> None:
         """See `work_loop.Run`."""
+        self._has_begun = True
         self._callbacks.on_test_batch_begin(first)
         self._own.load_if_changed()
 
@@ -175,5 +182,8 @@ class EvaluationRun:
             self._is_over = self.stopped() and not before
 
     def stopped(self) -> bool:
-        """Whether a callback has set `stop_evaluating`, or the process is about to end."""
-        return self._session.model.stop_evaluating or self._leaves()
+        """Whether a callback has set `stop_evaluating`, or the process is about to end.
+
+        As in Keras, there is a batch even if a callback has stopped before.
+        """
+        return (self._session.model.stop_evaluating and self._has_begun) or self._leaves()

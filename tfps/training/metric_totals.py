@@ -1,6 +1,7 @@
 """The model's metrics over what all workers report."""
 
 import numpy as np
+import tensorflow as tf
 
 from tfps import _keras_metrics
 from tfps.model.metric_merging import MetricMerging
@@ -14,10 +15,11 @@ class MetricTotals:
 
     Where every metric variable is a sum, the changes that workers report are added, in whatever
     order they come. Otherwise a worker reports the values that it carries through the epoch, and
-    the last values of all workers are merged.
+    the last values of all workers are merged, or there is one state that all workers update.
 
     Attributes:
       tally: the sum of the tallies.
+      shared: that state; None if there is none. See `OwnState`.
       start: per metric variable, its value before the first batch, an array of its dtype.
     """
 
@@ -33,6 +35,7 @@ class MetricTotals:
         self._program, self._merging, self._logs = program, merging, logs
         self.start = [v.numpy() for v in program.metrics]
         self._totals = [s.astype(np.float64) for s in self.start]
+        self.shared: list[tf.Tensor] | None = None
         self._latest: dict[int, list[np.ndarray]] = {}  # worker -> its values
         self._extras = [np.zeros(spec.shape) for spec in logs.of_batch] if logs else []
         self.tally = Tally()
@@ -49,7 +52,8 @@ class MetricTotals:
 
     def state(self) -> tuple[list[np.ndarray], dict[int, list[np.ndarray]], list[np.ndarray]]:
         """What `restore` takes."""
-        return [*self._totals], dict(self._latest), [*self._extras]
+        latest = dict(self._latest) if self.shared is None else {0: self._values()}
+        return [*self._totals], latest, [*self._extras]
 
     def restore(
         self,
@@ -104,11 +108,17 @@ class MetricTotals:
           final: whether the epoch, or the evaluation, is over. The metrics then take the place of
             what an own step returned under just their names, as in Keras.
         """
-        totals = self._totals
-        if self._latest:
-            totals = self._merging.merge(self.start, [m for _, m in sorted(self._latest.items())])
+        totals = self._values()
         results = self._program.results.publish(totals)
         if self._logs is None or (final and self._logs.names == set(results)):
             return _keras_metrics.to_floats(results)
         metrics = self._program.results.cast(totals)
         return _keras_metrics.to_floats(self._logs.result(metrics, self._extras, results))
+
+    def _values(self) -> list[np.ndarray]:
+        """The metric variables' values over all workers."""
+        if self.shared is not None:
+            return [t.numpy() for t in self.shared]
+        if self._latest:
+            return self._merging.merge(self.start, [m for _, m in sorted(self._latest.items())])
+        return self._totals

@@ -26,6 +26,8 @@ class OwnState:
 
     Attributes:
       each: per worker, the values for its next call, once `replacement` has put others in place.
+      shared: the one state of the metrics that all workers update where the model runs eagerly, a
+        list that `each` has as well; None elsewhere.
     """
 
     def __init__(self, calls: WorkerCalls):
@@ -40,6 +42,7 @@ class OwnState:
     def forget(self) -> None:
         """Lets go of the values; workers begin with those of the model again."""
         self.each: list[Own] = []
+        self.shared: list[tf.Tensor] | None = None
         self._begin: list[np.ndarray] = []  # the metrics with which a worker begins
         self._variables: list[keras.Variable] = []
         self._copied: list[np.ndarray] = []  # What the model's variables were given last.
@@ -75,8 +78,11 @@ class OwnState:
             self._place_returned()
             kept = [own.unlisted for own in self.each]
         fresh = [Own([], [], [])] * self._calls.num_workers
-        if metrics:
-            begins = by_worker or (lambda worker: metrics)
+        begins, self.shared = by_worker or (lambda worker: metrics), None
+        if metrics and program.model.run_eagerly:
+            self.shared = [tf.constant(value) for value in begins(0)]
+            fresh = [Own(self.shared, [], [])] * self._calls.num_workers
+        elif metrics:
             fresh = self._calls.run_on_each(lambda worker: placed(begins(worker), []))
         self._begin = metrics
         self.each = [
@@ -94,7 +100,9 @@ class OwnState:
 
         These are those of the metrics before the first batch, and what the model has of the others.
         """
-        metrics, unlisted = self._begin, self._copied
+        metrics, unlisted, shared = self._begin, self._copied, self.shared
+        if shared is not None:
+            return lambda: placed([], unlisted)._replace(metrics=shared)
         return lambda: placed(metrics, unlisted)
 
     def _place_returned(self) -> None:
@@ -115,10 +123,11 @@ class OwnState:
         The epoch then goes on with its own metrics and reports. The unlisted variables go on from
         where the evaluation or prediction has left them, as in Keras.
         """
-        kept = self.each
+        kept, shared = self.each, self.shared
         try:
             yield
         finally:
+            self.shared = shared
             if kept and len(kept) == len(self.each):
                 # The epoch's calls write into this very list.
                 kept[:] = [

@@ -296,6 +296,8 @@ class PolicyRun:
         blank = self._reports.blanks[worker]
         whole = bool(self._policy.local_steps)
         counts = redo.counts
+        if not counts:
+            own = own._replace(metrics=[*own.metrics])
 
         def call() -> Report:
             given = carry if whole else AsyncCarry(carry.residuals)

@@ -65,6 +65,7 @@ class PredictionRun:
         self._outputs: dict[int, Any] = {}
         self._group = session.model.steps_per_execution
         self._ended: dict[int, int] = {}  # group of batches -> how many of them are done
+        self._begun = 0  # batches that were given out
         self._is_over = False  # whether the hook after a batch has stopped the prediction
         self._given: dict[int, Work] = {}  # worker -> what it is at
         self._told = 0  # groups of which the hook has been called
@@ -147,6 +148,7 @@ class PredictionRun:
 
     def began(self, first: int) -> None:
         """See `work_loop.Run`."""
+        self._begun = first + 1
         if first % self._group == 0:
             self._callbacks.on_predict_batch_begin(first)
             self._own.load_if_changed()
@@ -177,8 +179,13 @@ class PredictionRun:
         self._is_over = self.stopped() and not before
 
     def stopped(self) -> bool:
-        """Whether a callback has set `stop_predicting`."""
-        return self._session.model.stop_predicting
+        """Whether a callback has set `stop_predicting`.
+
+        As in Keras, it ends with a whole group of batches, and there is one even if a callback has
+        stopped before.
+        """
+        is_whole = self._begun > 0 and self._begun % self._group == 0
+        return self._session.model.stop_predicting and is_whole
 
 
 def _here(output: Any) -> Any:

@@ -5,7 +5,7 @@ import functools
 import os
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -336,11 +336,14 @@ class Trainer:
         past = self._prepare(feed)
         if past is not None and not self._snapshots.resumes(past):
             return self._ended_before(past)
-        validation = None
+        validation: Callable[[], Feed] | None = None
         if validation_data is not None:
-            validation = self._validation_feed(
-                validation_data, validation_batch_size or batch_size, validation_steps
+            size = validation_batch_size or batch_size
+            validation = functools.cache(
+                lambda: self._validation_feed(validation_data, size, validation_steps)
             )
+            if not isinstance(validation_data, Iterator):
+                validation()  # What is wrong with it is said before training.
         model.stop_training = False
         self.stats = {}
         hooks = Hooks(
@@ -495,14 +498,21 @@ class Trainer:
         return _keras_models.concatenated(outputs)
 
     def _validation(
-        self, feed: Feed | None, frequency: int | list[int], hooks: Hooks
+        self, feed: Callable[[], Feed] | None, frequency: int | list[int], hooks: Hooks
     ) -> Callable[[int], dict[str, float] | None]:
-        """A function from the index of an epoch to what its validation gives; None without one."""
+        """A function from the index of an epoch to what its validation gives; None without one.
+
+        Args:
+          feed: gives the feed. As in Keras, that of a generator begins with the first validation,
+            where the generator then is.
+          frequency: see `fit`.
+          hooks: of the `fit`.
+        """
 
         def validate(epoch: int) -> dict[str, float] | None:
-            if not feed or not _keras_models.should_evaluate(self.model, epoch, frequency):
+            if feed is None or not _keras_models.should_evaluate(self.model, epoch, frequency):
                 return None
-            return self._evaluate(feed, hooks.callbacks, verbose=0)
+            return self._evaluate(feed(), hooks.callbacks, verbose=0)
 
         return validate
 

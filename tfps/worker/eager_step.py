@@ -1,7 +1,8 @@
 """Steps that run op by op, for debugging: the user's code sees tensors that have `numpy()`.
 
 The chief computes; only what pulls and what pushes runs as a graph. One step runs at a time, so
-that two workers' breakpoints do not speak at once.
+that two workers' breakpoints do not speak at once. So all workers update one state of the metrics,
+whatever a metric does, as in one process.
 """
 
 import contextlib
@@ -50,6 +51,17 @@ def _batches(source: Any, count: int) -> Iterator[Any]:
             yield source
 
 
+def _begun(own: Own, values: list[Any]) -> list[Any]:
+    """A step's values, with the metrics as the last step of any worker has left them."""
+    return [*own.metrics, *values[len(own.metrics) :]]
+
+
+def _ended(own: Own, values: list[Any]) -> list[Any]:
+    """Leaves the metrics to the next step of any worker; returns the values."""
+    own.metrics[:] = values[: len(own.metrics)]
+    return values
+
+
 class EagerStep(AsyncStep):
     """What an `AsyncStep` does, with the user's code op by op; a `WorkerStep`."""
 
@@ -91,16 +103,17 @@ class EagerStep(AsyncStep):
         for batch in _batches(source, count):
             parameters = self._pull(handles, batch, number=number + done)
             with _on_chief():
-                index = tf.constant(number + done, tf.int64)
+                index, metrics = tf.constant(number + done, tf.int64), _begun(own, metrics)
                 computed = self._gradient.compute(batch, parameters, residuals, metrics, index)
-            residuals, metrics = computed.residuals, computed.metrics
+                metrics = _ended(own, computed.metrics)
+            residuals = computed.residuals
             pushed = self._push(
                 handles, computed.sent, learning_rate=learning_rate, repeats=repeats
             )
             total = added(total, computed.tally, pushed)
             done += 1
         report = self.own.report(own, tf.constant(done), total, metrics)
-        return report, AsyncCarry(residuals), self.own.end(metrics)
+        return report, AsyncCarry(residuals), self.own.end(metrics)._replace(metrics=own.metrics)
 
 
 class EagerSyncStep(SyncStep):
@@ -133,11 +146,13 @@ class EagerSyncStep(SyncStep):
             parameters = self._pull(handles, batch, number=number)
             with _on_chief():
                 change, metrics, tally = self._gradient.change(
-                    batch, parameters, metrics, tf.constant(number, tf.int64)
+                    batch, parameters, _begun(own, metrics), tf.constant(number, tf.int64)
                 )
+                _ended(own, metrics)
             done, total = 1, added(total, tally)
         report = self.own.report(own, tf.constant(done), total, metrics)
-        return report, SyncCarry(carry.residuals, change), self.own.end(metrics)
+        own = self.own.end(metrics)._replace(metrics=own.metrics)
+        return report, SyncCarry(carry.residuals, change), own
 
 
 class _EagerForward:
@@ -172,12 +187,13 @@ class EagerEvalStep(_EagerForward):
                 trainable, state = self._variables(pulled)
                 index = tf.constant(number + done, tf.int64)
                 metrics, examples = program.evaluate(
-                    trainable, state, metrics, index, batch, self.own.logs
+                    trainable, state, _begun(own, metrics), index, batch, self.own.logs
                 )
+                _ended(own, metrics)
                 total = added(total, Tally(examples=examples))
             done += 1
         report = self.own.report(own, tf.constant(done), total, metrics)
-        return report, self.own.end(metrics)
+        return report, self.own.end(metrics)._replace(metrics=own.metrics)
 
 
 class EagerPredictStep(_EagerForward):
