@@ -180,7 +180,7 @@ def test_it_learns_on_servers_and_transcribes(connect, capsys, folder, tmp_path)
     save, out = tmp_path / "m.keras", tmp_path / "found.tsv"
     in_process.train(
         binary, connect(workers=2), f"--data={folder}", f"--save={save}", f"--log_dir={tmp_path}",
-        "--mels=16", "--conv_channels=32", "--conv_blocks=1", "--epochs=12", "--learning_rate=0.01",
+        "--mels=16", "--conv_channels=32", "--conv_blocks=1", "--epochs=6", "--learning_rate=0.01",
         "--push=int8",
     )  # fmt: skip
     assert "character error rate" in capsys.readouterr().out

@@ -189,7 +189,7 @@ def test_it_learns_on_servers_and_translates(connect, capsys, corpus, tmp_path):
     in_process.train(
         binary, connect(workers=2), f"--data={corpus}", f"--save={save}", f"--log_dir={tmp_path}",
         "--pieces=80", "--blocks=1", "--residual_width=32", "--attention_heads=2",
-        "--epochs=30", "--branch_dropout=0",
+        "--epochs=20", "--branch_dropout=0",
         "--learning_rate=0.01", "--batch_size=16", "--push=int8", "--measured=10",
     )  # fmt: skip
     assert "held out: chrF" in capsys.readouterr().out
