@@ -39,7 +39,7 @@ def gensim(lines: list[corpus.Line], seed: int) -> Run:
     """Trains skip-gram with Gensim, by the settings of `models.word2vec`."""
     model = Word2Vec(
         sg=1,
-        vector_size=FLAGS.width,
+        vector_size=FLAGS.vector_width,
         window=FLAGS.window,
         negative=FLAGS.negatives,
         min_count=FLAGS.min_count,

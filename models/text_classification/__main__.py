@@ -4,8 +4,8 @@ Without TF_CONFIG this program starts a cluster on this machine. With TF_CONFIG 
 the variable names: the chief trains, workers and ps serve.
 
   python -m models.text_classification
-  python -m models.text_classification --data=mails.tsv --text=subject,body --label=folder
-  python -m models.text_classification --predict=new.tsv --text=subject,body --out=folders.tsv
+  python -m models.text_classification --data=mails.tsv --text_columns=subject,body
+  python -m models.text_classification --predict=new.tsv --out=folders.tsv
 """
 
 import time
@@ -38,15 +38,17 @@ DEFAULTS = {
 }
 
 flags.DEFINE_list(
-    "text", None, "Columns that together are the text. Default: text, or title and text of reviews."
+    "text_columns",
+    None,
+    "Columns that together are the text. Default: text, or title and text of reviews.",
 )
 flags.DEFINE_string(
-    "label", None, "The column of classes. Default: label, or the stars of the reviews."
+    "class_column", None, "The column of classes. Default: label, or the stars of the reviews."
 )
-flags.DEFINE_integer("vocabulary", 20000, "Most words to know.", lower_bound=3)
-flags.DEFINE_integer("length", 128, "Words of a text; the rest is left out.", lower_bound=4)
-flags.DEFINE_integer("width", 64, "Elements of a word's vector.", lower_bound=1)
-flags.DEFINE_integer("filters", 64, "Convolutions for each length of runs.", lower_bound=1)
+flags.DEFINE_integer("known_words", 20000, "Most words to know.", lower_bound=3)
+flags.DEFINE_integer("text_words", 128, "Words of a text; the rest is left out.", lower_bound=4)
+flags.DEFINE_integer("word_width", 64, "Elements of a word's vector.", lower_bound=1)
+flags.DEFINE_integer("run_filters", 64, "Convolutions for each length of runs.", lower_bound=1)
 flags.DEFINE_float("drop", 0.5, "Dropout rate before the last layer.", lower_bound=0.0)
 flags.DEFINE_float(
     "balance",
@@ -70,7 +72,7 @@ def train(connect: task.Connect) -> None:
     columns, all_texts = _load()
     y, names = all_texts.classes, all_texts.names
     training, held = tables.held_out(len(y))
-    words = network.vectorizer(all_texts.texts[training], FLAGS.vocabulary, FLAGS.length)
+    words = network.vectorizer(all_texts.texts[training], FLAGS.known_words, FLAGS.text_words)
     x = _numbered(words, all_texts.texts)
     way = connect()
     say = program.printer(way)
@@ -121,7 +123,7 @@ def train(connect: task.Connect) -> None:
 def predict() -> None:
     """Writes the class of each text of --predict, with its probability."""
     model, facts = program.load(FLAGS.save)
-    columns = FLAGS.text or facts["columns"]
+    columns = FLAGS.text_columns or facts["columns"]
     table = tables.read_csv(FLAGS.predict, "predict")
     texts = examples.joined(table, columns, "predict")
     chances = program.outputs(model, tf.constant(texts), 256)
@@ -133,8 +135,8 @@ def predict() -> None:
 def _load() -> tuple[list[str], examples.Examples]:
     """(columns that are the text, the examples)."""
     reviews = FLAGS.data is None
-    columns = FLAGS.text or (examples.REVIEW_TEXT if reviews else ["text"])
-    label = FLAGS.label or (examples.REVIEW_LABEL if reviews else "label")
+    columns = FLAGS.text_columns or (examples.REVIEW_TEXT if reviews else ["text"])
+    label = FLAGS.class_column or (examples.REVIEW_LABEL if reviews else "label")
     table = examples.reviews() if reviews else tables.read_csv(FLAGS.data)
     return columns, examples.Examples.of(table, columns, label)
 
@@ -153,7 +155,9 @@ def _weights(classes: np.ndarray, count: int) -> np.ndarray:
 
 
 def _compiled_model(vocabulary: int, classes: int, updates: int) -> keras.Model:
-    model = network.build(vocabulary, FLAGS.length, classes, FLAGS.width, FLAGS.filters, FLAGS.drop)
+    model = network.build(
+        vocabulary, FLAGS.text_words, classes, FLAGS.word_width, FLAGS.run_filters, FLAGS.drop
+    )
     rate = keras.optimizers.schedules.CosineDecay(FLAGS.learning_rate, max(1, updates))
     model.compile(
         keras.optimizers.Adam(rate),

@@ -47,7 +47,7 @@ class Examples:
         if len(found) < 2:
             raise tfps.DataError(
                 f"--data has {len(found)} classes in the column {label}; give texts of two classes "
-                "or more, or name another column by --label"
+                "or more, or name another column by --class_column"
             )
         return cls(texts[known], classes.astype(np.int32), found.tolist())
 

@@ -38,7 +38,7 @@ DEFAULTS = {
     "save": "runs/word2vec/model.keras",
 }
 
-flags.DEFINE_integer("width", 100, "Elements of a vector.", lower_bound=1)
+flags.DEFINE_integer("vector_width", 100, "Elements of a vector.", lower_bound=1)
 flags.DEFINE_integer("window", 5, "Largest distance of a pair of words.", lower_bound=1)
 flags.DEFINE_integer("negatives", 5, "Noise words that a pair counts for.", lower_bound=1)
 flags.DEFINE_integer("min_count", 5, "Occurrences that a word needs to be learned.", lower_bound=1)
@@ -161,7 +161,7 @@ def _rows(model: keras.Model) -> np.ndarray:
 
 
 def _compiled_model(vocabulary: int, updates: int) -> keras.Model:
-    model = network.build(vocabulary, FLAGS.width, FLAGS.window, FLAGS.negatives)
+    model = network.build(vocabulary, FLAGS.vector_width, FLAGS.window, FLAGS.negatives)
     rate = keras.optimizers.schedules.PolynomialDecay(
         FLAGS.learning_rate, max(1, updates), FLAGS.learning_rate / 100
     )

@@ -1,5 +1,6 @@
 """What `python -m models` lists, and what each model has."""
 
+import importlib
 import pathlib
 
 import pytest
@@ -15,6 +16,12 @@ def test_each_model_has_a_line(capsys):
     for name, about in listed():
         assert about.endswith(".")
         assert any(line.split()[:1] == [name] and about in line for line in lines)
+
+
+def test_flags_of_different_models_have_different_names():
+    """Else a process that knows two models, as this one, could not be."""
+    for name, _ in listed():
+        importlib.import_module(f"models.{name}.__main__")
 
 
 @pytest.mark.parametrize("name", [name for name, _ in listed()])

@@ -62,9 +62,9 @@ def test_what_fills_up_a_text_does_not_count_in_its_mean():
 def test_it_finds_the_classes(connect, capsys, table, tmp_path, strategy):
     save, board = tmp_path / "m.keras", tmp_path / "board"
     args = [
-        f"--data={table}", "--text=subject,body", "--label=stars", f"--save={save}",
+        f"--data={table}", "--text_columns=subject,body", "--class_column=stars", f"--save={save}",
         f"--log_dir={board}", "--epochs=6", "--batch_size=16", "--learning_rate=0.02",
-        "--width=8", "--filters=4", "--length=16", "--drop=0.1",
+        "--word_width=8", "--run_filters=4", "--text_words=16", "--drop=0.1",
     ]  # fmt: skip
     if strategy == "keras":
         code, out, err = in_process.run(binary, capsys, "--strategy=keras", *args)

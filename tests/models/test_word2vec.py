@@ -170,7 +170,7 @@ def test_words_of_a_subject_come_together(connect, capsys, text, tmp_path, strat
     )
     args = [
         f"--data={text}", f"--save={save}", f"--log_dir={tmp_path}/board", "--epochs=12",
-        "--batch_size=8", "--length=20", "--noise=8", "--width=8", "--learning_rate=0.3",
+        "--batch_size=8", "--length=20", "--noise=8", "--vector_width=8", "--learning_rate=0.3",
         "--sample=0", f"--pairs={tmp_path}/pairs.tsv",
     ]  # fmt: skip
     if strategy == "keras":
