@@ -68,6 +68,7 @@ SOAK_ONLY: dict[str, list[str]] = {
         "test_a_language_model_on_two_devices",
         "test_a_worker_that_does_not_come",  # test_a_lost_worker_ends_the_others
     ],
+    "models/test_bert.py": ["test_workers_share_the_text_and_read_it_again_alike[60"],
     "models/test_gpt.py": ["test_a_loss_that_is_lost_gets_one_line"],  # cluster/test_processes
     "store/test_server_state.py": [
         "test_a_restored_store_goes_on_bit_by_bit[outer",

@@ -49,7 +49,7 @@ flags.DEFINE_integer("known_words", 20000, "Most words to know.", lower_bound=3)
 flags.DEFINE_integer("text_words", 128, "Words of a text; the rest is left out.", lower_bound=4)
 flags.DEFINE_integer("word_width", 64, "Elements of a word's vector.", lower_bound=1)
 flags.DEFINE_integer("run_filters", 64, "Convolutions for each length of runs.", lower_bound=1)
-flags.DEFINE_float("drop", 0.5, "Dropout rate before the last layer.", lower_bound=0.0)
+flags.DEFINE_float("dropped", 0.5, "Dropout rate before the last layer.", lower_bound=0.0)
 flags.DEFINE_float(
     "balance",
     0.5,
@@ -156,7 +156,7 @@ def _weights(classes: np.ndarray, count: int) -> np.ndarray:
 
 def _compiled_model(vocabulary: int, classes: int, updates: int) -> keras.Model:
     model = network.build(
-        vocabulary, FLAGS.text_words, classes, FLAGS.word_width, FLAGS.run_filters, FLAGS.drop
+        vocabulary, FLAGS.text_words, classes, FLAGS.word_width, FLAGS.run_filters, FLAGS.dropped
     )
     rate = keras.optimizers.schedules.CosineDecay(FLAGS.learning_rate, max(1, updates))
     model.compile(

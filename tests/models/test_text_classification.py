@@ -64,7 +64,7 @@ def test_it_finds_the_classes(connect, capsys, table, tmp_path, strategy):
     args = [
         f"--data={table}", "--text_columns=subject,body", "--class_column=stars", f"--save={save}",
         f"--log_dir={board}", "--epochs=6", "--batch_size=16", "--learning_rate=0.02",
-        "--word_width=8", "--run_filters=4", "--text_words=16", "--drop=0.1",
+        "--word_width=8", "--run_filters=4", "--text_words=16", "--dropped=0.1",
     ]  # fmt: skip
     if strategy == "keras":
         code, out, err = in_process.run(binary, capsys, "--strategy=keras", *args)
