@@ -507,7 +507,7 @@ def test_the_machine_sees_a_mutation(monkeypatch, mutation):
         run_state_machine_as_test(
             machine,
             settings=settings(
-                max_examples=400,
+                max_examples=4000,  # It ends with the first that shows it.
                 deadline=None,
                 phases=[Phase.generate],
                 database=None,
