@@ -83,7 +83,9 @@ class TablePart(tf.Module):
         refs = refs_of(tf.constant(slots), tf.zeros_like(slots))
         meta[slots] = np.stack([keys, refs.numpy(), counts, lasts], 1)
         self._meta[0].assign(meta)
-        free = np.setdiff1d(np.arange(used), slots)
+        is_free = np.ones(used, bool)
+        is_free[slots] = False
+        free = np.flatnonzero(is_free)
         places = tf.range(len(free), dtype=tf.int64)
         segments.scatter(handles.free, self.table.ends, places, tf.constant(free))
         marks = Marks(*self._marks.numpy())._replace(used=used, free=len(free))

@@ -329,10 +329,13 @@ def take_keys(layer: HashEmbedding, meta: np.ndarray, now: int) -> tuple[np.ndar
     meta = meta[np.argsort(meta[:, KEY])]
     before = layer.local.keys()
     slots: np.ndarray = np.full(len(meta), -1, np.int64)
-    _, new, old = np.intersect1d(meta[:, KEY], before.keys, return_indices=True)
+    # NumPy would look for repeated keys for most of the time.
+    _, new, old = np.intersect1d(meta[:, KEY], before.keys, assume_unique=True, return_indices=True)
     slots[new] = before.slots[old]
-    free = np.setdiff1d(np.arange(room), slots)
-    slots[slots < 0] = free[: np.count_nonzero(slots < 0)]
+    is_free: np.ndarray = np.ones(room, bool)
+    is_free[slots[new]] = False
+    lacking = slots < 0
+    slots[lacking] = np.flatnonzero(is_free)[: np.count_nonzero(lacking)]
     layer.local.replace(Keys(meta[:, KEY], slots, meta[:, COUNT], meta[:, LAST]), now)
     return meta[:, KEY], slots
 
@@ -350,12 +353,10 @@ def fill_layer(layer: HashEmbedding, state: TableState, now: int) -> dict[str, n
 
 
 def _dealt(keys, rows, known, slots, room) -> np.ndarray:
-    """float32 [room, width]: rows of keys at the places that known keys, ascending, have."""
+    """float32 [room, width]: rows of keys at the places that known keys have."""
     array: np.ndarray = np.zeros([room, rows.shape[1]], np.float32)
-    if len(known):
-        place = np.minimum(np.searchsorted(known, keys), len(known) - 1)
-        there = known[place] == keys
-        array[slots[place[there]]] = rows[there]
+    _, given, place = np.intersect1d(keys, known, assume_unique=True, return_indices=True)
+    array[slots[place]] = rows[given]
     return array
 
 
