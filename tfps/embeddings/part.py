@@ -83,7 +83,7 @@ class TablePart(tf.Module):
         refs = refs_of(tf.constant(slots), tf.zeros_like(slots))
         meta[slots] = np.stack([keys, refs.numpy(), counts, lasts], 1)
         self._meta[0].assign(meta)
-        is_free = np.ones(used, bool)
+        is_free: np.ndarray = np.ones(used, bool)
         is_free[slots] = False
         free = np.flatnonzero(is_free)
         places = tf.range(len(free), dtype=tf.int64)
