@@ -285,7 +285,7 @@ class HashTable:
         handles: TableHandles,
         states: Sequence[int | None],
         span: tuple[tf.Tensor, tf.Tensor] | None = None,
-        chosen: "Chosen | None" = None,
+        chosen: Chosen | None = None,
     ) -> tuple[tf.Tensor, list[tf.Tensor]]:
         """The keys of a span of row numbers, with what is noted of them, and their rows.
 
