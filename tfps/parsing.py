@@ -31,7 +31,7 @@ def parse(text: str, kinds: Mapping[str, type], what: str, shared: tuple[str, ..
             key = key.strip() if named else own[i]
             if key not in (*own, *shared) or key in given:
                 raise KeyError(key)
-            given[key] = _value(value.strip())
+            given[key] = value_of(value.strip())
         return cls(**given)
     except errors.ConfigError as e:
         usage = _usage(kinds, shared)
@@ -61,7 +61,8 @@ def _usage(kinds: Mapping[str, type], shared: tuple[str, ...]) -> str:
     return " | ".join(usages) + also
 
 
-def _value(text: str):
+def value_of(text: str) -> Any:
+    """The Python value that a parameter's text stands for; the text itself if for no other."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):

@@ -11,6 +11,7 @@ from tfps.compression.adapted import adapted, is_codec
 from tfps.compression.base import Codec, Identity, PlainCodec
 from tfps.compression.casts import BFloat16, Float16
 from tfps.compression.dgc import DGC
+from tfps.compression.difference import Difference
 from tfps.compression.feedback import ErrorFeedback, with_feedback
 from tfps.compression.parse import parse
 from tfps.compression.powersgd import PowerSGD
@@ -22,6 +23,7 @@ __all__ = [
     "DGC",
     "BFloat16",
     "Codec",
+    "Difference",
     "ErrorFeedback",
     "Float16",
     "Identity",

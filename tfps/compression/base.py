@@ -173,6 +173,14 @@ class Codec(abc.ABC):
         return None
 
     @property
+    def tracks_receiver(self) -> bool:
+        """Whether what is encoded is the difference from what the receiver holds.
+
+        Only parameters travel so; see `Difference`.
+        """
+        return False
+
+    @property
     def under_feedback(self) -> "Codec":
         """The form of this codec that `ErrorFeedback` wraps; raises `ConfigError` without one."""
         return self

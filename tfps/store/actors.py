@@ -8,7 +8,7 @@ import contextlib
 import functools
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +23,7 @@ from tfps.store.handles import ServerHandles
 from tfps.store.mailbox import FENCE, HEADER, STOP, Header, SenderHandles
 from tfps.store.push import Pusher
 from tfps.store.server_loop import Roll
+from tfps.store.views import Views
 
 # s that a ps may take to answer the chief.
 _ANSWERS_WITHIN = 60.0
@@ -116,22 +117,30 @@ class _Life:
       sender: what the worker sends with.
     """
 
-    def __init__(self, worker: int, life: int, servers: list[_Server]):
+    def __init__(self, worker: int, life: int, servers: list[_Server], views: Views):
         with tf.device(worker_device(worker)):
             identity = tf.identity(tf.constant([worker, life], tf.int64))
         self._answers = {
             s.p: mailbox.queue(s.p, [mailbox.ANSWER], _name("answers")) for s in servers
         }
-        self.sender = SenderHandles(identity, {s.p: s.inbox for s in servers}, self._answers)
+        inboxes = {s.p: s.inbox for s in servers}
+        self._views = views
+        self.sender = SenderHandles(identity, inboxes, self._answers, views.make(_name("view")))
 
     def end(self) -> None:
         """Ends the calls that still wait for an answer."""
-        for p in self._answers:
+        for p in {*self._answers, *self.sender.views.counts}:
             self.end_on(p)
 
     def end_on(self, p: int) -> None:
         """See `end`, for one ps."""
-        mailbox.delete(p, self._answers[p])
+        if p in self._answers:
+            mailbox.delete(p, self._answers[p])
+        self._views.delete_on(p, self.sender.views)
+
+    def forget_on(self, p: int) -> None:
+        """Frees the memory of the worker's views on one ps; its next pull is whole."""
+        self._views.clear_on(p, self.sender.views)
 
 
 class Actors:
@@ -177,7 +186,7 @@ class Actors:
         """What a life of a worker calls its steps with; made when it is first asked for."""
         key = worker, life
         if key not in self._senders:
-            self._senders[key] = _Life(worker, life, self._servers)
+            self._senders[key] = _Life(worker, life, self._servers, self._pusher.views)
         return self._pusher.server_handles()._replace(sender=self._senders[key].sender)
 
     def fence(self, worker: int, life: int) -> dict[int, Told]:
@@ -212,22 +221,34 @@ class Actors:
         told = [Told(*map(int, c.result(deadline, "ending its loop"))) for c in calls]
         for server in self._servers:
             server.end(deadline)
+        self._on_each(self._pusher.views.servers, lambda life, p: life.forget_on(p), deadline)
         return max((t.refused for t in told), default=0)
 
     def abort(self) -> None:
         """Ends loops and waiting calls after an error; afterwards this object is of no use."""
         self._is_over = True
-        calls = [ServerCall(s.p, functools.partial(self._delete, s)) for s in self._servers]
         deadline = time.monotonic() + _DELETED_WITHIN
+        everywhere = {*self._pusher.views.servers, *(s.p for s in self._servers)}
+        self._on_each(everywhere, lambda life, p: life.end_on(p), deadline)
+        calls = [ServerCall(s.p, s.delete) for s in self._servers]
         for call in calls:
             # What was on a ps that is lost is gone anyway.
             with contextlib.suppress(tf.errors.OpError, errors.StepTimeout):
                 call.result(deadline, "deleting its queues")
 
-    def _delete(self, server: _Server) -> None:
-        for life in self._senders.values():
-            life.end_on(server.p)
-        server.delete()
+    def _on_each(
+        self, servers: Collection[int], act: Callable[[_Life, int], None], deadline: float
+    ) -> None:
+        """Does something to each life on each of these servers; a lost ps is passed over."""
+        lives = list(self._senders.values())
+
+        def on(p):
+            for life in lives:
+                act(life, p)
+
+        for call in [ServerCall(p, functools.partial(on, p)) for p in servers]:
+            with contextlib.suppress(tf.errors.OpError, errors.StepTimeout):
+                call.result(deadline, "letting go of what workers have there")
 
 
 def _name(kind: str) -> str:

@@ -7,14 +7,15 @@ from typing import Any
 import tensorflow as tf
 
 from tfps import errors
-from tfps.compression import Codec, Identity, adapted, is_codec
+from tfps.compression import Codec, Identity, adapted, is_codec, parse
 
 
 def chosen(choice: Any, variable: Any, weights: bool) -> Codec:
     """The codec for a variable's gradients or value.
 
     Args:
-      choice: a codec, None for no codec, or a function of the variable that gives one of the two.
+      choice: a codec or its text (see `tfps.compression.parse`), None for no codec, or a function
+        of the variable that gives one of these.
       variable: has `path`, `shape` and `dtype`.
       weights: whether the codec is for the variable's value and not for its gradients.
 
@@ -28,17 +29,23 @@ def chosen(choice: Any, variable: Any, weights: bool) -> Codec:
     per_variable = callable(choice) and not is_codec(choice)
     codec = choice(variable) if per_variable else choice
     codec = Identity() if codec is None else codec
+    codec = parse(codec) if isinstance(codec, str) else codec
     name = "pull" if weights else "push"
     if not is_codec(codec):
         raise errors.ConfigError(
             f"{name} gave {codec!r} for {variable.path}; it must be a codec of tfps.compression, "
-            "such as Int8(), or None"
+            'such as Int8(), a text that names one, such as "int8", or None'
         )
     codec = adapted(codec)
     if weights and codec.not_for_weights:
         raise errors.ConfigError(
             f"pull={codec!r} does not work for parameters: {codec.not_for_weights}; use Float16, "
-            "BFloat16 or Int8"
+            f"BFloat16 or Int8, or Difference({codec!r})"
+        )
+    if codec.tracks_receiver and not weights:
+        raise errors.ConfigError(
+            f"push={codec!r} does not work for gradients, of which a ps holds no copy; use the "
+            "codec alone"
         )
     dtype = tf.as_dtype(variable.dtype)
     small = math.prod(variable.shape) * dtype.size < codec.min_bytes
@@ -100,6 +107,11 @@ class Channel:
     def payload_bytes(self) -> int:
         """Bytes that a step sends, as the codec predicts them."""
         return sum(self.codec.payload_bytes(shape, self.dtype) for shape in self.pieces)
+
+    @property
+    def values_bytes(self) -> int:
+        """Bytes of the bucket's values."""
+        return math.prod(self.shape) * tf.as_dtype(self.dtype).size
 
     def _split(self, tensor) -> list[tf.Tensor]:
         if len(self.pieces) == 1:

@@ -92,6 +92,18 @@ def masked(repeats: tf.Tensor, p: int) -> tf.Tensor:
     return tf.bitwise.bitwise_and(tf.bitwise.right_shift(repeats, p + 1), 1)
 
 
+class ViewHandles(NamedTuple):
+    """What the ps know of the parameters that a worker holds; see `views`.
+
+    Attributes:
+      values: bucket -> its values as the worker has them, flat; empty before the first pull.
+      counts: ps -> int64 scalar, pulls since the views were empty.
+    """
+
+    values: dict[int, tf.Tensor]
+    counts: dict[int, tf.Tensor]
+
+
 class SenderHandles(NamedTuple):
     """What a worker needs to send letters: arguments of every training step.
 
@@ -99,17 +111,19 @@ class SenderHandles(NamedTuple):
       identity: int64 [2] on the worker, its index and its life.
       inboxes: ps -> the queue of its loop, for those that pushes concern.
       answers: ps -> the queue of the answers to this life of this worker.
+      views: what the ps know of the parameters that this life of this worker holds.
     """
 
     identity: tf.Tensor
     inboxes: dict[int, tf.Tensor]
     answers: dict[int, tf.Tensor]
+    views: ViewHandles
 
 
-def sender_specs(written_to: Sequence[int]) -> SenderHandles:
-    """The form of `SenderHandles` for pushes to these ps."""
+def sender_specs(written_to: Sequence[int], views: ViewHandles) -> SenderHandles:
+    """The form of `SenderHandles` for pushes to these ps, and of views of this form."""
     handles = dict.fromkeys(written_to, HANDLE)
-    return SenderHandles(tf.TensorSpec([2], tf.int64), handles, handles)
+    return SenderHandles(tf.TensorSpec([2], tf.int64), handles, handles, views)
 
 
 def queue(ps: int, specs: Sequence[tf.TensorSpec], name: str) -> tf.Tensor:

@@ -25,6 +25,7 @@ from tfps.store.resources import read, write
 from tfps.store.server_loop import Receipt, ServerLoop
 from tfps.store.server_state import AggregationState
 from tfps.store.tables import Ids, SentRows
+from tfps.store.views import Views
 
 
 class Push(NamedTuple):
@@ -88,6 +89,8 @@ class Pusher:
     Attributes:
       host: the worker's device on which pushes are encoded; None for the device in scope.
       ledger: folder in which each ps notes every letter; None if they note nothing.
+      plan: of the store.
+      views: what the servers know of the workers' copies, which a pull needs of its sender.
     """
 
     def __init__(
@@ -108,7 +111,8 @@ class Pusher:
         """
         self.host, self.ledger = host, ledger
         self._store = store
-        self._plan = store.plan
+        self.plan = self._plan = store.plan
+        self.views = Views(store.plan)
         self._aggregation = aggregation
         self._scaled = scaled
         every = range(len(self._plan.buckets))
@@ -131,7 +135,7 @@ class Pusher:
 
         What a worker sends with is its own; see `Actors.handles`.
         """
-        sender = mailbox.sender_specs(self.written_to())
+        sender = mailbox.sender_specs(self.written_to(), self.views.specs())
         return self.server_handles()._replace(sender=sender)
 
     def server_handles(self) -> ServerHandles:

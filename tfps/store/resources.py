@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 
-def read(handle: tf.Tensor, dtype: tf.DType | str, shape: Sequence[int]) -> tf.Tensor:
+def read(handle: tf.Tensor, dtype: tf.DType | str, shape: Sequence[int | None]) -> tf.Tensor:
     """The value of a server variable. The caller enters the server's device.
 
     Args:

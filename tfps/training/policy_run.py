@@ -300,7 +300,7 @@ class PolicyRun:
             own = own._replace(metrics=[*own.metrics])
 
         def call() -> Report:
-            given = carry if whole else AsyncCarry(carry.residuals)
+            given = carry if whole else AsyncCarry(carry.residuals, {})
             vector, kept, after = step(
                 handles, work.source, given, own._replace(report=[blank]), work.count,
                 redo.number, rate, repeats,

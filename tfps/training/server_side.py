@@ -5,6 +5,7 @@ from typing import NamedTuple
 import keras
 
 from tfps import _keras_optimizers, errors
+from tfps.compression import Difference
 from tfps.model import optimizer_traits
 from tfps.model.optimizer_set import AnyOptimizer, OptimizerSet
 from tfps.store.actors import Actors
@@ -78,7 +79,23 @@ class ServerSide:
         update = Summed(optimizer) if exchange.in_rounds else Applied(optimizer)
         host = served.program.devices.host
         self.pusher = Pusher(store, update, exchange.staleness_scaling, host, ledger)
+        self._require_room(num_workers)
         self._actors: Actors | None = None
+
+    def _require_room(self, num_workers: int) -> None:
+        """Raises `ConfigError` if the views of all workers would not fit on a ps."""
+        views, plan = self.pusher.views, self.pusher.plan
+        for i in views.buckets:
+            codec, p = plan.down[i].codec, plan.buckets[i].ps
+            assert isinstance(codec, Difference)
+            needed = num_workers * views.bytes_on(p)
+            if needed > codec.max_bytes:
+                raise errors.ConfigError(
+                    f"pull={codec!r}: ps {p} would keep a copy of its parameters for each of "
+                    f"{num_workers} workers, {needed:,} bytes, and max_bytes is "
+                    f"{codec.max_bytes:,}; use more ps, pull without Difference, or raise "
+                    "max_bytes if the memory is there"
+                )
 
     def actors(self) -> Actors:
         """The loops of the servers; to be asked for after a step has been traced."""

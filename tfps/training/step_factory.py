@@ -72,14 +72,19 @@ class StepFactory:
     def repeating(self, side: ServerSide, policy: ConsistencyPolicy, feed: Feed) -> RepeatableStep:
         """The step by which a worker does again what another one has lost; not for rounds."""
         step = self.training(side, policy, feed)
-        if isinstance(step, (AsyncStep, LocalSGDStep)):
+        # What is done again leaves the worker's copies alone, which may be ahead in its own carry.
+        tracked = isinstance(step, AsyncStep) and side.pusher.views.buckets
+        if isinstance(step, (AsyncStep, LocalSGDStep)) and not tracked:
             return step
         key = ("repeating", side, Form.of(feed))
         return self._once(key, lambda: self._trace_repeating(side, feed))
 
     def _trace_repeating(self, side: ServerSide, feed: Feed) -> AsyncStep:
-        program, puller = self._served.program, self._served.puller
+        program, puller = self._served.program, self._served.puller.without_views()
         optimizer = self._served.optimizer
+        if program.model.run_eagerly:
+            gradient = Gradient(program, puller, side.pusher, optimizer, False)
+            return EagerStep(gradient, self._own(feed, True), feed.batch_spec)
         gradient = Gradient(program, puller, side.pusher, optimizer, program.model.jit_compile)
         return AsyncStep(gradient, self._own(feed, True), feed.source_spec, feed.group == 1)
 

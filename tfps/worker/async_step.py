@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from tfps.cluster.remote_function import RemoteFunction
 from tfps.store.handles import ServerHandles
+from tfps.store.pull import Copies
 from tfps.worker.batch_loop import repeat
 from tfps.worker.gradient import Gradient
 from tfps.worker.own_values import Own, OwnValues
@@ -25,9 +26,11 @@ class AsyncCarry(NamedTuple):
 
     Attributes:
       residuals: what the codecs have not sent yet.
+      copies: what the worker holds of buckets that are pulled as differences.
     """
 
     residuals: Residuals
+    copies: Copies
 
 
 class AsyncStep:
@@ -51,15 +54,16 @@ class AsyncStep:
 
     def _trace(self, source: Any) -> None:
         pusher = self._gradient.pusher
-        carry = AsyncCarry(form(pusher.initial_residuals))
+        copies = self._gradient.puller.copy_specs()
+        carry = AsyncCarry(form(pusher.initial_residuals), copies)
         self._run = RemoteFunction(
             self._steps, pusher.handles(), source, carry, self.own.specs, numbers=REPEATABLE_NUMBERS
         )
 
     def start(self, handles: ServerHandles, memory: WorkerMemory | None) -> AsyncCarry:
         """See `WorkerStep`."""
-        del handles
-        return AsyncCarry(kept(memory, self._gradient.pusher.initial_residuals()))
+        residuals = kept(memory, self._gradient.pusher.initial_residuals())
+        return AsyncCarry(residuals, self._gradient.puller.begin(handles))
 
     def __call__(
         self,
@@ -91,38 +95,39 @@ class AsyncStep:
         """See `WorkerStep`."""
         return WorkerMemory(carry.residuals, [])
 
-    def _step(self, handles, batch, residuals, metrics, number, learning_rate, repeats):
+    def _step(self, handles, batch, carry, metrics, number, learning_rate, repeats):
         """One step.
 
         Args:
           handles: of all that is on the servers.
           batch: what the dataset yields.
-          residuals: of the codecs.
+          carry: before the step.
           metrics: the worker's own values before the step.
           number: int64 scalar, the step's.
           learning_rate: float32 scalar.
           repeats: int64 scalar; see `Pusher.push`.
 
         Returns:
-          (residuals, metrics, the tallies of computing and of the push).
+          (carry, metrics, the tallies of computing and of the push).
         """
-        parameters = self._gradient.pull(handles, batch, number)  # ps -> worker
-        computed = self._gradient.compute(batch, parameters, residuals, metrics, number)
+        parameters = self._gradient.pull(handles, batch, number, carry.copies)  # ps -> worker
+        computed = self._gradient.compute(batch, parameters, carry.residuals, metrics, number)
         pushed = self._gradient.push(  # worker -> ps
             handles, computed.sent, learning_rate, repeats=repeats
         )
-        return computed.residuals, computed.metrics, (computed.tally, pushed)
+        carry = AsyncCarry(computed.residuals, self._gradient.puller.copies(parameters.pulled))
+        return carry, computed.metrics, (computed.tally, pushed)
 
     def _steps(self, handles, source, carry, own, count, first, learning_rate, repeats):
         def step(i, batch, state):
-            residuals, metrics, total = state
+            carry, metrics, total = state
             number = first + tf.cast(i, tf.int64)
-            residuals, metrics, tallies = self._step(
-                handles, batch, residuals, metrics, number, learning_rate, repeats
+            carry, metrics, tallies = self._step(
+                handles, batch, carry, metrics, number, learning_rate, repeats
             )
-            return residuals, metrics, added(total, *tallies)
+            return carry, metrics, added(total, *tallies)
 
-        state = carry.residuals, self.own.begin(own), zeros()
-        done, (residuals, metrics, total) = repeat(step, source, count, state, self._single)
+        state = carry, self.own.begin(own), zeros()
+        done, (carry, metrics, total) = repeat(step, source, count, state, self._single)
         report = self.own.report(own, done, total, metrics)
-        return report, AsyncCarry(residuals), self.own.end(metrics)
+        return report, carry, self.own.end(metrics)

@@ -78,7 +78,9 @@ class EagerStep(AsyncStep):
     def _trace(self, source: Any) -> None:
         gradient, pusher = self._gradient, self._gradient.pusher
         handles = pusher.handles()
-        self._pull = RemoteFunction(gradient.pull, handles, source, numbers={"number": STEP_NUMBER})
+        numbers = {"number": STEP_NUMBER}
+        copies = gradient.puller.copy_specs()
+        self._pull = RemoteFunction(gradient.pull, handles, source, copies, numbers=numbers)
         residuals = form(pusher.initial_residuals)
         sent, _ = form(
             lambda *arguments: encoded(pusher, *arguments),
@@ -99,21 +101,24 @@ class EagerStep(AsyncStep):
         repeats: int = 0,
     ) -> tuple[tf.Tensor, AsyncCarry, Own]:
         """See `WorkerStep`."""
-        done, residuals, metrics, total = 0, carry.residuals, self.own.begin(own), zeros()
+        done, metrics, total = 0, self.own.begin(own), zeros()
         for batch in _batches(source, count):
-            parameters = self._pull(handles, batch, number=number + done)
+            parameters = self._pull(handles, batch, carry.copies, number=number + done)
+            copies = self._gradient.puller.copies(parameters.pulled)
             with _on_chief():
                 index, metrics = tf.constant(number + done, tf.int64), _begun(own, metrics)
-                computed = self._gradient.compute(batch, parameters, residuals, metrics, index)
+                computed = self._gradient.compute(
+                    batch, parameters, carry.residuals, metrics, index
+                )
                 metrics = _ended(own, computed.metrics)
-            residuals = computed.residuals
+            carry = AsyncCarry(computed.residuals, copies)
             pushed = self._push(
                 handles, computed.sent, learning_rate=learning_rate, repeats=repeats
             )
             total = added(total, computed.tally, pushed)
             done += 1
         report = self.own.report(own, tf.constant(done), total, metrics)
-        return report, AsyncCarry(residuals), self.own.end(metrics)._replace(metrics=own.metrics)
+        return report, carry, self.own.end(metrics)._replace(metrics=own.metrics)
 
 
 class EagerSyncStep(SyncStep):
@@ -124,9 +129,9 @@ class EagerSyncStep(SyncStep):
         super().__init__(gradient, own, batch_spec)
 
     def _trace(self, handles, source, carry) -> None:
-        del carry
+        numbers = {"number": STEP_NUMBER}
         self._pull = RemoteFunction(
-            self._gradient.pull, handles, source, numbers={"number": STEP_NUMBER}
+            self._gradient.pull, handles, source, carry.copies, numbers=numbers
         )
 
     def __call__(
@@ -141,9 +146,11 @@ class EagerSyncStep(SyncStep):
     ) -> tuple[tf.Tensor, SyncCarry, Own]:
         """Pulls and computes; see `WorkerStep`."""
         del learning_rate
-        done, change, metrics, total = 0, carry.change, self.own.begin(own), zeros()
+        done, change, copies = 0, carry.change, carry.copies
+        metrics, total = self.own.begin(own), zeros()
         for batch in _batches(source, min(count, 1)):
-            parameters = self._pull(handles, batch, number=number)
+            parameters = self._pull(handles, batch, copies, number=number)
+            copies = self._gradient.puller.copies(parameters.pulled)
             with _on_chief():
                 change, metrics, tally = self._gradient.change(
                     batch, parameters, _begun(own, metrics), tf.constant(number, tf.int64)
@@ -152,7 +159,7 @@ class EagerSyncStep(SyncStep):
             done, total = 1, added(total, tally)
         report = self.own.report(own, tf.constant(done), total, metrics)
         own = self.own.end(metrics)._replace(metrics=own.metrics)
-        return report, SyncCarry(carry.residuals, change), own
+        return report, SyncCarry(carry.residuals, copies, change), own
 
 
 class _EagerForward:

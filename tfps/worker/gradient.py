@@ -8,7 +8,7 @@ from tfps.model.gradients import unscale_and_clip
 from tfps.model.row_ids import row_ids
 from tfps.model.stateless_model import StatelessModel
 from tfps.store.handles import ServerHandles
-from tfps.store.pull import Pulled, Puller, Reads
+from tfps.store.pull import Copies, Pulled, Puller, Reads
 from tfps.store.push import Push, Pusher, Updates
 from tfps.store.tables import Found, Ids
 from tfps.worker.tally import Tally, of_push
@@ -105,6 +105,7 @@ class Gradient:
         handles: ServerHandles,
         batch: Any,
         number: tf.Tensor,
+        copies: Copies,
         reads: Reads | None = None,
     ) -> Parameters:
         """Brings what a step needs to the worker.
@@ -113,19 +114,25 @@ class Gradient:
           handles: of the pusher.
           batch: what the dataset yields; it says which rows of tables are needed.
           number: int64 scalar, the step's.
+          copies: what the worker holds; see `Puller.pull`.
           reads: takes note of what is read, for a push of the same call that comes later.
         """
         found = self.pull_rows(handles, batch, number)
-        return self.pull_rest(handles, found, reads)
+        return self.pull_rest(handles, found, copies, reads)
 
     def pull_rest(
-        self, handles: ServerHandles, found: dict[int, Found], reads: Reads | None = None
+        self,
+        handles: ServerHandles,
+        found: dict[int, Found],
+        copies: Copies,
+        reads: Reads | None = None,
     ) -> Parameters:
         """What a step needs besides the rows of tables; see `pull`."""
         if reads is not None:
             reads += [read for one in found.values() for read in one.reads]
         scale, counts = self.puller.loss_scale(handles), self.counts(handles)
-        return Parameters(self.puller.pull(handles, reads=reads), found, scale, counts)
+        pulled = self.puller.pull(handles, reads=reads, copies=copies)
+        return Parameters(pulled, found, scale, counts)
 
     def counts(self, handles: ServerHandles) -> list[tf.Tensor]:
         """The updates of the optimizers whose `iterations` the step reads, integer scalars."""
@@ -161,7 +168,7 @@ class Gradient:
         records = self.pusher.records(examples)
         change = Change(updates.buckets, updates.rows, ids, pulled.versions, finite, scale, records)
         up, down = self.puller.store.plan.row_bytes(ids)
-        down += self.puller.payload_bytes()
+        down = tf.add_n([down, *pulled.beyond]) + self.puller.payload_bytes()
         return change, metrics, Tally(examples, finite, bytes_up=up, bytes_down=down)
 
     def compute(

@@ -9,6 +9,7 @@ from tfps.cluster.remote_function import RemoteFunction
 from tfps.model import optimizer_traits
 from tfps.store.handles import ServerHandles
 from tfps.store.messages import here
+from tfps.store.pull import Copies
 from tfps.store.push import Pusher
 from tfps.worker.batch_loop import repeat
 from tfps.worker.gradient import Change, encoded, push
@@ -35,10 +36,12 @@ class Copy(NamedTuple):
     Attributes:
       values: bucket -> tensor.
       versions: int64 [ps], how many updates are in the values.
+      beyond: see `Pulled.beyond`.
     """
 
     values: dict[int, tf.Tensor]
     versions: tf.Tensor
+    beyond: list[tf.Tensor]
 
 
 class LocalCarry(NamedTuple):
@@ -48,11 +51,13 @@ class LocalCarry(NamedTuple):
       residuals: what the codecs have not sent yet.
       inner: the state of the worker's optimizer.
       values: the worker's copy, bucket -> tensor; empty without a delay.
+      copies: what the worker has pulled of buckets that are pulled as differences.
     """
 
     residuals: Residuals
     inner: list[tf.Tensor]
     values: dict[int, tf.Tensor]
+    copies: Copies
 
 
 class Trained(NamedTuple):
@@ -114,13 +119,14 @@ class LocalSGDStep:
         self._delay = delay
         self.own = own
         handles = pusher.handles()
-        copy = form(self._pulled, handles)
+        copies = self._puller.copy_specs()
+        copy = form(self._pulled, handles, copies)
         self._change_specs = form(self._changed, copy, copy.values, tf.TensorSpec([], tf.int64))
         residuals = form(pusher.initial_residuals)
         inner = [tf.TensorSpec(v.shape, v.dtype) for v in local.inner.state]
-        carry = LocalCarry(residuals, inner, copy.values if delay else {})
+        carry = LocalCarry(residuals, inner, copy.values if delay else {}, copies)
         if delay:
-            self._first_copy = traced(lambda handles: self._pulled(handles).values, handles)
+            self._first_copy = traced(self._pulled, handles, copies)
         self._trace(handles, source, carry)
 
     def _trace(self, handles, source, carry: LocalCarry) -> None:
@@ -139,7 +145,11 @@ class LocalSGDStep:
             inner = memory.inner
         else:
             inner = [tf.identity(v.value) for v in self._local.inner.state]
-        return LocalCarry(residuals, inner, self._first_copy(handles) if self._delay else {})
+        copies = self._puller.begin(handles)
+        if not self._delay:
+            return LocalCarry(residuals, inner, {}, copies)
+        first = self._first_copy(handles, copies)
+        return LocalCarry(residuals, inner, first.values, self._copies(first))
 
     def __call__(
         self,
@@ -173,9 +183,12 @@ class LocalSGDStep:
         """See `WorkerStep`."""
         return WorkerMemory(carry.residuals, carry.inner)
 
-    def _pulled(self, handles) -> Copy:
-        pulled = self._puller.pull(handles, whole=True)
-        return here(Copy(self._puller.decode(pulled), pulled.versions))
+    def _pulled(self, handles, copies) -> Copy:
+        pulled = self._puller.pull(handles, whole=True, copies=copies)
+        return here(Copy(self._puller.decode(pulled), pulled.versions, pulled.beyond))
+
+    def _copies(self, arrived: Copy) -> Copies:
+        return {i: arrived.values[i] for i in self._puller.copy_specs()}
 
     def _changed(self, before: Copy, after, examples: tf.Tensor) -> Change:
         change, records = (
@@ -186,7 +199,7 @@ class LocalSGDStep:
         return Change(change, {}, {}, before.versions, finite, scale, records)
 
     def _train(self, handles, source, carry, own, count, first, learning_rate) -> Trained:
-        arrived = self._pulled(handles)  # ps -> worker
+        arrived = self._pulled(handles, carry.copies)  # ps -> worker
 
         def step(i, batch, state):
             values, inner, metrics, total = state
@@ -201,7 +214,8 @@ class LocalSGDStep:
                 step, source, until, (values, *state), self._single, conditional=True, begin=begin
             )
 
-        pulled = Tally(bytes_down=self._puller.payload_bytes(whole=True))
+        down = tf.constant(float(self._puller.payload_bytes(whole=True)), tf.float64)
+        pulled = Tally(bytes_down=tf.add_n([down, *arrived.beyond]))
         state = carry.inner, self.own.begin(own), added(zeros(), pulled)
         if not self._delay:
             done, (after, inner, metrics, total) = steps(count, 0, arrived.values, *state)
@@ -218,7 +232,7 @@ class LocalSGDStep:
         kept_copy = here(after) if self._delay else {}
         return Trained(
             self._changed(arrived, after, examples_of(total)),
-            LocalCarry(carry.residuals, inner, kept_copy),
+            LocalCarry(carry.residuals, inner, kept_copy, self._copies(arrived)),
             done,
             metrics,
             total,

@@ -74,15 +74,17 @@ class OverlappedStep:
                 self._flushed, handles, sent, numbers={"learning_rate": RATE}
             )
         self._pending_specs = pending
-        self._start = traced(self._started, handles, residuals)
-        carry = OverlappedCarry(residuals, form(self._puller.pull, handles), pending)
+        copies = self._puller.copy_specs()
+        self._start = traced(self._started, handles, residuals, copies)
+        carry = OverlappedCarry(residuals, form(self._arrived, handles, copies), pending)
         self._run = RemoteFunction(
             self._steps, handles, source, carry, own.specs, numbers=STEP_NUMBERS
         )
 
     def start(self, handles: ServerHandles, memory: WorkerMemory | None) -> OverlappedCarry:
         """See `WorkerStep`."""
-        return self._start(handles, kept(memory, self._pusher.initial_residuals()))
+        residuals = kept(memory, self._pusher.initial_residuals())
+        return self._start(handles, residuals, self._puller.begin(handles))
 
     def __call__(
         self,
@@ -118,7 +120,8 @@ class OverlappedStep:
         depend on one another goes on at the same time.
         """
         reads: Reads = []
-        ahead = self._gradient.pull(handles, batch, number, reads)  # ps -> worker
+        copies = self._puller.copies(carry.pulled)
+        ahead = self._gradient.pull(handles, batch, number, copies, reads)  # ps -> worker
         if self._waits:
             pushed = self._gradient.push(handles, carry.pending[0], learning_rate, reads)
         parameters = ahead._replace(pulled=carry.pulled)
@@ -146,10 +149,14 @@ class OverlappedStep:
         )
         return self.own.report(own, done, total, metrics), carry, self.own.end(metrics)
 
-    def _started(self, handles, residuals):
+    def _arrived(self, handles, copies):
+        return here(self._puller.pull(handles, copies=copies))
+
+    def _started(self, handles, residuals, copies):
         # A push that the servers do not apply stands in for the push before the first one.
-        pulled = here(self._puller.pull(handles))
-        return OverlappedCarry(residuals, pulled, blank(self._pending_specs))
+        return OverlappedCarry(
+            residuals, self._arrived(handles, copies), blank(self._pending_specs)
+        )
 
     def _flushed(self, handles, pending, learning_rate):
         tally = self._gradient.push(handles, pending, learning_rate)

@@ -85,7 +85,7 @@ class PrefetchStep:
         residuals = form(self._pusher.initial_residuals)
         self._held_specs = form(
             lambda *arguments: self._taken(*arguments)[0],
-            handles, source, batch_spec, COUNT, STEP_NUMBER,
+            handles, source, batch_spec, gradient.puller.copy_specs(), COUNT, STEP_NUMBER,
         )  # fmt: skip
         self._sent_specs, _ = form(
             lambda *arguments: encoded(self._pusher, *arguments),
@@ -104,7 +104,7 @@ class PrefetchStep:
 
     def start(self, handles: ServerHandles, memory: WorkerMemory | None) -> PrefetchCarry:
         """See `WorkerStep`; the worker holds no batch yet."""
-        del handles
+        self._gradient.puller.begin(handles)
         return PrefetchCarry(kept(memory, self._pusher.initial_residuals()), *self._blank())
 
     def __call__(
@@ -152,7 +152,10 @@ class PrefetchStep:
         # depend on one another goes on at the same time.
         now, total, values = carry.held, zeros(), self.own.begin(own)
         reads: Reads = []
-        held, sound = self._taken(handles, source, now.batch, count, first, reads)  # ps -> worker
+        copies = self._gradient.puller.copies(now.parameters.pulled)
+        held, sound = self._taken(  # ps -> worker
+            handles, source, now.batch, copies, count, first, reads
+        )
 
         def push(sent, live):  # worker -> ps
             sent = sent._replace(live=tf.logical_and(live, sound))
@@ -179,13 +182,14 @@ class PrefetchStep:
         carry = PrefetchCarry(residuals, here(held), [sent] if self._waits else [])
         return report, carry, self.own.end(metrics)
 
-    def _taken(self, handles, source, before, count, number, reads: Reads | None = None):
+    def _taken(self, handles, source, before, copies, count, number, reads: Reads | None = None):
         """The next batch with what it needs.
 
         Args:
           handles, source, count, number: see `__call__`.
           before: the last batch. It stands in for the next batch where there is none: the model may
             be unable to look up anything for a batch of zeros.
+          copies: what the worker holds of buckets that are pulled as differences.
           reads: takes note of what is read.
 
         Returns:
@@ -198,7 +202,7 @@ class PrefetchStep:
         puller = self._gradient.puller
         with tf.control_dependencies([*tf.nest.flatten(batch), exists]):
             sound = tf.identity(puller.has(found))
-        parameters = self._gradient.pull_rest(handles, found, reads)
+        parameters = self._gradient.pull_rest(handles, found, copies, reads)
         kept_rows = {i: one._replace(reads=[]) for i, one in found.items()}
         return Held(batch, exists, number, parameters._replace(found=kept_rows)), sound
 

@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from tfps.cluster.remote_function import RemoteFunction
 from tfps.store.handles import ServerHandles
+from tfps.store.pull import Copies
 from tfps.worker.batch_loop import repeat
 from tfps.worker.gradient import Change, Gradient, encoded, push
 from tfps.worker.own_values import Own, OwnValues
@@ -19,10 +20,12 @@ class SyncCarry(NamedTuple):
 
     Attributes:
       residuals: what the codecs have not sent yet.
+      copies: what the worker holds of buckets that are pulled as differences.
       change: what the worker has computed and has not been told to push.
     """
 
     residuals: Residuals
+    copies: Copies
     change: Change
 
 
@@ -41,7 +44,8 @@ class SyncStep:
         self.own = own
         handles = gradient.pusher.handles()
         self._change_specs = gradient.change_specs()
-        carry = SyncCarry(form(gradient.pusher.initial_residuals), self._change_specs)
+        residuals, copies = form(gradient.pusher.initial_residuals), gradient.puller.copy_specs()
+        carry = SyncCarry(residuals, copies, self._change_specs)
         self._trace(handles, source, carry)
         self._push = RemoteFunction(self._pushed, handles, carry, numbers=PUSH_NUMBERS)
 
@@ -53,9 +57,9 @@ class SyncStep:
 
     def start(self, handles: ServerHandles, memory: WorkerMemory | None) -> SyncCarry:
         """See `WorkerStep`."""
-        del handles
         residuals = kept(memory, self._gradient.pusher.initial_residuals())
-        return SyncCarry(residuals, blank(self._change_specs))
+        copies = self._gradient.puller.begin(handles)
+        return SyncCarry(residuals, copies, blank(self._change_specs))
 
     def __call__(
         self,
@@ -101,21 +105,22 @@ class SyncStep:
 
     def _steps(self, handles, source, carry, own, count, first):
         def step(i, batch, state):
-            _, metrics, total = state
+            copies, _, metrics, total = state
             number = first + tf.cast(i, tf.int64)
-            parameters = self._gradient.pull(handles, batch, number)  # ps -> worker
+            parameters = self._gradient.pull(handles, batch, number, copies)  # ps -> worker
             change, metrics, tally = self._gradient.change(batch, parameters, metrics, number)
-            return change, metrics, added(total, tally)
+            copies = self._gradient.puller.copies(parameters.pulled)
+            return copies, change, metrics, added(total, tally)
 
-        state = carry.change, self.own.begin(own), zeros()
-        done, (change, metrics, total) = repeat(
+        state = carry.copies, carry.change, self.own.begin(own), zeros()
+        done, (copies, change, metrics, total) = repeat(
             step, source, count, state, single=True, conditional=True
         )
         report = self.own.report(own, done, total, metrics)
-        return report, SyncCarry(carry.residuals, change), self.own.end(metrics)
+        return report, SyncCarry(carry.residuals, copies, change), self.own.end(metrics)
 
     def _pushed(self, handles, carry, number, share, expected, learning_rate, repeats):
         pusher = self._gradient.pusher
         sent, residuals = encoded(pusher, carry.change, carry.residuals, number, share)
         tally = push(pusher, handles, sent, learning_rate, expected, repeats=repeats)
-        return vector(tf.constant(0), tally), SyncCarry(residuals, carry.change)
+        return vector(tf.constant(0), tally), carry._replace(residuals=residuals)
