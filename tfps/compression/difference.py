@@ -25,8 +25,8 @@ class Difference(Codec):
     leaves out is still in the next difference, so nothing is forgotten, and no residual is kept. A
     codec that would destroy parameters, such as `OneBit`, does for differences.
 
-    A worker's first pull brings the parameters whole, and so does the first one after a loss, a
-    restored snapshot, or a change of policy. The copies are not saved anywhere.
+    A worker's first pull in an epoch brings the parameters whole, and so does the first one after a
+    loss, a restored snapshot, or a change of policy. The copies are not saved anywhere.
 
     Attributes:
       codec: of the differences. It may be biased; it must not keep a residual.

@@ -168,15 +168,20 @@ class Puller:
         other._tracks = False
         return other
 
-    def copy_specs(self) -> Copies:
-        """The form of what a worker holds from one pull to the next."""
-        return self.views.copy_specs() if self._tracks else {}
+    def copy_specs(self, whole: bool = False) -> Copies:
+        """The form of what a worker holds from one pull to the next.
 
-    def begin(self, handles: ServerHandles) -> Copies:
+        Args:
+          whole: whether tables are pulled whole.
+        """
+        return self.views.copy_specs(whole) if self._tracks else {}
+
+    def begin(self, handles: ServerHandles, whole: bool = False) -> Copies:
         """Makes the next pull of a worker a whole one.
 
         Args:
           handles: with the worker as sender.
+          whole: whether tables are pulled whole.
 
         Returns:
           Its copies until then, zeros on the caller's device.
@@ -185,11 +190,11 @@ class Puller:
             return {}
         assert handles.sender is not None
         self.views.clear(handles.sender.views)
-        return {i: tf.zeros(s.shape, s.dtype) for i, s in self.copy_specs().items()}
+        return {i: tf.zeros(s.shape, s.dtype) for i, s in self.copy_specs(whole).items()}
 
     def copies(self, pulled: Pulled) -> Copies:
         """What the worker holds after a pull."""
-        return {i: pulled.payloads[i][0][0] for i in self.copy_specs() if i in pulled.payloads}
+        return {i: pulled.payloads[i][0][0] for i in self.copy_specs(True) if i in pulled.payloads}
 
     def payload_bytes(self, whole: bool = False) -> int:
         """Bytes that a pull brings, as the codecs predict; rows of tables are not counted.

@@ -94,13 +94,19 @@ class Views:
     def _on(self, p: int) -> list[int]:
         return [i for i in self.buckets if self._plan.buckets[i].ps == p]
 
-    def bytes_on(self, p: int) -> int:
-        """Bytes of the views of one worker on a ps."""
-        return sum(self._plan.down[i].values_bytes for i in self._on(p))
+    def bytes_on(self, p: int, whole: bool = False) -> int:
+        """Bytes of the views of one worker on a ps; see `copy_specs`."""
+        held = [i for i in self._on(p) if i in self.copy_specs(whole)]
+        return sum(self._plan.down[i].values_bytes for i in held)
 
-    def copy_specs(self) -> dict[int, tf.TensorSpec]:
-        """Bucket -> the form of a worker's copy of it."""
-        held = {i: self._plan.buckets[i] for i in self.buckets}
+    def copy_specs(self, whole: bool = False) -> dict[int, tf.TensorSpec]:
+        """Bucket -> the form of a worker's copy of it.
+
+        Args:
+          whole: whether tables are pulled whole; otherwise there is no copy of them.
+        """
+        of_tables = () if whole else self._plan.of_tables
+        held = {i: self._plan.buckets[i] for i in self.buckets if i not in of_tables}
         return {i: tf.TensorSpec(b.shape, b.dtype) for i, b in held.items()}
 
 

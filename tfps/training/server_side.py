@@ -88,7 +88,7 @@ class ServerSide:
         for i in views.buckets:
             codec, p = plan.down[i].codec, plan.buckets[i].ps
             assert isinstance(codec, Difference)
-            needed = num_workers * views.bytes_on(p)
+            needed = num_workers * views.bytes_on(p, whole=self.outer is not None)
             if needed > codec.max_bytes:
                 raise errors.ConfigError(
                     f"pull={codec!r}: ps {p} would keep a copy of its parameters for each of "

@@ -110,7 +110,7 @@ class AsyncStep:
         Returns:
           (carry, metrics, the tallies of computing and of the push).
         """
-        parameters = self._gradient.pull(handles, batch, number, carry.copies)  # ps -> worker
+        parameters = self._gradient.pull(handles, batch, carry.copies, number)  # ps -> worker
         computed = self._gradient.compute(batch, parameters, carry.residuals, metrics, number)
         pushed = self._gradient.push(  # worker -> ps
             handles, computed.sent, learning_rate, repeats=repeats

@@ -104,8 +104,8 @@ class Gradient:
         self,
         handles: ServerHandles,
         batch: Any,
-        number: tf.Tensor,
         copies: Copies,
+        number: tf.Tensor,
         reads: Reads | None = None,
     ) -> Parameters:
         """Brings what a step needs to the worker.
@@ -113,8 +113,8 @@ class Gradient:
         Args:
           handles: of the pusher.
           batch: what the dataset yields; it says which rows of tables are needed.
-          number: int64 scalar, the step's.
           copies: what the worker holds; see `Puller.pull`.
+          number: int64 scalar, the step's.
           reads: takes note of what is read, for a push of the same call that comes later.
         """
         found = self.pull_rows(handles, batch, number)

@@ -119,7 +119,7 @@ class LocalSGDStep:
         self._delay = delay
         self.own = own
         handles = pusher.handles()
-        copies = self._puller.copy_specs()
+        copies = self._puller.copy_specs(whole=True)
         copy = form(self._pulled, handles, copies)
         self._change_specs = form(self._changed, copy, copy.values, tf.TensorSpec([], tf.int64))
         residuals = form(pusher.initial_residuals)
@@ -145,7 +145,7 @@ class LocalSGDStep:
             inner = memory.inner
         else:
             inner = [tf.identity(v.value) for v in self._local.inner.state]
-        copies = self._puller.begin(handles)
+        copies = self._puller.begin(handles, whole=True)
         if not self._delay:
             return LocalCarry(residuals, inner, {}, copies)
         first = self._first_copy(handles, copies)
@@ -188,7 +188,7 @@ class LocalSGDStep:
         return here(Copy(self._puller.decode(pulled), pulled.versions, pulled.beyond))
 
     def _copies(self, arrived: Copy) -> Copies:
-        return {i: arrived.values[i] for i in self._puller.copy_specs()}
+        return {i: arrived.values[i] for i in self._puller.copy_specs(whole=True)}
 
     def _changed(self, before: Copy, after, examples: tf.Tensor) -> Change:
         change, records = (

@@ -121,7 +121,7 @@ class OverlappedStep:
         """
         reads: Reads = []
         copies = self._puller.copies(carry.pulled)
-        ahead = self._gradient.pull(handles, batch, number, copies, reads)  # ps -> worker
+        ahead = self._gradient.pull(handles, batch, copies, number, reads)  # ps -> worker
         if self._waits:
             pushed = self._gradient.push(handles, carry.pending[0], learning_rate, reads)
         parameters = ahead._replace(pulled=carry.pulled)

@@ -107,7 +107,7 @@ class SyncStep:
         def step(i, batch, state):
             copies, _, metrics, total = state
             number = first + tf.cast(i, tf.int64)
-            parameters = self._gradient.pull(handles, batch, number, copies)  # ps -> worker
+            parameters = self._gradient.pull(handles, batch, copies, number)  # ps -> worker
             change, metrics, tally = self._gradient.change(batch, parameters, metrics, number)
             copies = self._gradient.puller.copies(parameters.pulled)
             return copies, change, metrics, added(total, tally)
