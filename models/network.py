@@ -20,7 +20,12 @@ flags.DEFINE_integer(
     "they are, which codecs with feedback need. A tenth of the training is a good choice.",
     lower_bound=0,
 )
-flags.DEFINE_string("pull", "identity", "Codec of the parameters: float16, bfloat16 or int8.")
+flags.DEFINE_string(
+    "pull",
+    "identity",
+    "Codec of the parameters: float16, bfloat16 or int8, or of their difference from what the "
+    "worker holds, such as difference:onebit.",
+)
 flags.DEFINE_string(
     "consistency",
     "async",
@@ -122,10 +127,15 @@ def arguments() -> dict:
             parsed[name] = parse(FLAGS[name].value)
         except tfps.ConfigError as e:
             raise tfps.ConfigError(f"--{name}: {e}") from e
+    if parsed["push"].tracks_receiver:
+        raise tfps.ConfigError(
+            f"--push={FLAGS.push} does not work for gradients, of which a ps holds no copy; it is "
+            "for --pull"
+        )
     if reason := parsed["pull"].not_for_weights:
         raise tfps.ConfigError(
-            f"--pull={FLAGS.pull} does not work for parameters: {reason}; use float16, bfloat16 "
-            "or int8"
+            f"--pull={FLAGS.pull} does not work for parameters: {reason}; use float16, bfloat16 or "
+            f"int8, or difference:{FLAGS.pull}"
         )
     plain = ("push_warmup", "overlap", "sparse_updates", "devices_per_worker")
     plain += ("min_workers", "task_timeout", "on_lost_ps", "spare", "ledger")

@@ -57,8 +57,8 @@ class Plan:
         program: StatelessModel,
         optimizer: AnyOptimizer | None,
         inspection: Inspection,
-        push: Codec | Callable[[Any], Codec] | None = None,
-        pull: Codec | Callable[[Any], Codec] | None = None,
+        push: Codec | str | Callable[[Any], Any] | None = None,
+        pull: Codec | str | Callable[[Any], Any] | None = None,
         lazy: bool = False,
         bucket_bytes: int = BUCKET_BYTES,
     ):

@@ -11,7 +11,7 @@ comes late, of a worker that was frozen, moves a view that nobody looks at any m
 says that the worker holds nothing; the count of its pulls is 0, and the next one is whole.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import tensorflow as tf

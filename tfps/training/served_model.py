@@ -21,7 +21,7 @@ from tfps.store.pull import Puller
 from tfps.strategy import ParameterServerStrategy
 from tfps.training.placing import Placing
 
-Codecs = Codec | Callable[[Any], Codec] | None
+Codecs = Codec | str | Callable[[Any], Codec | str | None] | None
 
 
 @dataclasses.dataclass(frozen=True)

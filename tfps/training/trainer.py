@@ -108,9 +108,9 @@ class Trainer:
           model: compiled, built or not.
           strategy: connected to the cluster.
           consistency: the policy; None for `Async()`.
-          push: the codec of the gradients, worker to ps, or a function of the variable that gives
-            a codec. None sends gradients as they are.
-          pull: the codec of the parameters, ps to worker, likewise.
+          push: the codec of the gradients, worker to ps, or its text (`tfps.compression.parse`), or
+            a function of the variable that gives one of the two. None sends gradients as they are.
+          pull: the codec of the parameters, ps to worker, likewise; also a `Difference`.
           overlap: how many of its own updates a worker's gradient may miss, so that the worker
             computes while the network works. With 0, a step pulls, then computes, then pushes. With
             1, a worker takes the next batch and pulls the parameters for it while it computes, and
