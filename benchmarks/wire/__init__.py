@@ -7,6 +7,7 @@ In the order in which one reads them:
   lines.py        how the main process speaks with the programs on the hosts
   program.py      a process on a host
   family.py       the processes that systems of one family share, and one turn of a system
+  processor.py    the processor time that processes take, by role
   starts.py       what starts the processes of each family
   fleet.py        all families on one network
   turns.py        turns of all systems on one link

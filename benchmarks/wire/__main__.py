@@ -40,6 +40,9 @@ def _measure(links: list[str], network, chosen, folder: str, found: dict) -> Non
             network.limit(link)
             found[link] = turns.run(link, fleet, chosen, length)
             print(f"\n{_title(link)}\n\n{report.table(found[link])}\n", flush=True)
+            print(
+                f"processor time of a step\n\n{report.processor_table(found[link])}\n", flush=True
+            )
 
 
 def _title(link: str) -> str:

@@ -3,13 +3,27 @@
 import os
 import sys
 from collections.abc import Callable
+from typing import NamedTuple
 
+from benchmarks.wire import processor
 from benchmarks.wire.hosts import Traffic
 from benchmarks.wire.program import Program
 from benchmarks.wire.sizes import WORKERS
 from benchmarks.wire.systems import System
 
 WORKER_HOSTS = tuple(f"worker{i}" for i in range(WORKERS))
+
+
+class Moment(NamedTuple):
+    """What is read when the clock starts or stops.
+
+    Attributes:
+      traffic: host -> `Traffic`; None on loopback.
+      processor: host -> `processor.Time`, of the family's process there.
+    """
+
+    traffic: dict[str, Traffic] | None
+    processor: dict[str, processor.Time]
 
 
 class Family:
@@ -78,6 +92,7 @@ class Family:
           `seconds`, `steps` (over all workers), `parameters`, for tfps `predicted_up`
           and `predicted_down` in bytes, and `up` and `down`: bytes per step that left
           and reached a worker between the start and stop of the clock; None on loopback.
+          `processor` is of `processor.per_step`.
 
         Raises:
           Failed: with one line about what went wrong.
@@ -87,13 +102,14 @@ class Family:
         answers = self.ask(message, f"{warmup} + {steps} steps of {system.name}")
         taken = sum(a["steps"] for a in answers)
         first, *_, last = self.speakers[0].marks
-        up, down = _per_step(first, last, taken)
+        up, down = _per_step(first.traffic, last.traffic, taken)
         return {
             **answers[0],
             "seconds": max(a["seconds"] for a in answers),
             "steps": taken,
             "up": up,
             "down": down,
+            "processor": processor.per_step(first.processor, last.processor, taken),
         }
 
     def end(self) -> None:
@@ -121,11 +137,15 @@ class Family:
             {**self._environ, **extra},
             os.path.join(self._folder, f"{self.name}-{host}.log"),
             ready=module.startswith("benchmarks."),
-            at_mark=self._network.traffic,
+            at_mark=self._moment,
         )
         self._programs.append(program)
         if speaks:
             self.speakers.append(program)
+
+    def _moment(self) -> Moment:
+        pids = [(p.name.split()[1], p.pid) for p in self._programs]
+        return Moment(self._network.traffic(), processor.of(pids))
 
     def address(self, host: str) -> str:
         """Where the family's process on a host listens."""

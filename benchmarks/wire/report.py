@@ -6,6 +6,7 @@ import platform
 import statistics
 from importlib import metadata
 
+from benchmarks.wire.processor import ROLES
 from benchmarks.wire.sizes import BATCH, CONTEXT, WORKERS
 from benchmarks.wire.systems import BARS, CUSTOM_LOOP, Bar, System
 
@@ -51,7 +52,21 @@ def result(system: System, turns: list[dict], error: str | None = None) -> dict:
         )
         for key in ("up", "down", "predicted_up", "predicted_down"):
             found[key] = _median(turns, key)
+        found["processor"] = _processor(turns)
     return found
+
+
+def _processor(turns: list[dict]) -> dict[str, tuple[float, float]]:
+    """Role -> (user, system) seconds of processor time for a step of one worker."""
+    known = [t["processor"] for t in turns if t.get("processor")]
+    roles = [role for role in ROLES if known and all(role in one for one in known)]
+    return {
+        role: (
+            statistics.median(one[role][0] for one in known),
+            statistics.median(one[role][1] for one in known),
+        )
+        for role in roles
+    }
 
 
 def _median(turns: list[dict], key: str) -> float | None:
@@ -80,6 +95,29 @@ def table(results: list[dict]) -> str:
             f"| {_megabytes(r, 'up')} | {_megabytes(r, 'down')} | {ratio} |"
         )
     return "\n".join(lines)
+
+
+def processor_table(results: list[dict]) -> str:
+    """The processor time of the systems on one link as a Markdown table."""
+    known = [r for r in results if r.get("processor")]
+    alone = next((_all(r) for r in known if r["family"] == "alone"), None)
+    lines = [
+        "| system | workers, ms | ps, ms | chief, ms | all, ms | times workers alone |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for r in known:
+        cells = [_split(r["processor"].get(role)) for role in ROLES]
+        ratio = f"{_all(r) / alone:.2f}" if alone else "—"
+        lines.append(f"| {r['system']} | {' | '.join(cells)} | {_ms(_all(r))} | {ratio} |")
+    return "\n".join(lines)
+
+
+def _all(r: dict) -> float:
+    return sum(sum(times) for times in r["processor"].values())
+
+
+def _split(times: tuple[float, float] | None) -> str:
+    return "—" if times is None else f"{_ms(times[0])} + {_ms(times[1])}"
 
 
 def _ms(seconds: float) -> str:

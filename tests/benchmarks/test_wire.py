@@ -1,10 +1,12 @@
 """What the network benchmark computes; it needs neither root nor processes."""
 
 import json
+import os
 
 import pytest
 
-from benchmarks.wire import hosts, report, starts, systems, turns
+from benchmarks.wire import hosts, processor, report, starts, systems, turns
+from benchmarks.wire.systems import System
 
 
 def turn(step, up=None, down=None, **more):
@@ -127,3 +129,32 @@ def test_json(tmp_path):
     read = json.loads(path.read_text())
     assert read["links"]["none"][0]["turns"][0]["step"] == 0.5
     assert read["about"]["versions"]["tensorflow"]
+
+
+def test_processor_time_of_a_process(tmp_path):
+    mine = processor.of([("chief", os.getpid()), ("ps0", 2**30)])
+    assert set(mine) == {"chief"}
+    times = os.times()
+    assert mine["chief"].user == pytest.approx(times.user + times.children_user, abs=0.1)
+    stat = "7 (a (b) c) S " + " ".join(str(n) for n in range(4, 30))
+    assert processor.parse(stat) == ((14 + 16) / processor._TICK, (15 + 17) / processor._TICK)
+
+
+def test_processor_time_by_role():
+    def times(*seconds):
+        hosts_ = ("worker0", "worker1", "ps0", "chief")
+        return {h: processor.Time(s, s / 10) for h, s in zip(hosts_, seconds, strict=True)}
+
+    found = processor.per_step(times(1, 2, 3, 4), times(3, 6, 4, 4.5), steps=10)
+    assert found["worker"] == pytest.approx((0.6, 0.06))
+    assert found["ps"] == pytest.approx((0.1, 0.01))
+    assert found["chief"] == pytest.approx((0.05, 0.005))
+    alone = System("alone", "alone", {}, True)
+    rows = report.processor_table(
+        [
+            report.result(s, [turn(0.1, processor=one)])
+            for s, one in [(alone, {"worker": (0.2, 0.0)}), (systems.SYSTEMS[0], found)]
+        ]
+    ).splitlines()
+    assert rows[2].endswith("| 200 + 0 | — | — | 200 | 1.00 |")
+    assert rows[3].endswith("| 600 + 60 | 100 + 10 | 50 + 5 | 825 | 4.12 |")
