@@ -21,6 +21,7 @@ setup(
         "cuda": ["tensorflow[and-cuda]==2.21.*"],
         "compare": ["gensim", "matplotlib", "scikit-learn", "tf-keras==2.21.*"],
         "docs": ["mermaidx", "mkdocs-material==9.*", "mkdocstrings[python]"],
+        "plan": ["matplotlib"],
         "sound": ["soundfile"],
         "tables": ["pyarrow"],
         "test": [

@@ -64,7 +64,7 @@ _OF_PS = (
         "task_timeout",
         "on_lost_ps",
     ),
-    *("spare", "ledger"),
+    *("spare", "ledger", "profile"),
 )
 _OF = {"devices": "mirrored", "communication": "multiworker", "collective_timeout": "multiworker"}
 

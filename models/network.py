@@ -91,6 +91,12 @@ flags.DEFINE_list(
     "tasks `spare`.",
 )
 flags.DEFINE_string(
+    "profile",
+    None,
+    "Do not train: measure in about a minute what a step costs, on a cluster of 1 worker and 1 ps "
+    "on this machine, and write it to this file, for python -m tfps.plan.",
+)
+flags.DEFINE_string(
     "ledger",
     None,
     "Folder in which the chief and all ps note what becomes of each batch; `python -m tfps.ledger "

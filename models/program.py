@@ -1,5 +1,6 @@
 """What the binaries of all models share around `fit`: flags, callbacks, the saved model."""
 
+import contextlib
 import json
 import math
 import os
@@ -38,6 +39,10 @@ flags.DEFINE_string(
 flags.DEFINE_string("save", "runs/model.keras", "File of the trained model.")
 
 
+class _ProfileMeasured(Exception):
+    """The profile is written, and the program is done."""
+
+
 def set_defaults(data: str, **defaults: Any) -> None:
     """Gives the shared flags the defaults of a model, before the command line is read.
 
@@ -73,13 +78,23 @@ def run(
     if not FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
     if instead is None:
-        return task.run(train)
+        return task.run(train if FLAGS.profile is None else _profiling(train))
     try:
         instead()
     except tfps.Error as e:
         print(f"error: {e}", file=sys.stderr)
         return tfps.exit_codes.of(e)
     return tfps.exit_codes.DONE
+
+
+def _profiling(train: Callable[[task.Connect], None]) -> Callable[[task.Connect], None]:
+    """What the chief runs with --profile: everything up to `fit`, on a cluster made for that."""
+
+    def run(connect: task.Connect) -> None:
+        with contextlib.suppress(_ProfileMeasured):
+            train(connect)
+
+    return run
 
 
 def check_flags() -> None:
@@ -140,6 +155,15 @@ def fit(
     Raises:
       Error: the loss became infinite or NaN.
     """
+    if FLAGS.profile is not None:
+        profile = trainer.profile(x)
+        profile.write(FLAGS.profile)
+        print(
+            f"written: {FLAGS.profile}; go on with {_program('python')} -m tfps.plan "
+            f"--profile={FLAGS.profile} --workers=8 --ps=4 --bandwidth=1gbit",
+            flush=True,
+        )
+        raise _ProfileMeasured
     history = trainer.fit(
         x,
         callbacks=[

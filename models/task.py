@@ -68,6 +68,11 @@ def _run(train: Callable[[Connect], None]) -> int:
     try:
         allreduce.check_flags()
         if os.environ.get("TF_CONFIG"):
+            if FLAGS.profile is not None:
+                raise tfps.ConfigError(
+                    f"--profile={FLAGS.profile} is measured on a cluster of its own on this "
+                    "machine, but TF_CONFIG is set; unset TF_CONFIG"
+                )
             cluster = tfps.Cluster.from_env()
             if cluster.serves:
                 tfps.serve(cluster, cpu_devices=FLAGS.devices_per_worker)
@@ -78,10 +83,11 @@ def _run(train: Callable[[Connect], None]) -> int:
             if cluster is not None and cluster.task_type == "evaluator":
                 return Evaluation(cluster)
             if cluster is None:
+                profiles = FLAGS.profile is not None  # See `Trainer.profile`.
                 cluster = tfps.LocalCluster(
-                    FLAGS.workers,
-                    FLAGS.ps,
-                    processes=FLAGS.cluster == "processes",
+                    1 if profiles else FLAGS.workers,
+                    1 if profiles else FLAGS.ps,
+                    processes=profiles or FLAGS.cluster == "processes",
                     cpu_devices=FLAGS.devices_per_worker or 1,
                 )
             strategy = tfps.ParameterServerStrategy(

@@ -29,9 +29,9 @@ ORDER = [
     ),
     *("_keras_models", "_keras_data", "_keras_optimizers", "_keras_metrics", "_keras_creation"),
     *("_keras_interception", "_keras_placement", "_keras_variables"),
-    *("embeddings", "cluster", "model", "compression", "coordinator", "store"),
+    *("embeddings", "cluster", "model", "compression", "planning", "coordinator", "store"),
     "strategy",
-    *("worker", "training", "serving"),
+    *("worker", "profiling", "training", "serving"),
     *(
         "partitioners",
         "consistency",
@@ -40,13 +40,14 @@ ORDER = [
         "serve",
         "snapshot",
         "ledger",
+        "plan",
     ),  # Thin: where users look for a name.
 ]
 
 PACKAGES = sorted(p.parent.name for p in (ROOT / "tfps").glob("*/__init__.py"))
 
 # Names of public modules that are still to come. Nothing else may take them.
-RESERVED = {"plan"}
+RESERVED: set[str] = set()
 
 # What programs outside of the core may import from it.
 PUBLIC = {"tfps", *(f"tfps.{name}" for name in tfps.__all__), "tfps.errors"}

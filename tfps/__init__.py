@@ -13,6 +13,8 @@ from tfps.training.snapshots import Snapshots
 from tfps.training.sidecar_evaluator import SidecarEvaluator
 from tfps.training.trainer import Trainer
 from tfps import serving
+from tfps.planning.search import plan
+from tfps.planning.profile import Profile
 from tfps.cluster.server import serve
 from tfps.errors import (
     ChiefLost,
@@ -46,6 +48,7 @@ __all__ = [
     "ModelAverage",
     "ParameterServerStrategy",
     "PortInUse",
+    "Profile",
     "RemoteValue",
     "SidecarEvaluator",
     "SnapshotDamaged",
@@ -64,6 +67,7 @@ __all__ = [
     "exit_codes",
     "layers",
     "partitioners",
+    "plan",
     "serve",
     "serving",
 ]

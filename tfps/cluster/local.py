@@ -107,6 +107,10 @@ class LocalCluster(Cluster):
         """The present server processes, workers first."""
         return [kept.process for kept in self._kept]
 
+    def pids(self, job: str) -> list[int]:
+        """The process ids of the present servers of a job, "worker" or "ps"; none if embedded."""
+        return [kept.process.pid for kept in self._kept if kept.name.split()[0] == job]
+
     def claim(self, timeout: float) -> None:
         """Does nothing: no other chief knows these servers."""
 

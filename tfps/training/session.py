@@ -94,6 +94,11 @@ class Session:
         return self._steps
 
     @property
+    def is_lazy(self) -> bool:
+        """Whether only those rows of a table are updated that a step has looked up."""
+        return self._traffic.lazy
+
+    @property
     def is_served(self) -> bool:
         """Whether the model is on the servers."""
         return self._served is not None

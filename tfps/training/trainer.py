@@ -16,6 +16,7 @@ from tfps.cluster import sockets
 from tfps.cluster.loss_policy import LossPolicy
 from tfps.embeddings.layer import HashEmbedding
 from tfps.model import optimizer_traits
+from tfps.planning.profile import Profile
 from tfps.strategy import ParameterServerStrategy
 from tfps.training.consistency import Async
 from tfps.training.evaluation import EvaluationRun
@@ -26,6 +27,7 @@ from tfps.training.input import is_read_by_workers
 from tfps.training.placing import LayerDevice, Placing
 from tfps.training.policy import ConsistencyPolicy
 from tfps.training.prediction import PredictionRun
+from tfps.training.profile_run import CODECS, ProfileRun, endless
 from tfps.training.served_model import Codecs, Traffic
 from tfps.training.server_side import require_local
 from tfps.training.session import Session
@@ -496,6 +498,40 @@ class Trainer:
         if not outputs:
             raise errors.DataError("predict was given no batch; the input is empty")
         return _keras_models.concatenated(outputs)
+
+    @_errors_named
+    def profile(
+        self,
+        x: Any,
+        y: Any = None,
+        batch_size: int | None = None,
+        seconds: float = 40.0,
+        codecs: Sequence[str] = CODECS,
+    ) -> Profile:
+        """Measures what the planner (`tfps.plan`) has to know of the model's training.
+
+        The model is trained for some steps; its weights are other ones afterwards. The strategy's
+        cluster must be `LocalCluster(workers=1, ps=1, processes=True)`. Everything is measured as
+        processor time, so other programs on the machine disturb it little.
+
+        Args:
+          x, y, batch_size: arrays, a `tf.data.Dataset` or a `dataset_fn`, as for `fit`.
+          seconds: that the measurement should take, besides what tracing takes.
+          codecs: texts of the codecs that are measured.
+
+        Raises:
+          ConfigError: the cluster is another one, or a codec is unknown.
+          DataError: the input is of another kind, or empty.
+        """
+
+        def make() -> Trainer:
+            lazy = "lazy" if self._session.is_lazy else "exact"
+            return Trainer(self.model, self.strategy, sparse_updates=lazy)
+
+        run = ProfileRun(
+            make, lambda trainer: trainer._session, self.strategy.cluster, seconds, codecs
+        )
+        return run.run(self.model, *endless(x, y, batch_size))
 
     def _validation(
         self, feed: Callable[[], Feed] | None, frequency: int | list[int], hooks: Hooks

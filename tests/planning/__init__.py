@@ -1,0 +1,1 @@
+"""Tests of `tfps/planning/`: laws of the simulation, the search, the command."""
