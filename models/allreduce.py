@@ -55,7 +55,16 @@ flags.DEFINE_float(
 # Flags that mean something with parameter servers only, wherever a binary defines them.
 _OF_PS = (
     *("workers", "ps", "cluster", "devices_per_worker"),
-    *("push", "push_warmup", "pull", "consistency", "overlap", "sparse_updates", "partitioner"),
+    *(
+        "network",
+        "push",
+        "push_warmup",
+        "pull",
+        "consistency",
+        "overlap",
+        "sparse_updates",
+        "partitioner",
+    ),
     *(
         "snapshots",
         "snapshot_every",

@@ -26,6 +26,13 @@ flags.DEFINE_string(
     "Codec of the parameters: float16, bfloat16 or int8, or of their difference from what the "
     "worker holds, such as difference:onebit.",
 )
+flags.DEFINE_enum(
+    "network",
+    "as_flagged",
+    ["as_flagged", "auto"],
+    "auto: --push=auto --pull=auto. The first steps and the links are measured, and codecs chosen "
+    "where they pay.",
+)
 flags.DEFINE_string(
     "consistency",
     "async",
@@ -119,18 +126,24 @@ def arguments() -> dict:
     """The arguments of `tfps.Trainer` that the flags give.
 
     Raises:
-      ConfigError: --push or --pull names no codec, --pull names a codec that is not for
-        parameters, or --consistency names no policy.
+      ConfigError: --push or --pull names no codec, or one beside --network=auto, --pull names a
+        codec that is not for parameters, or --consistency names no policy.
     """
     parsers = {
         "push": tfps.compression.parse,
         "pull": tfps.compression.parse,
         "consistency": tfps.consistency.parse,
     }
+    texts = {name: FLAGS[name].value for name in parsers}
+    if FLAGS.network == "auto":
+        named = [name for name in ("push", "pull") if not FLAGS[name].using_default_value]
+        if named:
+            raise tfps.ConfigError(f"--network=auto chooses what --{named[0]} names; give one")
+        texts["push"] = texts["pull"] = "auto"
     parsed = {}
     for name, parse in parsers.items():
         try:
-            parsed[name] = parse(FLAGS[name].value)
+            parsed[name] = parse(texts[name])
         except tfps.ConfigError as e:
             raise tfps.ConfigError(f"--{name}: {e}") from e
     if parsed["push"].tracks_receiver:

@@ -31,6 +31,9 @@ def test_flags_become_arguments():
             "spare": [],
             "ledger": None,
         }
+    with flagsaver.flagsaver(network="auto"):
+        arguments = network.arguments()
+        assert arguments["push"] == arguments["pull"] == tfps.compression.Auto()
     with flagsaver.flagsaver(min_workers=2, task_timeout=9.0, partitioner="balanced"):
         assert isinstance(network.partitioner(), tfps.partitioners.Balanced)
         arguments = network.arguments()
@@ -45,7 +48,9 @@ def test_flags_become_arguments():
         ({"push": "topk:7"}, r"^--push: .*ratio=7.*topk:ratio"),
         ({"consistency": "bounded"}, r"^--consistency: consistency 'bounded' .*bounded:bound,"),
         ({"consistency": "sync:-1"}, r"^--consistency: .*backups=-1.*sync:backups=0"),
-        ({"pull": "onebit"}, r"^--pull=onebit does not work for parameters: .*int8$"),
+        ({"pull": "onebit"}, r"^--pull=onebit does not work for parameters: .*difference:onebit$"),
+        ({"push": "difference:onebit"}, r"^--push=difference:onebit does not .* for --pull$"),
+        ({"network": "auto", "push": "int8"}, r"^--network=auto chooses what --push names"),
     ],
 )
 def test_a_bad_flag_is_one_line(flags, message):

@@ -8,6 +8,7 @@ worker. `base.Codec` says which members an author of a codec writes, and who cal
 """
 
 from tfps.compression.adapted import adapted, is_codec
+from tfps.compression.auto import Auto
 from tfps.compression.base import Codec, Identity, PlainCodec
 from tfps.compression.casts import BFloat16, Float16
 from tfps.compression.dgc import DGC
@@ -21,6 +22,7 @@ from tfps.compression.sparsify import RandomK, TopK
 
 __all__ = [
     "DGC",
+    "Auto",
     "BFloat16",
     "Codec",
     "Difference",

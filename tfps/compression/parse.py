@@ -3,6 +3,7 @@
 import dataclasses
 
 from tfps import errors, parsing
+from tfps.compression.auto import Auto
 from tfps.compression.base import Codec, Identity
 from tfps.compression.casts import BFloat16, Float16
 from tfps.compression.dgc import DGC
@@ -28,6 +29,7 @@ CODECS: dict[str, type[Codec]] = {
     "dgc": DGC,
     "powersgd": PowerSGD,
     "difference": Difference,
+    "auto": Auto,
 }
 
 

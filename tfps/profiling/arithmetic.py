@@ -52,7 +52,7 @@ def gradients(
 
         @tf.function(autograph=False)
         def pulled(batch):
-            return gradient.pull(handles, batch, number)
+            return gradient.pull(handles, batch, {}, number)
 
         metrics = [*program.initial_metrics(program.logs)]
         metrics += [tf.convert_to_tensor(v.value) for v in program.unlisted]

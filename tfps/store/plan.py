@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 
 from tfps import _keras_optimizers, errors
-from tfps.compression import Codec, Identity, with_feedback
+from tfps.compression import Auto, Codec, Identity, with_feedback
 from tfps.embeddings.layer import layer_of
 from tfps.model import optimizer_traits, server_optimizer
 from tfps.model.inspection import Inspection
@@ -135,7 +135,34 @@ class Plan:
     @property
     def has_codecs(self) -> bool:
         """Whether any bucket is pushed through a codec; rows of tables do not count."""
-        return any(not channel.codec.is_identity for channel in self.up)
+        return self.chooses("push") or any(not c.codec.is_identity for c in self.up)
+
+    def chooses(self, way: str) -> bool:
+        """Whether a codec is chosen while training goes on (`Auto`) for a way, "push" or "pull"."""
+        tables = (self._push, self._pull)[way == "pull"]
+        return any(isinstance(getattr(b.kind, way), Auto) for b in self.buckets) or any(
+            isinstance(tables(self.variables[i]), Auto) for i in self.tables
+        )
+
+    def decide(self, push: Codec, pull: Codec) -> None:
+        """Puts codecs in the place of `Auto`, or of those that were put there before.
+
+        What has been traced goes on with the codecs that it was traced with.
+
+        Args:
+          push, pull: of the gradients, and of the parameters.
+        """
+        for i, bucket in enumerate(self.buckets):
+            if isinstance(bucket.kind.push, Auto):
+                self.up[i] = self._channel(bucket, with_feedback(push))
+            if isinstance(bucket.kind.pull, Auto):
+                self.down[i] = self._channel(bucket, pull)
+        for i, table in self.tables.items():
+            up, down = self._push(self.variables[i]), self._pull(self.variables[i])
+            table.recode(
+                (push if isinstance(up, Auto) else up).for_rows(),
+                (pull if isinstance(down, Auto) else down).for_rows(weights=True),
+            )
 
     def exact(self, bucket: int) -> Channel:
         """The channel without a codec."""

@@ -162,6 +162,11 @@ class Puller:
         exact = exact or i in self.views.buckets
         return self._plan.exact(i) if exact else self._plan.down[i]
 
+    def recode(self) -> None:
+        """Goes by the plan's codecs anew, in what is traced from now on."""
+        self.views = Views(self.store.plan)
+        self._tracks = bool(self.views.buckets)
+
     def without_views(self) -> "Puller":
         """A puller that brings whole what this one brings as differences, and notes nothing."""
         other = copy.copy(self)

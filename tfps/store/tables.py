@@ -94,6 +94,10 @@ class Table:
         self._push, self._pull = push, pull
         self._part_of = {part.bucket: k for k, part in enumerate(storage.parts)}
 
+    def recode(self, push: Codec, pull: Codec) -> None:
+        """Lets rows travel through other codecs, in what is traced from now on."""
+        self._push, self._pull = push, pull
+
     def wanted(self, ids: Ids) -> list[tf.Tensor]:
         """For each part, int64 [n], those of the ids whose rows it holds."""
         return self._deal(ids, ids.unique)

@@ -50,6 +50,7 @@ class Epoch:
         self._hooks = hooks
         self._policy = policy
         self._program = session.served.program
+        self._auto = session.auto
         self._totals = MetricTotals(
             self._program, session.merging(feed, train=True), self._program.logs
         )
@@ -115,9 +116,13 @@ class Epoch:
             side = self._session.enter(self._following, self._warming)
             run = PolicyRun(self._session, self._feed, self._following, side)
             self._outer = side.outer is not None
+            if self._auto is not None:
+                self._auto.begin_run()
             steps = run.follow(self, steps)
             if self.stopped() or not self.has_changed():
                 return steps
+            if self._chooses():
+                self._session.choose_codecs(self._following)
             self._save(steps)
             if self.stopped():  # An evaluator has asked for it.
                 return steps
@@ -153,6 +158,8 @@ class Epoch:
         workers were doing meanwhile is counted.
         """
         self.counts(report)
+        if self._auto is not None:
+            self._auto.ended(report.steps)
         if self._hooks.watches_batches and not self._is_over:
             self._state.own.copy(report.worker)
             index = traits.end_index(last, self._feed.group)
@@ -194,8 +201,17 @@ class Epoch:
         return self._model.stop_training and self._has_begun
 
     def has_changed(self) -> bool:
-        """Whether a snapshot is due, another policy in force, or the warm-up of codecs over."""
+        """Whether there is to be a cut.
+
+        One is due for a snapshot, another policy, the end of the warm-up, or a choice of codecs.
+        """
         if self._snapshotter is not None and self._snapshotter.is_due:
             return True
         policy = self._policy()
-        return policy is not self._following or self._is_warming(policy) != self._warming
+        if policy is not self._following or self._is_warming(policy) != self._warming:
+            return True
+        return self._chooses()
+
+    def _chooses(self) -> bool:
+        """Whether codecs are to be chosen."""
+        return self._auto is not None and self._auto.is_due(self._warming)

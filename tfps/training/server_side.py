@@ -163,6 +163,11 @@ def require_local(optimizer: AnyOptimizer, plan: Plan | None) -> None:
         )
     if plan is None:
         return
+    if plan.chooses("push") or plan.chooses("pull"):
+        raise errors.ConfigError(
+            'LocalSteps does not go with push="auto" or pull="auto", which are chosen for '
+            "steps that exchange; name the codecs, or use Async, BoundedStaleness or Sync"
+        )
     if plan.remote:
         large = plan.specs[next(iter(plan.remote))]
         raise errors.ConfigError(

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from tfps import _keras_models
-from tfps.cluster import loss_policy
+from tfps.cluster import failures, loss_policy
 from tfps.cluster.calls import WorkerCalls
 from tfps.cluster.loss_policy import LossPolicy
 from tfps.embeddings.layer import HashEmbedding, layer_of
@@ -17,6 +17,7 @@ from tfps.model.own_build import build_own
 from tfps.model.stateless_model import StatelessModel
 from tfps.store.pull import Pulled
 from tfps.strategy import ParameterServerStrategy
+from tfps.training.auto_codecs import AutoCodecs
 from tfps.training.feeds import Feed
 from tfps.training.input import feed_of
 from tfps.training.ledger import Ledger
@@ -42,6 +43,7 @@ class Session:
       state: what training remembers.
       ledger: in which the chief notes what becomes of every batch.
       losses: what was lost since the last epoch ended.
+      auto: chooses codecs while training goes on; None if there is nothing to choose.
     """
 
     def __init__(
@@ -80,6 +82,8 @@ class Session:
         self._steps: StepFactory | None = None
         self._built: set[str] = set()  # which own steps have been traced to build the model
         self._batches = _FIRST_NUMBER
+        self.auto: AutoCodecs | None = None
+        self._warmup = warmup
 
     @property
     def served(self) -> ServedModel:
@@ -161,6 +165,7 @@ class Session:
         )
         self._steps = StepFactory(served, self._overlap)
         self._begin(served)
+        self.auto = self._auto(served)
 
     @staticmethod
     def _has_ended(served: ServedModel) -> bool:
@@ -194,6 +199,29 @@ class Session:
             for side in self.state.end_warmup():
                 self.steps.forget(side)
         return self.state.side(policy.exchange, warming)
+
+    def choose_codecs(self, policy: ConsistencyPolicy) -> None:
+        """Lets `auto` choose; there is a cut now.
+
+        Args:
+          policy: that training follows.
+        """
+        assert self.auto is not None
+        if self.auto.choose(self.served, policy):
+            self.served.puller.recode()
+            for side in self.state.recode():
+                self.steps.forget(side)
+
+    def _auto(self, served: ServedModel) -> AutoCodecs | None:
+        plan = served.store.plan
+        if not served.trains or not (plan.chooses("push") or plan.chooses("pull")):
+            return None
+
+        def say(line: str) -> None:
+            self.losses.say(line)
+            failures.say(line)
+
+        return AutoCodecs(self.calls, self._overlap, self._warmup, say)
 
     def merging(self, feed: Feed, train: bool) -> MetricMerging:
         """How the metrics of the workers are put together, in training or in evaluation."""

@@ -112,7 +112,11 @@ class Trainer:
           consistency: the policy; None for `Async()`.
           push: the codec of the gradients, worker to ps, or its text (`tfps.compression.parse`), or
             a function of the variable that gives one of the two. None sends gradients as they are.
-          pull: the codec of the parameters, ps to worker, likewise; also a `Difference`.
+          pull: the codec of the parameters, ps to worker, likewise; also a `Difference`. With
+            "auto" for one of the two or for both, the first steps are made without a codec; then
+            the links are measured, and the planner says which codec pays, or that none does. Where
+            the links change, it is asked again. A codec that needs a warm-up is chosen for
+            gradients only if there was one (`push_warmup`).
           overlap: how many of its own updates a worker's gradient may miss, so that the worker
             computes while the network works. With 0, a step pulls, then computes, then pushes. With
             1, a worker takes the next batch and pulls the parameters for it while it computes, and

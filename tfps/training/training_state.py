@@ -130,6 +130,15 @@ class TrainingState:
         self._sides = {key: side for key, side in self._sides.items() if not key[1]}
         return ended
 
+    def recode(self) -> list[ServerSide]:
+        """Lets go of the server sides, since codecs have changed; returns them.
+
+        No call is under way, and no round is open. Residuals go on where they fit.
+        """
+        ended = list(self._sides.values())
+        self._sides = {}
+        return ended
+
     def warmup_is_over(self, policy: ConsistencyPolicy, warming: bool) -> bool:
         """Whether `end_warmup` is due: there is a warm-up, and training goes on without it."""
         ends = bool(self._warmup) and self.chief.frozen_at is None and not warming
