@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 import tfps
-from tests.conftest import mlp, regression
+from tests.conftest import mlp, regression, relative_error
 from tfps import _tf
 
 
@@ -121,15 +121,57 @@ def test_what_it_refuses(connect):
         tfps.ParameterServerStrategy(gap)
 
 
-@pytest.mark.parametrize("method", ["fit", "evaluate", "predict", "train_on_batch"])
+@pytest.mark.parametrize("method", ["fit", "train_on_batch"])
 def test_a_model_of_the_scope_names_the_trainer(connect, method):
     with connect().scope():
         model = mlp()
         model.compile("sgd", "mse")
-    x, y = regression(8)
-    arguments = {"x": x} if method == "predict" else {"x": x, "y": y}
     with pytest.raises(tfps.ConfigError, match=r"tfps\.Trainer\(model, strategy\)"):
-        getattr(model, method)(**arguments)
+        getattr(model, method)(*regression(8))
+
+
+def test_a_model_of_the_scope_evaluates_and_predicts_on_the_chief(connect):
+    model = mlp()
+    model.compile("sgd", "mse")
+    with connect().scope():
+        twin = mlp()
+        twin.compile("sgd", "mse")
+    x, y = regression(20)
+    assert twin.evaluate(x, y, verbose=0) == pytest.approx(model.evaluate(x, y, verbose=0))
+    np.testing.assert_allclose(twin.predict(x, verbose=0), model.predict(x, verbose=0), rtol=1e-6)
+    assert twin.test_on_batch(x, y) == pytest.approx(model.test_on_batch(x, y))
+    assert twin.predict_on_batch(x).shape == (20, 1)
+
+
+def test_a_compiled_model_is_loaded_in_the_scope(connect, tmp_path):
+    model = mlp()
+    model.compile("adam", "mse")
+    x, y = regression(32)
+    model.fit(x, y, verbose=0)
+    model.save(tmp_path / "m.keras")
+    strategy = connect()
+    with strategy.scope():
+        loaded = keras.models.load_model(tmp_path / "m.keras")
+    assert int(loaded.optimizer.iterations.numpy()) == 1
+    for one in (model.fit, tfps.Trainer(loaded, strategy).fit):
+        one(x, y, shuffle=False, verbose=0)
+    assert relative_error(loaded, model) < 1e-5
+
+
+def test_fit_within_the_scope_puts_its_own_variables_where_they_belong(connect):
+    strategy = connect(1, 2)
+    x, y = regression(32)
+    with strategy.scope():
+        for _ in range(2):
+            # TensorFlow deals variables of the scope out in turn.
+            assert "ps" in tf.Variable(0.0).device
+            model = mlp()
+            model.compile("adam", "mse")
+            tfps.Trainer(model, strategy).fit(x, y, shuffle=False, verbose=0)
+    reference = mlp()
+    reference.compile("adam", "mse")
+    reference.fit(x, y, shuffle=False, verbose=0)
+    assert relative_error(model, reference) < 1e-5
 
 
 def test_the_own_fit_of_a_trainers_model_warns_once(connect):

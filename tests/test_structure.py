@@ -21,6 +21,7 @@ ORDER = [
     *(
         "_tf",
         "_tf_members",
+        "_tf_busy",
         "_tf_tracing",
         "_tf_placement",
         "_tf_data",

@@ -41,20 +41,49 @@ def created_by_keras3() -> bool:
     return _caller() == "keras.src.backend.tensorflow.core"
 
 
-def called_by_keras3_trainer() -> bool:
-    """Returns whether `fit`, `evaluate` or `predict` of a Keras 3 model called the strategy."""
-    return _caller() == "keras.src.backend.tensorflow.trainer"
+def created_by_tfps() -> bool:
+    """Returns whether tfps itself creates the variable that is being created under a strategy.
+
+    Creators of variables, ours among them, are called from within `tf.Variable`, so that only the
+    frames around it count.
+    """
+    frames = iter(_stack())
+    for frame in frames:
+        name = _module(frame), frame.f_code.co_name
+        if name == ("tensorflow.python.ops.variables", "__call__"):
+            break
+    outside = (_module(frame) for frame in frames)
+    return next((m for m in outside if not m.startswith("tensorflow.")), "").startswith("tfps.")
+
+
+def keras3_method() -> str | None:
+    """Returns which method of a Keras 3 model called the strategy, such as `fit`; or None."""
+    if _caller() != _KERAS_TRAINER:
+        return None
+    names = [f.f_code.co_name for f in _stack() if _module(f) == _KERAS_TRAINER]
+    return next((name for name in names if name in _METHODS), "fit")
+
+
+_KERAS_TRAINER = "keras.src.backend.tensorflow.trainer"
+_ON_BATCH = ("train_on_batch", "test_on_batch", "predict_on_batch")
+_METHODS = ("fit", "evaluate", "predict", *_ON_BATCH)
 
 
 def _caller() -> str:
     """The module of the first frame of the stack that is neither TensorFlow's nor ours."""
+    modules = map(_module, _stack())
+    return next((m for m in modules if not m.startswith(_OWN_AND_TENSORFLOW)), "")
+
+
+def _stack() -> Iterator[types.FrameType]:
     frame: types.FrameType | None = sys._getframe(1)
     while frame is not None:
-        module = frame.f_globals.get("__name__", "")
-        if not module.startswith(_OWN_AND_TENSORFLOW):
-            return module
+        yield frame
         frame = frame.f_back
-    return ""
+
+
+def _module(frame: types.FrameType) -> str:
+    return frame.f_globals.get("__name__", "")
 
 
 def num_ps_in_scope() -> int:

@@ -13,7 +13,7 @@ from tensorflow.python.eager.polymorphic_function import (
     function_type_utils,
 )
 
-from tfps import _tf
+from tfps import _tf, _tf_busy
 
 
 def on_chief(value: Any, dtype: tf.DType) -> tf.Tensor:
@@ -195,6 +195,7 @@ class FlatFunction:
         # Some captures are chosen by worker: a table, or the worker's index.
         captures = self._function.captured_inputs if self._captures is None else self._captures
         given = [*inputs, *captures, *place]
+        _tf_busy.note(self._function)
         with _Interpolated(self._graph):
             if manager is None:
                 return execute.execute(

@@ -1,5 +1,6 @@
 """`tf.distribute.ParameterServerStrategy` for a tfps cluster, and for Keras 3."""
 
+import contextlib
 import math
 import warnings
 from collections.abc import Callable
@@ -95,6 +96,8 @@ class ParameterServerStrategy(tf.distribute.ParameterServerStrategy):
         self.cluster.connected = True
         self._stock_create_variable = self.extended._create_variable
         self.extended._create_variable = self._create_variable
+        self._stock_colocate = self.extended.colocate_vars_with
+        self.extended.colocate_vars_with = self._colocate_vars_with
         stock_scopes = self.extended._resource_creator_scope
         self.extended._resource_creator_scope = lambda: _tf_resources.scoped_tables(
             self, stock_scopes()
@@ -129,25 +132,39 @@ class ParameterServerStrategy(tf.distribute.ParameterServerStrategy):
             warnings.warn(line, stacklevel=4)
 
     def experimental_distribute_dataset(self, dataset: Any, options: Any = None) -> Any:
-        """Like TensorFlow's; a Keras 3 model that calls it is sent to `tfps.Trainer`."""
-        self._refuse_keras3()
+        """Like TensorFlow's; a Keras 3 model that trains is sent to `tfps.Trainer`."""
+        if self._is_for_chief():
+            return dataset
         return super().experimental_distribute_dataset(dataset, options)
 
     def run(
         self, fn: Callable, args: tuple = (), kwargs: dict | None = None, options: Any = None
     ) -> Any:
-        """Like TensorFlow's; a Keras 3 model that calls it is sent to `tfps.Trainer`."""
-        self._refuse_keras3()
+        """Like TensorFlow's; a Keras 3 model's own `evaluate` and `predict` run on the chief."""
+        if self._is_for_chief():
+            return fn(*args, **(kwargs or {}))
         return super().run(fn, args, kwargs, options)
 
-    def _refuse_keras3(self) -> None:
-        if _tf.called_by_keras3_trainer():
+    def _is_for_chief(self) -> bool:
+        """Whether a Keras 3 model calls that was made in the scope and evaluates or predicts.
+
+        Such a model may share layers with one that is trained, as an encoder does.
+
+        Raises:
+          ConfigError: the model would train.
+        """
+        method = _tf.keras3_method()
+        if method in ("fit", "train_on_batch"):
             raise errors.ConfigError(
-                "fit, evaluate and predict of a Keras 3 model cannot use parameter servers; make "
-                "trainer = tfps.Trainer(model, strategy) and call the trainer's methods"
+                f"{method} of a Keras 3 model cannot use parameter servers; make trainer = "
+                "tfps.Trainer(model, strategy) and call the trainer's fit"
             )
+        return method is not None
 
     def _create_variable(self, next_creator, **kwargs):
+        if _tf.created_by_tfps():
+            # It is made where the device in scope says, whoever called from within the scope.
+            return next_creator(**{**kwargs, "distribute_strategy": None})
         if not _tf.created_by_keras3():
             return self._stock_create_variable(next_creator, **kwargs)
         if initializer := _keras_creation.initializer_of(kwargs.get("initial_value")):
@@ -164,6 +181,15 @@ class ParameterServerStrategy(tf.distribute.ParameterServerStrategy):
         # the chief's.
         kwargs["distribute_strategy"] = None
         return next_creator(**kwargs)
+
+    def _colocate_vars_with(self, variable: Any) -> contextlib.AbstractContextManager:
+        """Like TensorFlow's; what Keras 3 makes beside a variable of the chief is there by itself.
+
+        An optimizer builds its slots so when a compiled model is loaded in the scope.
+        """
+        if getattr(variable, "_distribute_strategy", None) is None:
+            return contextlib.nullcontext()
+        return self._stock_colocate(variable)
 
     def placement(self) -> Placement:
         """Returns which part of which variable is on which ps, for the model trained last.

@@ -1,13 +1,13 @@
-"""Layers that assign a variable which is trained."""
+"""Layers and steps that assign a variable which is trained."""
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from tests.conftest import mlp, regression
-from tests.keras.test_programs import both
-
-_LOST = "in its call; the servers keep what the optimizer makes of them"
+import tfps
+from tests.conftest import mlp, regression, relative_error
+from tests.keras.beside_keras import fit_both, sequential
 
 
 class Masked(keras.layers.Layer):
@@ -23,35 +23,118 @@ class Masked(keras.layers.Layer):
         return self.dense(x)
 
 
-def masked():
-    return keras.Sequential([keras.Input([8]), Masked(), keras.layers.Dense(1)])
+def with_first(layer, optimizer=lambda: keras.optimizers.Adam(1e-2), **compile_args):
+    """What makes a model of a layer and another one, compiled."""
+
+    def make():
+        model = keras.Sequential([keras.Input([8]), layer(), keras.layers.Dense(1)])
+        model.compile(optimizer(), "mse", **{"jit_compile": False, **compile_args})
+        return model
+
+    return make
+
+
+def normalized():
+    return keras.layers.SpectralNormalization(keras.layers.Dense(4), power_iterations=2)
 
 
 @pytest.mark.parametrize("eager", [False, pytest.param(True, marks=pytest.mark.soak)])
-def test_a_mask_acts_in_every_step(connect, eager):
+@pytest.mark.parametrize("layer", [Masked, normalized])
+def test_a_layer_that_assigns_its_kernel(connect, recwarn, layer, eager):
+    make = with_first(layer, run_eagerly=eager)
+    mine, theirs = fit_both(connect, make, *regression(64))
+    x, _ = regression(64)
+    np.testing.assert_allclose(mine(x), theirs(x), rtol=1e-4, atol=1e-6)
+    assert not [w for w in recwarn if "assigns" in str(w.message)]
+
+
+def test_a_split_kernel_with_decay_and_loss_scaling(connect):
+    def optimizer():
+        return keras.optimizers.LossScaleOptimizer(
+            keras.optimizers.AdamW(1e-2, weight_decay=0.1), initial_scale=8.0
+        )
+
+    strategy = connect(1, 2, tfps.partitioners.FixedShards(2))
     x, y = regression(64)
-    trainer, reference = both(connect(), masked, run_eagerly=eager)
-    args = {"batch_size": 16, "epochs": 2, "shuffle": False, "verbose": 0}
-    with pytest.warns(UserWarning, match=_LOST):
-        mine = trainer.fit(x, y, **args)
-    theirs = reference.fit(x, y, **args)
-    np.testing.assert_allclose(mine.history["loss"], theirs.history["loss"], rtol=1e-5)
-    # The chief's model uses the kernel through the mask, too.
-    np.testing.assert_allclose(trainer.model(x), reference(x), rtol=1e-4, atol=1e-6)
+    models = []
+    for train in (lambda m: tfps.Trainer(m, strategy, push=tfps.compression.Int8()).fit, None):
+        keras.utils.set_random_seed(1)
+        model = with_first(Masked, optimizer)()
+        fit = train(model) if train else model.fit
+        fit(x, y, batch_size=16, epochs=2, shuffle=False, verbose=0)
+        models.append(model.layers[0].dense.kernel.numpy())
+    # The other kernel went through the codec, this one did not.
+    np.testing.assert_allclose(models[0] != 0, models[1] != 0)
+    np.testing.assert_allclose(*models, atol=0.03)
 
 
-def test_spectral_normalization_is_warned_about(connect):
-    def make():
-        layer = keras.layers.SpectralNormalization(keras.layers.Dense(4))
-        return keras.Sequential([keras.Input([8]), layer, keras.layers.Dense(1)])
-
+@pytest.mark.soak
+def test_rounds_and_local_steps(connect):
     x, y = regression(64)
-    trainer, _ = both(connect(), make)
-    with pytest.warns(UserWarning, match=_LOST):
-        trainer.fit(x, y, batch_size=16, verbose=0)
+    make = with_first(normalized, lambda: keras.optimizers.SGD(0.05))
+    for policy in (tfps.Sync(), tfps.LocalSteps(1)):
+        models = []
+        for workers in (2, 0):
+            keras.utils.set_random_seed(1)
+            model = make()
+            fit = {"shuffle": False, "verbose": 0, "epochs": 3}
+            if workers:
+                trainer = tfps.Trainer(model, connect(workers), consistency=policy)
+                trainer.fit(x, y, batch_size=16, **fit)
+            else:
+                model.fit(x, y, batch_size=32, **fit)
+            models.append(model)
+        assert relative_error(*models) < (1e-3 if policy.in_rounds else 1.0)
 
 
-def test_others_are_not_warned_about(connect, recwarn):
+def test_several_workers_normalize_once(connect):
+    """Two workers that saw the same kernel must not normalize it twice."""
+    x, y = regression(640)
+    model = with_first(normalized, lambda: keras.optimizers.SGD(1e-3))()
+    layer = model.layers[0]
+    layer.layer.kernel.assign(layer.layer.kernel * 50.0)
+    tfps.Trainer(model, connect(2)).fit(x, y, batch_size=16, epochs=2, verbose=0)
+    largest = np.linalg.svd(layer.layer.kernel.numpy(), compute_uv=False)[0]
+    assert 0.8 < largest < 1.3
+
+
+class Clipping(keras.Model):
+    """Sets bounds to its weights before it differentiates, as a critic may."""
+
+    def train_step(self, data):
+        x, y = data
+        for v in self.trainable_variables:
+            v.assign(tf.clip_by_value(v, -0.3, 0.3))
+        with tf.GradientTape() as tape:
+            loss = self.compute_loss(y=y, y_pred=self(x, training=True))
+        variables = self.trainable_variables
+        self.optimizer.apply(tape.gradient(loss, variables), variables)
+        return {"own": loss}
+
+
+@pytest.mark.parametrize("layer", [None, normalized])
+def test_an_own_step_that_assigns_and_applies(connect, layer):
+    def own():
+        inputs = keras.Input([8])
+        model = Clipping(inputs, keras.layers.Dense(1)(layer()(inputs)))
+        model.compile(keras.optimizers.Adam(1e-2), "mse", jit_compile=False)
+        return model
+
+    make = sequential(lambda layers: Clipping(layers[0], _through(layers)))
+    fit_both(connect, own if layer else make, *regression(64))
+
+
+def _through(layers):
+    x = layers[0]
+    for layer in layers[1:]:
+        x = layer(x)
+    return x
+
+
+def test_others_push_one_part(connect):
     x, y = regression(64)
-    both(connect(), mlp)[0].fit(x, y, batch_size=16, verbose=0)
-    assert not [w for w in recwarn if _LOST in str(w.message)]
+    model = mlp()
+    model.compile("sgd", "mse")
+    trainer = tfps.Trainer(model, connect())
+    trainer.fit(x, y, batch_size=16, verbose=0)
+    assert trainer.stats["push_bytes_per_step"][0] == 4 * model.count_params()

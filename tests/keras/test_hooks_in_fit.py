@@ -188,3 +188,27 @@ def test_only_the_held_variable_is_fetched_for_batch_hooks(connect):
     trainer.fit(*DATA, callbacks=[on_batch_end(hook)], **FIT)
     assert captured == [[model.trainable_variables[1].path]] * 8
     assert held is model.trainable_variables[1].value
+
+
+def test_a_hook_of_a_batch_predicts_with_kerass_own_predict(connect):
+    """Keras synchronizes after each batch, and the servers are busy until training ends."""
+    x, y = regression(48)
+    inputs = keras.Input([8])
+    features = keras.layers.Dense(4)(inputs)
+    seen = []
+    with (strategy := connect()).scope():
+        model = keras.Model(inputs, keras.layers.Dense(1)(features))
+        encoder = keras.Model(inputs, features)
+        model.compile("sgd", "mse")
+
+    def look(batch, logs):
+        predicted = [m.predict(x, verbose=0) for m in (model, encoder)]
+        called = [np.asarray(m(x)) for m in (model, encoder)]
+        seen.extend(zip(predicted, called, strict=True))
+
+    callback = keras.callbacks.LambdaCallback(on_train_batch_end=look)
+    tfps.Trainer(model, strategy).fit(x, y, batch_size=16, verbose=0, callbacks=[callback])
+    assert len(seen) == 6
+    for predicted, called in seen:
+        np.testing.assert_allclose(predicted, called, rtol=1e-5)
+    assert not np.array_equal(seen[0][0], seen[2][0])

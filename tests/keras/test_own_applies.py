@@ -47,7 +47,7 @@ REFUSED = {
     "which is no keras.Variable": lambda self, gradients, variables: self.optimizer.apply_gradients(
         [(gradients[0], self.native)]
     ),
-    "give it a constraint": lambda self, gradients, variables: (
+    "after it has applied": lambda self, gradients, variables: (
         self.optimizer.apply_gradients(zip(gradients, variables)),
         variables[0].assign(tf.clip_by_value(variables[0], -1.0, 1.0)),
     ),

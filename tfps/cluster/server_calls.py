@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar
 
 import tensorflow as tf
 
-from tfps import _tf, errors
+from tfps import _tf, _tf_busy, errors
 from tfps.cluster.devices import ps_device
 
 _T = TypeVar("_T")
@@ -47,7 +47,8 @@ class ServerCall(Generic[_T]):
     def _run(self) -> None:
         assert self._function is not None
         try:
-            with tf.device(ps_device(self.ps)), _tf.own_executor():
+            busy = _tf_busy.busy_server()
+            with tf.device(ps_device(self.ps)), _tf.own_executor(), busy:
                 self._result = self._function()
         except BaseException as e:  # It belongs to whoever waits for the call.
             self._error = e

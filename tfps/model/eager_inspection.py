@@ -58,7 +58,8 @@ def inspect_eagerly(model: StatelessModel, batch_spec: Any, mode: str) -> Inspec
         connected = [g is not None for g in trained.gradients]
         require_trainable(model, connected)
         updated = [new is not None for new in trained.state]
-        return Inspection(connected, updated, none, model.found_unlisted())
+        assigned = model.assigned_trainable()
+        return Inspection(connected, updated, none, model.found_unlisted(), assigned=assigned)
 
     stand_ins = list(zip(variables, [*trainable, *state], strict=True))
     with (

@@ -27,6 +27,7 @@ class Inspection(NamedTuple):
         of a stateful RNN.
       added_to: per state variable, whether the step only adds to it, see `combinations`; empty if
         that is not known.
+      assigned: per trainable variable, whether the step also assigns it; empty if it assigns none.
     """
 
     connected: list[bool]
@@ -34,6 +35,7 @@ class Inspection(NamedTuple):
     tables: list[bool]
     unlisted: Sequence[keras.Variable] = ()
     added_to: Sequence[bool] = ()
+    assigned: Sequence[bool] = ()
 
 
 def inspect(model: StatelessModel, batch_spec: Any, mode: str = "train") -> Inspection:
@@ -91,7 +93,10 @@ def inspect(model: StatelessModel, batch_spec: Any, mode: str = "train") -> Insp
         tables = [is_table(i, whole) for i, whole in enumerate(trainable)]
         updated = [u is not None for u in updates]
         added_to = are_added_to(state, updates)
-        found.append(Inspection(connected, updated, tables, model.found_unlisted(), added_to))
+        assigned = model.assigned_trainable() if train else []
+        found.append(
+            Inspection(connected, updated, tables, model.found_unlisted(), added_to, assigned)
+        )
 
     with _warnings_to_come():
         tf.function(trace, autograph=False).get_concrete_function(
@@ -157,8 +162,6 @@ def are_added_to(before: Sequence[tf.Tensor], after: Sequence[tf.Tensor | None])
 def require_trainable(model: StatelessModel, connected: Sequence[bool]) -> None:
     """Does what Keras does about a model of which little can be trained.
 
-    It also warns of trainable variables that a layer assigns, which is not as in Keras.
-
     Args:
       model: the model.
       connected: per trainable variable, whether the loss depends on it.
@@ -170,13 +173,6 @@ def require_trainable(model: StatelessModel, connected: Sequence[bool]) -> None:
         warnings.warn("The model does not have any trainable weights.", stacklevel=2)
         return
     require_gradients([v.path for v in model.trainable], [not c for c in connected])
-    if assigned := [v.path for v in model.assigned_trainable()]:
-        warnings.warn(
-            f"{type(model.model).__name__} assigns {assigned}, which are trained, in its call; the "
-            "servers keep what the optimizer makes of them, so an assigned value is used in one "
-            "step and then lost; give these variables a constraint in place of the assignment",
-            stacklevel=2,
-        )
 
 
 def require_gradients(paths: Sequence[str], missing: Sequence[bool]) -> None:

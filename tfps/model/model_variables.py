@@ -179,9 +179,9 @@ class ModelVariables:
         """Those of `counts` that steps traced until now read."""
         return [v for v in self.counts if id(v) in self._read]
 
-    def assigned_trainable(self) -> list[keras.Variable]:
-        """The trainable variables that steps traced until now assign."""
-        return [v for v in self.trainable if id(v) in self._assigned]
+    def assigned_trainable(self) -> list[bool]:
+        """Per trainable variable, whether steps traced until now assign it."""
+        return [id(v) in self._assigned for v in self.trainable]
 
     def initial_metrics(self, logs: Logs | None = None) -> list[tf.Tensor]:
         """Resets the model's metrics, and returns the values that a step starts with.
@@ -267,5 +267,17 @@ class ModelVariables:
         self, scope: keras.StatelessScope, state: Sequence[tf.Tensor]
     ) -> list[tf.Tensor | None]:
         """Per state variable, its value in a scope, or None if that is still the one of `state`."""
-        after = [scope.get_current_value(v) for v in self.state]
-        return [None if new is old else new for new, old in zip(after, state, strict=True)]
+        return _changed(self.state, scope, state)
+
+    def assigned_in(
+        self, scope: keras.StatelessScope, trainable: Sequence[tf.Tensor]
+    ) -> list[tf.Tensor | None]:
+        """Per trainable variable, what it is assigned in a scope, or None if that is nothing."""
+        return _changed(self.trainable, scope, trainable)
+
+
+def _changed(
+    variables: Sequence[keras.Variable], scope: keras.StatelessScope, before: Sequence[tf.Tensor]
+) -> list[tf.Tensor | None]:
+    after = [scope.get_current_value(v) for v in variables]
+    return [None if new is old else new for new, old in zip(after, before, strict=True)]

@@ -145,17 +145,20 @@ class Findings:
         # A step that applies nothing needs no optimizer, but the servers have one.
         self.optimizers = recorder.optimizers or model.optimizers or [keras.optimizers.SGD()]
         written = scope.written
-        for i in applied.keys() & written.keys():
-            raise errors.ConfigError(
-                f"{self._name}.train_step assigns {written[i].path}, to which it also applies "
-                "gradients; the servers update it, so give it a constraint in place of the "
-                "assignment"
-            )
+        for call in recorder.applied:
+            for variable in call.variables:
+                if scope.moments.get(id(variable), -1) > call.moment:
+                    raise errors.ConfigError(
+                        f"{self._name}.train_step assigns {variable.path} after it has applied "
+                        "gradients to it; the servers update it, so give it a constraint in place "
+                        "of the assignment, or assign it at the beginning of the step"
+                    )
         # What a step only writes is no optimizer's business: the model's own moving averages.
         kept = [v for v in model.trainable if id(v) in applied or id(v) not in written]
         known = {id(v) for v in kept}
         self.trainable = [*kept, *(v for i, v in applied.items() if i not in known)]
         trained = {id(v) for v in self.trainable}
+        self._assigned = [id(v) in written for v in self.trainable]
         rest = [v for v in (*model.trainable, *model.state) if id(v) not in trained]
         taken = {id(v) for v in (*model.trainable, *model.state, *model.metrics)}
         others = [v for i, v in written.items() if i not in taken | trained | model.seed_ids]
@@ -203,7 +206,9 @@ class Findings:
             any(g is not None for g in self._gradients.get(id(v), [])) for v in self.trainable
         ]
         tables = [id(v) in self._tables for v in self.trainable]
-        return Inspection(connected, self._updated, tables, self._unlisted, self._added_to)
+        return Inspection(
+            connected, self._updated, tables, self._unlisted, self._added_to, self._assigned
+        )
 
     def tell(self, model: StatelessModel, logs: Logs) -> None:
         """Tells the model, and warns as Keras does and of what is not as in Keras.

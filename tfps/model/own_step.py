@@ -8,6 +8,7 @@ watch trainable variables. A gradient that is asked for a variable is that of it
 """
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
@@ -17,6 +18,9 @@ import tensorflow as tf
 from tfps import _keras_interception, _keras_models, _keras_optimizers, _tf_tracing, errors
 from tfps.model.optimizer_traits import is_dynamically_scaled, static_loss_scale
 
+# Which of what a step does comes first.
+_moments = itertools.count()
+
 
 class Applied(NamedTuple):
     """What one call of `apply` was given.
@@ -25,11 +29,13 @@ class Applied(NamedTuple):
       optimizer: whose `apply` was called.
       gradients: tensors, `tf.IndexedSlices`, or None.
       variables: as many variables.
+      moment: greater than that of what the step has done before.
     """
 
     optimizer: keras.optimizers.Optimizer
     gradients: list[Any]
     variables: list[Any]
+    moment: int
 
 
 class NotingScope(keras.StatelessScope):
@@ -38,6 +44,7 @@ class NotingScope(keras.StatelessScope):
     Attributes:
       read: `id`s of the variables whose values were asked for.
       written: `id` of a variable -> the variable, for each that was assigned a value.
+      moments: `id` of a variable -> when it was assigned last; see `Applied`.
     """
 
     def __init__(self, pairs: Sequence[tuple[keras.Variable, Any]], seeds: Set[int] = frozenset()):
@@ -50,13 +57,19 @@ class NotingScope(keras.StatelessScope):
         super().__init__(pairs, collect_losses=True)
         self.read: set[int] = set()
         self.written: dict[int, keras.Variable] = {}
+        self.moments: dict[int, int] = {}
         self._seeds = seeds
+        self._first = {id(v): t for v, t in pairs if v.trainable and isinstance(t, tf.Tensor)}
         self._graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
 
     def get_current_value(self, variable: keras.Variable) -> tf.Tensor | None:
         """Notes that a variable is read; returns its value, or None if the scope has none."""
         self.read.add(id(variable))
-        return super().get_current_value(variable)
+        value, first = super().get_current_value(variable), self._first.get(id(variable))
+        if value is first or first is None or not value.dtype.is_floating:
+            return value
+        # The gradient for what was assigned is that for the variable, whenever the tape began.
+        return value + tf.cast(first - tf.stop_gradient(first), value.dtype)
 
     def count(self, variable: keras.Variable) -> None:
         """Lets an optimizer's `iterations` be one more, as if the step had applied it."""
@@ -81,10 +94,12 @@ class NotingScope(keras.StatelessScope):
             with self._graph.as_default():
                 value = tf.random.fold_in(self.get_current_value(variable), 1)
         is_new = value is not super().get_current_value(variable)
-        if is_new and value.dtype.is_floating and not variable.trainable:
-            # Who reads the variable afterwards reads a variable: no gradient goes through it.
+        if is_new and value.dtype.is_floating:
+            # Who reads the variable afterwards reads a variable: no gradient goes through what it
+            # was computed of.
             value = tf.stop_gradient(value)
         self.written[id(variable)] = variable
+        self.moments[id(variable)] = next(_moments)
         super().add_update((variable, value))
 
 
@@ -158,7 +173,7 @@ class Recorder:
                 variable.assign(gradient)  # As Keras does: the gradient is the new value.
         if pairs:
             given, trained = map(list, zip(*pairs, strict=True))
-            self.applied.append(Applied(optimizer, given, trained))
+            self.applied.append(Applied(optimizer, given, trained, next(_moments)))
 
     def scale_loss(self, optimizer: keras.optimizers.Optimizer, loss: tf.Tensor) -> tf.Tensor:
         """Takes the place of an optimizer's `scale_loss`."""

@@ -29,12 +29,15 @@ class Trained(NamedTuple):
       metrics: the new values of the metric variables, then the logs that are of this batch, then
         the new values of the unlisted variables.
       examples: int64 scalar, the length of the batch.
+      assigned: per trainable variable, the value that the step assigns to it before the optimizer
+        updates it, or None.
     """
 
     gradients: list[tf.Tensor | None]
     state: list[tf.Tensor | None]
     metrics: list[tf.Tensor]
     examples: tf.Tensor
+    assigned: Sequence[tf.Tensor | None]
 
 
 class StatelessModel(ModelVariables):
@@ -117,7 +120,8 @@ class StatelessModel(ModelVariables):
         updates = self.updates_in(scope, state)
         for i, value in zip(overwritten, gradients[len(sources) :], strict=True):
             updates[i] = updates[i] if value is None else value
-        return Trained(gradients[: len(sources)], updates, self.values_in(scope), length(batch))
+        assigned, values = self.assigned_in(scope, trainable), self.values_in(scope)
+        return Trained(gradients[: len(sources)], updates, values, length(batch), assigned)
 
     def _train_own_way(
         self, trainable, state, metrics, step, loss_scale, batch, sources, counts
@@ -135,7 +139,8 @@ class StatelessModel(ModelVariables):
         ]
         updates = self.updates_in(scope, state)
         extras = self.logs.extras(logs) if self.logs else []
-        return Trained(gradients, updates, self.values_in(scope, extras), length(batch))
+        assigned, values = self.assigned_in(scope, trainable), self.values_in(scope, extras)
+        return Trained(gradients, updates, values, length(batch), assigned)
 
     def own_step(self, mode: str, batch: Any) -> dict[str, Any]:
         """Runs the model's method for a step, within `scope`.

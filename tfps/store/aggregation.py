@@ -216,7 +216,7 @@ class Summed(Aggregation):
                 self.waiting[i] = _queue(bucket)
                 continue
             with tf.device(ps_device(bucket.ps)):
-                self.sums[i] = _zeros(bucket.shape, bucket.dtype)
+                self.sums[i] = _zeros(self._shape(i), bucket.dtype)
                 if optimizer.by_rows and bucket.kind.treatment.by_rows:
                     self.touched[i] = _zeros(bucket.shape[:1], tf.bool)
         self.counts = []
@@ -252,7 +252,11 @@ class Summed(Aggregation):
             return self._layout.whole((i, v.numpy()) for i, v in variables.items())
 
         counts = np.array([[v.numpy() for v in pair] for pair in self.counts])
-        sums, touched = arrays(self.sums), arrays(self.touched)
+        sums = self._layout.whole(
+            (i, v.numpy()[0] if self.optimizer.moves(i) else v.numpy())
+            for i, v in self.sums.items()
+        )
+        touched = arrays(self.touched)
         return super().export()._replace(sums=sums, touched=touched, counts=counts)
 
     def restore(self, state: AggregationState) -> None:
@@ -262,7 +266,9 @@ class Summed(Aggregation):
             return
         for variables, arrays in ((self.sums, state.sums), (self.touched, state.touched)):
             for i, v in variables.items():
-                v.assign(self._layout.part(i, arrays))
+                part = self._layout.part(i, arrays)
+                # A round that goes on elsewhere goes on without what its steps have assigned.
+                v.assign(np.stack([part, 0 * part]) if self._is_sum_of_both(i, v) else part)
         counts = spread(state.counts, self._plan.num_ps)
         for pair, numbers in zip(self.counts, counts, strict=True):
             for v, number in zip(pair, numbers, strict=True):
@@ -305,6 +311,14 @@ class Summed(Aggregation):
 
     def _growing(self, p: int) -> list[int]:
         return [i for i in self.waiting if self._plan.buckets[i].ps == p]
+
+    def _shape(self, i: int) -> tuple[int, ...]:
+        """The shape of a bucket's sum."""
+        shape = self._plan.buckets[i].shape
+        return (2, *shape) if self.optimizer.moves(i) else shape
+
+    def _is_sum_of_both(self, i: int, variable: tf.Variable) -> bool:
+        return self.optimizer.moves(i) and variable is self.sums.get(i)
 
     def _mine(self, p: int) -> list[int]:
         return [i for i in self.sums if self._plan.buckets[i].ps == p]
@@ -380,7 +394,7 @@ class Summed(Aggregation):
         totals = handles.round.sums
 
         def total(i):
-            return read(totals[i], buckets[i].dtype, buckets[i].shape)
+            return read(totals[i], buckets[i].dtype, self._shape(i))
 
         written = []
         if trained := optimizer.trained(p):
@@ -406,7 +420,7 @@ class Summed(Aggregation):
             written += self._finish_growing(handles, i, rate)
         with tf.control_dependencies(written):
             whole = [i for i in mine if i not in self.touched]
-            zeros = [tf.zeros(buckets[i].shape, buckets[i].dtype) for i in whole]
+            zeros = [tf.zeros(self._shape(i), buckets[i].dtype) for i in whole]
             cleared = write([totals[i] for i in whole], zeros)
         with tf.control_dependencies(cleared):
             return tf.constant(True)

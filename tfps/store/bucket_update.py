@@ -26,10 +26,13 @@ class Rate(NamedTuple):
     Attributes:
       learning_rate: float32 scalar; without effect if the optimizer follows a schedule.
       scale: float32 scalar by which either rate is multiplied, or None for 1.
+      missed: int64 scalar, the updates that the push has missed. What a step assigns moves the
+        values by so much less: the steps that were missed have assigned the same values as well.
     """
 
     learning_rate: tf.Tensor
     scale: tf.Tensor | None
+    missed: tf.Tensor
 
 
 class BucketOptimizer(abc.ABC):
@@ -73,6 +76,11 @@ class BucketOptimizer(abc.ABC):
     @abc.abstractmethod
     def channel(self, i: int) -> Channel:
         """How what is pushed of a bucket travels."""
+
+    def moves(self, i: int) -> bool:
+        """Whether a push of the bucket has both parts; see `Kind.assigned`."""
+        del i
+        return False
 
     @abc.abstractmethod
     def _of(self, p: int, handles: ServerHandles) -> tuple[ServerOptimizer, list[tf.Tensor]]:
@@ -123,8 +131,13 @@ class BucketOptimizer(abc.ABC):
             ]
 
             def updated():
+                begun = list(values)
+                for k, i in enumerate(mine):
+                    if self.moves(i):
+                        gradients[k], moved = tf.unstack(gradients[k])
+                        begun[k] += moved / tf.cast(1 + rate.missed, moved.dtype)
                 return optimizer.apply(
-                    values, state, gradients, rate.learning_rate, rate.scale, frozen
+                    begun, state, gradients, rate.learning_rate, rate.scale, frozen
                 )
 
             if applies is None:
@@ -220,7 +233,10 @@ class CompiledOptimizer(BucketOptimizer):
         return self._plan.sends(i)
 
     def channel(self, i: int) -> Channel:
-        return self._plan.up[i] if self._coded else self._plan.exact(i)
+        return self._plan.up[i] if self._coded or self.moves(i) else self._plan.exact(i)
+
+    def moves(self, i: int) -> bool:
+        return self._plan.buckets[i].kind.assigned
 
     def _of(self, p: int, handles: ServerHandles) -> tuple[ServerOptimizer, list[tf.Tensor]]:
         return self.store.optimizers[p], handles.store.slots[p]

@@ -125,7 +125,10 @@ class Plan:
         self.growing = {
             b: t.storage for b, t in self.of_tables.items() if isinstance(t.storage, HashRows)
         }
-        self.up = [self._channel(b, b.kind.push) for b in self.buckets]
+        self.up = [
+            self._both_parts(b) if b.kind.assigned else self._channel(b, b.kind.push)
+            for b in self.buckets
+        ]
         self.down = [self._channel(b, b.kind.pull) for b in self.buckets]
 
     def sends(self, bucket: int) -> bool:
@@ -170,9 +173,11 @@ class Plan:
 
     def whole(self, bucket: int) -> Channel:
         """How a push of the whole bucket travels, even if the bucket is a table's."""
+        held = self.buckets[bucket]
+        if held.kind.assigned:
+            return self.exact(bucket)
         if bucket not in self.of_tables:
             return self.up[bucket]
-        held = self.buckets[bucket]
         variable = self.variables[held.shards[0].variable]
         return self._channel(held, with_feedback(self._push(variable)))
 
@@ -204,6 +209,7 @@ class Plan:
 
     def _kinds(self, program, optimizer, inspection, lazy) -> list[Kind]:
         kinds = []
+        assigned = inspection.assigned or [False] * len(program.trainable)
         for i, (v, connected, table) in enumerate(
             zip(program.trainable, inspection.connected, inspection.tables, strict=True)
         ):
@@ -212,13 +218,14 @@ class Plan:
                 kinds.append(Kind(FROZEN, pull=pull))
                 continue
             treatment = ROWS if (lazy or i in self.hashed) and table else TRAIN
-            push = _IDENTITY if table else with_feedback(self._push(v))
+            moved = assigned[i] and not table
+            push = _IDENTITY if table or moved else with_feedback(self._push(v))
             index = 0
             calls: tuple[int, ...] = ONCE
             if isinstance(optimizer, OptimizerSet):
                 index, calls = optimizer.owners[i] or 0, optimizer.calls_of(i)
             decayed = _keras_optimizers.decays(owner, v)
-            kinds.append(Kind(treatment, push, pull, decayed, v.constraint, index, calls))
+            kinds.append(Kind(treatment, push, pull, decayed, v.constraint, index, calls, moved))
         added_to = inspection.added_to or [False] * len(program.state)
         for v, updated, added in zip(program.state, inspection.updated, added_to, strict=True):
             if updated:
@@ -310,6 +317,11 @@ class Plan:
         elif not codec.is_identity:
             pieces = ((bucket.size,),)
         return Channel(codec, bucket.shape, bucket.dtype, pieces)
+
+    def _both_parts(self, bucket: Bucket) -> Channel:
+        """The channel of gradients together with what assignments move; without a codec."""
+        shape = (2, *bucket.shape)
+        return Channel(_IDENTITY, shape, bucket.dtype, (shape,))
 
     def _shape_of(self, shard: Shard) -> tuple[int, ...]:
         spec = self.specs[shard.variable]

@@ -182,6 +182,7 @@ class Pusher:
         gradients: Sequence[tf.Tensor | None],
         old_state: Sequence[tf.Tensor],
         new_state: Sequence[tf.Tensor | None],
+        moved: Mapping[int, tf.Tensor] | None = None,
     ) -> Updates:
         """What a step is to send, before codecs.
 
@@ -191,6 +192,7 @@ class Pusher:
           old_state: per state variable, the value that was pulled.
           new_state: per state variable, the value after the step, or None if the model did not
             touch it.
+          moved: variable -> how far the step's assignments move it, for trainable variables.
         """
         rows = {}
         if self._aggregation.optimizer.by_rows:
@@ -201,12 +203,19 @@ class Pusher:
             if new is not None:
                 changes[i] = self._plan.treatments[i].change(old, new)
         packed = pack([self._plan.buckets[i] for i in self._sent], changes)
-        return Updates(dict(zip(self._sent, packed, strict=True)), rows)
+        updates = Updates(dict(zip(self._sent, packed, strict=True)), rows)
+        for i in filter(self._aggregation.optimizer.moves, self._sent):
+            bucket = self._plan.buckets[i]
+            moves = {s.variable: tf.zeros_like(changes[s.variable]) for s in bucket.shards}
+            updates.buckets[i] = tf.stack(
+                [updates.buckets[i], *pack([bucket], {**moves, **(moved or {})})]
+            )
+        return updates
 
     def update_specs(self) -> Updates:
         """The specs of what `pack_updates` returns."""
-        held = {i: self._plan.buckets[i] for i in self._sent}
-        buckets = {i: tf.TensorSpec(b.shape, b.dtype) for i, b in held.items()}
+        held = {i: self._channel(i) for i in self._sent}
+        buckets = {i: tf.TensorSpec(c.shape, c.dtype) for i, c in held.items()}
         rows = {}
         for i, table in self._plan.tables.items():
             bucket = self._plan.buckets[table.storage.parts[0].bucket]
@@ -427,7 +436,7 @@ class Pusher:
         version = read(handles.store.versions[p], tf.int64, ())
         missed = version - header.version
         scale = 1 / tf.maximum(1.0, tf.cast(missed, tf.float32)) if self._scaled else None
-        rate = Rate(mailbox.number(header.learning_rate), scale)
+        rate = Rate(mailbox.number(header.learning_rate), scale, missed)
         expected = tf.cast(header.expected, tf.int32)
         arrived = Arrived(payloads, rows, rate, finite, expected)
         written, updated = self._aggregation.update(p, handles, arrived)

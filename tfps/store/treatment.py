@@ -174,6 +174,8 @@ class Kind(NamedTuple):
       owner: the index of the optimizer in a set; 0 if the model has one optimizer.
       calls: which calls of the optimizer's `apply` in a step concern the shards; see
         `OptimizerSet`.
+      assigned: whether a step also assigns values, so that a push has two parts: the gradient, and
+        how far the assignment moves the values before the optimizer updates them.
     """
 
     treatment: Treatment
@@ -183,3 +185,4 @@ class Kind(NamedTuple):
     constraint: Any = None
     owner: int = 0
     calls: tuple[int, ...] = ONCE
+    assigned: bool = False

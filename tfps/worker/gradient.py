@@ -1,5 +1,6 @@
 """What every training step consists of: pull, compute, push."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -221,12 +222,21 @@ class Gradient:
         n = len(self.program.trainable)
         trainable, state = variables[:n], variables[n:]
         with self.program.devices.computing():
-            gradients, new_state, metrics, examples = self.program.train(
-                trainable, state, metrics, number, scale, batch, counts
-            )
-        gradients, finite = unscale_and_clip(self._optimizer, gradients, scale)
-        updates = self.pusher.pack_updates(gradients, state, new_state)
-        return updates, metrics, examples, finite
+            trained = self.program.train(trainable, state, metrics, number, scale, batch, counts)
+        gradients, finite = unscale_and_clip(self._optimizer, trained.gradients, scale)
+        moved = moves(trainable, trained.assigned)
+        updates = self.pusher.pack_updates(gradients, state, trained.state, moved)
+        return updates, trained.metrics, trained.examples, finite
+
+
+def moves(before: Sequence[Any], assigned: Sequence[tf.Tensor | None]) -> dict[int, tf.Tensor]:
+    """Variable -> how far a step's assignment moves it, for those that the step assigns.
+
+    Args:
+      before: per trainable variable, the value that was pulled.
+      assigned: see `Trained.assigned`.
+    """
+    return {i: new - before[i] for i, new in enumerate(assigned) if new is not None}
 
 
 def encoded(

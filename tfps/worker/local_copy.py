@@ -74,13 +74,17 @@ class LocalCopy:
         scale = tf.constant(optimizer_traits.static_loss_scale(self._optimizer))
         counts = [tf.cast(self.inner.count(inner), v.dtype) for v in self.program.counts]
         with self.program.devices.computing():
-            gradients, new_state, metrics, examples = self.program.train(
-                trainable, state, metrics, number, scale, batch, counts
-            )
-        gradients, _ = unscale_and_clip(self._optimizer, gradients, scale)
+            trained = self.program.train(trainable, state, metrics, number, scale, batch, counts)
+        gradients, _ = unscale_and_clip(self._optimizer, trained.gradients, scale)
         changed = {i: g for i, g in enumerate(gradients) if g is not None}
+        assigned = {i: trainable[i] if a is None else a for i, a in enumerate(trained.assigned)}
         updated, inner = self.inner.apply(
-            [values[i] for i in self._trained],
+            [
+                pack([self._buckets[i]], assigned)[0]
+                if self._buckets[i].kind.assigned
+                else values[i]
+                for i in self._trained
+            ],
             inner,
             pack([self._buckets[i] for i in self._trained], changed),
             learning_rate,
@@ -88,12 +92,13 @@ class LocalCopy:
         after = dict(zip(self._trained, updated, strict=True))
         latest = {
             n + k: old if new is None else new
-            for k, (old, new) in enumerate(zip(state, new_state, strict=True))
+            for k, (old, new) in enumerate(zip(state, trained.state, strict=True))
         }
         written = [i for i, t in self._treatments.items() if t.state]
         packed = pack([self._buckets[i] for i in written], latest)
         after.update(zip(written, packed, strict=True))
-        return {i: after.get(i, v) for i, v in values.items()}, inner, metrics, examples
+        values = {i: after.get(i, v) for i, v in values.items()}
+        return values, inner, trained.metrics, trained.examples
 
     def difference(
         self, before: dict[int, tf.Tensor], after: dict[int, tf.Tensor]
