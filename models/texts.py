@@ -10,17 +10,25 @@ from tfps import errors
 _BEGIN = 1024  # bytes that tell text from other files
 
 
-def find(pattern: str) -> list[str]:
+def find(patterns: str) -> list[str]:
     """The files that a glob, a folder (searched recursively) or a path stands for.
+
+    Args:
+      patterns: one of these, or several with commas between them.
 
     Raises:
       DataError: there is no such file.
     """
+    several = [patterns] if os.path.exists(patterns) else patterns.split(",")
+    return sorted({name for pattern in several for name in _find(pattern)})
+
+
+def _find(pattern: str) -> list[str]:
     if os.path.isdir(pattern):
         names = glob.glob(os.path.join(glob.escape(pattern), "**"), recursive=True)
     else:
         names = glob.glob(os.path.expanduser(pattern), recursive=True)
-    files = sorted(n for n in names if os.path.isfile(n))
+    files = [n for n in names if os.path.isfile(n)]
     if not files:
         raise errors.DataError(
             f"--data={pattern} matches no file; give a folder or a quoted glob like 'src/**/*.py'"

@@ -22,6 +22,7 @@ from models import (
     inference,
     packages,
     program,
+    streams,
     task,
     text_flags,
     texts,
@@ -64,7 +65,7 @@ def train(connect: task.Connect) -> None:
     program.check_flags()
     text_flags.check_heads()
     started = time.perf_counter()
-    training, held = text.split(_files())
+    training, held = streams.split(_files())
     pieces = _learn(training)
     x, y = text.held_out(held, pieces, FLAGS.context, FLAGS.validation_windows)
     way = connect()
@@ -134,7 +135,7 @@ def _files() -> Sequence[str]:
     return [*texts.standard_library(), *manual]
 
 
-def _learn(training: text.Part) -> list[str]:
+def _learn(training: streams.Part) -> list[str]:
     print("learning word pieces", flush=True)
     return word_pieces.learn(text.sample(training), FLAGS.vocabulary)
 

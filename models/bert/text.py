@@ -1,100 +1,28 @@
 """From files of text to batches of windows with masked tokens, read as a stream."""
 
-import os
-import zlib
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 import tfps
-from models import word_pieces
-
-# One file or block of lines in so many is held out for validation.
-_HELD_OUT = 20
-_BLOCK = 32  # lines
+from models import streams, word_pieces
 
 _MASKED = 0.15  # of the tokens, as in BERT
 
-# The parts of a page that are no text: its head, and tags.
-_NO_TEXT = "(?is)<head.*?</head>|<script.*?</script>|<style.*?</style>|<[^>]*>"
-_ENTITIES = {"&lt;": "<", "&gt;": ">", "&quot;": '"', "&nbsp;": " ", "&amp;": "&"}
-
-_MANY = 20  # files for each worker
 _SAMPLE = 100_000  # lines to learn a vocabulary from
-_LINES = 64  # that are tokenized at a time
-_SHUFFLED = 4096  # windows among which the next one is drawn
 
 
-class Part(NamedTuple):
-    """Some of the text.
-
-    Attributes:
-      files: paths of text files, or of pages of HTML (`*.html`, `*.htm`).
-      lines: which lines of the files: "all", or, of blocks of lines, those for "training" or those
-        for "validation".
-    """
-
-    files: Sequence[str]
-    lines: str
-
-
-def split(files: Sequence[str]) -> tuple[Part, Part]:
-    """Splits text into (training, validation).
-
-    About one file in twenty is held out, by the file's name alone. If there are few files, one in
-    twenty blocks of lines is held out instead.
-
-    Args:
-      files: paths.
-    """
-    held = [n for n in files if zlib.crc32(os.path.basename(n).encode()) % _HELD_OUT == 0]
-    if len(files) < 2 * _HELD_OUT or not held or len(held) == len(files):
-        return Part(files, "training"), Part(files, "validation")
-    return Part([n for n in files if n not in set(held)], "all"), Part(held, "all")
-
-
-def lines(part: Part, order: int) -> tf.data.Dataset:
-    """A dataset of the lines of the files, one file after another, as strings [].
-
-    Args:
-      part: what is read. A text file is never in memory as a whole; a page is.
-      order: seed of the order of the files, which is another one each time the dataset is read.
-    """
-
-    def of_file(name: tf.Tensor) -> tf.data.Dataset:
-        is_page = tf.strings.regex_full_match(name, r"(?i).*\.html?")
-        pages = tf.data.Dataset.from_tensor_slices(tf.boolean_mask([name], [is_page]))
-        plain = tf.data.TextLineDataset(tf.boolean_mask([name], [~is_page]))
-        return plain.concatenate(pages.flat_map(_page)).enumerate().filter(chosen)
-
-    def chosen(number: tf.Tensor, line: tf.Tensor) -> tf.Tensor:
-        held = number // _BLOCK % _HELD_OUT == _HELD_OUT - 1
-        return {"all": tf.constant(True), "training": ~held, "validation": held}[part.lines]
-
-    names = list(part.files)
-    files = tf.data.Dataset.from_tensor_slices(names).shuffle(len(names), order)
-    return files.flat_map(of_file).map(lambda number, line: line)
-
-
-def _page(name: tf.Tensor) -> tf.data.Dataset:
-    text = tf.strings.regex_replace(tf.io.read_file(name), _NO_TEXT, "")
-    for entity, sign in _ENTITIES.items():
-        text = tf.strings.regex_replace(text, entity, sign)
-    return tf.data.Dataset.from_tensor_slices(tf.strings.split(text, "\n"))
-
-
-def sample(part: Part) -> tf.data.Dataset:
+def sample(part: streams.Part) -> tf.data.Dataset:
     """A dataset of batches of lines, strings [n], from which a vocabulary is learned.
 
     Args:
       part: what is read; of many lines, some of the first in an order drawn at random.
     """
-    return lines(part, order=0).batch(_LINES).map(_valid).take(_SAMPLE // _LINES)
+    return streams.tokens(part, 0, _valid).take(_SAMPLE // streams.LINES)
 
 
-def windows(part: Part, pieces: Sequence[str], context: int, order: int) -> tf.data.Dataset:
+def windows(part: streams.Part, pieces: Sequence[str], context: int, order: int) -> tf.data.Dataset:
     """A dataset of windows, int32 [context]: `[CLS]`, the tokens of the text as they come, `[SEP]`.
 
     Args:
@@ -109,7 +37,8 @@ def windows(part: Part, pieces: Sequence[str], context: int, order: int) -> tf.d
     def tokens(batch: tf.Tensor) -> tf.Tensor:
         return tokenizer.tokenize(_valid(batch)).flat_values
 
-    cut = lines(part, order).batch(_LINES).map(tokens).rebatch(context - 2, drop_remainder=True)
+    found = streams.tokens(part, order, tokens)
+    cut = found.rebatch(context - 2, drop_remainder=True)
     return cut.map(lambda t: tf.concat([[cls], t, [sep]], 0))
 
 
@@ -119,7 +48,7 @@ def _valid(text: tf.Tensor) -> tf.Tensor:
 
 
 def batches(
-    part: Part,
+    part: streams.Part,
     pieces: Sequence[str],
     context: int,
     batch_size: int,
@@ -128,8 +57,7 @@ def batches(
 ) -> tf.data.Dataset:
     """An endless dataset of batches of masked windows, as `masked` makes them.
 
-    Files come in another order in each pass, and windows are shuffled among those that are near.
-    Workers share the files if these are many, so that the shares are alike, and else the windows.
+    Files come in another order in each pass; who reads what says `streams.shared`.
 
     Args:
       part: what is read.
@@ -139,14 +67,12 @@ def batches(
       seed: of the orders and of what is masked.
       worker: the worker that reads; each has its share.
     """
-    index, workers = worker.worker_index, worker.num_workers
-    if len(part.files) >= _MANY * workers:
-        ours = windows(part._replace(files=worker.shard(part.files)), pieces, context, seed)
-    else:  # All workers read the files in the same order, since each takes its share of that.
-        ours = windows(part, pieces, context, seed).shard(workers, index)
-    endless = ours.repeat().shuffle(_SHUFFLED, seed)
-    drawn = endless.batch(batch_size, drop_remainder=True).enumerate()
-    own = tf.constant([seed, index], tf.int64)
+
+    def windows_of(some: streams.Part) -> tf.data.Dataset:
+        return windows(some, pieces, context, seed)
+
+    drawn = streams.shared(part, windows_of, batch_size, seed, worker).enumerate()
+    own = tf.constant([seed, worker.worker_index], tf.int64)
 
     def mask(number: tf.Tensor, batch: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
         return masked(batch, pieces, tf.random.fold_in(own, number))
@@ -187,7 +113,7 @@ def masked(
 
 
 def held_out(
-    part: Part, pieces: Sequence[str], context: int, count: int
+    part: streams.Part, pieces: Sequence[str], context: int, count: int
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Masked windows to validate on, always the same, as `masked` makes them.
 

@@ -5,17 +5,19 @@ the variable names: the chief trains, workers and ps serve.
 
   python -m models.gpt --data='src/**/*.py' --save=code.keras
   python -m models.gpt --save=code.keras --generate='def '
+  python -m models.gpt --preset=gpt2 --data='shards/*.txt,more/*.txt'
 """
 
 import os
 import time
+from collections.abc import Iterable, Sequence
 
 import keras
 import numpy as np
 from absl import flags
 
-from models import program, task, text_flags, texts
-from models.gpt import model as gpt, sample, text, tokenizers
+from models import program, streams, task, text_flags, texts
+from models.gpt import model as gpt, presets, sample, stream, text, tokenizers
 from models.gpt.measures import bits_per_byte, perplexity
 from models.progress import Progress
 
@@ -23,7 +25,13 @@ FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(program)
 flags.adopt_module_key_flags(text_flags)
 
-DATA = "Text to train on: a folder, a glob or a file. Default: Python's standard library."
+DATA = (
+    "Text to train on: a folder, a glob or a file, or several with commas between them. Default: "
+    "Python's standard library."
+)
+_IN_MEMORY = 64 << 20  # bytes of text that the chief reads at most by itself
+_BYTES_PER_TOKEN = 5  # More than tokens of most texts have on average.
+
 DEFAULTS = {
     "batch_size": 16,
     "epochs": 4,
@@ -32,6 +40,26 @@ DEFAULTS = {
     "save": "runs/gpt/model.keras",
 }
 
+flags.DEFINE_enum(
+    "preset",
+    None,
+    list(presets.PRESETS),
+    "Size of the network, of tokens and windows; gpt2 has 124 million parameters. Other flags go "
+    "first.",
+)
+flags.DEFINE_boolean(
+    "stream",
+    None,
+    "The workers read the text while they train, so that it need not fit in memory. Default: where "
+    f"the files have more than {_IN_MEMORY >> 20} MiB together. If not, the chief reads it first.",
+)
+flags.DEFINE_string(
+    "vocabulary_file",
+    None,
+    "Word pieces to use, one on each line. If there is no such file, they are learned and put "
+    "there.",
+)
+flags.DEFINE_boolean("tied", False, "Compute logits with the embeddings of the tokens.")
 flags.DEFINE_enum(
     "tokenizer",
     "bytes",
@@ -57,6 +85,7 @@ def main(argv: list[str]) -> int:
 
 def train(connect: task.Connect) -> None:
     """Runs the chief: reads the data, trains, and saves the model."""
+    presets.use(FLAGS.preset)
     program.check_flags()
     text_flags.check_heads()
     started = time.perf_counter()
@@ -71,8 +100,7 @@ def train(connect: task.Connect) -> None:
         model = _compiled_model(tokenizer.vocabulary, way.updates(steps * FLAGS.epochs))
     log_dir = program.log_dir()
     say(
-        f"{model.count_params():,} parameters on {way.describe()}, {len(training.tokens):,} tokens "
-        "of training text",
+        f"{model.count_params():,} parameters on {way.describe()}, {training.describe()}",
         flush=True,
     )
     trainer = way.trainer(model)
@@ -84,7 +112,7 @@ def train(connect: task.Connect) -> None:
     history = program.fit(
         way,
         trainer,
-        training.shuffled(FLAGS.batch_size * together, FLAGS.seed),
+        training.feed(way, FLAGS.batch_size * together, FLAGS.seed),
         shown,
         log_dir,
         epochs=FLAGS.epochs,
@@ -121,14 +149,13 @@ def _quality(loss: float, validation: text.Windows) -> str:
     return f"perplexity {perplexity(loss):.2f}, {bits:.3f} bits per byte"
 
 
-def _load() -> tuple[tokenizers.Tokenizer, text.Windows, text.Windows]:
+def _load() -> tuple[tokenizers.Tokenizer, text.Windows | stream.Stream, text.Windows]:
+    """Returns the tokenizer, what is trained on, and what is held out."""
     files = texts.standard_library() if FLAGS.data is None else texts.find(FLAGS.data)
+    if stream.is_large(files, _IN_MEMORY) if FLAGS.stream is None else FLAGS.stream:
+        return _open(files)
     training, validation = text.split(texts.read(files))
-    if FLAGS.tokenizer == "wordpiece":
-        print("learning word pieces", flush=True)
-        tokenizer = tokenizers.WordPiece.learn(training, FLAGS.vocabulary)
-    else:
-        tokenizer = tokenizers.Bytes()
+    tokenizer = _tokenizer(training)
     return (
         tokenizer,
         text.Windows(training, tokenizer, FLAGS.context, "training"),
@@ -136,11 +163,48 @@ def _load() -> tuple[tokenizers.Tokenizer, text.Windows, text.Windows]:
     )
 
 
+def _open(
+    files: Sequence[str],
+) -> tuple[tokenizers.Tokenizer, stream.Stream, text.Windows]:
+    """As `_load`, of text of which the chief reads no more than two samples."""
+    texts.check(files)
+    training, held = streams.split(files)
+    tokenizer = _tokenizer(streams.sample(training, tokenizers.SAMPLE))
+    wanted = FLAGS.validation_steps * FLAGS.batch_size * FLAGS.context
+    some = list(streams.sample(held, _BYTES_PER_TOKEN * wanted))
+    validation = text.Windows(some, tokenizer, FLAGS.context, "validation")
+    return (
+        tokenizer,
+        stream.Stream(training, tokenizer, FLAGS.context, validation.bytes_per_token),
+        validation,
+    )
+
+
+def _tokenizer(training: Iterable[bytes]) -> tokenizers.Tokenizer:
+    """The tokenizer of --tokenizer, which learns from the texts if it has to."""
+    if FLAGS.tokenizer == "bytes":
+        return tokenizers.Bytes()
+    path = FLAGS.vocabulary_file
+    if path is not None and os.path.exists(path):
+        return tokenizers.WordPiece.load(path)
+    print("learning word pieces", flush=True)
+    learned = tokenizers.WordPiece.learn(training, FLAGS.vocabulary)
+    if path is not None:
+        learned.save(path)
+    return learned
+
+
 def _compiled_model(vocabulary: int, updates: int) -> keras.Model:
     if FLAGS.mixed_precision != "none":
         keras.mixed_precision.set_global_policy(f"mixed_{FLAGS.mixed_precision}")
     model = gpt.build(
-        vocabulary, FLAGS.layers, FLAGS.width, FLAGS.heads, FLAGS.context, FLAGS.dropout
+        vocabulary,
+        FLAGS.layers,
+        FLAGS.width,
+        FLAGS.heads,
+        FLAGS.context,
+        FLAGS.dropout,
+        FLAGS.tied,
     )
     warmup = min(FLAGS.warmup_steps, updates // 2)
     schedule = keras.optimizers.schedules.CosineDecay(

@@ -5,7 +5,13 @@ from keras import layers, ops
 
 
 def build(
-    vocabulary: int, layers_: int, width: int, heads: int, context: int, dropout: float
+    vocabulary: int,
+    layers_: int,
+    width: int,
+    heads: int,
+    context: int,
+    dropout: float,
+    tied: bool = False,
 ) -> keras.Model:
     """A pre-norm GPT (Radford et al., "Language Models are Unsupervised Multitask Learners").
 
@@ -18,6 +24,8 @@ def build(
       heads: number of attention heads in a block.
       context: length of the longest sequence, in tokens.
       dropout: dropout rate in attention and on both branches of a block.
+      tied: whether the logits are computed with the embeddings of the tokens, as GPT-2's are, and
+        not with a matrix of their own.
 
     Returns:
       A model from int32 tokens [batch, time] to float32 logits [batch, time, vocabulary], where
@@ -26,7 +34,14 @@ def build(
     tokens = keras.Input([None], dtype="int32", name="tokens")
     positions = ops.cumsum(ops.ones_like(tokens), axis=1) - 1
     init = keras.initializers.RandomNormal(stddev=0.02)
-    x = layers.Embedding(vocabulary, width, embeddings_initializer=init, name="token")(tokens)
+    # Logits, and so the loss, are float32 whatever the layers compute in.
+    if tied:
+        embed = layers.ReversibleEmbedding(
+            vocabulary, width, embeddings_initializer=init, reverse_dtype="float32", name="token"
+        )
+    else:
+        embed = layers.Embedding(vocabulary, width, embeddings_initializer=init, name="token")
+    x = embed(tokens)
     embed_position = layers.Embedding(context, width, embeddings_initializer=init, name="position")
     x = x + embed_position(positions)
     x = layers.Dropout(dropout, name="embedding_dropout")(x)
@@ -45,8 +60,10 @@ def build(
         h = layers.Dense(width, name=f"block{i}_mlp_out")(h)
         x = x + layers.Dropout(dropout, name=f"block{i}_mlp_dropout")(h)
     x = layers.LayerNormalization(epsilon=1e-5, name="norm")(x)
-    # Logits, and so the loss, are float32 whatever the layers compute in.
-    logits = layers.Dense(vocabulary, use_bias=False, dtype="float32", name="logits")(x)
+    if tied:
+        logits = embed(x, reverse=True)
+    else:
+        logits = layers.Dense(vocabulary, use_bias=False, dtype="float32", name="logits")(x)
     return keras.Model(tokens, logits, name="gpt")
 
 

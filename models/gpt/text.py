@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from models.gpt.tokenizers import Tokenizer
+from models.way import Way
 from tfps import errors
 
 # Files whose name hashes to 0 modulo this number are held out for validation.
@@ -96,6 +97,20 @@ class Windows:
 
         starts = tf.data.Dataset.range(tf.int32.max).flat_map(one_pass)
         return self._batches(starts, batch_size)
+
+    def describe(self) -> str:
+        """How much text there is."""
+        return f"{len(self.tokens):,} tokens of training text"
+
+    def feed(self, way: Way, batch_size: int, seed: int) -> tf.data.Dataset:
+        """What `fit` is given: the chief reads the text, and deals out the batches of `shuffled`.
+
+        Args:
+          way: the connected way of training.
+          batch_size: windows in a batch.
+          seed: of the order.
+        """
+        return self.shuffled(batch_size, seed)
 
     def spread(self, batch_size: int, batches: int) -> tf.data.Dataset:
         """A dataset of at most `batches` batches of windows, evenly spread over the stream."""

@@ -2,7 +2,6 @@
 
 import collections
 import os
-import re
 from collections.abc import Iterable
 from typing import Protocol
 
@@ -12,6 +11,8 @@ import tensorflow_text as tf_text
 from tensorflow_text.tools.wordpiece_vocab import wordpiece_tokenizer_learner_lib as learner
 
 from tfps import errors
+
+SAMPLE = 4_000_000  # bytes of text to learn word pieces from; the learner is slow
 
 
 class Tokenizer(Protocol):
@@ -26,6 +27,12 @@ class Tokenizer(Protocol):
     def encode(self, text: bytes) -> np.ndarray:
         """Encodes a text as token ids, int32 [n]."""
 
+    def tokens(self, text: tf.Tensor) -> tf.Tensor:
+        """Encodes a text, string [], as token ids, int32 [n].
+
+        This goes on in the graph of a dataset, which may be another task's of a cluster.
+        """
+
     def decode(self, tokens: Iterable[int]) -> str:
         """Decodes token ids."""
 
@@ -37,6 +44,9 @@ class Bytes:
 
     def encode(self, text: bytes) -> np.ndarray:
         return np.frombuffer(text, np.uint8).astype(np.int32)
+
+    def tokens(self, text: tf.Tensor) -> tf.Tensor:
+        return tf.cast(tf.io.decode_raw(text, tf.uint8), tf.int32)
 
     def decode(self, tokens: Iterable[int]) -> str:
         return bytes(int(t) for t in tokens).decode("utf-8", errors="replace")
@@ -52,30 +62,40 @@ class WordPiece:
 
     _UNKNOWN = "[UNK]"
     _SUFFIX = "##"
-    _MARKS = str.maketrans({" ": "▁", "\n": "⏎", "\t": "⇥"})
-    _UNMARKS = str.maketrans({"▁": " ", "⏎": "\n", "⇥": "\t"})
-    # An indent, a word or a run of signs (with the space before it), or any other white space.
-    _WORD = re.compile(r"\n +|\n| ?[A-Za-z_]+| ?\d| ?[^\w\s]+| ?\w+|\s+")
+    _MARKS = ((" ", "▁"), ("\n", "⏎"), ("\t", "⇥"))
+    # An indent, a word or a run of signs (with the space before it), or any other white space. In
+    # the words of RE2, to which \s and \w are those of ASCII.
+    _WORD = r"\n +|\n| ?[A-Za-z_]+| ?\p{Nd}| ?[^\pL\pN_\s\pZ]+| ?[\pL\pN_]+|[\s\pZ]+"
+    _END = "\0"  # Put after each word; a text has no such byte.
     _LONGEST = 40  # Most characters of a word; a longer word is cut.
 
     def __init__(self, pieces: list[str]):
         """Makes a tokenizer with these word pieces, whose ids are their indices."""
         self.pieces = pieces
         self.vocabulary = len(pieces)
+        # This one has no lookup table, which could not go to another task of a cluster.
+        self._tokenizer = tf_text.FastWordpieceTokenizer(
+            pieces,
+            suffix_indicator=self._SUFFIX,
+            max_bytes_per_word=4 * self._LONGEST,
+            token_out_type=tf.int32,
+            unknown_token=self._UNKNOWN,
+            no_pretokenization=True,
+        )
 
     @classmethod
-    def learn(cls, texts: Iterable[bytes], size: int, sample_bytes: int = 4_000_000) -> "WordPiece":
+    def learn(cls, texts: Iterable[bytes], size: int, sample_bytes: int = SAMPLE) -> "WordPiece":
         """Learns a vocabulary from the texts.
 
         Args:
           texts: contents of files, in UTF-8.
           size: most pieces to learn.
-          sample_bytes: how much text to learn from, since the learner is slow.
+          sample_bytes: how much text to learn from.
         """
         counts: collections.Counter[str] = collections.Counter()
         seen = 0
         for text in texts:
-            counts.update(cls._words(text))
+            counts.update(w.decode() for w in cls._words(tf.constant(text)).numpy())
             seen += len(text)
             if seen > sample_bytes:
                 break
@@ -96,30 +116,34 @@ class WordPiece:
             f.write("\n".join(self.pieces))
 
     def encode(self, text: bytes) -> np.ndarray:
-        # The table is made anew for each call, since connecting to a cluster would destroy it.
-        keys, ids = tf.constant(self.pieces), tf.range(len(self.pieces), dtype=tf.int64)
-        table = tf.lookup.StaticVocabularyTable(
-            tf.lookup.KeyValueTensorInitializer(keys, ids), num_oov_buckets=1
-        )
-        tokenizer = tf_text.WordpieceTokenizer(
-            table,
-            suffix_indicator=self._SUFFIX,
-            max_bytes_per_word=4 * self._LONGEST,
-            unknown_token=self._UNKNOWN,
-        )
-        tokens = tokenizer.tokenize(tf.constant(self._words(text), tf.string))
-        return tokens.flat_values.numpy().astype(np.int32)
+        return self.tokens(tf.constant(text)).numpy()
+
+    def tokens(self, text: tf.Tensor) -> tf.Tensor:
+        return self._tokenizer.tokenize(self._words(text)).flat_values
 
     def decode(self, tokens: Iterable[int]) -> str:
         pieces = (self.pieces[t] for t in tokens)
         text = "".join("�" if p == self._UNKNOWN else p.removeprefix(self._SUFFIX) for p in pieces)
-        return text.translate(self._UNMARKS)
+        for sign, mark in self._MARKS:
+            text = text.replace(mark, sign)
+        return text
 
     @classmethod
-    def _words(cls, text: bytes) -> list[str]:
-        found = cls._WORD.findall(text.decode("utf-8", errors="replace"))
-        marked = (word.translate(cls._MARKS) for word in found)
-        return [w[i : i + cls._LONGEST] for w in marked for i in range(0, len(w), cls._LONGEST)]
+    def _words(cls, text: tf.Tensor) -> tf.Tensor:
+        """The words of a text, strings [n], marked and cut."""
+        words = tf.strings.unicode_transcode(text, "UTF-8", "UTF-8")
+        words = cls._cut(tf.strings.regex_replace(words, cls._WORD, rf"\0{cls._END}"))
+        for sign, mark in cls._MARKS:
+            words = tf.strings.regex_replace(words, sign, mark)
+        longest = rf"(?s).{{{cls._LONGEST}}}"
+        ends = tf.strings.regex_replace(words, longest, rf"\0{cls._END}")
+        return cls._cut(tf.strings.reduce_join(ends, separator=cls._END))
+
+    @classmethod
+    def _cut(cls, text: tf.Tensor) -> tf.Tensor:
+        """The parts of a text that are not empty, strings [n]."""
+        found = tf.strings.split(tf.reshape(text, [1]), cls._END).flat_values
+        return tf.boolean_mask(found, found != "")
 
 
 def vocabulary_path(model_path: str) -> str:

@@ -32,11 +32,14 @@ DATA = (
 DEFAULTS = {
     "batch_size": 32,
     "epochs": 20,
-    "learning_rate": 0.1,
+    "learning_rate": 0.025,
     "steps_per_execution": 8,
     "sparse_updates": "lazy",
     "save": "runs/word2vec/model.keras",
 }
+
+# The learning rate of a pair, times the pairs of a row in a batch whose gradients are summed up.
+_LONGEST_STEP = 5.0
 
 flags.DEFINE_integer("vector_width", 100, "Elements of a vector.", lower_bound=1)
 flags.DEFINE_integer("window", 5, "Largest distance of a pair of words.", lower_bound=1)
@@ -77,8 +80,10 @@ def train(connect: task.Connect) -> None:
     keras.utils.set_random_seed(FLAGS.seed)
     batch = FLAGS.batch_size * way.batches_per_step
     steps = max(1, training.count // batch)
+    updates = way.updates(steps * FLAGS.epochs)
+    words = batch * FLAGS.length * steps * FLAGS.epochs / updates
     with way.scope():
-        model = _compiled_model(len(text.words), way.updates(steps * FLAGS.epochs))
+        model = _compiled_model(len(text.words), updates, words)
     board = program.log_dir()
     say(
         f"{model.count_params():,} parameters on {way.describe()}, {len(text.words):,} words that "
@@ -160,17 +165,17 @@ def _rows(model: keras.Model) -> np.ndarray:
     return rows
 
 
-def _compiled_model(vocabulary: int, updates: int) -> keras.Model:
-    model = network.build(vocabulary, FLAGS.vector_width, FLAGS.window, FLAGS.negatives)
-    rate = keras.optimizers.schedules.PolynomialDecay(
-        FLAGS.learning_rate, max(1, updates), FLAGS.learning_rate / 100
-    )
-    # Adagrad leaves a row alone that no stretch of a batch looks up, and gives rare words, which
-    # have few updates, large ones. The loss is a mean over words, so the gradient of one pair is
-    # small; accumulators that began with Keras's 0.1 would stand still for long.
-    pair = 1 / (FLAGS.batch_size * FLAGS.length)
+def _compiled_model(vocabulary: int, updates: int, words: float) -> keras.Model:
+    """A model for so many updates, each of so many words."""
+    most_pairs = _LONGEST_STEP / max(FLAGS.learning_rate, 1e-9)
+    model = network.build(vocabulary, FLAGS.vector_width, FLAGS.window, FLAGS.negatives, most_pairs)
+    # --learning_rate is that of a pair, as in word2vec. The loss is a mean over words, of which the
+    # optimizer makes a sum again. An optimizer that divides by what gradients were, such as Adagrad
+    # or Adam, would turn the noise of a rare word's few first gradients into large steps.
+    peak = FLAGS.learning_rate * words
+    rate = keras.optimizers.schedules.PolynomialDecay(peak, max(1, updates), peak / 100)
     model.compile(
-        keras.optimizers.Adagrad(rate, 0.1 * pair**2, epsilon=1e-7 * pair**2),
+        keras.optimizers.SGD(rate),
         network.as_it_is,
         steps_per_execution=FLAGS.steps_per_execution,
     )

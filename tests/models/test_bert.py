@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 import tfps
-from models import transformer, word_pieces
+from models import streams, transformer, word_pieces
 from models.bert import __main__ as binary, gaps, model as network, text
 from tests.models import in_process
 
@@ -31,33 +31,33 @@ def read(windows):
 
 
 def test_windows_hold_the_text_as_it_comes(files):
-    (window,) = read(text.windows(text.Part(files[:1], "all"), PIECES, 7, order=0))
+    (window,) = read(text.windows(streams.Part(files[:1], "all"), PIECES, 7, order=0))
     assert window == ["[CLS]", "a", "b", "c", "[UNK]", "d", "[SEP]"]
-    (window,) = read(text.windows(text.Part(files[2:], "all"), PIECES, 6, order=0))
+    (window,) = read(text.windows(streams.Part(files[2:], "all"), PIECES, 6, order=0))
     assert window == ["[CLS]", "g", "<", "h", "i", "[SEP]"]
-    tokens = [w[1] for w in read(text.windows(text.Part(files, "all"), PIECES, 3, order=0))]
+    tokens = [w[1] for w in read(text.windows(streams.Part(files, "all"), PIECES, 3, order=0))]
     assert sorted(tokens) == sorted(["a", "b", "c", "[UNK]", "d", "e", "f", "g", "<", "h", "i"])
 
 
 def test_too_little_text_gets_a_line(files):
     with pytest.raises(tfps.DataError, match="less than a window of --context=64 tokens"):
-        text.held_out(text.Part(files, "all"), PIECES, 64, 5)
+        text.held_out(streams.Part(files, "all"), PIECES, 64, 5)
 
 
 def test_few_files_are_split_by_blocks_of_lines(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("".join(f"{i}\n" for i in range(3000)))
     training, held = (
-        {int(line) for line in text.lines(part, order=0).as_numpy_iterator()}
-        for part in text.split([str(path)])
+        {int(line) for line in streams.lines(part, order=0).as_numpy_iterator()}
+        for part in streams.split([str(path)])
     )
     assert not training & held and training | held == set(range(3000))
-    assert len(held) == 4 * 32
+    assert 100 < len(held) < 200  # One in twenty.
 
 
 def test_many_files_are_held_out_whole():
     files = [f"folder/{i}.txt" for i in range(200)]
-    training, held = text.split(files)
+    training, held = streams.split(files)
     assert training.lines == held.lines == "all"
     assert sorted([*training.files, *held.files]) == sorted(files)
     assert 2 <= len(held.files) <= 25
@@ -89,7 +89,7 @@ def test_workers_share_the_text_and_read_it_again_alike(tmp_path, count):
     letters = np.random.default_rng(0).choice([*"abcdefghijklmnop"], [count, 600 // count])
     for i, its in enumerate(letters):
         (tmp_path / f"{i}.txt").write_text("\n" * 70 + "\n".join(its))
-    part = text.Part(sorted(str(path) for path in tmp_path.iterdir()), "all")
+    part = streams.Part(sorted(str(path) for path in tmp_path.iterdir()), "all")
 
     def read(worker, seed=0):
         """Some windows of worker 0 or 1, with their masked tokens put back."""

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 import scipy.stats
+import tensorflow as tf
 
 import tfps
 from models.word2vec import (
@@ -103,7 +104,7 @@ def test_the_loss_is_that_of_windows_of_random_size():
         "places": np.array([[0, 1, 2, 3, 8, 9, 10, 11, 12], range(9)], np.int32),
         "noise": rng.integers(0, 20, [2, 5]).astype(np.int32),
     }
-    made = network.build(20, 6, window, negatives)
+    made = network.build(20, 6, window, negatives, most_pairs=7.0)
     made.set_weights([rng.normal(size=w.shape) for w in made.get_weights()])
     centres, contexts = (
         made.get_layer(name).get_weights()[0] for name in (network.VECTORS, "contexts")
@@ -112,12 +113,45 @@ def test_the_loss_is_that_of_windows_of_random_size():
     for b in range(2):
         for size in range(1, window + 1):
             for i in range(9):
-                scores = contexts @ centres[x["words"][b, i]]
+                scores = np.clip(contexts @ centres[x["words"][b, i]], -6, 6)
                 against = negatives * np.logaddexp(0, scores[x["noise"][b]]).mean()
                 for j in range(9):
                     if 0 < abs(x["places"][b, i] - x["places"][b, j]) <= size:
                         expected[b] += np.logaddexp(0, -scores[x["words"][b, j]]) + against
     np.testing.assert_allclose(made(x), expected / window / 9, rtol=1e-5)
+
+
+def test_gradients_of_frequent_words_are_limited():
+    """Gradients of a row are those without a limit, times the limit over the row's pairs."""
+    window, negatives, rng = 2, 3, np.random.default_rng(0)
+    x = {
+        "words": np.array([[0, 1, 0, 2, 0], [3, 0, 4, 5, 0]], np.int32),
+        "places": np.tile(np.arange(5, dtype=np.int32), [2, 1]),
+        "noise": np.array([[1, 0], [6, 2]], np.int32),
+    }
+    weights = [rng.uniform(-1, 1, [8, 4]) for _ in range(2)]  # No score is clipped.
+
+    def gradients(most):
+        made = network.build(8, 4, window, negatives, most)
+        made.set_weights(weights)
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(made(x))
+        tables = [made.get_layer(name).embeddings.value for name in (network.VECTORS, "contexts")]
+        return [tf.convert_to_tensor(g).numpy() for g in tape.gradient(loss, tables)]
+
+    # Windows of both sizes, so neighbours have weight 1, and words two places away a half.
+    of_word = np.array([1.5, 2.5, 3.0, 2.5, 1.5])
+    centres, contexts = np.zeros(8), np.zeros(8)
+    for words, noise in zip(x["words"], x["noise"], strict=True):
+        np.add.at(centres, words, of_word * (1 + negatives))
+        np.add.at(contexts, words, of_word)
+        np.add.at(contexts, noise, of_word.sum() * negatives / 2)
+    for free, limited, pairs in zip(
+        gradients(1e9), gradients(18.0), (centres, contexts), strict=True
+    ):
+        assert (pairs > 18).any() and (pairs < 18).any()
+        share = np.minimum(1, 18 / np.maximum(pairs, 1e-6))
+        np.testing.assert_allclose(limited, share[:, None] * free, rtol=1e-5)
 
 
 def test_similarity_is_as_defined():
@@ -170,7 +204,7 @@ def test_words_of_a_subject_come_together(connect, capsys, text, tmp_path, strat
     )
     args = [
         f"--data={text}", f"--save={save}", f"--log_dir={tmp_path}/board", "--epochs=12",
-        "--batch_size=8", "--length=20", "--noise=8", "--vector_width=8", "--learning_rate=0.3",
+        "--batch_size=8", "--length=20", "--noise=8", "--vector_width=8", "--learning_rate=0.05",
         "--sample=0", f"--pairs={tmp_path}/pairs.tsv",
     ]  # fmt: skip
     if strategy == "keras":
@@ -198,6 +232,14 @@ def test_words_of_a_subject_come_together(connect, capsys, text, tmp_path, strat
     head, *found = [line.split("\t") for line in out.splitlines()]
     assert head == ["word", "neighbour", "cosine"] and len(found) == 6
     assert all(word[:3] == neighbour[:3] for word, neighbour, _ in found)
+
+
+def test_vectors_are_in_the_text_format_of_word2vec(tmp_path):
+    """A line with both sizes, then a word and its numbers in each line, with one space between."""
+    rows = np.array([[0.5, -2, 1e-7], [1 / 3, 0, 123456.5]], np.float32)
+    export.save(str(tmp_path / "m.vec"), ["a", "é"], rows)
+    content = (tmp_path / "m.vec").read_bytes()
+    assert content.decode("utf-8") == "2 3\na 0.5 -2 1e-07\né 0.333333 0 123456\n"
 
 
 def test_gensim_reads_the_vectors(tmp_path):

@@ -291,7 +291,8 @@ class ModelCopy:
         values: dict[int, dict[int, np.ndarray]] = {}
         sources = {id(link.source): link.source for link in links}
         for link in links:
-            value = contents.tensor(link.variable).numpy()
+            # Of a tensor, `asarray` makes no copy and `numpy` does.
+            value = np.asarray(contents.tensor(link.variable))
             values.setdefault(id(link.source), {})[link.index] = value
         for name, source in sources.items():
             write = functools.partial(source.write, values[name], busy=self.is_following)
@@ -308,7 +309,7 @@ class ModelCopy:
 
 
 def _same(a: tf.Tensor, b: tf.Tensor) -> bool:
-    x, y = np.asarray(a.numpy()), np.asarray(b.numpy())
+    x, y = np.asarray(a), np.asarray(b)
     if x.shape == y.shape and x.ctypes.data == y.ctypes.data:
         return True  # They share memory: nobody has written since.
     # NaN equals NaN here. The comparison that says so takes longer, so it comes second.
