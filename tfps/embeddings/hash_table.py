@@ -7,7 +7,7 @@ reader looks at the key of a row after it has read the row, and a writer takes t
 it gives the row to another one and writes the new key after the new row.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -88,8 +88,7 @@ class HashTable:
         self.ends = segments.ends_of(first, limit)
         self.sketch_size = sketch.size_of(first) if settings.admit_after > 1 else 0
         self.first_buckets = index.buckets_for(first)
-        # It is needed in several places, and takes time to be traced.
-        self._keep = tf.function(self._keep_rows, autograph=False)
+        self._keep: Callable | None = None
 
     # For a reader.
 
@@ -396,6 +395,9 @@ class HashTable:
         """What has to be over before rows change; see `history.keep`."""
         if handles.history is None:
             return []
+        if self._keep is None:
+            # It is needed in several places, and takes time to be traced.
+            self._keep = tf.function(self._keep_rows, autograph=False)
         return [self._keep(handles, slots)]
 
     def _keep_rows(self, handles, slots):
