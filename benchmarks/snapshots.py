@@ -2,9 +2,10 @@
 
   python -m benchmarks.snapshots --megabytes=100 --every=10 --seconds=30 --rounds=5
 
-A dense model of so many megabytes is trained with Adam, so a snapshot has three times as much. The
-rate is that of the steps in the middle of `fit`; what `fit` saves at its beginning and its end is
-not part of it. It also says how long the chief waited at most for the end of a step, and how much
+A dense model of so many megabytes is trained with Adam, so a snapshot has three times as much; with
+`--table=dense` or `--table=growing` it is a table, of which each step looks up some rows. The rate
+is that of the steps in the middle of `fit`; what `fit` saves at its beginning and its end is not
+part of it. It also says how long the chief waited at most for the end of a step, and how much
 processor time a step took, all tasks and the writing of snapshots together, which does not depend
 on what else the machine does.
 """
@@ -31,6 +32,7 @@ flags.DEFINE_integer("rounds", 5, "Turns of each.", lower_bound=1)
 flags.DEFINE_integer("workers", 2, "Workers.", lower_bound=1)
 flags.DEFINE_integer("ps", 2, "Parameter servers.", lower_bound=1)
 flags.DEFINE_integer("batch_size", 256, "Examples in a batch.", lower_bound=1)
+flags.DEFINE_enum("table", None, ["dense", "growing"], "A table instead of matrices.")
 flags.DEFINE_string("folder", None, "For the snapshots. Default: a temporary one.")
 flags.DEFINE_string("output", None, "JSON file for the results.")
 
@@ -73,8 +75,39 @@ class Clock(keras.callbacks.Callback):
         return max(b - a for a, b in itertools.pairwise(self.ends))
 
 
+# Elements of a row of a table, and ids of an example.
+_WIDTH, _LOOKUPS = 16, 32
+
+
 def trainer(strategy: tfps.ParameterServerStrategy, snapshots: tfps.Snapshots | None):
-    """A trainer of a model of three equal matrices."""
+    """(a trainer, a dataset of one batch, again and again)."""
+    if FLAGS.table:
+        return table(strategy, snapshots)
+    own, width = matrices(strategy, snapshots)
+    x = np.zeros([FLAGS.batch_size, width], np.float32)
+    return own, tf.data.Dataset.from_tensors((x, x[:, :1])).repeat()
+
+
+def table(strategy: tfps.ParameterServerStrategy, snapshots: tfps.Snapshots | None):
+    """A trainer of a table, whose batches have random ids; see `trainer`."""
+    rows = int(FLAGS.megabytes * 1e6 / 4 / _WIDTH)
+    ids = keras.Input([_LOOKUPS], dtype="int64")
+    layer = (
+        keras.layers.Embedding(rows, _WIDTH)
+        if FLAGS.table == "dense"
+        else tfps.layers.HashEmbedding(_WIDTH, expected=rows)
+    )
+    x = keras.layers.GlobalAveragePooling1D()(layer(ids))
+    model = keras.Model(ids, keras.layers.Dense(1)(x))
+    model.compile(keras.optimizers.Adam(1e-4), "mse", jit_compile=False)
+    own = tfps.Trainer(model, strategy, snapshots=snapshots, sparse_updates="lazy")
+    rng, shape = np.random.default_rng(0), (64, FLAGS.batch_size, _LOOKUPS)
+    ids = tf.data.Dataset.from_tensor_slices(rng.integers(0, rows, shape))
+    return own, ids.repeat().map(lambda ids: (ids, tf.zeros([FLAGS.batch_size, 1])))
+
+
+def matrices(strategy: tfps.ParameterServerStrategy, snapshots: tfps.Snapshots | None):
+    """A trainer of a model of three equal matrices, and their width."""
     width = int((FLAGS.megabytes * 1e6 / 4 / 3) ** 0.5)
     layers = [keras.layers.Dense(width, "relu", use_bias=False) for _ in range(3)]
     model = keras.Sequential([keras.Input([width]), *layers, keras.layers.Dense(1)])
@@ -94,9 +127,7 @@ def main(argv: list[str]) -> None:
     def turn(name: str) -> float:
         shutil.rmtree(folder, ignore_errors=True)
         snapshots = tfps.Snapshots(folder, every=FLAGS.every) if name == "snapshots" else None
-        own, width = trainer(strategy, snapshots)
-        x = np.zeros([FLAGS.batch_size, width], np.float32)
-        data = tf.data.Dataset.from_tensors((x, x[:, :1])).repeat()
+        own, data = trainer(strategy, snapshots)
         clock = Clock(FLAGS.seconds)
         own.fit(data, steps_per_epoch=10**6, verbose=0, callbacks=[clock])
         longest.setdefault(name, []).append(clock.longest)

@@ -14,8 +14,9 @@ from tests.training.test_snapshot_kills import Job, ended, torn
 from tfps.embeddings.handles import COUNT, KEY
 from tfps.embeddings.keys import ids_of
 from tfps.store.snapshot_folder import Folder
-from tfps.store.snapshot_parts import Form, SavedServers
+from tfps.store.snapshot_form import Form
 from tfps.store.snapshot_places import Shared
+from tfps.store.snapshot_reading import SavedServers
 from tfps.training.snapshot_files import listed
 
 

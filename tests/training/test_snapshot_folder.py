@@ -8,8 +8,8 @@ import pytest
 import tensorflow as tf
 
 from tfps import errors
+from tfps.store.snapshot_calls import reader_of, save
 from tfps.store.snapshot_folder import Folder, Id
-from tfps.store.snapshot_parts import reader_of, save
 
 PARTS = "ps-0", "chief"
 

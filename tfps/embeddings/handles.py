@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from tfps.embeddings.history import HistoryHandles
+
 # A reference is a row number with the stamp of when a key got it, so a row that was given to
 # another key, and back, is not taken for the row that it was.
 SLOT_BITS = 40
@@ -27,6 +29,7 @@ class TableHandles(NamedTuple):
       free: segments of int64 [rows], numbers of rows that were given back.
       marks: of `Marks`, int64 [13].
       sketch: of uint8 [n], how often keys without a row were seen; None if every key is let in.
+      history: which rows change; None if nobody asks for it.
     """
 
     index: tf.Tensor
@@ -37,6 +40,7 @@ class TableHandles(NamedTuple):
     free: list[tf.Tensor]
     marks: tf.Tensor
     sketch: tf.Tensor | None
+    history: HistoryHandles | None = None
 
 
 class Marks(NamedTuple):

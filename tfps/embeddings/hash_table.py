@@ -7,13 +7,13 @@ reader looks at the key of a row after it has read the row, and a writer takes t
 it gives the row to another one and writes the new key after the new row.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from tfps.embeddings import index, room, row_values, segments, sketch
+from tfps.embeddings import history, index, room, row_values, segments, sketch
 from tfps.embeddings.handles import (
     COUNT,
     KEY,
@@ -88,6 +88,7 @@ class HashTable:
         self.ends = segments.ends_of(first, limit)
         self.sketch_size = sketch.size_of(first) if settings.admit_after > 1 else 0
         self.first_buckets = index.buckets_for(first)
+        self._keep: Callable | None = None
 
     # For a reader.
 
@@ -143,9 +144,9 @@ class HashTable:
         count = tf.where(stale, tf.zeros_like(keys), meta[:, COUNT]) + 1
         known = tf.where(tf.logical_not(where.new))[:, 0]
         noted = self._rows_of_meta(where.keys, where.refs, count, now)
-        touched = segments.scatter(
-            handles.meta, self.ends, tf.gather(where.slots, known), tf.gather(noted, known)
-        )
+        named = tf.gather(where.slots, known)
+        with tf.control_dependencies(self._kept(handles, named)):
+            touched = segments.scatter(handles.meta, self.ends, named, tf.gather(noted, known))
         missing = tf.where(where.new)[:, 0]
         with tf.control_dependencies(_given(touched)):
             marks = _read_marks(handles)
@@ -312,6 +313,32 @@ class HashTable:
                 found.append(segments.gather(family, self.ends, tf.float32, slots))
         return meta, found
 
+    def contents(self, handles: TableHandles, slots: tf.Tensor) -> list[tf.Tensor]:
+        """All that a snapshot has of rows, whether they have a key or not.
+
+        Args:
+          handles: of the part.
+          slots: int64 [n], row numbers.
+
+        Returns:
+          [int64 [n, 4], the columns of `handles.META_WIDTH`; float32 [n, width], the rows; the same
+          for each state of the optimizer that has rows].
+        """
+        found = [segments.gather(handles.meta, self.ends, tf.int64, slots)]
+        found.append(self._values(handles, slots))
+        kept = [family for family in handles.slots if family]
+        return found + [segments.gather(f, self.ends, tf.float32, slots) for f in kept]
+
+    def form(self, handles: TableHandles) -> history.Form:
+        """The form of the table's history."""
+        states = [row for row in self.slot_rows if row is not None]
+        dtypes = [tf.int64, *[tf.float32] * (1 + len(states))]
+        return history.Form(self.ends, dtypes, lambda slots: self.contents(handles, slots))
+
+    def used(self, handles: TableHandles) -> tf.Tensor:
+        """int64 scalar: how many rows were ever given out."""
+        return Marks.of(_read_marks(handles)).used
+
     def counts(self, handles: TableHandles, span: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
         """int64 [n]: how many updates named each key of a span of row numbers; see `export`."""
         return self._owned(handles, span)[1][:, COUNT]
@@ -337,6 +364,10 @@ class HashTable:
             done.append(tf.raw_ops.AssignVariableOp(resource=handles.sketch, value=none))
         return _some(done)
 
+    def keep_all(self, handles: TableHandles) -> list[tf.Operation]:
+        """What has to be over before all rows change; see `history.keep`."""
+        return self._kept(handles, tf.range(self.used(handles)))
+
     # Within.
 
     def _values(self, handles, slots):
@@ -359,6 +390,20 @@ class HashTable:
         rows = tf.cond(tf.size(which) > 0, filled, lambda: rows)
         rows.set_shape([None, width])
         return rows
+
+    def _kept(self, handles, slots):
+        """What has to be over before rows change; see `history.keep`."""
+        if handles.history is None:
+            return []
+        if self._keep is None:
+            # It is needed in several places, and takes time to be traced.
+            self._keep = tf.function(self._keep_rows, autograph=False)
+        return [self._keep(handles, slots)]
+
+    def _keep_rows(self, handles, slots):
+        done = history.keep(handles.history, self.form(handles), slots)
+        with tf.control_dependencies(done):
+            return tf.constant(True)
 
     def _is_expired(self, last, now):
         if self.settings.expire_after is None:
@@ -403,6 +448,8 @@ class HashTable:
             stamp=marks.stamp + granted, refused=marks.refused + wanted - granted
         )
         with tf.control_dependencies(grown):
+            kept = self._kept(handles, slots)
+        with tf.control_dependencies([*grown, *kept]):
             return missing[:granted], tf.identity(slots), marks.row()
 
     def _evicted(self, handles, marks, lacking, now):
@@ -426,7 +473,8 @@ class HashTable:
         """Takes keys out of the index, and rows from their keys; returns the marks."""
         removed = index.remove(handles, marks, keys)
         gone = room.unowned(slots)
-        done = segments.scatter(handles.meta, self.ends, slots, gone)
+        with tf.control_dependencies(self._kept(handles, slots)):
+            done = segments.scatter(handles.meta, self.ends, slots, gone)
         marks = marks._replace(erased=marks.erased + tf.size(keys, tf.int64))
         with tf.control_dependencies([*removed, *_given(done)]):
             return tf.identity(marks.row())
@@ -439,6 +487,8 @@ class HashTable:
         forms = row_values.variables_of(self.settings.row_dtype, width)
         families += [(f, *form) for f, form in zip(handles.values, forms, strict=True)]
         families += [(f, (width,), tf.float32) for f in handles.slots if f]
+        if handles.history is not None:
+            families.append((handles.history.marks, (), tf.int32))
 
         def grow():
             done = [segments.fill(f[k], rows, shape, dtype) for f, shape, dtype in families]

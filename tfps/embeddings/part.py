@@ -6,6 +6,7 @@ import tensorflow as tf
 from tfps.embeddings import index, row_values, segments
 from tfps.embeddings.handles import META_WIDTH, Marks, TableHandles
 from tfps.embeddings.hash_table import HashTable, first_marks
+from tfps.embeddings.history import History
 from tfps.embeddings.index import insert, refs_of
 from tfps.embeddings.keys import REMOVED
 from tfps.embeddings.segments import Segments
@@ -18,12 +19,16 @@ class TablePart(tf.Module):
       table: its functions.
     """
 
-    def __init__(self, table: HashTable, values: tf.Variable | None = None):
+    def __init__(
+        self, table: HashTable, values: tf.Variable | None = None, noted_from: int | None = None
+    ):
         """Makes the variables.
 
         Args:
           table: the functions.
           values: a variable in which the rows are kept, float32 [rows, width]; None for new ones.
+          noted_from: number of the cut from which it is noted which rows change; None if nobody
+            asks for it.
         """
         super().__init__()
         self.table = table
@@ -47,6 +52,10 @@ class TablePart(tf.Module):
         self._sketch = None
         if table.sketch_size:
             self._sketch = tf.Variable(tf.zeros([table.sketch_size], tf.uint8), trainable=False)
+        self._history = None
+        if noted_from is not None:
+            dtypes = table.form(self.handles).dtypes
+            self._history = History(ends, dtypes, noted_from)
 
     @property
     def handles(self) -> TableHandles:
@@ -60,6 +69,7 @@ class TablePart(tf.Module):
             free=_handles(self._free),
             marks=self._marks.handle,
             sketch=None if self._sketch is None else self._sketch.handle,
+            history=None if self._history is None else self._history.handles,
         )
 
     @property

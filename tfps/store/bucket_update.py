@@ -145,7 +145,16 @@ class BucketOptimizer(abc.ABC):
             return tf.cond(applies, updated, lambda: (values, state))
 
         values, state = update(values, state, [arrived[i] for i in mine], rate, applies)
-        return write([*value_handles, *slots], [*values, *state])
+        with tf.control_dependencies(self._kept(mine, handles)):
+            return write([*value_handles, *slots], [*values, *state])
+
+    def _kept(self, mine: Sequence[int], handles: ServerHandles) -> list[tf.Operation]:
+        """What has to be over before all rows of tables are replaced; see `RowPieces`."""
+        kept = []
+        for i in [i for i in mine if i in self.store.large.pieces]:
+            table = self._plan.of_tables[i]
+            kept += table.storage.keep_all(handles, table.part(i))
+        return kept
 
     def apply_rows(
         self,

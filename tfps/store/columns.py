@@ -4,7 +4,7 @@ A column is one kind of value: the values themselves, or one slot of the optimiz
 "momentums". Its parts lie in server variables that are laid out as the buckets are.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -36,13 +36,16 @@ class Source(Protocol):
 class Writer:
     """Replaces what is on the servers."""
 
-    def __init__(self, locks: Sequence[tf.Tensor]):
+    def __init__(
+        self, locks: Sequence[tf.Tensor], before: Callable[[ServerVariable], None] = lambda _: None
+    ):
         """Notes the locks.
 
         Args:
           locks: per ps, the mutex under which pushes are applied.
+          before: called with each variable before it is written.
         """
-        self._locks = locks
+        self._locks, self._before = locks, before
         self._locked = tf.function(self._write_locked, autograph=False, reduce_retracing=True)
 
     def write(
@@ -63,6 +66,7 @@ class Writer:
             that has read the old value would write over the new one.
           begin: where the part begins in a flat variable; None if `value` is all of it.
         """
+        self._before(variable)
         with tf.device(ps_device(ps)):
             tensor = tf.cast(tf.convert_to_tensor(value), variable.dtype)
             span = None if begin is None else tf.constant([begin, begin + len(value)])

@@ -6,8 +6,10 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tfps.store.handles import ServerHandles
+from tfps.embeddings import history
+from tfps.store.handles import DenseHandles, ServerHandles
 from tfps.store.resources import read_rows, write_rows
+from tfps.store.row_pieces import DenseContents
 from tfps.store.row_storage import Part
 
 
@@ -29,6 +31,7 @@ class DenseRows:
 
     Attributes:
       parts: see `RowStorage`; by their ids.
+      contents: bucket -> what its rows are, for parts of which it is noted which rows change.
     """
 
     def __init__(self, ranges: Sequence[RowRange]):
@@ -39,6 +42,7 @@ class DenseRows:
         """
         self._ranges = sorted(ranges, key=lambda r: (r.begin, r.end))
         self.parts: Sequence[Part] = [r.part for r in self._ranges]
+        self.contents: dict[int, DenseContents] = {}
 
     def exist(self, ids: tf.Tensor) -> tf.Tensor:
         return tf.reduce_all(tf.logical_and(ids >= 0, ids < self._ranges[-1].end))
@@ -56,8 +60,28 @@ class DenseRows:
         return read_rows(handle, dtype, ids - self._ranges[part].begin)
 
     def insert(self, handles: ServerHandles, part: int, ids: tf.Tensor) -> tuple[tf.Tensor, None]:
-        del handles  # Every id has a row from the start.
-        return ids - self._ranges[part].begin, None
+        where = ids - self._ranges[part].begin  # Every id has a row from the start.
+        with tf.control_dependencies(self._kept(handles, part, where)):
+            return tf.identity(where), None
+
+    def keep_all(self, handles: ServerHandles, part: int) -> list[tf.Operation]:
+        """To be run before all rows of a part are replaced, if it is noted which rows change.
+
+        Args:
+          handles, part: see `read`.
+
+        Returns:
+          Operations that have to be over before.
+        """
+        begin, end = self._ranges[part].begin, self._ranges[part].end
+        return self._kept(handles, part, tf.range(tf.constant(end - begin, tf.int64)))
+
+    def _kept(self, handles, part, rows):
+        bucket = self.parts[part].bucket
+        if (contents := self.contents.get(bucket)) is None:
+            return []
+        own: DenseHandles = handles.store.histories[bucket]
+        return history.keep(own.history, contents.form(own), rows)
 
     def gather(
         self,

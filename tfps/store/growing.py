@@ -14,6 +14,8 @@ from tfps.embeddings.layer import HashEmbedding
 from tfps.embeddings.local_table import Keys
 from tfps.embeddings.part import TablePart
 from tfps.store.hash_rows import HashRows
+from tfps.store.resources import locked
+from tfps.store.row_pieces import RowPieces
 
 # Keys that are written in one call.
 _CHUNK = 1 << 16
@@ -58,6 +60,7 @@ class GrowingTable:
         versions: Sequence[tf.Variable],
         slots: Mapping[str, int],
         layer: HashEmbedding,
+        pieces: Mapping[int, RowPieces],
     ):
         """Notes where everything is.
 
@@ -68,7 +71,9 @@ class GrowingTable:
           versions: per ps, how many updates there were.
           slots: name of a slot -> the state of the optimizer.
           layer: whose rows these are.
+          pieces: bucket -> how it is copied while updates go on, where that is done.
         """
+        self._pieces = pieces
         self.buckets = [part.bucket for part in storage.parts]
         self.names: dict[str, int | None] = {"": None, **slots}
         self._storage, self._parts, self._locks = storage, parts, locks
@@ -93,7 +98,7 @@ class GrowingTable:
         states = [self.names[name] for name in names]
 
         def read(table, lock, handles):
-            return _locked(lock, lambda: table.export(handles, states))
+            return locked(lock, lambda: table.export(handles, states))
 
         return self._call(("read", *states), read, bucket)
 
@@ -111,7 +116,7 @@ class GrowingTable:
 
         def put(table, lock, handles, keys, given, counts, lasts, now):
             by_state = dict(zip(states, given, strict=True))
-            _locked(lock, lambda: table.put(handles, keys, by_state, counts, lasts, now))
+            locked(lock, lambda: table.put(handles, keys, by_state, counts, lasts, now))
 
         now = tf.constant(int(self._versions[self._ps(bucket)].numpy()), tf.int64)
         for begin in range(0, int(keys.shape[0]), _CHUNK):
@@ -128,6 +133,8 @@ class GrowingTable:
           buckets: of which parts; None for all.
         """
         for bucket in self.buckets if buckets is None else buckets:
+            if bucket in self._pieces:
+                self._pieces[bucket].keep_all()
             self._call(("clear",), _clear, bucket)
 
     def export(self, names: Sequence[str] | None = None, most: int | None = None) -> TableState:
@@ -172,7 +179,7 @@ class GrowingTable:
 
         def read(table, lock, handles, begin, end, least, ties):
             chosen = Chosen(least, ties)
-            return _locked(lock, lambda: table.export(handles, states, (begin, end), chosen))
+            return locked(lock, lambda: table.export(handles, states, (begin, end), chosen))
 
         for span in _spans(used):
             notes = _numbers(*span, least, ties)
@@ -186,7 +193,7 @@ class GrowingTable:
         """The numbers of `Chosen` by which a part has just `most` keys."""
 
         def count(table, lock, handles, begin, end):
-            return _locked(lock, lambda: table.counts(handles, (begin, end)))
+            return locked(lock, lambda: table.counts(handles, (begin, end)))
 
         best = tf.zeros([0], tf.int64)
         for span in _spans(used):
@@ -224,7 +231,7 @@ class GrowingTable:
         array[:] = self._storage.tables[0].slot_rows[state_of or 0]
 
         def read(table, lock, handles, keys):
-            return _locked(lock, lambda: table.gather(handles, table.find(handles, keys), state_of))
+            return locked(lock, lambda: table.gather(handles, table.find(handles, keys), state_of))
 
         part = self._part_of(known)
         for k, bucket in enumerate(self.buckets):
@@ -282,16 +289,6 @@ class GrowingTable:
             self._functions[key] = traced.get_concrete_function(*given[:2], *forms)
         with tf.device(ps_device(ps)):
             return self._functions[key](*given)
-
-
-def _locked(lock: tf.Tensor, function: Callable[[], Any]) -> Any:
-    """Lets a function make its operations under a mutex; returns what it returns."""
-    held = tf.raw_ops.MutexLock(mutex=lock)
-    with tf.control_dependencies([held]):
-        found = function()
-    with tf.control_dependencies(tf.nest.flatten(found)):
-        tf.raw_ops.ConsumeMutexLock(mutex_lock=held)
-    return found
 
 
 def _spans(used: int) -> list[tuple[int, int]]:

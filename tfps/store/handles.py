@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeVar
 import tensorflow as tf
 
 from tfps.embeddings.handles import TableHandles
+from tfps.embeddings.history import HistoryHandles
 from tfps.store.mailbox import SenderHandles
 
 
@@ -25,6 +26,18 @@ class LossScaleHandles(NamedTuple):
     good_steps: tf.Tensor
 
 
+class DenseHandles(NamedTuple):
+    """What a part of a dense table consists of.
+
+    Attributes:
+      columns: of the values, and of each state of the optimizer that has rows.
+      history: which rows change.
+    """
+
+    columns: list[tf.Tensor]
+    history: HistoryHandles
+
+
 class StoreHandles(NamedTuple):
     """What `ParameterStore` made.
 
@@ -37,6 +50,7 @@ class StoreHandles(NamedTuple):
       tables: bucket of a table that grows -> all that the part consists of.
       versions: per ps, an int64 scalar: the updates that were made there.
       loss_scale: none if the loss is not scaled dynamically.
+      histories: bucket of a dense table of which it is noted which rows change -> its handles.
     """
 
     values: dict[int, tf.Tensor]
@@ -46,6 +60,7 @@ class StoreHandles(NamedTuple):
     locks: list[tf.Tensor | None]
     versions: list[tf.Tensor | None]
     loss_scale: LossScaleHandles | None
+    histories: dict[int, DenseHandles] = {}  # noqa: RUF012 - Nobody changes it.
 
 
 class CountHandles(NamedTuple):
@@ -122,6 +137,7 @@ def on_one(handles: ServerHandles, p: int, ps_of: Sequence[int]) -> ServerHandle
             locks=only(store.locks),
             versions=only(store.versions),
             loss_scale=store.loss_scale if p == 0 else None,
+            histories=mine(store.histories),
         ),
         {k: one for k, one in handles.outer.items() if k == p},
         RoundHandles(

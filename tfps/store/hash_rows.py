@@ -34,17 +34,23 @@ class HashRows:
         self.settings, self.parts = settings, list(parts)
         self.tables: dict[int, HashTable] = {}
 
-    def make(self, bucket: int, slot_rows: Sequence[np.ndarray | None]) -> TablePart:
+    def make(
+        self,
+        bucket: int,
+        slot_rows: Sequence[np.ndarray | None],
+        noted_from: int | None = None,
+    ) -> TablePart:
         """Makes the variables of a part, without keys, on its ps.
 
         Args:
           bucket: of the part.
           slot_rows: what the states of the optimizer begin with; see `HashTable`.
+          noted_from: see `TablePart`.
         """
         k = self.part_of(bucket)
         self.tables[k] = HashTable(self.settings, len(self.parts), slot_rows)
         with tf.device(ps_device(self.parts[k].ps)):
-            return TablePart(self.tables[k])
+            return TablePart(self.tables[k], noted_from=noted_from)
 
     def part_of(self, bucket: int) -> int:
         """The index of the part with this bucket."""
@@ -93,6 +99,9 @@ class HashRows:
     def commit(self, handles: ServerHandles, part: int, where: Where) -> list[tf.Operation]:
         now = self._version(handles, part) + 1
         return self.tables[part].commit(self._of(handles, part), where, now)
+
+    def keep_all(self, handles: ServerHandles, part: int) -> list[tf.Operation]:
+        return self.tables[part].keep_all(self._of(handles, part))
 
     def export(self, part: int) -> np.ndarray:
         # The bucket has no rows: those of the table are in its `TablePart`.

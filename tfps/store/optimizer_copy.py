@@ -171,6 +171,7 @@ class OptimizerCopy:
         if before is slot:
             return
         if isinstance(before, RemoteVariable):
+            slot.before_writing()
             for part, old in zip(slot.parts, before.parts, strict=True):
                 part.assign(old.read_value())
         elif before is not None:

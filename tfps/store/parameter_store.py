@@ -20,6 +20,7 @@ from tfps.store.columns import Column, Writer
 from tfps.store.growing import GrowingColumn, GrowingTable
 from tfps.store.handles import LossScaleHandles, RoundHandles, ServerHandles, StoreHandles
 from tfps.store.hash_rows import HashRows
+from tfps.store.large_tables import LargeTables
 from tfps.store.model_copy import ModelCopy
 from tfps.store.optimizer_copy import OptimizerCopy, optimizers_of
 from tfps.store.plan import Plan
@@ -67,21 +68,26 @@ class ParameterStore:
       tables: variable -> its `GrowingTable`.
       versions: per ps, an int64 scalar on it: how many updates it has made.
       loss_scale: the `LossScale` on ps 0, or None if the loss is not scaled dynamically.
+      large: the tables that snapshots copy in pieces.
     """
 
-    def __init__(self, plan: Plan, optimizer: AnyOptimizer | None):
+    def __init__(self, plan: Plan, optimizer: AnyOptimizer | None, piece_bytes: int | None = None):
         """Creates the server variables and fills them from the model.
 
         Args:
           plan: which shards lie in which bucket, and on which ps.
           optimizer: what the model was compiled with, or several; None for evaluation alone.
+          piece_bytes: about how many bytes of a large table a snapshot copies at once; None if
+            there are no snapshots.
         """
         self.plan = plan
         self._layout = Layout(plan)
         self._optimizer = optimizer
         self.stored = [self._create(b) for b in plan.buckets]
         self._locks = [self._create_lock(p) for p in range(plan.num_ps)]
-        self._writer = Writer(self._locks)
+        self._writer = Writer(self._locks, self._before_writing)
+        # Nothing has to be kept before there are slots.
+        self.large = LargeTables(plan, None, [], {}, {}, [])
         self.copy = ModelCopy(optimizers_of(optimizer))
         values = Column(plan, dict(enumerate(self.stored)), self._writer)
         for i in values.variables():
@@ -100,7 +106,11 @@ class ParameterStore:
             for i, b in enumerate(plan.buckets)
             if b.kind.treatment.by_rows
         }
-        self.growing = {b: self._create_growing(b) for b in plan.growing}
+        noted_from = None if piece_bytes is None else 0
+        self.growing = {b: self._create_growing(b, noted_from) for b in plan.growing}
+        self.large = LargeTables(
+            plan, piece_bytes, self.stored, self.row_optimizers, self.growing, self._locks
+        )
         self.loss_scale = None
         self.versions = [self._create_version(p) for p in range(plan.num_ps)]
         if optimizer is not None and optimizer_traits.is_dynamically_scaled(optimizer):
@@ -125,6 +135,7 @@ class ParameterStore:
             locks=list(self._locks),
             versions=[v.handle for v in self.versions],
             loss_scale=LossScaleHandles(*(v.handle for v in scale.variables)) if scale else None,
+            histories=self.large.handles(),
         )
         return ServerHandles(store, {}, RoundHandles({}, {}, {}, []))
 
@@ -163,7 +174,7 @@ class ParameterStore:
                 self._optimizer, bucket.shape, bucket.dtype, kind.decayed, kind.owner, kind.calls
             )
 
-    def _create_growing(self, bucket: int) -> TablePart:
+    def _create_growing(self, bucket: int, noted_from: int | None) -> TablePart:
         optimizer = self.row_optimizers.get(bucket)
         if optimizer is not None and any(a is not None for a in optimizer.averages):
             variable = self.plan.buckets[bucket].shards[0].variable
@@ -172,7 +183,7 @@ class ParameterStore:
                 "averages of its rows; compile with use_ema=False"
             )
         begin = optimizer.begin if optimizer is not None else []
-        return self.plan.growing[bucket].make(bucket, begin)
+        return self.plan.growing[bucket].make(bucket, begin, noted_from)
 
     def _growing_table(self, variable: int) -> GrowingTable:
         storage = self.plan.tables[variable].storage
@@ -181,7 +192,19 @@ class ParameterStore:
         optimizer = self.row_optimizers.get(storage.parts[0].bucket)
         states = optimizer.state_names if optimizer is not None else []
         slots = {name: k for k, (owner, name) in enumerate(states) if owner is not None}
-        return GrowingTable(storage, self.growing, self._locks, self.versions, slots, layer)
+        return GrowingTable(
+            storage,
+            self.growing,
+            self._locks,
+            self.versions,
+            slots,
+            layer,
+            self.large.pieces,
+        )
+
+    def _before_writing(self, variable: Any = None) -> None:
+        """See `LargeTables.before_writing`."""
+        self.large.before_writing(variable)
 
     def _create_lock(self, ps: int) -> tf.Tensor:
         with tf.device(ps_device(ps)):
@@ -208,7 +231,9 @@ class ParameterStore:
                     _renew(variable)
         for i in self.growing:
             if self.plan.buckets[i].ps in servers:
-                self.growing[i] = self._create_growing(i)
+                noted_from = self.large.cut if i in self.large.pieces else None
+                self.growing[i] = self._create_growing(i, noted_from)
+        self.large.renew(servers)
         for ps in servers:
             _renew(self.versions[ps])
             self._locks[ps] = self._create_lock(ps)
@@ -241,6 +266,8 @@ class ParameterStore:
 
         The chief's copy notices when it looks again.
         """
+        if any(optimizer.averages for optimizer, _ in self.placed()):
+            self._before_writing()
         for optimizer, mine in self.placed():
             for i, average in zip(mine, optimizer.averages, strict=False):
                 if average is not None:
@@ -289,12 +316,14 @@ class ParameterStore:
             self.write(state)
         else:
             self._require_alike(state.shapes, state.form.scaled)
+            self._before_writing()
             state.fill(self)
 
     def write(self, state: ServerState) -> None:
         """Writes an exported state to the servers; see `restore`."""
         shapes = {i: value.shape for i, value in state.values.items()}
         self._require_alike(shapes, state.loss_scale is not None)
+        self._before_writing()
         for i, stored in enumerate(self.stored):
             stored.assign(self._layout.part(i, state.values))
         restore_optimizers(self._layout, self.placed(), state.optimizer)

@@ -25,6 +25,7 @@ class RemoteVariable:
       dtype: `tf.DType`.
       row_ranges: (begin, end) on each ps, as equal as can be.
       parts: `tf.Variable`s by ps.
+      before_writing: called before rows are replaced.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class RemoteVariable:
           ConfigError: the initializer's values cannot be made part by part.
         """
         self.shape, self.dtype, self.name = tf.TensorShape(shape), tf.as_dtype(dtype), name
-        self.trainable = True
+        self.trainable, self.before_writing = True, lambda: None
         self.row_ranges = rows_dealt(self.shape[0], num_ps)
         makers = []
         for ps, (begin, end) in enumerate(self.row_ranges):
@@ -99,6 +100,7 @@ class RemoteVariable:
 
     def assign(self, value: np.ndarray | tf.Tensor) -> "RemoteVariable":
         """Sends every ps its rows of `value`."""
+        self.before_writing()
         for part, (begin, end) in zip(self.parts, self.row_ranges, strict=True):
             part.assign(value[begin:end])
         return self

@@ -1,6 +1,7 @@
 """Server variables as a traced function sees them: by resource handle, on the server's device."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import tensorflow as tf
 
@@ -59,3 +60,18 @@ def write_rows(handle: tf.Tensor, where: tf.Tensor, rows: tf.Tensor) -> tf.Opera
 def add_rows(handle: tf.Tensor, where: tf.Tensor, rows: tf.Tensor) -> tf.Operation:
     """Adds to some rows of a server variable; see `write_rows`."""
     return tf.raw_ops.ResourceScatterAdd(resource=handle, indices=where, updates=rows)
+
+
+def locked(lock: tf.Tensor, function: Callable[[], Any]) -> Any:
+    """Lets a function make its operations under a mutex; returns what it returns.
+
+    Args:
+      lock: the mutex.
+      function: returns nested tensors or operations.
+    """
+    held = tf.raw_ops.MutexLock(mutex=lock)
+    with tf.control_dependencies([held]):
+        found = function()
+    with tf.control_dependencies(tf.nest.flatten(found)):
+        tf.raw_ops.ConsumeMutexLock(mutex_lock=held)
+    return found

@@ -67,6 +67,8 @@ class RowStorage(Protocol):
     ) -> tuple[Any, tf.Tensor | None]:
         """Finds places for ids to write to; one without a row gets one, if there is room.
 
+        It also notes that these rows change, where that is asked for (`row_pieces`).
+
         Args:
           handles, part, ids: see `read`; no id is there twice.
 
@@ -101,6 +103,13 @@ class RowStorage(Protocol):
         state: int | None = None,
     ) -> list[tf.Operation]:
         """Replaces rows; see `gather`. Returns the operations that write."""
+
+    def keep_all(self, handles: ServerHandles, part: int) -> list[tf.Operation]:
+        """What has to be over before all rows of a part are replaced; see `row_pieces`.
+
+        Args:
+          handles, part: see `read`.
+        """
 
     def commit(self, handles: ServerHandles, part: int, where: Any) -> list[tf.Operation]:
         """Ends an update, after all of it was written; returns the operations that write."""

@@ -2,12 +2,14 @@
 
 A snapshot is a part from each ps, a part from the chief, and a manifest. The manifest is written
 last and is renamed to its final name, so a snapshot without a manifest is one whose writing was
-cut short, and nobody reads it. The name of every file has the incarnation of the chief that wrote
-it and the number of the snapshot:
+cut short, and nobody reads it. Files of rows may belong to later snapshots, too: a file stays for
+as long as a manifest that is kept names it. The name of every file has the incarnation of the chief
+that wrote it and the number of the snapshot:
 
 ```
 chief-000002.json                                       a chief began to write here
 snapshot-000002-000017.ps-0.index, .data-00000-of-00001 a part: a TensorFlow checkpoint
+snapshot-000002-000017.ps-0.rows-3-00000.index, ...     rows of a large table of that part
 snapshot-000002-000017.chief.index, .data-00000-of-00001
 snapshot-000002-000017.json                             the manifest: contents, sizes, checksums
 ended-000002.json                                       that chief's program has ended in order
@@ -22,7 +24,8 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -30,6 +33,7 @@ import tensorflow as tf
 from tfps import errors
 
 _NAME = re.compile(r"snapshot-(\d{6,})-(\d{6,})\.(.+)")
+_FILE = re.compile(r"(.+)\.(index|data-\d+-of-\d+)")
 _CLAIM = re.compile(r"chief-(\d{6,})\.json")
 
 # What the servers and the file system raise when a file cannot be read or written. Other errors
@@ -181,6 +185,12 @@ class Folder:
         Raises:
           SnapshotDamaged: the manifest or another file is not what was written.
         """
+        manifest = self._manifest(id)
+        for file, expected in manifest.files.items():
+            self._check(file, *expected)
+        return manifest
+
+    def _manifest(self, id: Id) -> Manifest:
         name = f"{id}.json"
         try:
             with tf.io.gfile.GFile(self.join(name), "rb") as f:
@@ -192,11 +202,16 @@ class Folder:
             raise errors.SnapshotDamaged(f"{name} is torn or was altered: its checksum is wrong")
         read = json.loads(body)
         files = {file: (size, digest) for file, (size, digest) in read["files"].items()}
-        for file, expected in files.items():
-            self._check(file, *expected)
         return Manifest(id, read["time"], files, read["content"])
 
-    def commit(self, id: Id, parts: Iterable[str], at: float, content: dict[str, Any]) -> Manifest:
+    def commit(
+        self,
+        id: Id,
+        parts: Iterable[str],
+        at: float,
+        content: dict[str, Any],
+        earlier: Mapping[str, tuple[int, str]] = MappingProxyType({}),
+    ) -> Manifest:
         """Makes a snapshot complete whose parts are written.
 
         Args:
@@ -204,15 +219,22 @@ class Folder:
           parts: such as "ps-0".
           at: s since 1970 at which the cut was.
           content: of JSON's types.
+          earlier: files of earlier snapshots that belong to this one; see `Manifest.files`.
 
         Raises:
           SnapshotFailed: a part is not there, or the manifest cannot be written.
         """
-        files = {}
+        files = dict(earlier)
         try:
-            names = self.names()
+            names = sorted(self.names())
+            if gone := sorted(earlier.keys() - set(names)):
+                raise errors.SnapshotFailed(f"{gone[0]}, of an earlier snapshot, is gone")
+            written: dict[str, list[str]] = {}
+            for name in names:
+                if m := _FILE.fullmatch(name):
+                    written.setdefault(m[1], []).append(name)
             for part in parts:
-                mine = sorted(n for n in names if re.fullmatch(_file_pattern(id, part), n))
+                mine = written.get(f"{id}.{part}", [])
                 if len(mine) < 2:
                     raise errors.SnapshotFailed(
                         f"{id}.{part} is not in {self.path} though it was written; give a folder "
@@ -237,6 +259,7 @@ class Folder:
         """
         complete = self.complete()
         kept = set(complete[:count])
+        named = self._named_by(kept)
         for id in complete[count:]:
             if id.incarnation <= incarnation:
                 self._remove(f"{id}.json")  # First, so that it does not name what is gone.
@@ -245,8 +268,17 @@ class Folder:
                 continue
             id = Id(int(m[1]), int(m[2]))
             is_old = bool(complete) and id < complete[0] and id.incarnation <= incarnation
-            if is_old and id not in kept:
+            if is_old and id not in kept and name not in named:
                 self._remove(name)
+
+    def _named_by(self, ids: Iterable[Id]) -> set[str]:
+        """The files of some snapshots, also those that earlier snapshots have written."""
+        found: set[str] = set()
+        for id in ids:
+            # A manifest that is damaged leads nobody to its files.
+            with contextlib.suppress(errors.SnapshotDamaged):
+                found |= self._manifest(id).files.keys()
+        return found
 
     def discard(self, id: Id) -> None:
         """Deletes the files of a snapshot that could not be completed."""
@@ -321,10 +353,6 @@ class Folder:
 
 def _stop(job: int, fit: int) -> str:
     return f"stop-{job:06d}-{fit:06d}.json"
-
-
-def _file_pattern(id: Id, part: str) -> str:
-    return rf"{re.escape(f'{id}.{part}')}\.(index|data-\d+-of-\d+)"
 
 
 def _sync(path: str) -> None:

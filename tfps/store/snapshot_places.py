@@ -28,8 +28,17 @@ _BUCKETS = (1 << 62) - 1
 class Place(Protocol):
     """Where the parts of one snapshot are."""
 
+    def of(self, id: Id) -> "Place":
+        """Where the parts of an earlier snapshot are, some of whose files belong to this one."""
+
     def prefix(self, ps: int) -> str:
-        """The prefix under which a ps writes its part."""
+        """The prefix under which a ps writes its part.
+
+        Files of rows have this prefix too, and then a suffix (`snapshot_form.suffix_of`).
+        """
+
+    def prepare(self, ps: int) -> None:
+        """To be called before a ps writes."""
 
     def on_ps(self, ps: int) -> str:
         """The prefix under which a ps finds its part.
@@ -54,11 +63,18 @@ class Shared:
         """
         self._folder, self._id = folder, id
 
+    def of(self, id: Id) -> "Shared":
+        """See `Place`."""
+        return Shared(self._folder, id)
+
     def prefix(self, ps: int) -> str:
         """See `Place`."""
         return self._folder.prefix(self._id, f"ps-{ps}")
 
     on_ps = on_chief = prefix
+
+    def prepare(self, ps: int) -> None:
+        """See `Place`; the chief has made the folder."""
 
 
 class Hosts:
@@ -92,34 +108,42 @@ class Hosts:
         slot = next(s for s in range(len(taken) + 1) if s not in taken)
         return cls(folder, id, num_ps, {"slot": slot, "parts": {}})
 
+    def of(self, id: Id) -> "Hosts":
+        """See `Place`. A snapshot on the servers' hosts has all of its files itself."""
+        assert id == self._id
+        return self
+
     def prefix(self, ps: int) -> str:
         """See `Place`."""
         return self._folder.join(f"hosted-{self.content['slot']:03d}.ps-{ps}")
 
     def prepare(self, ps: int) -> None:
-        """Makes the folder on the device in scope, a ps's, before its first part."""
-        tf.io.write_file(self._folder.join(f"hosted.ps-{ps}"), "")
+        """See `Place`. The folder is made on the ps's host."""
+        with tf.device(ps_device(ps)):
+            tf.io.write_file(self._folder.join(f"hosted.ps-{ps}"), "")
 
-    def settle(self, ps: int, copies: int, hosts: Sequence[str] = ()) -> None:
+    def settle(
+        self, ps: int, copies: int, hosts: Sequence[str] = (), more: Sequence[str] = ()
+    ) -> None:
         """Copies a part that is written to other hosts, and notes it for the manifest.
 
         Args:
           ps: whose part it is.
           copies: on how many hosts it is to be.
           hosts: the name of each ps's host. Several ps may be on one: others are taken first.
+          more: what the prefixes of the part's other checkpoints have after that of the part.
 
         Raises:
           SnapshotFailed: a copy could not be written, or is not what was written.
         """
         others = _others(ps, copies - 1, list(hosts) or list(map(str, range(self._num_ps))))
         files = {}
-        for suffix in _SUFFIXES:
+        for suffix in [one + end for one in ["", *more] for end in _SUFFIXES]:
             if (found := self._found(ps, self.prefix(ps) + suffix)) is None:
                 raise errors.SnapshotFailed(f"ps {ps}: its part is not there though it was written")
             files[suffix] = found
         for other in others:
-            with tf.device(ps_device(other)):
-                self.prepare(other)
+            self.prepare(other)
             self._transfer((ps, self.prefix(ps)), (other, self._copy(ps, other)), files)
             if not self._is_whole(other, self._copy(ps, other), files):
                 raise errors.SnapshotFailed(f"ps {other}: its copy of the part of ps {ps} differs")
@@ -130,8 +154,7 @@ class Hosts:
         here = ps, self.prefix(ps)
         source = self._whole(ps)
         if source != here:
-            with tf.device(ps_device(ps)):
-                self.prepare(ps)
+            self.prepare(ps)
             self._transfer(source, here, self._files(ps))
         return here[1]
 
@@ -139,7 +162,7 @@ class Hosts:
         """See `Place`. The part is copied to the chief's folder, with the snapshot's name."""
         on, prefix = self._whole(ps)
         here = self._folder.prefix(self._id, f"ps-{ps}")
-        for suffix in _SUFFIXES:
+        for suffix in self._files(ps):
             with tf.device(ps_device(on)):
                 content = tf.io.read_file(prefix + suffix)
             with tf.device("CPU:0"):
@@ -165,7 +188,7 @@ class Hosts:
         )
 
     def _is_whole(self, on: int, prefix: str, files: dict[str, list[int]]) -> bool:
-        return all(self._found(on, prefix + suffix) == files[suffix] for suffix in _SUFFIXES)
+        return all(self._found(on, prefix + suffix) == found for suffix, found in files.items())
 
     def _found(self, on: int, path: str) -> list[int] | None:
         """[bytes, fingerprint] of a file on a ps's host; None if it cannot be read."""

@@ -7,7 +7,7 @@ import numpy as np
 
 from tfps.store.placement import Shard
 from tfps.store.server_state import ServerState
-from tfps.store.snapshot_parts import SavedServers
+from tfps.store.snapshot_reading import SavedServers
 from tfps.training.feeds import FeedPosition
 from tfps.training.server_side import SideState
 from tfps.worker.tally import Tally

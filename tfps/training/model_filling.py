@@ -11,7 +11,7 @@ from tfps.model import optimizer_traits
 from tfps.model.stateless_model import StatelessModel
 from tfps.store.growing import fill_layer
 from tfps.store.server_state import OptimizerState, ServerState
-from tfps.store.snapshot_parts import SavedServers
+from tfps.store.snapshot_reading import SavedServers
 
 Slots = dict[str, np.ndarray]
 

@@ -72,6 +72,7 @@ class ServedModel:
         batch_spec: Any,
         mode: str,
         placing: Placing,
+        piece_bytes: int | None = None,
     ) -> "ServedModel":
         """Creates the variables on the servers and fills them from the model.
 
@@ -83,6 +84,7 @@ class ServedModel:
           mode: the step to be made: "train", for which the servers need an optimizer, "test" or
             "predict".
           placing: on which devices of a worker the model runs.
+          piece_bytes: see `ParameterStore`.
 
         Raises:
           ConfigError: the optimizer, the partitioner and the codecs do not go together, or the
@@ -119,7 +121,7 @@ class ServedModel:
             traffic.pull,
             traffic.lazy,
         )
-        store = ParameterStore(plan, optimizer)
+        store = ParameterStore(plan, optimizer, piece_bytes)
         strategy.placed(plan.placement())
         rate = None if optimizer is None else optimizer_traits.rate_of(optimizer)
         return cls(program, store, Puller(store, optimizer), optimizer, rate)

@@ -57,6 +57,7 @@ class Session:
         limit: float,
         policy: LossPolicy = loss_policy.DEFAULT,
         ledger: str | os.PathLike | None = None,
+        piece_bytes: int | None = None,
     ):
         """Starts the threads that call the workers; the servers are filled by `prepare`.
 
@@ -70,6 +71,7 @@ class Session:
           limit: seconds that a call on a worker may take.
           policy: what is done about lost tasks.
           ledger: see `Ledger`.
+          piece_bytes: see `ParameterStore`.
         """
         self.model = model
         self.ledger, self.losses = Ledger(ledger), Losses()
@@ -78,6 +80,7 @@ class Session:
         self._strategy = strategy
         self._overlap = overlap
         self._traffic, self._placing = traffic, placing
+        self._piece_bytes = piece_bytes
         self._served: ServedModel | None = None
         self._steps: StepFactory | None = None
         self._built: set[str] = set()  # which own steps have been traced to build the model
@@ -161,7 +164,13 @@ class Session:
         self.state.end()
         gc.collect()
         served = ServedModel.create(
-            program, self._strategy, self._traffic, feed.batch_spec, mode, self._placing
+            program,
+            self._strategy,
+            self._traffic,
+            feed.batch_spec,
+            mode,
+            self._placing,
+            self._piece_bytes,
         )
         self._steps = StepFactory(served, self._overlap)
         self._begin(served)

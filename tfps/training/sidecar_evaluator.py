@@ -12,9 +12,10 @@ import keras
 import tensorflow as tf
 
 from tfps import _keras_models, errors
-from tfps.store import snapshot_parts as parts
 from tfps.store.snapshot_folder import FILE_ERRORS, Folder, Manifest
+from tfps.store.snapshot_form import Form
 from tfps.store.snapshot_places import of_manifest
+from tfps.store.snapshot_reading import SavedServers
 from tfps.training import snapshots as settings
 from tfps.training.context import Context
 from tfps.training.evaluations import Evaluation, Judge, Record, write
@@ -202,9 +203,9 @@ class SidecarEvaluator:
             self._ask_to_stop(content["fit"], reason)
 
     def _fill(self, manifest: Manifest) -> None:
-        form = parts.Form(**manifest.content["form"])
+        form = Form(**manifest.content["form"])
         place = of_manifest(self._folder, manifest.id, manifest.content, num_ps=0)
-        servers = parts.SavedServers(place, form)
+        servers = SavedServers(place, form)
         if self._filling is None:
             self._filling = Filling(self._built())
         self._filling.fill(servers, optimizer=self._exports)

@@ -9,9 +9,10 @@ import numpy as np
 import tensorflow as tf
 
 from tfps import errors
-from tfps.store import snapshot_parts as parts
 from tfps.store.snapshot_folder import Folder, Id, Manifest
+from tfps.store.snapshot_form import Form
 from tfps.store.snapshot_places import of_manifest
+from tfps.store.snapshot_reading import SavedServers
 from tfps.training.model_filling import Filling
 from tfps.training.snapshot_record import unpacked
 
@@ -100,7 +101,7 @@ def _time(manifest: Manifest) -> str:
 def shown(manifest: Manifest) -> Iterator[str]:
     """Lines about what is in a snapshot."""
     content = manifest.content
-    form, chief = parts.Form(**content["form"]), chief_of(content)
+    form, chief = Form(**content["form"]), chief_of(content)
     yield f"{manifest.id}, taken {_time(manifest)}"
     yield f"fit {content['fit']}: " + ("ended" if content["has_ended"] else _where(content))
     yield f"learning rate {chief['learning_rate']}, outer updates {chief['outer_updates']}"
@@ -136,7 +137,7 @@ def export(directory: str, manifest: Manifest, output: str) -> str:
       SnapshotDamaged: a part cannot be read.
     """
     place = of_manifest(Folder(directory), manifest.id, manifest.content, num_ps=0)
-    servers = parts.SavedServers(place, parts.Form(**manifest.content["form"]))
+    servers = SavedServers(place, Form(**manifest.content["form"]))
     model = _rebuilt(manifest)
     filling = Filling(model)
     if filling.is_less_than(servers):

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfps.store.placement import Shard
 from tfps.store.server_state import AggregationState, OptimizerState
-from tfps.store.snapshot_parts import SavedServers
+from tfps.store.snapshot_reading import SavedServers
 from tfps.training.exported_state import ChiefState, Exported, OpenEpoch
 from tfps.training.feeds import FeedPosition
 from tfps.training.server_side import SideState

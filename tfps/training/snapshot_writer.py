@@ -11,8 +11,14 @@ import tensorflow as tf
 
 from tfps import _tf, errors
 from tfps.cluster import health
-from tfps.store import snapshot_parts as parts, snapshot_places as places
+from tfps.store import (
+    snapshot_parts as parts,
+    snapshot_places as places,
+    snapshot_rows as rows,
+)
+from tfps.store.snapshot_calls import save
 from tfps.store.snapshot_folder import FILE_ERRORS, Folder, Id
+from tfps.store.snapshot_form import suffix_of
 from tfps.training.snapshot_record import Arrays
 
 CHIEF = "chief"
@@ -43,6 +49,8 @@ class SnapshotWriter:
 
     Attributes:
       saved: the newest snapshot that this writer has completed; None before the first.
+      chains: what the newest complete snapshot has of large tables; None where each snapshot has
+        all of its files itself.
     """
 
     def __init__(
@@ -68,6 +76,7 @@ class SnapshotWriter:
         self._writes: dict[threading.Thread, dict[str, Any]] = {}
         self._copies = copies
         self.saved: Id | None = None
+        self.chains = rows.Chains() if copies is None else None
         self._folder, self._incarnation, self._keep = folder, incarnation, keep
         self._number = 0
         self._look = look
@@ -82,6 +91,7 @@ class SnapshotWriter:
     def write(
         self,
         values: list[parts.Values],
+        tables: list[rows.RowsCut],
         arrays: Arrays,
         content: dict[str, Any],
         then: Callable[[], None] = lambda: None,
@@ -90,6 +100,7 @@ class SnapshotWriter:
 
         Args:
           values: what was read on the servers at the cut.
+          tables: the large tables, of which nothing is read yet.
           arrays: of the chief.
           content: for the manifest.
           then: called in the writer's thread when the snapshot is complete.
@@ -105,7 +116,9 @@ class SnapshotWriter:
         self._number += 1
         id, at = Id(self._incarnation, self._number), time.time()
         self._thread = threading.Thread(
-            target=self._run, args=(id, values, arrays, at, content, then), name="tfps-snapshot"
+            target=self._run,
+            args=(id, values, tables, arrays, at, content, then),
+            name="tfps-snapshot",
         )
         self._thread.daemon = True
         self._thread.start()
@@ -148,6 +161,7 @@ class SnapshotWriter:
         self,
         id: Id,
         values: list[parts.Values],
+        tables: list[rows.RowsCut],
         arrays: Arrays,
         at: float,
         content: dict[str, Any],
@@ -155,7 +169,7 @@ class SnapshotWriter:
     ) -> None:
         try:
             with _tf.own_executor():
-                self._write(id, values, arrays, at, content)
+                self._write(id, values, tables, arrays, at, content)
             self.saved = id
             then()
         except errors.Superseded as e:
@@ -163,6 +177,8 @@ class SnapshotWriter:
             self._error = e
         except Exception as e:
             self._folder.discard(id)
+            if self.chains:
+                self.chains = rows.Chains()  # The next one builds on nothing.
             before = f"{self.saved} stays the newest" if self.saved else "there is none yet"
             reason = str(e) if isinstance(e, errors.Error) else f"{type(e).__name__}: {e}"
             say(f"{id} could not be written to {self._folder.path} ({reason}); {before}")
@@ -171,35 +187,56 @@ class SnapshotWriter:
         self,
         id: Id,
         values: list[parts.Values],
+        tables: list[rows.RowsCut],
         arrays: Arrays,
         at: float,
         content: dict[str, Any],
     ) -> None:
-        if self._copies is None:
-            written = parts.write(places.Shared(self._folder, id), values)
-        else:
-            written = []
-            content = {**content, "hosts": self._write_on_hosts(id, values, *self._copies)}
+        place, chains = self._place(id), self.chains
+        if isinstance(place, places.Hosts):
+            self._writes[threading.current_thread()] = place.content
+        # Large tables first: while they are open, what is changed of them takes memory.
+        of_tables = rows.write(place, id, tables)
+        written = parts.write(place, values)
+        servers = [v.ps for v in values]
         del values[:]  # The servers need not hold them any longer.
+        content = {**content, "form": {**content["form"], "rows": rows.form_of(of_tables)}}
+        if isinstance(place, places.Hosts):
+            self._settle(place, servers, of_tables)
+            content, written = {**content, "hosts": place.content}, []
+        else:
+            written += [part for one in of_tables for part in one.parts]
         try:
             with tf.device("CPU:0"):
                 names = ["nothing", *arrays]
-                parts.save(self._folder.prefix(id, CHIEF), names, [0, *arrays.values()])
+                save(self._folder.prefix(id, CHIEF), names, [0, *arrays.values()])
         except FILE_ERRORS as e:
             raise errors.SnapshotFailed(f"chief: {e}") from e
         self._require_newest()
-        self._folder.commit(id, [*written, CHIEF], at, json.loads(json.dumps(content)))
+        content = json.loads(json.dumps(content))
+        earlier = {name: size for one in of_tables for name, size in one.earlier.items()}
+        manifest = self._folder.commit(id, [*written, CHIEF], at, content, earlier)
         self._folder.keep_newest(self._keep, self._incarnation)
+        if chains:
+            chains.complete(id, of_tables, manifest.files)
 
-    def _write_on_hosts(
-        self, id: Id, values: list[parts.Values], num_ps: int, copies: int
-    ) -> dict[str, Any]:
-        """Writes parts to the hosts of the servers; returns what the manifest says of them."""
+    def _place(self, id: Id) -> places.Place:
+        """Where the parts of a new snapshot are to be."""
+        if self._copies is None:
+            return places.Shared(self._folder, id)
         used = places.slots_used(self._folder, self._folder.complete())
         # A thread that was given up may still write.
         self._writes = {t: content for t, content in self._writes.items() if t.is_alive()}
-        place = places.Hosts.begin(self._folder, id, num_ps, [*used, *self._writes.values()])
-        self._writes[threading.current_thread()] = place.content
-        parts.write(place, values)
-        parts.settle(place, [v.ps for v in values], copies, self._hosts())
-        return place.content
+        used += self._writes.values()
+        return places.Hosts.begin(self._folder, id, self._copies.num_ps, used)
+
+    def _settle(
+        self, place: places.Hosts, servers: list[int], tables: list[rows.WrittenRows]
+    ) -> None:
+        """Copies parts to other hosts."""
+        assert self._copies is not None
+        more: dict[int, list[str]] = {ps: [] for ps in servers}
+        for one in tables:
+            pieces = one.of.pieces
+            more[pieces.ps] += [suffix_of(pieces.bucket, k) for k in range(one.num_files)]
+        parts.settle(place, more, self._copies.copies, self._hosts())

@@ -31,6 +31,12 @@ class Snapshots:
         host, and copies of it to other hosts, so that a host may vanish. What the chief writes is
         on the chief's host alone. Parts have up to 2 GiB then, and only the job itself can read
         them, neither `python -m tfps.snapshot export` nor an evaluator.
+      piece_bytes: about how many bytes of a large table are copied at once, while updates of that
+        server wait. Tables that grow, and tables that are updated by rows
+        (`sparse_updates="lazy"`) whose part on a server has more bytes than this, are written in
+        such pieces while training goes on. With `copies=1` a snapshot then has only rows that have
+        changed since the one before, and needs files of that one; they stay until no snapshot that
+        is kept needs them.
     """
 
     directory: str | os.PathLike
@@ -38,6 +44,7 @@ class Snapshots:
     every_updates: int | None = None
     keep: int = 2
     copies: int = 1
+    piece_bytes: int = 16 << 20
 
     def __post_init__(self) -> None:
         try:
@@ -54,6 +61,7 @@ class Snapshots:
             "every_updates": self.every_updates,
             "keep": self.keep,
             "copies": self.copies,
+            "piece_bytes": self.piece_bytes,
         }
         for name, count in counts.items():
             if name == "every_updates" and count is None:

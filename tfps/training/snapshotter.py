@@ -13,17 +13,20 @@ from typing import Any
 import keras
 
 from tfps import _keras_data, errors, exit_codes
-from tfps.store import snapshot_parts as parts
+from tfps.store import snapshot_parts as parts, snapshot_rows as rows
 from tfps.store.server_state import Placed
+from tfps.store.snapshot_calls import checked, reader_of
 from tfps.store.snapshot_folder import FILE_ERRORS, Folder, Id, Manifest
+from tfps.store.snapshot_form import Form
 from tfps.store.snapshot_places import of_manifest
+from tfps.store.snapshot_reading import SavedServers
 from tfps.training.exported_state import Exported
 from tfps.training.session import Session
 from tfps.training.snapshot_record import Packed, exported, record, unpacked
 from tfps.training.snapshot_writer import CHIEF, Copies, SnapshotWriter, say
 from tfps.training.snapshots import Snapshots
 
-FORMAT = 1
+FORMAT = 2  # Since 2, rows of large tables may be in files of their own.
 
 # Incarnations of this process, by folder: what they have saved is of this very program.
 _ours: set[tuple[str, int]] = set()
@@ -47,7 +50,7 @@ class Past:
     has_ended: bool
     histories: list[list[tuple[int, dict[str, Any]]]]
     state: Exported
-    servers: parts.SavedServers
+    servers: SavedServers
 
 
 class GoneBack(Exception):
@@ -197,15 +200,15 @@ class Snapshotter:
     def _read(self, id: Id) -> Past:
         manifest = self._folder.read(id)
         content = manifest.content
-        if content.get("format") != FORMAT:
+        if content.get("format") not in (1, FORMAT):
             raise errors.SnapshotDamaged(
                 f"{id} has the format {content.get('format')!r}, and this version of tfps reads "
                 f"{FORMAT}"
             )
-        reader = parts.reader_of(self._folder.prefix(id, CHIEF))
-        read = parts.checked(reader.get_tensor, CHIEF)
+        reader = reader_of(self._folder.prefix(id, CHIEF))
+        read = checked(reader.get_tensor, CHIEF)
         place = of_manifest(self._folder, id, content, self._session.calls.num_ps)
-        servers = parts.SavedServers(place, parts.Form(**content["form"]))
+        servers = SavedServers(place, Form(**content["form"]))
         histories = [
             [(epoch, logs) for epoch, logs in one] for one in unpacked(content["histories"], read)
         ]
@@ -306,8 +309,11 @@ class Snapshotter:
         store = session.served.store
         sides = {n: s for n, s in state.sides_in_use().items() if s.outer is not None}
         outer: dict[str, Placed] = {name: side.placed() for name, side in sides.items()}
-        held = parts.held_by(store, list(outer.values()))
-        values = session.calls.ask(lambda: self._reader.read(held, store))
+        held = parts.held_by(store, list(outer.values()), whole=False)
+        chains = self._writer.chains
+        values, tables = session.calls.ask(
+            lambda: (self._reader.read(held), rows.begin(store, chains))
+        )
         chief = state.chief_now()
         histories = [*self._histories[: self._fit - 1]]
         histories += [[] for _ in range(self._fit - 1 - len(histories))]
@@ -323,10 +329,10 @@ class Snapshotter:
             "has_ended": has_ended,
             "histories": packed.tree(self._histories),
             "record": packed.tree(tree),
-            "form": dataclasses.asdict(parts.Form.of(store, outer)),
+            "form": dataclasses.asdict(Form.of(store, outer)),
             "model": self._model,
         }
-        id = self._writer.write(values, packed.arrays, content)
+        id = self._writer.write(values, tables, packed.arrays, content)
         session.ledger.cut(str(id))
         if not has_ended:
             self._stop_if_asked()

@@ -201,6 +201,7 @@ class Trainer:
             raise errors.ConfigError(f"step_timeout={step_timeout!r} must be above 0 s")
         traffic = Traffic(push, pull, lazy=sparse_updates == "lazy")
         placing = Placing(devices_per_worker, layer_device)
+        settings = snapshots_of(snapshots)
         self._session = Session(
             model,
             strategy,
@@ -211,9 +212,9 @@ class Trainer:
             step_timeout,
             LossPolicy.of(min_workers, task_timeout, on_lost_ps, spare),
             ledger,
+            None if settings is None else settings.piece_bytes,
         )
         weakref.finalize(self, self._session.calls.close)
-        settings = snapshots_of(snapshots)
         self._snapshotter = None if settings is None else Snapshotter(settings, self._session)
         self.consistency = consistency or Async()
         _keras_models.detach_from_strategy(model)

@@ -25,7 +25,8 @@ from tfps import errors
 from tfps.cluster.calls import WorkerCalls
 from tfps.model import optimizer_traits
 from tfps.store.placement import Shard
-from tfps.store.snapshot_parts import Form, SavedServers
+from tfps.store.snapshot_form import Form
+from tfps.store.snapshot_reading import SavedServers
 from tfps.training.exported_state import ChiefState, Exported, OpenEpoch
 from tfps.training.feeds import FeedPosition
 from tfps.training.own_state import OwnState
