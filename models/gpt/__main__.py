@@ -31,6 +31,7 @@ DATA = (
 )
 _IN_MEMORY = 64 << 20  # bytes of text that the chief reads at most by itself
 _BYTES_PER_TOKEN = 5  # More than tokens of most texts have on average.
+_LEAST = 1 << 20  # bytes of held-out text, from which the number of tokens is guessed, too
 
 DEFAULTS = {
     "batch_size": 16,
@@ -171,7 +172,7 @@ def _open(
     training, held = streams.split(files)
     tokenizer = _tokenizer(streams.sample(training, tokenizers.SAMPLE))
     wanted = FLAGS.validation_steps * FLAGS.batch_size * FLAGS.context
-    some = list(streams.sample(held, _BYTES_PER_TOKEN * wanted))
+    some = list(streams.sample(held, max(_BYTES_PER_TOKEN * wanted, _LEAST)))
     validation = text.Windows(some, tokenizer, FLAGS.context, "validation")
     return (
         tokenizer,
