@@ -129,6 +129,9 @@ def _row_bytes(plan: Plan, codec: Codec, weights: bool, rows: Mapping[int, int])
     total = 0.0
     for i, count in rows.items():
         spec = plan.specs[i]
-        one = codec.for_rows(weights).payload_bytes((1, *spec.shape[1:]), spec.dtype)
+        variable = plan.variables[i]
+        small = 4 * math.prod(variable.shape) < codec.min_bytes  # Then rows go as they are.
+        own = Identity() if small else codec
+        one = own.for_rows(weights).payload_bytes((1, *spec.shape[1:]), spec.dtype)
         total += count * (one + (0 if weights else 16))
     return total
