@@ -7,8 +7,8 @@ made of both profiles, and their mean is compared.
   python -m benchmarks.plan --bandwidth=1gbit,100mbit --output=runs/plan
 
 It takes root, as `benchmarks.wire` does. All hosts share the cores of this machine, and so do the
-simulated ones. What other programs take of the cores while a turn is timed is measured, and the
-simulated machine has so many cores less.
+simulated ones. How many cores other programs leave while a turn is timed is measured, and the
+simulated machine has so many.
 """
 
 import json
@@ -84,15 +84,22 @@ def _processor_time() -> dict[int, float]:
     return found
 
 
+def _idle_time() -> float:
+    """Seconds for which the cores of this machine had nothing to do so far, all together."""
+    with open("/proc/stat") as file:
+        fields = file.readline().split()
+    return (int(fields[4]) + int(fields[5])) / os.sysconf("SC_CLK_TCK")
+
+
 class _Watched:
     """A network that also notes what all processes of the machine have taken at each mark."""
 
     def __init__(self, network):
         self._network = network
-        self.notes: list[tuple[float, dict[int, float]]] = []
+        self.notes: list[tuple[float, float, dict[int, float]]] = []
 
     def traffic(self):
-        self.notes.append((time.monotonic(), _processor_time()))
+        self.notes.append((time.monotonic(), _idle_time(), _processor_time()))
         return self._network.traffic()
 
     def __getattr__(self, name):
@@ -100,7 +107,11 @@ class _Watched:
 
 
 class _WatchedFleet(Fleet):
-    """A fleet whose turns say how many cores other programs took meanwhile (`others`)."""
+    """A fleet whose turns say how many cores there were for it: `cores`, and `used` of them.
+
+    There were those that it used and those that nobody used. What other programs, the kernel's
+    network and the machine below a virtual one took, there was not.
+    """
 
     def __init__(self, network: _Watched, *arguments):
         super().__init__(network, *arguments)
@@ -110,10 +121,12 @@ class _WatchedFleet(Fleet):
     def turn(self, system: System, warmup: int, steps: int) -> dict:
         self._network.notes.clear()
         answer = super().turn(system, warmup, steps)
-        (begun, before), *_, (ended, after) = self._network.notes
-        ours = {os.getpid(), *(pid for host in hosts.HOSTS for pid in self.pids(host))}
-        taken = sum(after[p] - before.get(p, after[p]) for p in after if p not in ours)
-        answer = {**answer, "others": taken / (ended - begun)}
+        (begun, idle_before, before), *_, (ended, idle_after, after) = self._network.notes
+        elapsed = ended - begun
+        ours = {pid for host in hosts.HOSTS for pid in self.pids(host)}
+        used = sum(after[p] - before.get(p, 0.0) for p in ours if p in after) / elapsed
+        idle = (idle_after - idle_before) / elapsed
+        answer = {**answer, "used": used, "cores": used + idle}
         step = turns.step_time(answer)
         self.journal.setdefault(system.name, []).append({"step": step, **answer})
         return answer
@@ -154,7 +167,7 @@ def _profile(path: str) -> str:
     return path
 
 
-def predicted(paths: list[str], link: str, system: dict, others: float) -> list[float]:
+def predicted(paths: list[str], link: str, system: dict, cores: float) -> list[float]:
     """Seconds of a step by each of the profiles, with what others leave of the cores."""
     from tfps.plan import Fleet as Cluster, Profile, Setting, simulate
 
@@ -164,7 +177,7 @@ def predicted(paths: list[str], link: str, system: dict, others: float) -> list[
         bandwidth=link,
         latency=LATENCY,
         shared=True,
-        cores=max(0.5, (os.cpu_count() or 1) - others),
+        cores=max(0.2, cores),
     )
     names = ("push", "pull", "overlap", "consistency")
     setting = Setting(**{name: system[name] for name in names})
@@ -180,8 +193,8 @@ def compare(found: dict[str, list[dict]], paths: list[str]) -> list[dict]:
             if "step" not in r:
                 print(f"{link}: {r['system']} failed: {r['error']}")
                 continue
-            others = statistics.median(t["others"] for t in r["turns"])
-            steps = predicted(paths, link, settings[r["system"]], others)
+            cores = statistics.median(t["cores"] for t in r["turns"])
+            steps = predicted(paths, link, settings[r["system"]], cores)
             mean = statistics.mean(steps)
             rows.append(
                 {
@@ -192,7 +205,7 @@ def compare(found: dict[str, list[dict]], paths: list[str]) -> list[dict]:
                     "high": r["step_high"],
                     "predicted": mean,
                     "by_profile": steps,
-                    "others": others,
+                    "cores": cores,
                     "error": mean / r["step"] - 1,
                 }
             )
@@ -209,12 +222,12 @@ def best(rows: list[dict], link: str, key: str) -> list[str]:
 def table(rows: list[dict]) -> str:
     """The comparison as a Markdown table, and how much of it meets the bar."""
     lines = [
-        "| link | setting | cores that others took | measured, ms | predicted, ms | error |",
+        "| link | setting | cores there were | measured, ms | predicted, ms | error |",
         "|---|---|---:|---:|---:|---:|",
     ]
     for r in rows:
         lines.append(
-            f"| {r['link']} | {r['system']} | {r['others']:.2f} | {1e3 * r['measured']:,.0f} "
+            f"| {r['link']} | {r['system']} | {r['cores']:.2f} | {1e3 * r['measured']:,.0f} "
             f"| {1e3 * r['predicted']:,.0f} | {r['error']:+.0%} |"
         )
     close = sum(abs(r["error"]) <= CLOSE for r in rows)

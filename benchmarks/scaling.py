@@ -7,6 +7,7 @@ It simulates a profile that was measured, and writes the tables and the plot of 
 """
 
 import json
+import os
 import time
 
 from absl import app, flags
@@ -132,8 +133,8 @@ def main(argv: list[str]) -> int:
             raise
     if FLAGS.draw is None:
         profile = Profile.read(FLAGS.profile)
-        for name in FLAGS.fleets:
-            for workers in map(int, FLAGS.workers):
+        for workers in map(int, FLAGS.workers):
+            for name in FLAGS.fleets:
                 for label, setting in SETTINGS.items():
                     if any(
                         (r["fleet"], r["workers"], r["setting"]) == (name, workers, label)
@@ -145,6 +146,7 @@ def main(argv: list[str]) -> int:
                     took = time.perf_counter() - start
                     rows.append(row(name, workers, label, found, took))
                     print(f"{name} {workers} {label}: {took:.1f} s", flush=True)
+                    os.makedirs(os.path.dirname(os.path.abspath(FLAGS.json)), exist_ok=True)
                     with open(FLAGS.json, "w") as file:
                         json.dump(rows, file, indent=1)
     for name in FLEETS:

@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
 
@@ -74,12 +75,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(own: flags.FlagValues) -> None:
-    names = ("workers", "ps", "bandwidth", "worker_bandwidth", "latency", "worker_latency")
-    names += ("cores", "slow", "leaving", "returning")
-    fleet = Fleet(
-        **{name: own[name].value for name in names},
-        snapshots=own.snapshots or math.inf,
-    )
+    names = [
+        *("workers", "ps", "bandwidth", "worker_bandwidth", "latency", "worker_latency"),
+        *("cores", "slow", "leaving", "returning"),
+    ]
+    given: dict[str, Any] = {name: own[name].value for name in names}
+    fleet = Fleet(**given, snapshots=own.snapshots or math.inf)
 
     def say(line: str) -> None:
         print(f"simulating {line}", file=sys.stderr, flush=True)

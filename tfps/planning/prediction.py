@@ -234,6 +234,9 @@ def _ps_memory(world: World, setting: Setting) -> float:
         own += profile.trained
     if policy.kind == "local":
         own += profile.trained  # The momentum of the outer optimizer.
+    _, pull = setting.costs(profile)
+    # Of codecs that send differences, a ps knows what each worker holds.
+    own += profile.parameters * pull.state * world.fleet.workers * world.thin
     server = world.servers[0]
     inbox = server.loop.longest * world.thin * server.load.up / server.host.times
     return own * part + inbox
@@ -242,8 +245,9 @@ def _ps_memory(world: World, setting: Setting) -> float:
 def _worker_memory(world: World, setting: Setting) -> float:
     """Bytes on a worker."""
     profile, policy = world.profile, setting.policy()
-    push, _ = setting.costs(profile)
-    copies = 2.0 + push.state  # Parameters and gradients, and what the codec remembers.
+    push, pull = setting.costs(profile)
+    # Parameters and gradients, and what the codecs remember.
+    copies = 2.0 + push.state + pull.state
     if policy.kind == "local":
         copies += profile.slots + 1 + bool(policy.delay)
     elif setting.overlap:

@@ -38,7 +38,8 @@ class CodecCost:
     Attributes:
       bytes: per bucket, of its payload, if the bucket travels whole.
       encode, decode: seconds per byte of values.
-      state: per byte of values, bytes that the sender remembers from step to step.
+      state: per byte of values, bytes that the sender remembers from step to step; of differences,
+        what a ps remembers for each worker, and the worker holds.
       row_bytes: of the rows of tables that a step sends, ids included.
     """
 

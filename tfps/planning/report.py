@@ -126,7 +126,7 @@ def plot(plan: Plan, path: str) -> None:
             f"plot={path!r} needs matplotlib, which is not installed; pip install 'tfps[plan]'"
         ) from None
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import patches, pyplot
 
     rows = plan.candidates[:24][::-1]
     colours = pyplot.get_cmap("tab10")
@@ -139,7 +139,7 @@ def plot(plan: Plan, path: str) -> None:
     left.set(xlabel="examples/s of all workers", title=f"{plan.model}, {plan.fleet.ps} ps")
     left.tick_params(axis="y", labelsize=7)
     seen = sorted({level(p.setting) for p in rows})
-    handles = [pyplot.Rectangle((0, 0), 1, 1, color=colours(i)) for i in seen]
+    handles = [patches.Rectangle((0, 0), 1, 1, color=colours(i)) for i in seen]
     left.legend(handles, [_LEVELS[i] for i in seen], fontsize=7, loc="lower right")
     counts = [p.ps for p in plan.by_ps]
     right.plot(counts, [p.examples_per_second for p in plan.by_ps], marker="o")

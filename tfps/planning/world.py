@@ -106,7 +106,9 @@ class Load:
     update: float
 
     @classmethod
-    def of(cls, profile: Profile, setting: Setting, part: float, times: int, messages: int):
+    def of(
+        cls, profile: Profile, setting: Setting, part: float, times: int, messages: int
+    ) -> "Load":
         """The load of a simulated ps that has a part of the values and stands for `times` ps."""
         push, pull = setting.costs(profile)
         whole = setting.policy().kind == "local"
@@ -114,8 +116,8 @@ class Load:
         values = sum(b.bytes for b, t in zip(profile.buckets, travels, strict=True) if t)
         sent = [t and b.pushed for b, t in zip(profile.buckets, travels, strict=True)]
         pushed = sum(b.bytes for b, s in zip(profile.buckets, sent, strict=True) if s)
-        down = sum(n for n, t in zip(pull.bytes, travels, strict=True) if t)
-        up = sum(n for n, s in zip(push.bytes, sent, strict=True) if s)
+        down: float = sum(n for n, t in zip(pull.bytes, travels, strict=True) if t)
+        up: float = sum(n for n, s in zip(push.bytes, sent, strict=True) if s)
         if not whole:
             down, up = down + pull.row_bytes, up + push.row_bytes
         besides = profile.transport.ps_step * times
@@ -212,13 +214,13 @@ class World:
         self.servers = [
             Server(
                 self.clock,
-                self._host(*(rate / thin for rate in fleet.links), times, thin),
+                self._host(fleet.links[0] / thin, fleet.links[1] / thin, times, thin),
                 Load.of(profile, setting, times / fleet.ps, times, messages),
                 min(profile.threads, self._cores),
             )
             for _ in range(groups)
         ]
-        self.chief_host = self._host(*(rate / thin for rate in fleet.links))
+        self.chief_host = self._host(fleet.links[0] / thin, fleet.links[1] / thin)
         self.chief = Serial(self.clock)
         rates = profile.transport.send, profile.transport.receive
         line = self._line

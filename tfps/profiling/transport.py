@@ -52,7 +52,7 @@ def _measured(now: Now, source: str, target: str, seconds: float) -> tuple[float
     stayed, _ = _per_call(now, stay, seconds * 0.3)
     del calls
     size = _TENSORS * _BYTES
-    return tuple(max(0.0, a - b) / size for a, b in zip(moved, stayed, strict=True))  # type: ignore[return-value]
+    return tuple(max(0.0, a - b) / size for a, b in zip(moved, stayed, strict=True))
 
 
 def _per_call(now: Now, call: Callable[[], tf.Tensor], seconds: float):

@@ -25,6 +25,7 @@ from tfps.training.session import Session
 CODECS = (
     *("identity", "float16", "bfloat16", "int8", "ternary", "onebit"),
     *("topk:0.01", "randomk:0.1", "dgc:0.01", "powersgd:4"),
+    *("difference:onebit", "difference:int8"),
 )
 
 
@@ -108,7 +109,8 @@ class ProfileRun:
         push: dict[str, CodecCost] = {}
         pull: dict[str, CodecCost] = {}
         for text in self._codecs:
-            push[text] = codec_costs.cost(plan, text, False, computing.rows, slot)
+            if not parse(text).tracks_receiver:
+                push[text] = codec_costs.cost(plan, text, False, computing.rows, slot)
             if not parse(text).not_for_weights:
                 pull[text] = codec_costs.cost(plan, text, True, computing.rows, slot)
         trained = sum(b.bytes for b in buckets if b.pushed)
