@@ -55,6 +55,7 @@ MORE = [
     ("dgc:0.01,momentum=0,warmup=200", "identity", 0, None),
     ("powersgd:4", "identity", 0, None),
     ("onebit", "difference:onebit,block=128,whole_until=330", 0.15, 1),
+    ("onebit", "difference:twobit,whole_until=330", 0.15, 1),
     ("powersgd:16", "difference:onebit,block=128,whole_until=330", 0.15, 1),
 ]
 

@@ -10,8 +10,10 @@ import tensorflow as tf
 
 from tfps.compression import (
     DGC,
+    Auto,
     BFloat16,
     Codec,
+    Difference,
     ErrorFeedback,
     Float16,
     Identity,
@@ -21,6 +23,7 @@ from tfps.compression import (
     RandomK,
     Ternary,
     TopK,
+    TwoBit,
     adapted,
 )
 from tfps.compression.adapted import Adapted
@@ -74,17 +77,21 @@ PLAIN = [
     Int8("stochastic", block=100),
     Ternary(),
     OneBit(),
+    TwoBit(),
     TopK(0.05),
     RandomK(0.1),
     RandomK(0.3, unbiased=False),
     PowerSGD(2),
+    Auto(),
 ]
+PULLED = [Difference(TwoBit())]
 WRAPPED = [
-    ErrorFeedback(c) for c in (Float16(), Int8(), OneBit(), TopK(0.05), RandomK(0.3), PowerSGD(2))
+    ErrorFeedback(c)
+    for c in (Float16(), Int8(), OneBit(), TwoBit(), TopK(0.05), RandomK(0.3), PowerSGD(2))
 ]
 DGCS = [DGC(0.05), DGC(0.05, momentum=0.0, warmup=1)]
 OWN = [Halves(), ErrorFeedback(Halves()), adapted(Signed())]
-PUBLIC = [*PLAIN, *WRAPPED, *DGCS]
+PUBLIC = [*PLAIN, *PULLED, *WRAPPED, *DGCS]
 TABLE = [*PUBLIC, *OWN]
 SHAPES = [(1,), (7,), (8,), (1023,), (1025,), (30, 50), (3, 4, 5, 20), (1, 40)]
 

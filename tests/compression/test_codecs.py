@@ -16,6 +16,7 @@ from tfps.compression import (
     PowerSGD,
     RandomK,
     TopK,
+    TwoBit,
     with_feedback,
 )
 from tfps.compression.kernels import blocks, strata
@@ -43,6 +44,23 @@ def test_one_bit_keeps_sign_and_mean_magnitude():
     (arrived,), _, _ = run(OneBit(), [g])
     np.testing.assert_array_equal(np.sign(arrived), np.sign(g))
     np.testing.assert_allclose(np.abs(arrived).sum(), np.abs(g).sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1500, 1503])
+def test_two_bits_keep_signs_and_two_means(size):
+    g = normal((size,))
+    (arrived,), ((_, magnitudes),), _ = run(TwoBit(block=512), [g])
+    np.testing.assert_array_equal(np.sign(arrived), np.sign(g))
+    layout = blocks.Blocks.of((size,), 512)
+    for row, kept, (small, large) in zip(
+        layout.split(g).numpy(), layout.split(arrived).numpy(), magnitudes.numpy(), strict=True
+    ):
+        x, kept = np.abs(row[row != 0]), np.abs(kept[row != 0])
+        big = x > 1.23 * x.mean()
+        np.testing.assert_allclose([small, large], [x[~big].mean(), x[big].mean()], rtol=1e-5)
+        np.testing.assert_array_equal(kept, np.where(big, large, small))
+    lost = np.sum((arrived - g) ** 2) / np.sum(g**2)
+    assert 0.10 < lost < 0.14, "of normal elements an eighth is lost"
 
 
 @pytest.mark.parametrize("n", [1, 31, 1023, 1025, 100_000])

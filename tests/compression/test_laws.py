@@ -24,6 +24,7 @@ from tfps import compression
 from tfps.compression import (
     DGC,
     BFloat16,
+    Difference,
     ErrorFeedback,
     Float16,
     Identity,
@@ -174,7 +175,7 @@ def test_feedback_keeps_the_size_limit_of_its_codec():
 @each
 def test_sending_weights(codec):
     assert not (codec.not_for_weights and codec.is_identity)
-    plain = isinstance(codec, (Identity, Float16, BFloat16, Int8))
+    plain = isinstance(codec, (Identity, Float16, BFloat16, Int8, Difference))
     assert (codec.not_for_weights is None) == (plain or codec in (OWN[0], OWN[2]))
 
 

@@ -9,7 +9,9 @@ from tests.compression.codecs import PLAIN, normal, seed
 from tfps import errors
 from tfps.compression import (
     DGC,
+    Auto,
     BFloat16,
+    Difference,
     ErrorFeedback,
     Float16,
     Identity,
@@ -19,6 +21,7 @@ from tfps.compression import (
     RandomK,
     Ternary,
     TopK,
+    TwoBit,
     parse,
     with_feedback,
 )
@@ -46,6 +49,17 @@ from tfps.compression import (
         (lambda: ErrorFeedback(DGC(0.1)), "DGC"),
         (lambda: ErrorFeedback(ErrorFeedback(OneBit())), "OneBit"),
         (lambda: with_feedback(Ternary(feedback=True)), "Ternary"),
+        (lambda: TwoBit(block=0), "0"),
+        (lambda: Difference(Identity()), "Identity"),
+        (lambda: Difference(DGC(0.1)), "DGC"),
+        (lambda: Difference(PowerSGD(2)), "PowerSGD"),
+        (lambda: Difference(Difference(OneBit())), "OneBit"),
+        (lambda: Difference(OneBit(), refresh=0), "refresh=0"),
+        (lambda: Difference(OneBit(), whole_until=-1), "whole_until=-1"),
+        (lambda: Difference(OneBit(), max_bytes=True), "max_bytes=True"),
+        (lambda: parse("difference:onebit,refresh=x"), "refresh='x'"),
+        (lambda: parse("difference:zip"), "zip"),
+        (lambda: parse("difference"), "difference"),
     ],
 )
 def test_wrong_settings_are_named(make, value):
@@ -79,6 +93,14 @@ def test_feedback_never_scales_up():
         ("int8:block=256", Int8(block=256)),
         ("ternary", Ternary()),
         ("onebit", OneBit()),
+        ("twobit:64", TwoBit(64)),
+        ("difference:twobit", Difference(TwoBit())),
+        (
+            "difference:onebit,refresh=9,block=64,whole_until=5,min_bytes=7",
+            Difference(OneBit(block=64, min_bytes=7), refresh=9, whole_until=5),
+        ),
+        ("difference:topk:0.1", Difference(TopK(0.1))),
+        ("auto", Auto()),
         ("topk:0.01", TopK(0.01)),
         ("topk:0.01,min_bytes=0,feedback=False", TopK(0.01, min_bytes=0, feedback=False)),
         ("randomk:0.1", RandomK(0.1)),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfps.compression import BFloat16, Difference, Int8, OneBit, RandomK, Ternary, TopK
+from tfps.compression import BFloat16, Difference, Int8, OneBit, RandomK, Ternary, TopK, TwoBit
 from tfps.store import views
 from tfps.store.channel import Channel
 from tfps.store.mailbox import ViewHandles
@@ -14,7 +14,8 @@ from tfps.store.mailbox import ViewHandles
 SHAPES = {0: (700,), 3: (20, 30)}
 
 CODECS = [
-    OneBit(block=128), Int8(), Int8("stochastic"), TopK(0.1), RandomK(0.1), Ternary(), BFloat16(),
+    OneBit(block=128), TwoBit(), Int8(), Int8("stochastic"), TopK(0.1), RandomK(0.1), Ternary(),
+    BFloat16(),
 ]  # fmt: skip
 
 _names = itertools.count()

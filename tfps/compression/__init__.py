@@ -17,7 +17,7 @@ from tfps.compression.feedback import ErrorFeedback, with_feedback
 from tfps.compression.parse import parse
 from tfps.compression.powersgd import PowerSGD
 from tfps.compression.quantize import Int8
-from tfps.compression.signs import OneBit, Ternary
+from tfps.compression.signs import OneBit, Ternary, TwoBit
 from tfps.compression.sparsify import RandomK, TopK
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "RandomK",
     "Ternary",
     "TopK",
+    "TwoBit",
     "adapted",
     "is_codec",
     "parse",

@@ -61,6 +61,10 @@ class Difference(Codec):
         object.__setattr__(self, "min_bytes", codec.min_bytes)
 
     @property
+    def biased(self) -> bool:
+        return self.codec.biased
+
+    @property
     def tracks_receiver(self) -> bool:
         return True
 
@@ -104,5 +108,6 @@ def _require_number(name: str, value: object, least: int, optional: bool = False
         return
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise errors.ConfigError(
-            f"Difference({name}={value!r}): it must be a whole number of at least {least}"
+            f"Difference({name}={value!r}) is not a whole number of at least {least}; leave "
+            f"{name} out for the default"
         )

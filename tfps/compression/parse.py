@@ -10,7 +10,7 @@ from tfps.compression.dgc import DGC
 from tfps.compression.difference import Difference
 from tfps.compression.powersgd import PowerSGD
 from tfps.compression.quantize import Int8
-from tfps.compression.signs import OneBit, Ternary
+from tfps.compression.signs import OneBit, Ternary, TwoBit
 from tfps.compression.sparsify import RandomK, TopK
 
 # Attributes that all codecs have, and that are given by name only.
@@ -24,6 +24,7 @@ CODECS: dict[str, type[Codec]] = {
     "int8": Int8,
     "ternary": Ternary,
     "onebit": OneBit,
+    "twobit": TwoBit,
     "topk": TopK,
     "randomk": RandomK,
     "dgc": DGC,

@@ -520,7 +520,9 @@ class Trainer:
         processor time, so other programs on the machine disturb it little.
 
         Args:
-          x, y, batch_size: arrays, a `tf.data.Dataset` or a `dataset_fn`, as for `fit`.
+          x: arrays, a `tf.data.Dataset` or a `dataset_fn`, as for `fit`.
+          y: likewise.
+          batch_size: likewise.
           seconds: that the measurement should take, besides what tracing takes.
           codecs: texts of the codecs that are measured.
 
