@@ -74,6 +74,8 @@ SYSTEMS = (
     _tfps("dgc:0.01", "int8", 1),
     _tfps("powersgd:4", "int8", 1),
     _tfps("onebit", "difference:onebit", 1),
+    _tfps("onebit", "difference:twobit", 1),
+    _tfps("auto", "auto", 1),
     _tfps("powersgd:4", "difference:onebit", 1),
     _tfps("randomk:0.1", "difference:onebit", 1, xla=True, lazy=True),
     _tfps("powersgd:4", "difference:onebit", 1, xla=True, lazy=True),
@@ -152,6 +154,7 @@ BARS = (
     Bar("1gbit", True, "ddp", 1.0),
     Bar("100mbit", False, CUSTOM_LOOP, 1.4),
     Bar("100mbit", True, CUSTOM_LOOP, 5.0),
+    Bar("100mbit", True, "ddp", 1 / 0.6),
     Bar("100mbit", True, "alone", 0.8, "local"),
     Bar("none", False, CUSTOM_LOOP, 1.1),
 )

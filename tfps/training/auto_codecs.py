@@ -32,8 +32,10 @@ _PUSH = ("identity", "bfloat16", "int8")
 _WARM = ("onebit", "topk:0.01", "powersgd:4")
 _PULL = ("identity", "bfloat16", "int8", "difference:onebit,block=128")
 
-# Steps of each worker, and seconds, from which a step's length is known.
+# Steps of each worker, and seconds, from which a step's length is known: many short ones, or a few
+# long ones.
 _STEPS, _SECONDS = 20, 1.0
+_FEW_STEPS, _MANY_SECONDS = 4, 5.0
 
 # Steps of each worker that are compared with those before.
 _WINDOW = 40
@@ -121,7 +123,10 @@ class AutoCodecs:
         """
         workers = len(self._calls.living)
         if self.chosen is None:
-            return not warming and self._watch.length(workers, _STEPS, _SECONDS) is not None
+            if warming:
+                return False
+            known = self._watch.length(workers, _STEPS, _SECONDS)
+            return (known or self._watch.length(workers, _FEW_STEPS, _MANY_SECONDS)) is not None
         length = self._watch.length(workers, _WINDOW)
         if length is None:
             return False
