@@ -246,10 +246,12 @@ def test_what_is_no_codec(connect):
     x, y = regression()
     model = mlp()
     model.compile(keras.optimizers.SGD(0.1), "mse")
-    with pytest.raises(tfps.ConfigError, match=r"push gave 'int8' for .*kernel; it must be"):
-        tfps.Trainer(model, connect(), push=lambda v: "int8").fit(x, y, verbose=0)
-    with pytest.raises(tfps.ConfigError, match="push gave 'int8'"):
-        tfps.Trainer(model, connect(), push="int8").fit(x, y, verbose=0)
+    with pytest.raises(tfps.ConfigError, match=r"push gave 8 for .*kernel; it must be"):
+        tfps.Trainer(model, connect(), push=lambda v: 8).fit(x, y, verbose=0)
+    with pytest.raises(tfps.ConfigError, match="push gave 8"):
+        tfps.Trainer(model, connect(), push=8).fit(x, y, verbose=0)
+    with pytest.raises(tfps.ConfigError, match="codec 'zip' is unknown"):
+        tfps.Trainer(model, connect(), push=lambda v: "zip").fit(x, y, verbose=0)
 
 
 def test_an_overflow_does_not_cost_the_residual(connect):

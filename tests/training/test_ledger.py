@@ -141,7 +141,10 @@ def test_a_push_that_comes_after_its_fence(connect, tmp_path, monkeypatch, broke
         assert code == 0
         counts = {"lost_workers": 1, "refused_pushes": 1, "lost_residuals": 0}
         assert {name: trainer.stats[name] for name in counts} == {n: [c] for n, c in counts.items()}
-        assert shown(tmp_path / "board" / "tfps", "losses") == [b"worker 1 was lost; 1 go on"]
+        first, *more = shown(tmp_path / "board" / "tfps", "losses")
+        assert first == b"worker 1 was lost; 1 go on"
+        # It is there, so it comes back if there is time.
+        assert more in ([], [b"worker 1 takes part again"])
         return
     assert code == 1
     assert "applied after its worker was fenced off" in text and "doubled: batch" in text
