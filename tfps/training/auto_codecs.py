@@ -30,7 +30,7 @@ from tfps.training.served_model import ServedModel
 # those of `_WARM` (docs/compression.md).
 _PUSH = ("identity", "bfloat16", "int8")
 _WARM = ("onebit", "topk:0.01", "powersgd:4")
-_PULL = ("identity", "bfloat16", "int8", "difference:onebit,block=128")
+_PULL = ("identity", "bfloat16", "int8", "difference:twobit")
 
 # Steps of each worker, and seconds, from which a step's length is known: many short ones, or a few
 # long ones.
