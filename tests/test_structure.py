@@ -26,6 +26,7 @@ ORDER = [
         "_tf_placement",
         "_tf_data",
         "_tf_resources",
+        "_tf_copies",
         "_tf_functions",
     ),
     *("_keras_models", "_keras_data", "_keras_optimizers", "_keras_metrics", "_keras_creation"),

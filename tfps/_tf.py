@@ -130,7 +130,7 @@ def own_executor_in_scope() -> executor.Executor:
     return context.context().executor
 
 
-class _OwnExecutor(executor.Executor):
+class OwnExecutor(executor.Executor):
     """An executor that ends without a word about calls whose server is gone.
 
     TensorFlow's would print a stack trace, and keep what it holds in memory.
@@ -149,7 +149,7 @@ class _OwnExecutor(executor.Executor):
 def new_executor() -> executor.Executor:
     """Returns an executor that runs one operation after the other."""
     # `Executor(enable_async, enable_streaming_enqueue, in_flight_nodes_limit)`
-    return _OwnExecutor(pywrap_tfe.TFE_NewExecutor(False, True, 0))
+    return OwnExecutor(pywrap_tfe.TFE_NewExecutor(False, True, 0))
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from tensorflow.python.eager.polymorphic_function import (
     function_type_utils,
 )
 
-from tfps import _tf, _tf_busy
+from tfps import _tf, _tf_busy, _tf_copies
 
 
 def on_chief(value: Any, dtype: tf.DType) -> tf.Tensor:
@@ -139,9 +139,14 @@ class FlatFunction:
         self._outputs = len(self._graph.function_type.flat_outputs)
         attrs = context.context().function_call_options.as_attrs()
         self._attrs = tuple(part for item in attrs.items() for part in item)
-        self._captures = None
+        self._captures = self._captured_here = None
         if not any(callable(c) for c in function._captured_inputs):
             self._captures = function.captured_inputs
+            self._captured_here = _tf_copies.Residents(self._captures_on)
+        # Handles are given as they are.
+        self._copied = [
+            i for i, x in enumerate(self._called.inputs) if x.dtype != tf.resource
+        ]  # indices of inputs
 
     def bound(self, args: tuple, kwargs: dict) -> list[tf.Tensor]:
         """Returns the tensors of Python arguments, in the order of the function's inputs."""
@@ -192,9 +197,7 @@ class FlatFunction:
         Returns:
           The flat outputs, or what `store` returns.
         """
-        # Some captures are chosen by worker: a table, or the worker's index.
-        captures = self._function.captured_inputs if self._captures is None else self._captures
-        given = [*inputs, *captures, *place]
+        given = self._given(inputs, place)
         _tf_busy.note(self._function)
         with _Interpolated(self._graph):
             if manager is None:
@@ -204,6 +207,41 @@ class FlatFunction:
             return execute.execute_with_cancellation(
                 self._name, self._outputs, given, self._attrs, context.context(), manager
             )
+
+    def _given(self, inputs: list[tf.Tensor], place: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        """The graph's inputs; on another task than this process, all are tensors of that task."""
+        task = _tf_copies.task_in_scope()
+        # Some captures are chosen by worker: a table, or the worker's index.
+        captures = self._captures
+        if captures is None:
+            captures = self._function.captured_inputs
+        elif task is not None and self._captured_here is not None:
+            captures = self._captured_here.on(task)
+        given = [*inputs, *captures, *place]
+        return given if task is None else self._on_task(given, task)
+
+    def _on_task(self, given: list[tf.Tensor], task: str) -> list[tf.Tensor]:
+        here = [
+            i
+            for i in self._copied
+            if type(given[i]) is _tf.EagerTensor and _tf_copies.is_here(given[i])
+        ]
+        if here:
+            copies = _tf_copies.copied([given[i] for i in here], task)
+            for i, copy in zip(here, copies, strict=True):
+                given[i] = copy
+        return given
+
+    def _captures_on(self, task: str) -> list[tf.Tensor]:
+        """What the function captured, with copies of tensors of this process."""
+        captures = list(self._captures or ())
+        here = [
+            i for i, x in enumerate(captures) if x.dtype != tf.resource and _tf_copies.is_here(x)
+        ]
+        copies = _tf_copies.copied([captures[i] for i in here], task) if here else []
+        for i, copy in zip(here, copies, strict=True):
+            captures[i] = copy
+        return captures
 
     def packed(self, outputs: list[tf.Tensor] | None) -> Any:
         """Returns flat outputs in the structure that the Python function returned."""

@@ -258,11 +258,6 @@ def scoped_tables(strategy: tf.distribute.Strategy, scopes: list[Any]) -> list[A
     return [ops.resource_creator_scope("StaticHashTable", make), *scopes[1:]]
 
 
-def present_connection() -> object:
-    """Returns an object that stays the same while this process stays connected as it is."""
-    return context.get_server_def()
-
-
 def is_open(writer: Any, since: int) -> bool:
     """Returns whether a `tf.summary` writer was made after `since`, and has not been closed."""
     return writer._resource._id >= since and not writer._closed

@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfps import _keras_creation, _tf, _tf_resources, errors
+from tfps import _keras_creation, _tf, _tf_copies, _tf_resources, errors
 from tfps.cluster import devices, environment, sockets
 from tfps.cluster.made_before import MadeBefore
 from tfps.cluster.spec import Cluster
@@ -127,6 +127,7 @@ class ParameterServerStrategy(tf.distribute.ParameterServerStrategy):
             super()._connect_to_cluster(job)
         finally:
             self._cluster_resolver = given
+        _tf_copies.connected_anew()
         made_before.carry_over()
         for line in made_before.lost:
             warnings.warn(line, stacklevel=4)

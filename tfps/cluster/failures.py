@@ -59,7 +59,12 @@ def is_of_network(error: BaseException) -> bool:
     A task that was started anew has nothing of what was made for this process.
     """
     said = error.message if isinstance(error, tf.errors.OpError) else str(error)
-    return _of_network(error) or "context_id" in said or isinstance(error, tf.errors.AbortedError)
+    return (
+        _of_network(error)
+        or "context_id" in said
+        or "tensor remote_handle" in said
+        or isinstance(error, tf.errors.AbortedError)
+    )
 
 
 def _of_network(error: BaseException | None) -> bool:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 
 import tensorflow as tf
 
-from tfps import _tf_members, errors
+from tfps import _tf_copies, _tf_members, errors
 from tfps.cluster import connections, made_before
 from tfps.cluster.members import Members, Task
 
@@ -158,6 +158,7 @@ class _Change:
         incarnations = _tf_members.incarnations()
         for task in tasks:
             self._known.pop(task, None)
+            _tf_copies.joined(*task)
             if task in incarnations and self._make(task):
                 self._members.admit(task, incarnations[task])
                 admitted.append(task)

@@ -7,9 +7,21 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfps import _tf, _tf_functions, _tf_resources, errors
+from tfps import _tf, _tf_copies, _tf_functions, _tf_resources, errors
 from tfps.cluster import table_copies
 from tfps.cluster.byte_row import ByteRow
+
+
+def _made_digits(cpu: str | None) -> list[tf.Tensor]:
+    """Makes the tensors of all bytes, uint8 scalars, on a task, or in this process."""
+    row = _tf_functions.on_chief(np.arange(256, dtype=np.uint8), tf.uint8)
+    if cpu is not None:
+        (row,) = _tf_copies.copied([row], cpu)
+    with tf.device(cpu):
+        return tf.unstack(row)
+
+
+_digits = _tf_copies.Residents(_made_digits)
 
 
 class RemoteFunction:
@@ -19,8 +31,7 @@ class RemoteFunction:
     message for which the interpreter waits with its lock held; and it compares every argument with
     the function's signature in each call. Here the tensors are passed on as they come, and numbers
     cross without messages of their own: the row of their bytes is put together in the graph, from
-    the tensors of single bytes. There are 256 of these, and TensorFlow remembers which tensors of
-    the chief a worker has already.
+    the tensors of single bytes. There are 256 of these, and each worker has them.
 
     A worker runs one call of a function at a time. (TensorFlow refuses to copy a tensor to a task
     twice at once.)
@@ -71,10 +82,6 @@ class RemoteFunction:
         table_copies.use_copies(graph)
         self._graph, self._flat = graph, _tf_functions.FlatFunction(graph)
         self._dtypes = [spec.dtype for spec in inputs]
-        # They belong to this function, and so to one connection of the chief: a worker of another
-        # cluster does not have what TensorFlow remembers to have sent to a worker of this name.
-        count = 256 if digits else 0
-        self._bytes = [_tf_functions.on_chief(np.uint8(b), tf.uint8) for b in range(count)]
 
     @property
     def structured_outputs(self) -> Any:
@@ -125,7 +132,9 @@ class RemoteFunction:
             return []
         values = [convert(numbers[name]) for name, convert in self._to_python.items()]
         row = self._row.pack_numpy(values)[: self._row.used]
-        return [self._bytes[b] for b in row.tobytes()]
+        task = _tf_copies.task_in_scope()
+        digits = _made_digits(None) if task is None else _digits.on(task)
+        return [digits[b] for b in row.tobytes()]
 
     def _unpacked(self, inputs: list[tf.Tensor], flat_specs: list[Any]) -> tuple[list, dict]:
         """The leaves of the arguments, and the numbers by name, of the inputs of the graph.

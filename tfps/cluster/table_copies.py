@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from tfps import _tf, _tf_resources
+from tfps import _tf_copies, _tf_resources
 
 
 def use_copies(graph: tf.types.experimental.ConcreteFunction) -> None:
@@ -23,26 +23,20 @@ def use_copies(graph: tf.types.experimental.ConcreteFunction) -> None:
 
 
 def _chosen(handle: tf.Tensor, table: tf.lookup.StaticHashTable) -> Callable[[], tf.Tensor]:
-    """Returns a function that returns the handle of the copy on the device in scope."""
-    # Device -> (the connection in which the copy was made, its handle).
-    copies: dict[str, tuple[object, tf.Tensor]] = {}
+    """Returns a function that returns the handle of the copy on the task in scope."""
+    copies = _tf_copies.Residents(lambda cpu: [_copy(table, cpu)])
 
     def chosen() -> tf.Tensor:
-        device = _tf.device_in_scope()
-        if not device:
-            return handle
-        connection = _tf_resources.present_connection()
-        made = copies.get(device)
-        if made is None or made[0] is not connection:
-            made = copies[device] = connection, _copy(table)
-        return made[1]
+        task = _tf_copies.task_in_scope()
+        return handle if task is None else copies.on(task)[0]
 
     return chosen
 
 
-def _copy(table: tf.lookup.StaticHashTable) -> tf.Tensor:
-    keys, values = table.export()
-    # It ends with its handle.
-    copy = tf.raw_ops.AnonymousHashTable(key_dtype=keys.dtype, value_dtype=values.dtype)
-    tf.raw_ops.InitializeTableV2(table_handle=copy, keys=keys, values=values)
+def _copy(table: tf.lookup.StaticHashTable, cpu: str) -> tf.Tensor:
+    keys, values = _tf_copies.copied(table.export(), cpu)
+    with tf.device(cpu):
+        # It ends with its handle.
+        copy = tf.raw_ops.AnonymousHashTable(key_dtype=keys.dtype, value_dtype=values.dtype)
+        tf.raw_ops.InitializeTableV2(table_handle=copy, keys=keys, values=values)
     return copy
