@@ -1,5 +1,6 @@
 """Tensors of the chief in calls on other tasks."""
 
+import threading
 import types
 
 import numpy as np
@@ -8,6 +9,7 @@ import tensorflow as tf
 
 import tfps
 from tfps import _tf_copies, _tf_functions
+from tfps.cluster import turns
 from tfps.cluster.devices import worker_device
 from tfps.cluster.remote_function import RemoteFunction
 
@@ -125,3 +127,26 @@ def test_this_process_is_no_other_task(connect):
     assert _tf_copies.task_in_scope() is None
     with tf.device("/device:CPU:0"):
         assert _tf_copies.task_in_scope() is None
+
+
+def test_turns_are_taken_one_after_the_other():
+    order = []
+
+    def second():
+        with turns.taken():
+            order.append("second")
+
+    with turns.taken():
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join(0.1)
+        order.append("first")
+    thread.join(5)
+    assert order == ["first", "second"]
+
+
+def test_nobody_waits_for_ever_for_a_turn():
+    with turns.taken(), turns.taken(0.01):
+        pass
+    assert turns._turn.acquire(timeout=0)
+    turns._turn.release()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from tfps import errors
-from tfps.cluster import failures, health
+from tfps.cluster import failures, health, turns
 from tfps.cluster.spec import Cluster
 
 _T = TypeVar("_T")
@@ -93,7 +93,8 @@ def _serve(todo: _Todo) -> None:
         result: Any = None
         error: BaseException | None = None
         try:
-            result = function()
+            with turns.taken():
+                result = function()
         except BaseException as e:  # It belongs to whoever has asked.
             error = e
         done.put((result, error))

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 import tensorflow as tf
 
 from tfps import _tf_copies, _tf_members, errors
-from tfps.cluster import connections, made_before
+from tfps.cluster import connections, made_before, turns
 from tfps.cluster.members import Members, Task
 
 # s between two looks at a change that waits for a task.
@@ -169,6 +169,6 @@ def _connect(joining: Iterable = (), without: Iterable = ()) -> None:
     joining, without = list(joining), list(without)
     if joining or without:
         # What has become of whom is looked at afterwards.
-        with contextlib.suppress(tf.errors.OpError, RuntimeError):
+        with turns.taken(), contextlib.suppress(tf.errors.OpError, RuntimeError):
             _tf_members.connect(joining, without)
         made_before.tasks_changed()

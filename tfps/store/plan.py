@@ -215,7 +215,9 @@ class Plan:
         ):
             pull, owner = self._pull(v), self._owners[i]
             if owner is None or not connected:
-                kinds.append(Kind(FROZEN, pull=pull))
+                # No optimizer touches it, but what a step assigns to it stays.
+                writes = assigned[i] and not connected
+                kinds.append(Kind(state_treatment(v, False)) if writes else Kind(FROZEN, pull=pull))
                 continue
             treatment = ROWS if (lazy or i in self.hashed) and table else TRAIN
             moved = assigned[i] and not table

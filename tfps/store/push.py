@@ -182,7 +182,7 @@ class Pusher:
         gradients: Sequence[tf.Tensor | None],
         old_state: Sequence[tf.Tensor],
         new_state: Sequence[tf.Tensor | None],
-        moved: Mapping[int, tf.Tensor] | None = None,
+        assigned: Mapping[int, tuple[tf.Tensor, tf.Tensor]] | None = None,
     ) -> Updates:
         """What a step is to send, before codecs.
 
@@ -192,7 +192,8 @@ class Pusher:
           old_state: per state variable, the value that was pulled.
           new_state: per state variable, the value after the step, or None if the model did not
             touch it.
-          moved: variable -> how far the step's assignments move it, for trainable variables.
+          assigned: trainable variable -> (the value that was pulled, the value that the step
+            assigns), for those that the step assigns.
         """
         rows = {}
         if self._aggregation.optimizer.by_rows:
@@ -202,14 +203,18 @@ class Pusher:
         for i, (old, new) in enumerate(states, start=self._plan.num_trainable):
             if new is not None:
                 changes[i] = self._plan.treatments[i].change(old, new)
+        moved = {}
+        for i, (old, new) in (assigned or {}).items():
+            if self._plan.treatments[i].state:
+                changes[i] = self._plan.treatments[i].change(old, new)
+            else:
+                moved[i] = new - old
         packed = pack([self._plan.buckets[i] for i in self._sent], changes)
         updates = Updates(dict(zip(self._sent, packed, strict=True)), rows)
         for i in filter(self._aggregation.optimizer.moves, self._sent):
             bucket = self._plan.buckets[i]
             moves = {s.variable: tf.zeros_like(changes[s.variable]) for s in bucket.shards}
-            updates.buckets[i] = tf.stack(
-                [updates.buckets[i], *pack([bucket], {**moves, **(moved or {})})]
-            )
+            updates.buckets[i] = tf.stack([updates.buckets[i], *pack([bucket], {**moves, **moved})])
         return updates
 
     def update_specs(self) -> Updates:

@@ -1,6 +1,5 @@
 """What every training step consists of: pull, compute, push."""
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -224,19 +223,10 @@ class Gradient:
         with self.program.devices.computing():
             trained = self.program.train(trainable, state, metrics, number, scale, batch, counts)
         gradients, finite = unscale_and_clip(self._optimizer, trained.gradients, scale)
-        moved = moves(trainable, trained.assigned)
-        updates = self.pusher.pack_updates(gradients, state, trained.state, moved)
+        pairs = enumerate(zip(trainable, trained.assigned, strict=True))
+        assigned = {i: (old, new) for i, (old, new) in pairs if new is not None}
+        updates = self.pusher.pack_updates(gradients, state, trained.state, assigned)
         return updates, trained.metrics, trained.examples, finite
-
-
-def moves(before: Sequence[Any], assigned: Sequence[tf.Tensor | None]) -> dict[int, tf.Tensor]:
-    """Variable -> how far a step's assignment moves it, for those that the step assigns.
-
-    Args:
-      before: per trainable variable, the value that was pulled.
-      assigned: see `Trained.assigned`.
-    """
-    return {i: new - before[i] for i, new in enumerate(assigned) if new is not None}
 
 
 def encoded(

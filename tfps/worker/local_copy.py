@@ -90,7 +90,7 @@ class LocalCopy:
             learning_rate,
         )
         after = dict(zip(self._trained, updated, strict=True))
-        latest = {
+        latest = assigned | {
             n + k: old if new is None else new
             for k, (old, new) in enumerate(zip(state, trained.state, strict=True))
         }
