@@ -104,6 +104,7 @@ class AutoCodecs:
         self.said = ""
         self._links: Links | None = None
         self._usual: float | None = None  # seconds of a step since the last choice
+        self._changed = False  # whether steps have another length than that
         self._profile: Profile | None = None
         self._watch = _Watch()
 
@@ -114,6 +115,13 @@ class AutoCodecs:
     def ended(self, steps: int) -> None:
         """A worker has ended some steps."""
         self._watch.add(steps)
+        length = self._watch.length(len(self._calls.living), _WINDOW)
+        if self.chosen is None or length is None:
+            return
+        if self._usual is not None and _differ(length, self._usual):
+            self._changed = True
+        else:
+            self._usual, self._watch = self._usual or length, _Watch()
 
     def is_due(self, warming: bool) -> bool:
         """Whether codecs are to be chosen at the next cut.
@@ -121,19 +129,13 @@ class AutoCodecs:
         Args:
           warming: whether gradients do not pass through codecs yet.
         """
-        workers = len(self._calls.living)
-        if self.chosen is None:
-            if warming:
-                return False
-            known = self._watch.length(workers, _STEPS, _SECONDS)
-            return (known or self._watch.length(workers, _FEW_STEPS, _MANY_SECONDS)) is not None
-        length = self._watch.length(workers, _WINDOW)
-        if length is None:
+        if self.chosen is not None:
+            return self._changed
+        if warming:
             return False
-        if self._usual is not None and _differ(length, self._usual):
-            return True
-        self._usual, self._watch = self._usual or length, _Watch()
-        return False
+        workers = len(self._calls.living)
+        known = self._watch.length(workers, _STEPS, _SECONDS)
+        return (known or self._watch.length(workers, _FEW_STEPS, _MANY_SECONDS)) is not None
 
     def choose(self, served: ServedModel, policy: ConsistencyPolicy) -> bool:
         """Measures, and puts codecs into the plan; whether they are other ones than before.
@@ -146,7 +148,8 @@ class AutoCodecs:
           TaskLost: a task is gone.
         """
         workers = len(self._calls.living)
-        watch, self._watch, self._usual = self._watch, _Watch(), None
+        watch, self._watch = self._watch, _Watch()
+        self._usual, self._changed = None, False
         length, plan = watch.length(workers), served.store.plan
         links = link_probe.measure(self._calls, plan.num_ps)
         if length is None or links is None:
