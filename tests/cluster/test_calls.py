@@ -7,7 +7,8 @@ import tensorflow as tf
 
 import tfps
 from tfps.cluster import failures, health, members, reconnecting
-from tfps.cluster.calls import Lost, Returned, WorkerCalls
+from tfps.cluster.calls import WorkerCalls
+from tfps.cluster.events import Lost, Returned
 
 
 @pytest.fixture

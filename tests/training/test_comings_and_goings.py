@@ -7,7 +7,7 @@ import tensorflow as tf
 import tfps
 from tests.training.test_exactly_once import Result
 from tests.training.test_feed_losses import read
-from tfps.cluster.calls import Completion
+from tfps.cluster.events import Completion
 from tfps.training.input import feed_of
 from tfps.training.work_loop import WorkLoop
 

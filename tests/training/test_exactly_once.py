@@ -22,7 +22,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tfps.cluster.calls import Completion, Lost, Returned
+from tfps.cluster.events import Completion, Lost, Returned
 from tfps.store import mailbox, server_loop
 from tfps.store.mailbox import Header
 from tfps.store.server_loop import Receipt, Roll, ServerLoop

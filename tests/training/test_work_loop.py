@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from tfps.cluster.calls import Completion
+from tfps.cluster.events import Completion
 from tfps.training.feeds import Work
 from tfps.training.schedule import Clocks, Rounds
 from tfps.training.work_loop import RoundLoop, WorkLoop

@@ -6,17 +6,18 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from tfps import errors
 from tfps.cluster import failures, health, loss_policy, members, reconnecting, sockets
 from tfps.cluster.asking import Asker
 from tfps.cluster.departures import Departures
+from tfps.cluster.events import Completion, Leaves, Lost, Returned
 from tfps.cluster.lanes import Lane
 from tfps.cluster.loss_policy import LossPolicy
+from tfps.cluster.lost_servers import LostServers
 from tfps.cluster.members import Task
-from tfps.cluster.replacements import Replacements
 from tfps.cluster.spec import Cluster
 
 # s between two looks at who lives, while results are waited for: at ease, and when somebody is
@@ -25,56 +26,6 @@ _LOOK, _LOOK_IN_DOUBT = 0.5, 0.02
 
 # s after which a call's error is the call's own, if its worker answers.
 _DOUBT = 3.0
-
-
-class Completion(NamedTuple):
-    """A finished call.
-
-    Attributes:
-      worker: index of the worker.
-      tag: what was submitted with the call.
-      value: what the call returned.
-    """
-
-    worker: int
-    tag: Any
-    value: Any
-
-
-class Lost(NamedTuple):
-    """A worker is lost: its process, its host or its way through the network.
-
-    Attributes:
-      worker: index of the worker.
-      tag: what was submitted with the call that the worker was in; None if it was in none.
-      busy: whether it was in a call.
-      why: what is known of the loss, in words that follow the worker's name.
-    """
-
-    worker: int
-    tag: Any
-    busy: bool
-    why: str
-
-
-class Returned(NamedTuple):
-    """A lost worker answers again, in a new life that has nothing of the last one.
-
-    Attributes:
-      worker: index of the worker.
-    """
-
-    worker: int
-
-
-class Leaves(NamedTuple):
-    """A worker was told to end, and waits for a few seconds to be let go; see `let_go`.
-
-    Attributes:
-      worker: index of the worker.
-    """
-
-    worker: int
 
 
 class _Submitted:
@@ -106,6 +57,7 @@ class WorkerCalls:
     Attributes:
       pending: number of calls whose results `next` has not handed back.
       ask: calls a function by which the chief itself asks servers; see `Asker`.
+      servers: waits for parameter servers that are lost.
       living: the workers that can be given calls.
       lives: per worker, the number of its present life.
       events: losses, and workers that leave, that were noticed while nobody called `next`.
@@ -127,8 +79,6 @@ class WorkerCalls:
         self.pending = 0
         self.ask = Asker(cluster, limit)
         self.min_workers, self.task_timeout = policy.min_workers, policy.task_timeout
-        self._replacements = Replacements(cluster, policy)
-        self._moved: dict[Task, float] = {}  # ps -> s at which it got its present address
         self.living = set(range(cluster.num_workers))
         self.lives = [0] * cluster.num_workers
         self.events: list[Lost | Leaves] = []
@@ -137,6 +87,7 @@ class WorkerCalls:
         self._arrived: list[int] = []  # lost workers that are connected again, to be admitted
         self._cluster, self._limit = cluster, limit
         self._members = members.of(cluster)
+        self.servers = LostServers(cluster, self._members, policy)
         self._strays = False  # whether calls may still run that `drain` gave up on
         self._done: queue.SimpleQueue = queue.SimpleQueue()
         self._present: dict[int, _Submitted] = {}  # worker -> the call that it is in
@@ -337,43 +288,16 @@ class WorkerCalls:
         self.living.add(worker)
         return Returned(worker)
 
-    def lost_servers(self) -> frozenset[int]:
-        """Asks all servers whether they live; returns the indices of the ps that are lost."""
-        self._members.suspect()
-        return frozenset(t.index for t in self._members.settle() if t.job == "ps")
-
-    def noticed(self) -> float:
-        """When the loss of the ps that is lost was noticed (`time.monotonic`, in s)."""
-        found = [self._members.loss(t) for t in self._members.lost() if t.job == "ps"]
-        return min((loss.noticed for loss in found if loss), default=time.monotonic())
-
     def await_servers(self) -> frozenset[int]:
         """Waits until every lost ps is back, with an empty memory; to be called between calls.
-
-        Where the policy has other servers for one that does not return, it gets another address.
 
         Returns:
           The indices of the parameter servers that were lost.
 
         Raises:
-          TaskLost: one of them did not return within `task_timeout`.
+          TaskLost: one of them did not return in time; see `LostServers`.
         """
-        known, deadline = self._members, time.monotonic() + self.task_timeout
-        lost: set[Task] = set()
-        while missing := {t for t in known.lost() if t.job == "ps"}:
-            lost |= missing
-            if (left := deadline - time.monotonic()) <= 0:
-                task = min(missing)
-                raise failures.unavailable(
-                    errors.TaskLost(
-                        f"{task} ({known.address(task)}) is lost and did not return within "
-                        f"task_timeout={self.task_timeout:g} s; start it again"
-                    )
-                )
-            # Workers that are back are taken in as well: they are needed next.
-            if known.wait_returned(min(left, 1.0)) and not reconnecting.reconnect(known):
-                time.sleep(_LOOK)
-            self._replace(missing & known.lost() - known.returned())
+        returned, known = self.servers.await_all(), self._members
         for worker in range(self.num_workers):
             task = Task("worker", worker)
             if worker in self.living and task in known.lost():
@@ -383,19 +307,7 @@ class WorkerCalls:
                 self._admit(worker)
                 # Nobody who begins from now on has known its last life.
                 self.events = [loss for loss in self.events if loss.worker != worker]
-        return frozenset(t.index for t in lost)
-
-    def _replace(self, missing: Collection[Task]) -> None:
-        """Gives lost parameter servers other addresses if they are not waited for any longer."""
-        lost = frozenset(t.index for t in self._members.lost() if t.job == "ps")
-        for task in sorted(missing):
-            loss = self._members.loss(task)
-            since = max(loss.noticed if loss else 0.0, self._moved.get(task, 0.0))
-            gone = time.monotonic() - since
-            if (address := self._replacements.find(task.index, gone, lost)) is not None:
-                self._moved[task] = time.monotonic()
-                self._cluster.move_ps(task.index, address)
-                self._members.move(task, address)
+        return returned
 
     def _wait_for_workers(self, since: float | None) -> float:
         """Waits on for lost workers; returns since when (s)."""

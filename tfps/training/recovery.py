@@ -37,7 +37,7 @@ def recover(session: Session, snapshotter: Snapshotter | None, loss: errors.Task
         return within `task_timeout`.
     """
     calls = session.calls
-    if not calls.lost_servers():
+    if not calls.servers.ask():
         raise loss
     if snapshotter is None:
         said = (
@@ -45,7 +45,7 @@ def recover(session: Session, snapshotter: Snapshotter | None, loss: errors.Task
             "there, training would go on from the newest one"
         )
         raise failures.unavailable(errors.TaskLost(said)) from loss
-    began, given = calls.noticed(), session.state.chief.step_number
+    began, given = calls.servers.noticed(), session.state.chief.step_number
     failures.say(f"{loss}; waiting up to {calls.task_timeout:g} s for it to return")
     lost: frozenset[int] = frozenset()
     while True:
@@ -56,7 +56,7 @@ def recover(session: Session, snapshotter: Snapshotter | None, loss: errors.Task
             _await_paths(session)
         except tf.errors.OpError:
             # Another one may have been lost meanwhile.
-            if not calls.lost_servers():
+            if not calls.servers.ask():
                 raise
             continue
         names = ", ".join(map(str, sorted(lost)))

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from tfps import errors
-from tfps.cluster.calls import Completion, Leaves, Lost, Returned, WorkerCalls
+from tfps.cluster.calls import WorkerCalls
+from tfps.cluster.events import Completion, Leaves, Lost, Returned
 from tfps.training.feeds import WorkSource
 from tfps.training.given import Redo
 from tfps.training.schedule import Clocks, RoundSchedule, Schedule
