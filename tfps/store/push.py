@@ -1,4 +1,4 @@
-"""What a step writes to the servers.
+"""What a step writes to the servers: the worker's side. That of a ps is in `taking`.
 
 Every method takes the resource handles as arguments, never as captures: a step that was traced
 once goes on after a variable was replaced.
@@ -6,25 +6,23 @@ once goes on after a variable was replaced.
 
 import contextlib
 import functools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 from tfps.cluster.devices import ps_device
-from tfps.store import mailbox
-from tfps.store.aggregation import Aggregation, Arrived
-from tfps.store.bucket_update import Rate
+from tfps.store import letters, mailbox
+from tfps.store.aggregation import Aggregation
 from tfps.store.buckets import pack
 from tfps.store.channel import Channel
 from tfps.store.handles import ServerHandles, on_one
 from tfps.store.mailbox import Header, SenderHandles
-from tfps.store.messages import coalesce, join, separate
 from tfps.store.parameter_store import ParameterStore
-from tfps.store.resources import read, write
 from tfps.store.server_loop import Receipt, ServerLoop
 from tfps.store.server_state import AggregationState
 from tfps.store.tables import Ids, SentRows
+from tfps.store.taking import Taker
 from tfps.store.views import Views
 
 
@@ -67,22 +65,6 @@ class Updates(NamedTuple):
     rows: dict[int, tf.Tensor]
 
 
-class _Form(NamedTuple):
-    """What a letter to a ps consists of after its header, as the step's trace has found.
-
-    Attributes:
-      specs: of the tensors.
-      dtypes: of the tensors before `_carried`.
-      restore: splits them; see `coalesce`.
-      structure: nested as the payloads and the rows are.
-    """
-
-    specs: list[tf.TensorSpec]
-    dtypes: list[tf.DType]
-    restore: Callable
-    structure: Any
-
-
 class Pusher:
     """Brings a step's updates from a worker into a store, inside of `tf.function`s.
 
@@ -114,7 +96,7 @@ class Pusher:
         self.plan = self._plan = store.plan
         self.views = Views(store.plan)
         self._aggregation = aggregation
-        self._scaled = scaled
+        self._taker = Taker(store, aggregation, scaled)
         every = range(len(self._plan.buckets))
         self._sent = [i for i in every if aggregation.optimizer.sends(i)]
         self._by_rows = [
@@ -123,7 +105,7 @@ class Pusher:
             for part in table.storage.parts
             if aggregation.optimizer.by_rows
         ]
-        self._forms: dict[int, _Form] = {}
+        self._forms: dict[int, letters.Form] = {}
         self._loops: dict[int, ServerLoop] = {}
 
     def on_host(self) -> contextlib.AbstractContextManager[None]:
@@ -370,116 +352,17 @@ class Pusher:
             learning_rate=learning_rate,
             loss_scale=sent.loss_scale,
         )
-        row = header.row()
-        fixed, of_rows = tf.nest.flatten(payloads), tf.nest.flatten(rows)
-        count, forms = len(fixed), [_spec(t) for t in of_rows]
-        messages, split = coalesce([*fixed, *join(of_rows)])
-
-        def restore(messages):
-            back = split(messages)
-            return [*back[:count], *separate(back[count:], forms)]
-
-        noted = len(sent.records)
-        messages = [*sent.records, *messages]
-        with tf.device(ps_device(p)):
-            # Here, before any branch: what a branch takes in, TensorFlow asks for where it comes
-            # from, and the worker's answer would wait behind all that is under way.
-            tensors = tf.nest.map_structure(tf.identity, [row, *map(_carried, messages)])
-        structure = tf.nest.map_structure(_spec, (payloads, rows))
-        specs, dtypes = [_spec(t) for t in tensors[1:]], [t.dtype for t in messages[noted:]]
-        self._forms.setdefault(p, _Form(specs, dtypes, restore, structure))
+        tensors, form = letters.written(p, header.row(), payloads, rows, sent.records)
+        self._forms.setdefault(p, form)
         return tensors
-
-    # On a ps, in its loop.
 
     def loop(self, p: int) -> ServerLoop:
         """The loop of a ps, traced once; only after a step that pushes was traced."""
         if p not in self._loops:
-            form = self._forms[p]
-            take_in = functools.partial(self._take_in, p)
-            self._loops[p] = ServerLoop(p, self.handles_on(p), form.specs, take_in, self.ledger)
+            take_in = functools.partial(self._taker.take_in, p, self._forms[p])
+            specs = self._forms[p].specs
+            self._loops[p] = ServerLoop(p, self.handles_on(p), specs, take_in, self.ledger)
         return self._loops[p]
-
-    def _take_in(
-        self, p: int, handles: ServerHandles, header: Header, messages: list[tf.Tensor]
-    ) -> Receipt:
-        """Everything that a ps does with a push that carries an update.
-
-        The lock keeps out what the chief writes meanwhile.
-        """
-        form = self._forms[p]
-        messages = messages[0 if self.ledger is None else 1 :]
-        given = [_restored(t, d) for t, d in zip(messages, form.dtypes, strict=True)]
-        payloads, rows = tf.nest.pack_sequence_as(form.structure, form.restore(given))
-        with tf.control_dependencies(messages):
-            lock = tf.raw_ops.MutexLock(mutex=handles.store.locks[p])
-        with tf.control_dependencies([lock]):
-            stated = self._write_state(handles, payloads)
-            receipt, written = self._update(p, handles, header, payloads, rows)
-        with tf.control_dependencies([*stated, *written]):
-            tf.raw_ops.ConsumeMutexLock(mutex_lock=lock)
-        return receipt
-
-    def _write_state(
-        self, handles: ServerHandles, payloads: Mapping[int, tuple]
-    ) -> list[tf.Operation]:
-        """Writes the model's state that no aggregation takes; returns the operations that write."""
-        written = []
-        for i, payload in payloads.items():
-            bucket = self._plan.buckets[i]
-            if bucket.kind.treatment.state and not self._aggregation.takes(i):
-                value = self._channel(i).decode(payload)
-                handle = handles.store.values[i]
-                change = bucket.kind.treatment.write
-                written.append(change(handle, bucket.dtype, bucket.shape, value))
-        return written
-
-    def _update(self, p, handles, header, payloads, rows) -> tuple[Receipt, list[tf.Operation]]:
-        finite = header.finite > 0
-        if not (self._aggregation.needs(p) or rows or p == 0):
-            return Receipt(tf.constant(0, tf.int64), tf.constant(False)), []
-        version = read(handles.store.versions[p], tf.int64, ())
-        missed = version - header.version
-        scale = 1 / tf.maximum(1.0, tf.cast(missed, tf.float32)) if self._scaled else None
-        rate = Rate(mailbox.number(header.learning_rate), scale, missed)
-        expected = tf.cast(header.expected, tf.int32)
-        arrived = Arrived(payloads, rows, rate, finite, expected)
-        written, updated = self._aggregation.update(p, handles, arrived)
-        written += write([handles.store.versions[p]], [version + tf.cast(updated, tf.int64)])
-        if p == 0:
-            loss_scale = mailbox.number(header.loss_scale)
-            written += self._update_loss_scale(handles, loss_scale, finite, updated)
-        return Receipt(missed, updated), written
-
-    def _update_loss_scale(
-        self, handles: ServerHandles, used: tf.Tensor, finite: tf.Tensor, updated: tf.Tensor
-    ) -> list[tf.Operation]:
-        law, held = self._store.loss_scale, handles.store.loss_scale
-        if law is None or held is None:
-            return []
-        scale, good = read(held.scale, tf.float32, ()), read(held.good_steps, tf.int32, ())
-        new = law.update(scale, good, used, finite)
-        # In rounds, the steps that went well are counted with the update.
-        counts = tf.logical_or(updated, tf.logical_not(finite))
-        kept = [tf.where(counts, n, o) for n, o in zip(new, (scale, good), strict=True)]
-        return write(held, kept)
 
     def _channel(self, i: int) -> Channel:
         return self._aggregation.optimizer.channel(i)
-
-
-def _spec(t: tf.Tensor) -> tf.TensorSpec:
-    return tf.TensorSpec(t.shape, t.dtype)
-
-
-def _carried(t: tf.Tensor) -> tf.Tensor:
-    """A tensor, on its ps, as the loop can pass it on.
-
-    TensorFlow has no conditionals for 8-bit floats. Every one of them is a float16 too.
-    """
-    return tf.cast(t, tf.float16) if t.dtype.name.startswith("float8") else t
-
-
-def _restored(t: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
-    """The inverse of `_carried`."""
-    return t if t.dtype == dtype else tf.cast(t, dtype)
