@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfps import errors
-from tfps.cluster.devices import ps_device, worker_device
+from tfps.cluster.devices import worker_device
 from tfps.cluster.remote_function import RemoteFunction
 from tfps.cluster.server_calls import ServerCall
 from tfps.store import mailbox
@@ -55,16 +55,47 @@ class Told(NamedTuple):
     refused: int
 
 
+class _Commands:
+    """Graphs by which the chief sends a ps a letter of its own; ps with letters alike share one."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[tf.DType, ...], RemoteFunction] = {}
+
+    def of(self, dtypes: Sequence[tf.DType]) -> RemoteFunction:
+        """The graph for letters of these dtypes after the header; it is called under the ps."""
+        key = tuple(dtypes)
+        if key not in self._made:
+
+            def command(inbox, answers, **header):
+                return _sent(key, inbox, answers, **header)
+
+            self._made[key] = RemoteFunction(
+                command, mailbox.HANDLE, mailbox.HANDLE, numbers=_COMMAND
+            )
+        return self._made[key]
+
+
+def _sent(dtypes, inbox, answers, kind, worker, life):
+    zero = tf.constant(0, tf.int64)
+    header = Header(*[zero] * len(Header._fields))
+    header = header._replace(kind=kind, worker=worker, life=life)
+    # The loop looks at nothing but the header.
+    body = [tf.zeros([0], dtype) for dtype in dtypes]
+    put = mailbox.put(inbox, answers, [tf.identity(header.row()), *body])
+    with tf.control_dependencies([put]):
+        return tf.identity(mailbox.answered(answers))
+
+
 class _Server:
     """One ps: its inbox, and the loop that runs there."""
 
-    def __init__(self, pusher: Pusher, p: int):
+    def __init__(self, pusher: Pusher, p: int, commands: _Commands):
         self.p = p
         self._loop = pusher.loop(p)
         self._specs = self._loop.specs
         self.inbox = mailbox.queue(p, [mailbox.HANDLE, HEADER, *self._specs], _name("inbox"))
         self._answers = mailbox.queue(p, [mailbox.ANSWER], _name("answers"))
-        self._call = RemoteFunction(self._called, mailbox.HANDLE, mailbox.HANDLE, numbers=_COMMAND)
+        self._call = commands.of([s.dtype for s in self._specs])
         self._running: ServerCall | None = None
 
     def start(
@@ -92,17 +123,6 @@ class _Server:
         if self._running is not None:
             self._running.result(deadline, "its loop is to end")
             self._running = None
-
-    def _called(self, inbox, answers, kind, worker, life):
-        zero = tf.constant(0, tf.int64)
-        header = Header(*[zero] * len(Header._fields))
-        header = header._replace(kind=kind, worker=worker, life=life)
-        with tf.device(ps_device(self.p)):
-            # The loop looks at nothing but the header.
-            body = [tf.zeros([0], s.dtype) for s in self._specs]
-            put = mailbox.put(inbox, answers, [tf.identity(header.row()), *body])
-            with tf.control_dependencies([put]):
-                return tf.identity(mailbox.answered(answers))
 
     def delete(self) -> None:
         """Deletes the queues; a loop that runs ends with an error."""
@@ -159,7 +179,8 @@ class Actors:
         self._pusher = pusher
         self._is_over = False
         self._senders: dict[tuple[int, int], _Life] = {}  # by worker and life
-        self._servers = [_Server(pusher, p) for p in pusher.written_to()]
+        commands = _Commands()
+        self._servers = [_Server(pusher, p, commands) for p in pusher.written_to()]
 
     def start(
         self,
