@@ -99,7 +99,7 @@ test: $(VENV)/.test  ## Run all tests but the soak; those that measure time come
 	$(PYTEST) -m 'timed and not soak'
 
 soak: $(VENV)/.test  ## Run all tests, and what takes longer: all combinations, long random schedules.
-	TFPS_TEST_OPTIMIZED=1 $(PYTEST) -n $(JOBS) --dist worksteal -m 'not timed' --hypothesis-profile=soak \
+	TF_ENABLE_ONEDNN_OPTS=1 TFPS_TEST_OPTIMIZED=1 $(PYTEST) -n $(JOBS) --dist worksteal -m 'not timed' --hypothesis-profile=soak \
 		--timeout=900
 	$(PYTEST) -m timed --timeout=900
 

@@ -12,7 +12,8 @@ import time
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # TensorFlow gives every server, and every connection, 64 threads that receive answers of others.
 os.environ.setdefault("TF_GRPC_WORKER_CACHE_QUEUES", "2")
-# Looking for oneDNN's kernels takes a tenth of what a new step costs.
+# Looking for oneDNN's kernels takes a tenth of what a new step costs. `make soak` has them.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 # Its plugin would import it after the tests, when CPython 3.11's parser was seen to fail.
 import hypothesis

@@ -72,7 +72,7 @@ def test_every_call_is_an_update(connect, cls, optimizer):
 def test_on_several_servers(connect, consistency):
     """Each server counts all calls, those too that concern variables of the other alone."""
     x, y = regression(64)
-    strategy = connect(partitioner=partitioners.Balanced())
+    strategy = connect(ps=2, partitioner=partitioners.Balanced())
     weights = []
     for run in ("tfps", "keras"):
         keras.utils.set_random_seed(1)
