@@ -129,24 +129,26 @@ def test_this_process_is_no_other_task(connect):
         assert _tf_copies.task_in_scope() is None
 
 
-def test_turns_are_taken_one_after_the_other():
+@pytest.mark.parametrize("first", [turns.request, turns.change])
+@pytest.mark.parametrize("second", [turns.request, turns.change])
+def test_only_requests_go_on_side_by_side(first, second):
     order = []
 
-    def second():
-        with turns.taken():
+    def run():
+        with second():
             order.append("second")
 
-    with turns.taken():
-        thread = threading.Thread(target=second)
+    with first():
+        thread = threading.Thread(target=run)
         thread.start()
-        thread.join(0.1)
+        thread.join(5 if first is second is turns.request else 0.05)
         order.append("first")
     thread.join(5)
-    assert order == ["first", "second"]
+    both_ask = first is second is turns.request
+    assert order == (["second", "first"] if both_ask else ["first", "second"])
 
 
 def test_nobody_waits_for_ever_for_a_turn():
-    with turns.taken(), turns.taken(0.01):
+    with turns.request(), turns.change(0.01), turns.request(0.01), turns.change(0.01):
         pass
-    assert turns._turn.acquire(timeout=0)
-    turns._turn.release()
+    assert turns._requests == turns._changes == 0

@@ -95,8 +95,8 @@ def test_each_worker_looks_in_a_copy(connect, scoped, monkeypatch):
     made = []
     copy = table_copies._copy
 
-    def noted(table):
-        made.append(copy(table))
+    def noted(table, cpu):
+        made.append(copy(table, cpu))
         return made[-1]
 
     monkeypatch.setattr(table_copies, "_copy", noted)

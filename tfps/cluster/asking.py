@@ -93,7 +93,7 @@ def _serve(todo: _Todo) -> None:
         result: Any = None
         error: BaseException | None = None
         try:
-            with turns.taken():
+            with turns.request():
                 result = function()
         except BaseException as e:  # It belongs to whoever has asked.
             error = e

@@ -169,6 +169,6 @@ def _connect(joining: Iterable = (), without: Iterable = ()) -> None:
     joining, without = list(joining), list(without)
     if joining or without:
         # What has become of whom is looked at afterwards.
-        with turns.taken(), contextlib.suppress(tf.errors.OpError, RuntimeError):
+        with turns.change(), contextlib.suppress(tf.errors.OpError, RuntimeError):
             _tf_members.connect(joining, without)
         made_before.tasks_changed()

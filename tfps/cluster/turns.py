@@ -9,23 +9,48 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
-# s after which whoever waits for a turn goes on without: the other one may be stuck for ever, and
-# that both go wrong is improbable.
-_LIMIT = 10.0
+# s after which whoever waits for a turn goes on without: what it waits for may hang, and that both
+# go wrong is improbable. A change of the tasks may be what ends a hanging request.
+_REQUEST_WAITS, _CHANGE_WAITS = 10.0, 2.0
 
-_turn = threading.Lock()
+_turns = threading.Condition()
+_requests = 0
+_changes = 0
 
 
 @contextlib.contextmanager
-def taken(limit: float = _LIMIT) -> Iterator[None]:
-    """Waits for the turn, and has it within the block.
+def request(limit: float = _REQUEST_WAITS) -> Iterator[None]:
+    """Waits until no tasks join or leave; none do within the block. Requests go on side by side.
 
     Args:
-      limit: s to wait. Afterwards the block runs without the turn.
+      limit: s to wait. Afterwards the block runs in any case.
     """
-    has_turn = _turn.acquire(timeout=limit)
+    global _requests
+    with _turns:
+        _turns.wait_for(lambda: not _changes, limit)
+        _requests += 1
     try:
         yield
     finally:
-        if has_turn:
-            _turn.release()
+        with _turns:
+            _requests -= 1
+            _turns.notify_all()
+
+
+@contextlib.contextmanager
+def change(limit: float = _CHANGE_WAITS) -> Iterator[None]:
+    """Waits until no request is under way; new ones wait until the block ends.
+
+    Args:
+      limit: s to wait. Afterwards the block runs in any case.
+    """
+    global _changes
+    with _turns:
+        _turns.wait_for(lambda: not _requests and not _changes, limit)
+        _changes += 1
+    try:
+        yield
+    finally:
+        with _turns:
+            _changes -= 1
+            _turns.notify_all()
