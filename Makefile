@@ -92,7 +92,7 @@ data/.minilm: | $(VENV)/bin/python
 	@touch $@
 
 quick: $(VENV)/.test  ## Run what needs no servers, and one test that does.
-	$(PYTEST) -n $(JOBS) --dist worksteal -m 'smoke or not (servers or processes or soak)'
+	$(PYTEST) -n $(JOBS) --dist worksteal -m 'smoke or not (servers or processes or soak or long)'
 
 test: $(VENV)/.test  ## Run all tests but the soak; those that measure time come last, alone.
 	$(PYTEST) -n $(JOBS) --dist worksteal -m 'not timed and not soak'

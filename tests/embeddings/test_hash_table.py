@@ -172,6 +172,7 @@ def test_a_row_expires_with_its_slots():
     np.testing.assert_allclose(rig.rows[key[0]][0], rig.initial(key)[0] + 1, atol=1e-6)
 
 
+@pytest.mark.long
 def test_admission_is_never_late_and_seldom_early():
     rig, rng = Rig(expected=3000, admit_after=3), np.random.default_rng(0)
     seen, early = {}, 0
@@ -185,6 +186,7 @@ def test_admission_is_never_late_and_seldom_early():
     assert early <= 0.01 * len(seen)
 
 
+@pytest.mark.long
 def test_a_new_index_is_made_while_keys_come_and_go(monkeypatch):
     monkeypatch.setattr("tfps.embeddings.index._MOVED", 50)
     monkeypatch.setattr("tfps.embeddings.index._MOVED_EACH", 1)

@@ -84,6 +84,7 @@ def test_masks_are_those_of_bert():
     assert (again["positions"].numpy() != positions).any()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("count", [1, 60])
 def test_workers_share_the_text_and_read_it_again_alike(tmp_path, count):
     letters = np.random.default_rng(0).choice([*"abcdefghijklmnop"], [count, 600 // count])

@@ -51,6 +51,7 @@ def test_tokens_are_the_same_in_a_graph(wordpiece):
         assert tokenizer.decode(tokenizer.encode(shorter.encode())) == shorter
 
 
+@pytest.mark.long
 def test_each_worker_has_its_share(shards):
     part = streams.split(shards)[0]
     lines = [b"\n" + line for line in streams.lines(part, None).as_numpy_iterator()]

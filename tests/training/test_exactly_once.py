@@ -489,6 +489,7 @@ def fence_keeps_last(monkeypatch):
     monkeypatch.setattr(server_loop, "_noted", lambda *a: noted(*a)._replace(last=a[0].last))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "mutation",
     [
