@@ -9,6 +9,7 @@ import tensorflow as tf
 
 import tfps
 from tests.conftest import mlp, regression, relative_error
+from tfps import _tf
 
 o = keras.optimizers
 soak = pytest.mark.soak
@@ -357,3 +358,15 @@ def test_history_is_json(connect):
     model = mlp()
     model.compile("sgd", "mse")
     json.dumps(tfps.Trainer(model, connect()).fit(x, y, verbose=0).history)
+
+
+def test_a_process_that_is_no_longer_connected(connect, monkeypatch):
+    """TensorFlow would run everything here, on devices that stand in for the servers'."""
+    model = mlp()
+    model.compile("sgd", "mse")
+    trainer = tfps.Trainer(model, connect())
+    x, y = regression(16)
+    monkeypatch.setattr(_tf, "is_connected", lambda: False)
+    for call in (trainer.fit, trainer.evaluate):
+        with pytest.raises(tfps.ConfigError, match="no longer connected to the cluster"):
+            call(x, y, verbose=0)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from tfps import errors
+from tfps import _tf, errors
 from tfps.cluster import failures, health, loss_policy, members, reconnecting, sockets
 from tfps.cluster.asking import Asker
 from tfps.cluster.departures import Departures
@@ -403,7 +403,18 @@ class WorkerCalls:
             todo.put(None)
 
     def errors_named(self) -> contextlib.AbstractContextManager[None]:
-        """Names the errors of what the chief itself asks of servers; see `Health`."""
+        """Names the errors of what the chief itself asks of servers; see `Health`.
+
+        Raises:
+          ConfigError: this process is connected to no cluster any more. TensorFlow would take its
+            own devices for the servers'.
+        """
+        if not _tf.is_connected():
+            raise errors.ConfigError(
+                "this process is no longer connected to the cluster: TensorFlow's context was made "
+                "anew (by `context._reset_context`, for example) after the strategy; make the "
+                "strategy, the model and the Trainer again"
+            )
         return self._health.errors_named()
 
 
