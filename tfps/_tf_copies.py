@@ -100,6 +100,23 @@ def _is_remote(device: str, local_job: str | None) -> bool:
     return _cpu(device, local_job) is not None
 
 
+def on_task(tensors: Sequence[tf.Tensor], which: Sequence[int], cpu: str) -> list[tf.Tensor]:
+    """The tensors, where those of this process are replaced by copies on a task.
+
+    Args:
+      tensors: handles among them are left as they are.
+      which: indices of the tensors that are no handles.
+      cpu: see `copied`.
+    """
+    given = list(tensors)
+    here = [i for i in which if type(given[i]) is _tf.EagerTensor and is_here(given[i])]
+    if here:
+        copies = copied([given[i] for i in here], cpu)
+        for i, copy in zip(here, copies, strict=True):
+            given[i] = copy
+    return given
+
+
 class Residents:
     """Tensors that each task has, made when it first needs them and kept for its life."""
 

@@ -1,6 +1,7 @@
 """Functions that take a flat list of tensors: private names of TensorFlow 2.21."""
 
 import contextlib
+import functools
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -142,11 +143,11 @@ class FlatFunction:
         self._captures = self._captured_here = None
         if not any(callable(c) for c in function._captured_inputs):
             self._captures = function.captured_inputs
-            self._captured_here = _tf_copies.Residents(self._captures_on)
-        # Handles are given as they are.
-        self._copied = [
-            i for i, x in enumerate(self._called.inputs) if x.dtype != tf.resource
-        ]  # indices of inputs
+            # It knows nothing of this object, which would otherwise be freed only by the collector.
+            self._captured_here = _tf_copies.Residents(
+                functools.partial(_tf_copies.on_task, self._captures, _no_handles(self._captures))
+            )
+        self._copied = _no_handles(self._called.inputs)
 
     def bound(self, args: tuple, kwargs: dict) -> list[tf.Tensor]:
         """Returns the tensors of Python arguments, in the order of the function's inputs."""
@@ -218,31 +219,13 @@ class FlatFunction:
         elif task is not None and self._captured_here is not None:
             captures = self._captured_here.on(task)
         given = [*inputs, *captures, *place]
-        return given if task is None else self._on_task(given, task)
-
-    def _on_task(self, given: list[tf.Tensor], task: str) -> list[tf.Tensor]:
-        here = [
-            i
-            for i in self._copied
-            if type(given[i]) is _tf.EagerTensor and _tf_copies.is_here(given[i])
-        ]
-        if here:
-            copies = _tf_copies.copied([given[i] for i in here], task)
-            for i, copy in zip(here, copies, strict=True):
-                given[i] = copy
-        return given
-
-    def _captures_on(self, task: str) -> list[tf.Tensor]:
-        """What the function captured, with copies of tensors of this process."""
-        captures = list(self._captures or ())
-        here = [
-            i for i, x in enumerate(captures) if x.dtype != tf.resource and _tf_copies.is_here(x)
-        ]
-        copies = _tf_copies.copied([captures[i] for i in here], task) if here else []
-        for i, copy in zip(here, copies, strict=True):
-            captures[i] = copy
-        return captures
+        return given if task is None else _tf_copies.on_task(given, self._copied, task)
 
     def packed(self, outputs: list[tf.Tensor] | None) -> Any:
         """Returns flat outputs in the structure that the Python function returned."""
         return self._inner.function_type.pack_output(outputs)
+
+
+def _no_handles(tensors: Sequence[tf.Tensor]) -> list[int]:
+    """The indices of tensors that are no handles of resources, which are given as they are."""
+    return [i for i, x in enumerate(tensors) if x.dtype != tf.resource]
