@@ -20,7 +20,10 @@ W0, W1, P0, P1 = Task("worker", 0), Task("worker", 1), Task("ps", 0), Task("ps",
 
 
 class Calls:
-    """Calls functions on a task over and over, and counts.
+    """Calls functions on a task over and over while it is not lost, and counts.
+
+    Nobody may call a task while it joins: it is sent its functions one by one, and ends with a
+    segmentation fault if one is called whose loop's body has not come yet.
 
     Attributes:
       made: all that were made and may still call.
@@ -28,8 +31,9 @@ class Calls:
 
     made: ClassVar[list] = []
 
-    def __init__(self, task, function):
+    def __init__(self, known, task, function):
         self.done, self.errors, self._over = 0, [], False
+        self._known, self._task = known, task
         self._device = f"/job:{task.job}/replica:0/task:{task.index}"
         self._function = function
         self.made.append(self)
@@ -38,6 +42,9 @@ class Calls:
     def _run(self):
         with tf.device(self._device), _tf.own_executor() as executor:
             while not self._over:
+                if self._task in self._known.lost():
+                    time.sleep(0.01)
+                    continue
                 try:
                     self._function()
                     self.done += 1
@@ -104,7 +111,7 @@ def test_others_go_on_while_tasks_are_lost_and_return(fleet, connect):
         for _ in tf.range(20):
             kept.assign_add(1.0)
 
-    of_ps, others, own = Calls(P0, loop), Calls(W1, step), Calls(W0, step)
+    of_ps, others, own = (Calls(known, *call) for call in ((P0, loop), (W1, step), (W0, step)))
     others.go_on()
     own.go_on()
 
