@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 import tfps
+from tfps.embeddings import exports
 from tfps.embeddings.handles import KEY
 from tfps.embeddings.hash_table import HashTable
 from tfps.embeddings.initial_rows import InitialRows
@@ -130,7 +131,7 @@ def test_a_random_stream(settings):
     rig.look()
     marks = rig.marks
     held = marks["used"] - marks["free"]
-    meta, (rows,) = rig.table.export(rig.part.handles, [None])
+    meta, (rows,) = exports.export(rig.table, rig.part.handles, [None])
     assert held == len(meta) == len(set(meta.numpy()[:, KEY].tolist()))
     if "capacity" in settings:
         assert held == 60 and marks["refused" if settings["evict"] == "none" else "evicted"] > 300

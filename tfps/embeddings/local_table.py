@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfps.embeddings import exports
 from tfps.embeddings.handles import COUNT, KEY, LAST, REF
 from tfps.embeddings.hash_table import HashTable
 from tfps.embeddings.index import slots_of
@@ -93,7 +94,7 @@ class LocalTable(tf.Module):
 
     def keys(self) -> Keys:
         """All keys."""
-        meta, _ = self._table.export(self._part.handles, [])
+        meta, _ = exports.export(self._table, self._part.handles, [])
         meta = meta.numpy()
         slots = slots_of(tf.constant(meta[:, REF])).numpy()
         return Keys(meta[:, KEY], slots, meta[:, COUNT], meta[:, LAST])

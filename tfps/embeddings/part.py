@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from tfps.embeddings import index, row_values, segments
 from tfps.embeddings.handles import META_WIDTH, Marks, TableHandles
-from tfps.embeddings.hash_table import HashTable, first_marks
+from tfps.embeddings.hash_table import HashTable
 from tfps.embeddings.history import History
 from tfps.embeddings.index import insert, refs_of
 from tfps.embeddings.keys import REMOVED
@@ -48,7 +48,7 @@ class TablePart(tf.Module):
         self._meta = Segments(ends, (META_WIDTH,), tf.int64).parts
         self._index, self._scratch = index.make(table.first_buckets), index.make(index.SMALLEST)
         self._free = Segments(ends, (), tf.int64).parts
-        self._marks = tf.Variable(tf.constant(first_marks(table), tf.int64), trainable=False)
+        self._marks = tf.Variable(tf.constant(table.first_marks(), tf.int64), trainable=False)
         self._sketch = None
         if table.sketch_size:
             self._sketch = tf.Variable(tf.zeros([table.sketch_size], tf.uint8), trainable=False)

@@ -8,8 +8,10 @@ import numpy as np
 import tensorflow as tf
 
 from tfps.cluster.devices import ps_device
+from tfps.embeddings import exports
+from tfps.embeddings.exports import Chosen
 from tfps.embeddings.handles import COUNT, KEY, LAST, TableHandles
-from tfps.embeddings.hash_table import Chosen, HashTable
+from tfps.embeddings.hash_table import HashTable
 from tfps.embeddings.layer import HashEmbedding
 from tfps.embeddings.local_table import Keys
 from tfps.embeddings.part import TablePart
@@ -98,7 +100,7 @@ class GrowingTable:
         states = [self.names[name] for name in names]
 
         def read(table, lock, handles):
-            return locked(lock, lambda: table.export(handles, states))
+            return locked(lock, lambda: exports.export(table, handles, states))
 
         return self._call(("read", *states), read, bucket)
 
@@ -179,7 +181,9 @@ class GrowingTable:
 
         def read(table, lock, handles, begin, end, least, ties):
             chosen = Chosen(least, ties)
-            return locked(lock, lambda: table.export(handles, states, (begin, end), chosen))
+            return locked(
+                lock, lambda: exports.export(table, handles, states, (begin, end), chosen)
+            )
 
         for span in _spans(used):
             notes = _numbers(*span, least, ties)
@@ -193,7 +197,7 @@ class GrowingTable:
         """The numbers of `Chosen` by which a part has just `most` keys."""
 
         def count(table, lock, handles, begin, end):
-            return locked(lock, lambda: table.counts(handles, (begin, end)))
+            return locked(lock, lambda: exports.counts(table, handles, (begin, end)))
 
         best = tf.zeros([0], tf.int64)
         for span in _spans(used):

@@ -1,0 +1,112 @@
+"""Which key gets a row of a part: free rows, new segments, and rows that are taken from other keys.
+
+All of it is called by the one writer of a part; see `hash_table`.
+"""
+
+import tensorflow as tf
+
+from tfps.embeddings import index, room, row_values, segments, sketch
+from tfps.embeddings.handles import KEY, LAST, META_WIDTH, Marks
+from tfps.embeddings.layout import Layout, written
+
+
+def grant(layout: Layout, handles, keys, missing, now, row, admits_all):
+    """Rows for keys without one.
+
+    Returns:
+      (int64 [g], which of the keys get a row; int64 [g], the row numbers; the marks).
+    """
+    if layout.sketch_size and not admits_all:
+        seen = sketch.sightings(handles.sketch, layout.sketch_size, tf.gather(keys, missing))
+        missing = tf.boolean_mask(missing, seen >= layout.settings.admit_after)
+    wanted = tf.size(missing, tf.int64)
+    marks = Marks.of(row)
+    lacking = wanted - marks.free - (layout.ends[-1] - marks.used)
+    evicted, row = tf.cond(
+        lacking > 0,
+        lambda: _evicted(layout, handles, marks, lacking, now),
+        lambda: (tf.zeros([0], tf.int64), row),
+    )
+    marks = Marks.of(row)
+    slots, marks = room.taken(handles, marks, wanted, layout.ends)
+    slots = tf.concat([slots, evicted], 0)[:wanted]
+    needed = [marks.used > end for end in layout.ends[:-1]]
+    grown = [
+        _grow(layout, handles, k, tf.logical_and(needs, marks.parts <= k))
+        for k, needs in enumerate(needed, start=1)
+    ]
+    parts = 1 + tf.add_n([tf.zeros([], tf.int64), *(tf.cast(n, tf.int64) for n in needed)])
+    marks = marks._replace(parts=tf.maximum(marks.parts, parts))
+    granted = tf.size(slots, tf.int64)
+    marks = marks._replace(stamp=marks.stamp + granted, refused=marks.refused + wanted - granted)
+    with tf.control_dependencies(grown):
+        kept = layout.kept(handles, slots)
+    with tf.control_dependencies([*grown, *kept]):
+        return missing[:granted], tf.identity(slots), marks.row()
+
+
+def swept(layout: Layout, handles, marks, now):
+    """Gives back the expired rows in a share of the table, of which a quarter of the time of
+    expiry needs all; returns the marks."""
+    share = 4 * marks.used // layout.settings.expire_after + 64
+    candidates = room.window(marks.swept, share, marks.used)
+    meta = layout.notes(handles, candidates)
+    owned = room.is_owned(meta)
+    chosen = tf.where(tf.logical_and(owned, layout.is_expired(meta[:, LAST], now)))[:, 0]
+    after = marks.swept + tf.size(candidates, tf.int64)
+    marks = marks._replace(swept=tf.math.floormod(after, tf.maximum(marks.used, 1)))
+
+    def give_back():
+        slots = tf.gather(candidates, chosen)
+        row = _erased(layout, handles, marks, slots, tf.gather(meta[:, KEY], chosen))
+        return room.given_back(handles, Marks.of(row), slots, layout.ends).row()
+
+    return tf.cond(tf.size(chosen) > 0, give_back, marks.row)
+
+
+def _evicted(layout, handles, marks, lacking, now):
+    """Takes rows from keys; returns (their numbers, the marks)."""
+    if layout.settings.evict == "none":
+        return tf.zeros([0], tf.int64), marks.row()
+    candidates = room.window(marks.hand, room.sample_of(lacking), marks.used)
+    meta = layout.notes(handles, candidates)
+    score = room.worth(meta, layout.settings.evict, now)
+    expired = layout.is_expired(meta[:, LAST], now)
+    first = tf.logical_and(expired, score < room.KEPT)
+    score = tf.where(first, tf.zeros_like(score) - 1, score)
+    chosen = room.least(score, lacking)
+    hand = tf.math.floormod(marks.hand + tf.size(candidates, tf.int64), marks.used)
+    slots = tf.gather(candidates, chosen)
+    marks = marks._replace(hand=hand, evicted=marks.evicted + tf.size(slots, tf.int64))
+    row = _erased(layout, handles, marks, slots, tf.gather(meta[:, KEY], chosen))
+    return slots, row
+
+
+def _erased(layout, handles, marks, slots, keys):
+    """Takes keys out of the index, and rows from their keys; returns the marks."""
+    removed = index.remove(handles, marks, keys)
+    gone = room.unowned(slots)
+    with tf.control_dependencies(layout.kept(handles, slots)):
+        done = segments.scatter(handles.meta, layout.ends, slots, gone)
+    marks = marks._replace(erased=marks.erased + tf.size(keys, tf.int64))
+    with tf.control_dependencies([*removed, *written([done])]):
+        return tf.identity(marks.row())
+
+
+def _grow(layout, handles, k, needed):
+    """Gives segment `k` its rows, if it is needed."""
+    rows = segments.sizes_of(layout.ends)[k]
+    width = layout.settings.width
+    families = [(handles.meta, (META_WIDTH,), tf.int64), (handles.free, (), tf.int64)]
+    forms = row_values.variables_of(layout.settings.row_dtype, width)
+    families += [(f, *form) for f, form in zip(handles.values, forms, strict=True)]
+    families += [(f, (width,), tf.float32) for f in handles.slots if f]
+    if handles.history is not None:
+        families.append((handles.history.marks, (), tf.int32))
+
+    def grow():
+        done = [segments.fill(f[k], rows, shape, dtype) for f, shape, dtype in families]
+        with tf.control_dependencies(written(done)):
+            return tf.constant(True)
+
+    return tf.cond(needed, grow, lambda: tf.constant(False))
