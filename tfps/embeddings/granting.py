@@ -6,12 +6,28 @@ All of it is called by the one writer of a part; see `hash_table`.
 import tensorflow as tf
 
 from tfps.embeddings import index, room, row_values, segments, sketch
-from tfps.embeddings.handles import KEY, LAST, META_WIDTH, Marks
+from tfps.embeddings.handles import KEY, LAST, META_WIDTH, Marks, TableHandles
 from tfps.embeddings.layout import Layout, written
 
 
-def grant(layout: Layout, handles, keys, missing, now, row, admits_all):
-    """Rows for keys without one.
+def grant(
+    layout: Layout,
+    handles: TableHandles,
+    keys: tf.Tensor,
+    missing: tf.Tensor,
+    now: tf.Tensor,
+    row: tf.Tensor,
+    admits_all: bool,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Gives rows to keys without one, as far as there are any.
+
+    Args:
+      layout, handles: of the part.
+      keys: int64 [n].
+      missing: int64 [m], which of the keys have no row.
+      now: int64 scalar, the number of the update.
+      row: int64 [k], the marks of the part; see `Marks.row`.
+      admits_all: whether keys are let in that were not seen often enough.
 
     Returns:
       (int64 [g], which of the keys get a row; int64 [g], the row numbers; the marks).
@@ -45,9 +61,11 @@ def grant(layout: Layout, handles, keys, missing, now, row, admits_all):
         return missing[:granted], tf.identity(slots), marks.row()
 
 
-def swept(layout: Layout, handles, marks, now):
-    """Gives back the expired rows in a share of the table, of which a quarter of the time of
-    expiry needs all; returns the marks."""
+def swept(layout: Layout, handles: TableHandles, marks: Marks, now: tf.Tensor) -> tf.Tensor:
+    """Gives back the expired rows in a share of the part; returns int64 [k], the marks.
+
+    A quarter of the time of expiry takes it through all rows. See `grant` for the arguments.
+    """
     share = 4 * marks.used // layout.settings.expire_after + 64
     candidates = room.window(marks.swept, share, marks.used)
     meta = layout.notes(handles, candidates)
