@@ -13,8 +13,12 @@ from tfps.embeddings.index import slots_of
 from tfps.embeddings.part import TablePart
 from tfps.embeddings.settings import TableSettings
 
-# Bytes of the rows of a table in the process of the model, unless it expects fewer.
+# A table whose rows have at most so many bytes is whole in the process of the model.
 LOCAL_BYTES = 64 << 20
+
+# Bytes of the rows of any other table in the process of the model. Its slots, its keys and their
+# index take twice as much again, and the chief of a large job has other things to hold.
+PART_BYTES = 16 << 20
 
 
 class Keys(NamedTuple):
@@ -35,8 +39,10 @@ class Keys(NamedTuple):
 
 def rows_here(settings: TableSettings) -> int:
     """How many rows a table has in the process of the model."""
-    most = max(1, LOCAL_BYTES // (4 * settings.width))
-    return min(most, settings.capacity or settings.expected)
+    row_bytes, rows = 4 * settings.width, settings.capacity or settings.expected
+    if rows * row_bytes <= LOCAL_BYTES:
+        return rows
+    return max(1, min(LOCAL_BYTES, PART_BYTES) // row_bytes)
 
 
 class LocalTable(tf.Module):
