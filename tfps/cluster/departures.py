@@ -94,9 +94,10 @@ def _ask(departures: "weakref.ref[Departures]", worker: int, address: str) -> No
         while (owner := departures()) is not None and owner._is_attended(worker):
             try:
                 if opened is None and not sockets.answers(address, _ANSWERS):
-                    time.sleep(_LOOK)  # To open a session there has no limit.
+                    time.sleep(_LOOK)
                     continue
-                opened = opened or shutdown.session(f"grpc://{address}", "worker", worker)
+                if opened is None:
+                    opened = shutdown.session(f"grpc://{address}", "worker", worker, _ANSWERS)
                 if opened.run(size, options=options):
                     opened.run(take, options=options)
                     owner._note(worker)

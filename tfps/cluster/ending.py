@@ -9,16 +9,19 @@ import sys
 import threading
 import time
 import types
+from collections.abc import Callable
 
 # How the names of threads begin that call TensorFlow and that nobody waits for.
 PREFIX = "tfps-"
 
-# s to wait for them. A call to a server that hangs will not come back at all.
-_LIMIT = 5.0
+# s to wait for them; s to wait after the connections to servers are shut, by which their calls
+# fail; and s after which connections that were made meanwhile are shut as well.
+_LIMIT, _CUT_LIMIT, _AGAIN = 5.0, 20.0, 1.0
 
 _LOOK = 0.01
 
 _begun = threading.Event()
+_cuts: list[Callable[[], None]] = []
 
 
 def has_begun() -> bool:
@@ -26,12 +29,34 @@ def has_begun() -> bool:
     return _begun.is_set()
 
 
+def cut_by(cut: Callable[[], None]) -> None:
+    """Has a function called at the end if a call to a server does not come back.
+
+    Args:
+      cut: shuts connections to servers. It may be called several times.
+    """
+    _cuts.append(cut)
+
+
 @atexit.register
 def _settle() -> None:
     _begun.set()
-    deadline = time.monotonic() + _LIMIT
-    while _busy() and time.monotonic() < deadline:
+    limit = time.monotonic() + _LIMIT + _CUT_LIMIT
+    if _came_back(_LIMIT):
+        return
+    while time.monotonic() < limit:
+        for cut in _cuts:
+            cut()
+        if _came_back(_AGAIN):
+            return
+
+
+def _came_back(seconds: float) -> bool:
+    """Waits until all threads have come back; whether they have."""
+    deadline = time.monotonic() + seconds
+    while (busy := _busy()) and time.monotonic() < deadline:
         time.sleep(_LOOK)
+    return not busy
 
 
 def _busy() -> bool:

@@ -1,5 +1,6 @@
 """Who lives: which tasks of a connected cluster answer, which are lost, and which have returned."""
 
+import functools
 import threading
 import time
 import weakref
@@ -359,4 +360,12 @@ def of(cluster: Cluster) -> Members:
     with _making:
         if cluster not in _of:
             _of[cluster] = Members(cluster)
+            ending.cut_by(functools.partial(_cut, weakref.ref(_of[cluster])))
         return _of[cluster]
+
+
+def _cut(members: "weakref.ref[Members]") -> None:
+    """Shuts the connections to all servers."""
+    if (known := members()) is not None:
+        for task in known.tasks():
+            connections.cut(known.address(task))

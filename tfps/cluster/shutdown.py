@@ -41,6 +41,7 @@ class Tasks(Protocol):
     task_index: int
 
 
+_ANSWERS = 10.0  # s that a server may take to open or close a session
 _POLL = 2.0  # s between two questions to the chief, and s that an answer may take
 _LINGER = 3.0  # s that a server waits for the chief's own exit after the message
 
@@ -56,10 +57,21 @@ def queue(job: str, index: int, name: str = "farewell") -> tf.queue.FIFOQueue:
         return tf.queue.FIFOQueue(8, [tf.string], shapes=[[]], shared_name=f"tfps_{name}")
 
 
-def session(target: str, job: str, index: int) -> tf.compat.v1.Session:
-    """Returns a session of the present graph on one server, whose target is given."""
+def session(
+    target: str, job: str, index: int, limit: float | None = _ANSWERS
+) -> tf.compat.v1.Session:
+    """Returns a session of the present graph on one server.
+
+    Args:
+      target: of the server.
+      job, index: of its task.
+      limit: s that opening it, closing it, and a run without a limit of its own may take; None for
+        no limit. Without one, to close a session waits until a server that was killed is back.
+    """
     # The filter keeps the session from waiting for the other tasks of the cluster.
     config = tf.compat.v1.ConfigProto(device_filters=[f"/job:{job}/task:{index}"])
+    if limit is not None:
+        config.operation_timeout_in_ms = int(limit * 1000)
     return tf.compat.v1.Session(target, config=config)
 
 
@@ -166,7 +178,8 @@ class Receiver:
             told = tf.compat.v1.placeholder(tf.string, [])
             hosts = queue(job, index, "hosts").enqueue(told)
             try:
-                with session(target, job, index) as opened:
+                # It waits for the message as long as the job lasts.
+                with session(target, job, index, limit=None) as opened:
                     opened.run(serves)  # Somebody reads the messages: see `succession`.
                     while (message := opened.run(get).decode()) in (ANEW, GO) or (
                         message.startswith(HOST)
