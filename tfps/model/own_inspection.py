@@ -237,7 +237,9 @@ class Findings:
             calls = [c for c in self._recorder.applied if c.optimizer is optimizer]
             if len(calls) > 1:
                 what = (
-                    "the mean of what a variable is given, as many times"
+                    "the mean of what a variable is given, as many times. That acts like a "
+                    "learning rate as many times as large, and may diverge where plain Keras does "
+                    "not: lower the rate, or call apply once a step"
                     if self.calls
                     else ("the sum of what a variable is given, once")
                 )
