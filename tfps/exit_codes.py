@@ -51,10 +51,17 @@ def of(error: BaseException) -> int:
 
 _noted: list[int] = []  # The code of what ends this process.
 
+_told = threading.Event()  # whether SIGTERM has come in an `on_sigterm`
+
 
 @contextlib.contextmanager
 def on_sigterm() -> Iterator[None]:
     """Raises SystemExit with 143 where SIGTERM finds the main thread, so that `finally` is run.
+
+    An exception raised by a handler can be lost: CPython drops what is raised in the callback of a
+    weak reference or in `__del__`, and a `threading.Condition` that is interrupted at the wrong
+    moment raises RuntimeError in its stead (3.11). The latter ends with 143 as well; for the former
+    a loop calls `end_if_told`.
 
     Does nothing in another thread, or where the program has a handler of its own.
     """
@@ -67,15 +74,40 @@ def on_sigterm() -> Iterator[None]:
 
     def end(signum: int, frame: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # The way out is not left again.
+        _told.set()
         terminate()
 
     end.tfps = True  # type: ignore[attr-defined]
     signal.signal(signal.SIGTERM, end)
     try:
         yield
+    except Exception as error:
+        if _told.is_set() and _comes_from_sigterm(error):
+            raise SystemExit(TERMINATED) from error
+        raise
     finally:
+        _told.clear()
         if signal.getsignal(signal.SIGTERM) is end:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _comes_from_sigterm(error: BaseException | None) -> bool:
+    """Whether an error was raised while the SystemExit of `terminate` was under way."""
+    while error is not None:
+        if isinstance(error, SystemExit) and error.code == TERMINATED:
+            return True
+        error = error.__context__
+    return False
+
+
+def end_if_told() -> None:
+    """Raises the SystemExit of a SIGTERM that came within an `on_sigterm`, if that was lost.
+
+    Raises:
+      SystemExit: it was; the code is 143.
+    """
+    if _told.is_set():
+        terminate()
 
 
 def terminate() -> NoReturn:

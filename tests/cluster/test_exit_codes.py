@@ -46,7 +46,14 @@ def test_codes_of_errors(error, code):
     assert launchers.may_be_retried(code) == (code == 75)
 
 
-def test_sigterm_unwinds_and_the_handler_goes():
+@pytest.fixture
+def sigterm():
+    """Gives SIGTERM its default back; once it has come, `on_sigterm` leaves it ignored."""
+    yield
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def test_sigterm_unwinds_and_the_handler_goes(sigterm):
     left = []
     with pytest.raises(SystemExit) as caught, exit_codes.on_sigterm():
         try:
@@ -63,6 +70,39 @@ def test_sigterm_unwinds_and_the_handler_goes():
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+class Dropped:
+    """Its end raises SIGTERM where Python drops every exception."""
+
+    def __del__(self):
+        signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_sigterm_whose_exception_is_dropped_is_not_forgotten(sigterm):
+    gone = []
+    with pytest.raises(SystemExit) as caught, exit_codes.on_sigterm():
+        exit_codes.end_if_told()
+        Dropped()
+        gone.append("on")
+        exit_codes.end_if_told()
+        gone.append("too far")
+    assert caught.value.code == 143
+    assert gone == ["on"]
+    exit_codes.end_if_told()  # It is over with the context.
+
+
+def test_a_sigterm_that_becomes_another_error_ends_the_same_way(sigterm):
+    lock = threading.Lock()
+    with pytest.raises(SystemExit) as caught, exit_codes.on_sigterm():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            lock.release()  # A RuntimeError, as in an interrupted wait of a condition.
+    assert caught.value.code == 143
+    with pytest.raises(RuntimeError), exit_codes.on_sigterm():
+        lock.release()
+
+
 def test_a_handler_of_the_programs_own_stays():
     seen = []
     before = signal.signal(signal.SIGTERM, lambda *_: seen.append(True))
@@ -75,7 +115,7 @@ def test_a_handler_of_the_programs_own_stays():
 
 
 PROGRAM = """
-import atexit, sys, tfps
+import atexit, signal, sys, tfps
 try:
     cluster = tfps.Cluster.from_env()
 except tfps.Error:
@@ -86,7 +126,14 @@ if sys.argv[1] == "lost":
     raise tfps.TaskLost("worker 0 no longer answers")
 if sys.argv[1] == "own":
     raise ValueError("mine")
-tfps.serve(cluster)
+class Dropped:  # Its end raises SIGTERM where Python drops every exception.
+    def __del__(self):
+        signal.raise_signal(signal.SIGTERM)
+def report(line):
+    print(line, file=sys.stderr, flush=True)
+    if sys.argv[1] == "dropped" and "serves at" in line:
+        Dropped()
+tfps.serve(cluster, report=report)
 """
 
 
@@ -112,11 +159,9 @@ def test_programs_that_catch_nothing():
     configs = {
         job: json.dumps({"cluster": cluster, "task": {"type": job, "index": 0}}) for job in cluster
     }
-    expected = {"lost": 75, "own": 1, "bad": 3, "server": 143}
-    processes = {
-        kind: start(kind, {"bad": "{}", "server": configs["ps"]}.get(kind, configs["chief"]))
-        for kind in expected
-    }
+    expected = {"lost": 75, "own": 1, "bad": 3, "server": 143, "dropped": 143}
+    given = {"bad": "{}", "server": configs["ps"], "dropped": configs["worker"]}
+    processes = {kind: start(kind, given.get(kind, configs["chief"])) for kind in expected}
     # Whatever happens, no process is left: nobody starts a chief for the server.
     guards = [threading.Timer(240, p.kill) for p in processes.values()]
     for guard in guards:
@@ -135,8 +180,9 @@ def test_programs_that_catch_nothing():
     assert {kind: p.returncode for kind, p in processes.items()} == expected, said
     assert "TaskLost: worker 0 no longer answers" in said["lost"][1]
     assert "farewell" in said["lost"][0]  # What the program registered still runs.
-    assert "told to end by SIGTERM" in said["server"][1]
-    assert "Traceback" not in said["server"][1]
+    for kind in ("server", "dropped"):
+        assert "told to end by SIGTERM" in said[kind][1]
+        assert "Traceback" not in said[kind][1]
 
 
 def test_the_table_is_public():

@@ -9,7 +9,7 @@ import pytest
 from tests import warm
 from tests.cluster.fleet import ROOT, Fleet
 from tfps import _tf_members
-from tfps.cluster import greeting
+from tfps.cluster import greeting, succession
 from tfps.cluster.members import Task
 
 pytestmark = pytest.mark.processes
@@ -74,3 +74,24 @@ def test_each_chief_finds_servers_without_memory(tmp_path):
             assert fleet.processes[task].wait(30) == 0, fleet.log(task)
             assert fleet.log(task).count("starts anew") == 1
             assert "the job is done" in fleet.log(task)
+
+
+@pytest.mark.timeout(200)
+def test_a_server_that_was_slow_to_answer_starts_anew_as_well(tmp_path, monkeypatch):
+    with Fleet(tmp_path, 1, 1) as fleet:
+        fleet.wait(worker := Task("worker", 0))
+        address = fleet.cluster.spec["worker"][0]
+        ask = greeting.status
+        before = _tf_members.incarnation(ask(address, 20.0))
+        monkeypatch.setattr(succession, "_name", lambda process: "first")
+        succession.claim([("worker", 0, address)], 60.0)
+        assert _tf_members.incarnation(ask(address, 20.0)) == before
+
+        asked = []
+        monkeypatch.setattr(
+            greeting, "status", lambda *args: ask(*args) if asked else asked.append(args)
+        )
+        monkeypatch.setattr(succession, "_name", lambda process: "second")
+        succession.claim([("worker", 0, address)], 60.0)
+        assert _tf_members.incarnation(ask(address, 20.0)) not in (None, before)
+        assert fleet.log(worker).count("starts anew") == 1

@@ -86,10 +86,10 @@ def status(address: str, timeout: float) -> bytes | None:
                 if stream == 1 and kind == _DATA:
                     body += payload
                 if stream == 1 and flags & _END_STREAM:
-                    break
+                    return body[len(_EMPTY) :] or None
     except OSError:
-        return None
-    return body[len(_EMPTY) :] if len(body) > len(_EMPTY) else None
+        pass
+    return None  # Also if the server hung up amid its answer.
 
 
 def _connected(address: str, deadline: float) -> socket.socket:

@@ -173,9 +173,9 @@ def serve(
     next_timeout = environment.chief_timeout() if chief_timeout is None else chief_timeout
     wait = next_timeout if anew.was_started() else startup_timeout
     lease = chief_watch.LEASE if cluster.task_type == "worker" else ps_timeout
-    with exit_codes.on_sigterm():
+    with exit_codes.sigterm_noted() as told:
         try:
-            _serve(cluster, wait, lease, orphaned, report, cpu_devices)
+            _serve(cluster, wait, lease, orphaned, told, report, cpu_devices)
         except SystemExit:
             report(f"{name}: told to end by SIGTERM")
             raise
@@ -191,6 +191,7 @@ def _serve(
     startup_timeout: float,
     lease: float,
     orphaned: Callable[[], bool],
+    told: Callable[[], bool],
     report: Callable[[str], None],
     cpu_devices: int | None,
 ) -> None:
@@ -204,12 +205,11 @@ def _serve(
     receiver = shutdown.Receiver(
         server, cluster, lease, lambda ps: start_another(cluster, ps) if is_ps else ""
     )
-    try:
-        message = receiver.wait(startup_timeout, orphaned, lambda line: report(f"{name}: {line}"))
-    except SystemExit:
+    message = receiver.wait(startup_timeout, orphaned, lambda line: report(f"{name}: {line}"), told)
+    if message is None:
         if cluster.task_type == "worker" and receiver.hand_back(_HANDS_BACK):
             report(f"{name}: has handed back what it held")
-        raise
+        exit_codes.terminate()
     if message != shutdown.DONE:
         raise errors.ChiefLost(f"the job failed: {message}")
     report(f"{name}: the job is done")

@@ -42,6 +42,7 @@ class Tasks(Protocol):
 
 
 _ANSWERS = 10.0  # s that a server may take to open or close a session
+_LOOK = 0.2  # s between two looks for what this process was told meanwhile
 _POLL = 2.0  # s between two questions to the chief, and s that an answer may take
 _LINGER = 3.0  # s that a server waits for the chief's own exit after the message
 
@@ -200,16 +201,18 @@ class Receiver:
         startup_timeout: float,
         orphaned: Callable[[], bool] = lambda: False,
         report: Callable[[str], None] = lambda line: None,
-    ) -> str:
+        told: Callable[[], bool] = lambda: False,
+    ) -> str | None:
         """Blocks until the job ends.
 
         Args:
           startup_timeout: seconds that the chief may take to appear.
-          orphaned: asked every second whether the process that started this one is gone.
+          orphaned: asked a few times a second whether the process that started this one is gone.
           report: called with a line about the wait, once a minute.
+          told: asked a few times a second whether this process was told to end.
 
         Returns:
-          The chief's message: `DONE`, or why the job failed.
+          The chief's message: `DONE`, or why the job failed; None if this process was told to end.
 
         Raises:
           StartupTimeout: the chief did not come.
@@ -221,9 +224,11 @@ class Receiver:
         watch = self._watch = chief_watch.ChiefWatch(self._lease, started)
         next_look = next_report = started
         while not self._messages:
-            self._heard.wait(min(1.0, _POLL))
+            self._heard.wait(_LOOK)
             if self._messages:
                 break
+            if told():
+                return None
             if orphaned():
                 raise errors.ChiefLost("the process that started this server is gone")
             if self._anew:

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 
 import tensorflow as tf
 
+from tfps import _tf_members
 from tfps.cluster import greeting, shutdown
 
 # s for one message.
@@ -53,16 +54,22 @@ def claim(servers: Iterable[tuple[str, int, str]], timeout: float) -> None:
 def _claim(job: str, index: int, address: str, deadline: float) -> None:
     restarted, own = False, _name(os.getpid())
     while time.monotonic() < deadline:
-        before = greeting.status(address, _ANSWER)
+        if (before := _process(address)) is None:
+            time.sleep(_POLL)
+            continue  # It is slow, or starts anew: who it is must be known before it is told to.
         name = _owner(job, index, address, own)
         if name == own or (name is None and not restarted):
             return
         # It starts anew within seconds, and is then another process at the same address.
         while name is not None and time.monotonic() < deadline and not restarted:
-            now = greeting.status(address, _ANSWER)
-            restarted = now not in (None, before)
+            restarted = _process(address) not in (None, before)
             time.sleep(_POLL)
         time.sleep(_POLL)
+
+
+def _process(address: str) -> int | None:
+    """Returns a number by which a server's process is known; None if it has not answered."""
+    return _tf_members.incarnation(greeting.status(address, _ANSWER))
 
 
 def _owner(job: str, index: int, address: str, own: str) -> str | None:

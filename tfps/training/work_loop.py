@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from tfps import errors
+from tfps import errors, exit_codes
 from tfps.cluster.calls import WorkerCalls
 from tfps.cluster.events import Completion, Leaves, Lost, Returned
 from tfps.training.feeds import WorkSource
@@ -224,6 +224,7 @@ class WorkLoop:
         """
         try:
             while True:
+                exit_codes.end_if_told()
                 waiting = self._start()
                 if self._calls.pending or self._calls.events or self._lacks_workers():
                     self._take_in(self._calls.next())
