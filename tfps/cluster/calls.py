@@ -4,13 +4,13 @@ import contextlib
 import functools
 import math
 import queue
-import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from tfps import _tf, errors
-from tfps.cluster import failures, health, loss_policy, members, reconnecting, sockets
+from tfps.cluster import failures, health, loss_policy, members, sockets
+from tfps.cluster.admissions import Admissions
 from tfps.cluster.asking import Asker
 from tfps.cluster.departures import Departures
 from tfps.cluster.events import Completion, Leaves, Lost, Returned
@@ -84,17 +84,16 @@ class WorkerCalls:
         self.events: list[Lost | Leaves] = []
         self._departures = Departures(cluster)
         self._leaving: set[int] = set()  # living workers of which `next` has told
-        self._arrived: list[int] = []  # lost workers that are connected again, to be admitted
         self._cluster, self._limit = cluster, limit
         self._members = members.of(cluster)
         self.servers = LostServers(cluster, self._members, policy)
         self._strays = False  # whether calls may still run that `drain` gave up on
         self._done: queue.SimpleQueue = queue.SimpleQueue()
+        self._admissions = Admissions(self._members)
         self._present: dict[int, _Submitted] = {}  # worker -> the call that it is in
         self._doubts: dict[int, _Doubt] = {}
         self._todo: list[queue.SimpleQueue] = []
         self._lanes: list[Lane] = []
-        self._returning: threading.Thread | None = None
         self._looked = time.monotonic()
         self._health = health.Health(cluster, self._lanes, limit)
         for w in range(cluster.num_workers):
@@ -154,9 +153,9 @@ class WorkerCalls:
         while True:
             if self.events:
                 return self.events.pop(0)
-            if returns and self._arrived:
-                if (arrived := self._admit(self._arrived.pop(0))) is not None:
-                    return arrived
+            if returns and (arrived := self._admissions.take()) is not None:
+                if (returned := self._admit(arrived)) is not None:
+                    return returned
                 continue
             with contextlib.suppress(queue.Empty):
                 patience = _LOOK_IN_DOUBT if self._doubts else _LOOK
@@ -265,19 +264,8 @@ class WorkerCalls:
 
     def _seek_returned(self) -> None:
         lost = {Task("worker", w) for w in range(self.num_workers) if w not in self.living}
-        back = lost & self._members.returned()
-        if not back or (self._returning is not None and self._returning.is_alive()):
-            return
-        done, arrived, known = self._done, self._arrived, self._members
-
-        def reconnect() -> None:
-            with contextlib.suppress(Exception):  # It is tried again.
-                for task in reconnecting.reconnect(known, back):
-                    arrived.append(task.index)
-                    done.put((None, None, None, None))
-
-        self._returning = threading.Thread(target=reconnect, name="tfps-admits", daemon=True)
-        self._returning.start()
+        done = self._done
+        self._admissions.seek(lost, lambda: done.put((None, None, None, None)))
 
     def _admit(self, worker: int) -> Returned | None:
         if worker in self.living:

@@ -1,6 +1,5 @@
 """Training under one policy: from the start of the workers to the end of what they hold."""
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable
@@ -9,18 +8,17 @@ from typing import Any, Protocol, cast
 import tensorflow as tf
 
 from tfps.model import optimizer_traits
-from tfps.store import mailbox
-from tfps.store.actors import Told
 from tfps.training.feeds import Feed, Work, WorkAhead, WorkSource
 from tfps.training.given import GivenWorks, Redo
+from tfps.training.given_rounds import GivenRounds
 from tfps.training.lookahead import Lookahead
 from tfps.training.policy import ConsistencyPolicy
+from tfps.training.repeating import Repeating
 from tfps.training.reports import Reports
 from tfps.training.schedule import Clocks
 from tfps.training.server_side import ServerSide
 from tfps.training.session import Session
 from tfps.training.work_loop import RoundLoop, WorkLoop
-from tfps.worker.async_step import AsyncCarry
 from tfps.worker.tally import Report
 from tfps.worker.worker_step import RoundStep
 
@@ -84,6 +82,7 @@ class PolicyRun:
         alike = policy.in_rounds or bool(policy.local_steps)
         feed.regroup(policy.steps_per_call(session.model.steps_per_execution), alike)
         self._step = session.steps.training(side, policy, feed)
+        self._repeating = Repeating(session, side, policy, feed, self._step)
         self._defers = False  # whether hooks of batches look at nothing
         self._last_rate, self._rate_read = 0.0, -math.inf
 
@@ -140,9 +139,7 @@ class PolicyRun:
         memory = self._state.take_memory(self._side.exchange)
         self._state.carries = self._calls.run_on_each(lambda w: step.start(handles[w], memory[w]))
         self._state.own.report(self._reports.blanks)
-        self._given = GivenWorks(self._calls.num_workers)
-        self._pushing: dict[int, _RoundPush] = {}
-        self._round_redos: dict[int, _RoundPush] = {}
+        self._given, self._rounds = GivenWorks(self._calls.num_workers), GivenRounds()
 
     def _reasons_to_drop(self) -> list[str]:
         """Why this policy may drop a unit; see `Ledger.begin_run`."""
@@ -181,7 +178,7 @@ class PolicyRun:
     def _give(self, worker: int, number: int, work: Any) -> None:
         """Notes what is lost if the worker is."""
         if self._policy.in_rounds:
-            self._pushing[worker] = _RoundPush(work, number)
+            self._rounds.give(worker, number, work)
             self._note(worker, number, work)
             return
         following = work.following if isinstance(work, WorkAhead) else work
@@ -197,8 +194,7 @@ class PolicyRun:
     def push(self, worker: int, share: float, expected: int) -> Callable[[], Report]:
         """See `work_loop.RoundRun`."""
         number, rate = self._state.number_steps(1), self._rate()
-        held = self._pushing[worker]
-        held.push, held.share, held.expected = number, share, expected
+        held = self._rounds.due(worker, number, share, expected)
         self._ledger.pushes(number, held.number)
         step, handles = cast(RoundStep, self._step), self._handles[worker]
         carries = self._state.carries
@@ -232,7 +228,8 @@ class PolicyRun:
 
     def dropped(self, worker: int) -> None:
         """See `work_loop.RoundRun`."""
-        self._ledger.dropped(self._pushing.pop(worker).number, "late")
+        if (held := self._rounds.take(worker)) is not None:
+            self._ledger.dropped(held.number, "late")
 
     def stopped(self) -> bool:
         """See `work_loop.Run`; a step that prefetches ends by its `Lookahead`."""
@@ -260,88 +257,22 @@ class PolicyRun:
         redos = []
         if redo is not None:
             redos.append(redo.known({p: one.repeated for p, one in told.items()}))
-        if self._policy.in_rounds:
-            return redos + self._lost_of_round(worker, told)
-        loss = self._given.lose(worker, {p: one.last for p, one in told.items()})
+        given = self._rounds if self._policy.in_rounds else self._given
+        loss = given.lose(worker, {p: one.last for p, one in told.items()})
         for work, begin in loss.back:
             self._feed.give_back(worker, work, begin)
         return redos + loss.redo
-
-    def _lost_of_round(self, worker: int, told: dict[int, Told]) -> list[Redo]:
-        held = self._pushing.pop(worker, None)
-        if held is None:
-            return []
-        if held.push is None:
-            self._feed.give_back(worker, held.work, 0)
-            return []
-        has = frozenset(p for p, one in told.items() if one.last >= held.push)
-        if len(has) == len(told):
-            return []
-        count = held.work.count
-        redo = Redo(held.work, 0, count, held.push, has, counts=False, open=False)
-        self._round_redos[held.push] = held
-        return [redo]
 
     def redo(self, worker: int, redo: Redo) -> tuple[Any, Callable[[], Report]]:
         """See `work_loop.Run`."""
         work = self._feed.repeat(redo.work, redo.begin, worker, redo.count)
         self._losses.repeated_units += 1
-        repeats = mailbox.repeats_of(redo.has)
+        repeating, rate = self._repeating, self._rate()
+        handles, blank = self._handles[worker], self._reports.blanks[worker]
         if self._policy.in_rounds:
-            return work, self._redo_of_round(worker, redo, work, repeats)
-        rate, carries, each = self._rate(), self._state.carries, self._state.own.each
-        handles, carry, own = self._handles[worker], carries[worker], each[worker]
-        step = self._session.steps.repeating(self._side, self._policy, self._feed)
-        masked, shapes = self._masked(redo.has), step.own.shapes
-        blank = self._reports.blanks[worker]
-        whole = bool(self._policy.local_steps)
-        counts = redo.counts
-        if not counts:
-            own = own._replace(metrics=[*own.metrics])
-
-        def call() -> Report:
-            given = carry if whole else AsyncCarry(carry.residuals, {})
-            vector, kept, after = step(
-                handles, work.source, given, own._replace(report=[blank]), work.count,
-                redo.number, rate, repeats,
-            )  # fmt: skip
-            # A ps that ignores the repeat has not got what its residuals would lack.
-            residuals = {
-                i: (carry.residuals if i in masked else kept.residuals)[i] for i in kept.residuals
-            }
-            kept = kept if whole else carry
-            carries[worker] = kept._replace(residuals=residuals)
-            if counts:
-                each[worker] = after._replace(report=own.report)
-            report = Report.of(vector, shapes, worker)
-            return report if counts else report.of_push()
-
-        return work, call
-
-    def _redo_of_round(self, worker, redo, work, repeats) -> Callable[[], Report]:
-        held = self._round_redos[redo.number]
-        rate, carries = self._rate(), self._state.carries
-        handles, carry = self._handles[worker], carries[worker]
-        own = self._state.own.each[worker]._replace(report=[self._reports.blanks[worker]])
-        step = cast(RoundStep, self._step)
-
-        def call() -> Report:
-            # The worker's own push is done: what it has computed is of no use any more.
-            vector, kept, _ = step(handles, work.source, carry, own, work.count, held.number, rate)
-            taken = Report.of(vector, step.own.shapes, worker).taken
-            assert held.push is not None
-            vector, kept = step.push(
-                handles, kept, held.push, held.share, held.expected, rate, repeats
-            )
-            carries[worker] = kept
-            return dataclasses.replace(Report.of(vector, step.own.shapes, worker), taken=taken)
-
-        return call
-
-    def _masked(self, has: frozenset[int]) -> set[int]:
-        """The buckets on these ps."""
-        buckets = self._session.served.store.plan.buckets
-        return {i for i, bucket in enumerate(buckets) if bucket.ps in has}
+            held = self._rounds.lost(redo.number)
+            return work, repeating.round(worker, redo, work, held, handles, blank, rate)
+        return work, repeating.unit(worker, redo, work, handles, blank, rate)
 
     def redo_ended(self, worker: int, work: Any, taken: int) -> None:
         """See `work_loop.Run`."""
@@ -371,7 +302,7 @@ class PolicyRun:
         for report in value:
             self._observer.counts(report)
         self._given.settled(worker)
-        self._pushing.pop(worker, None)
+        self._rounds.take(worker)
         self._ledger.lost(worker, self._calls.lives[worker])
         self._actors.fence(worker, self._calls.lives[worker])
         carry, self._state.carries[worker] = self._state.carries[worker], None
@@ -442,21 +373,3 @@ class PolicyRun:
 
     def _read_rate(self) -> float:
         return optimizer_traits.rate_now(self._session.served.rate)
-
-
-@dataclasses.dataclass
-class _RoundPush:
-    """What a worker does in a round.
-
-    Attributes:
-      work: its batch, or the batches of its local steps.
-      number: of the (first) step.
-      push: number of the push; None before the round is due.
-      share, expected: of the push.
-    """
-
-    work: Any
-    number: int
-    push: int | None = None
-    share: float = 0.0
-    expected: int = 0
