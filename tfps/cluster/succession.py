@@ -24,6 +24,10 @@ _ANSWER = 5.0
 # s between two looks at a server that starts anew.
 _POLL = 0.1
 
+# s for a server that answers to say which process it is, and who was its chief. Whoever connects
+# next will see what is wrong with one that does not.
+_PATIENCE = 60.0
+
 
 @functools.cache
 def _name(process: int) -> str:
@@ -52,18 +56,19 @@ def claim(servers: Iterable[tuple[str, int, str]], timeout: float) -> None:
 
 
 def _claim(job: str, index: int, address: str, deadline: float) -> None:
-    restarted, own = False, _name(os.getpid())
-    while time.monotonic() < deadline:
-        if (before := _process(address)) is None:
-            time.sleep(_POLL)
-            continue  # It is slow, or starts anew: who it is must be known before it is told to.
-        name = _owner(job, index, address, own)
-        if name == own or (name is None and not restarted):
+    own = _name(os.getpid())
+    # It may be slow, or be about to start anew, without anybody's word.
+    patience = min(deadline, time.monotonic() + _PATIENCE)
+    while time.monotonic() < patience:
+        before = _process(address)
+        name = None if before is None else _owner(job, index, address, own)
+        if name == own:
             return
-        # It starts anew within seconds, and is then another process at the same address.
-        while name is not None and time.monotonic() < deadline and not restarted:
-            restarted = _process(address) not in (None, before)
-            time.sleep(_POLL)
+        if name is not None:
+            # It starts anew within seconds, and is then another process at the same address.
+            while time.monotonic() < deadline and _process(address) in (None, before):
+                time.sleep(_POLL)
+            patience = min(deadline, time.monotonic() + _PATIENCE)
         time.sleep(_POLL)
 
 
@@ -73,24 +78,29 @@ def _process(address: str) -> int | None:
 
 
 def _owner(job: str, index: int, address: str, own: str) -> str | None:
-    """Returns the name on a server: `own` if there was none, and None if nobody reads there.
+    """Leaves this chief's name on a server; one that has another name is told to start anew.
 
-    A server with another name is told to start anew.
+    Returns:
+      The name of the chief before; `own` if there was none, or if nobody reads there; None if the
+      server did not answer.
     """
     options = tf.compat.v1.RunOptions(timeout_in_ms=int(_ANSWER * 1000))
     with tf.Graph().as_default():
         serves = shutdown.queue(job, index, "serves").size()
         owners = shutdown.queue(job, index, "owner")
-        known, get, put = owners.size(), owners.dequeue(), owners.enqueue(own)
+        known, put, name = owners.size(), owners.enqueue(own), owners.dequeue()
+        with tf.control_dependencies([owners.enqueue(name)]):
+            shown = tf.identity(name)  # It stays, so that a question that failed can be repeated.
         anew = shutdown.queue(job, index).enqueue(shutdown.ANEW)
         try:
             with shutdown.session(f"grpc://{address}", job, index) as opened:
-                if not opened.run(serves, options=options):
-                    return None
-                name = opened.run(get, options=options).decode() if opened.run(known) else own
-                opened.run(put, options=options)
-                if name != own:
+                if not opened.run(known, options=options):
+                    opened.run(put, options=options)
+                owner = opened.run(shown, options=options).decode()
+                # A server that has just come may not read yet, and has no memory.
+                if owner != own and opened.run(serves, options=options):
                     opened.run(anew, options=options)
-                return name
+                    return owner
+                return own
         except tf.errors.OpError:
-            return None  # Whoever connects next will see what is wrong with it.
+            return None
