@@ -121,9 +121,14 @@ class Result:
     taken: int
     is_known: bool = True
     weight: float = 1.0
+    metrics: list = dataclasses.field(default_factory=list)  # of which batches
 
     def __add__(self, other):
-        return Result(self.steps + other.steps, self.taken + other.taken)
+        taken, metrics = self.taken + other.taken, self.metrics + other.metrics
+        return Result(self.steps + other.steps, taken, metrics=metrics)
+
+    def counted(self):
+        return dataclasses.replace(self, metrics=[])
 
 
 @dataclasses.dataclass
@@ -202,7 +207,11 @@ class ExactlyOnce(RuleBasedStateMachine):
         self.cut = applied, self.number, self.counted.copy()
 
     def _go_on(self):
-        self.loop._start()
+        """As `WorkLoop.run` goes on: it gives out work before it takes in what has happened."""
+        self.loop._give_out()
+        while self.calls.events:
+            self.loop._take_in(self.calls.events.pop(0))
+            self.loop._give_out()
 
     # What the work loop asks for, as `PolicyRun` does it.
 
@@ -210,7 +219,7 @@ class ExactlyOnce(RuleBasedStateMachine):
         pass
 
     def ended(self, last, first, result):
-        pass
+        self.counts(result)
 
     def stopped(self):
         return False
@@ -273,8 +282,8 @@ class ExactlyOnce(RuleBasedStateMachine):
     def redo_ended(self, worker, work, taken):
         pass
 
-    def redone(self, redo, result):
-        pass
+    def counts(self, result):
+        self.counted.update(result.metrics)
 
     def returned(self, worker):
         def call():
@@ -332,26 +341,32 @@ class ExactlyOnce(RuleBasedStateMachine):
         tag = self.calls.present.pop(life.worker)
         life.after()
         life.plan = None
-        if isinstance(tag, work_loop._Again):
-            self.counted.update(life.repeated)
-            result = Result(tag.redo.count, tag.redo.count)
-        elif isinstance(tag, tuple):
-            life.unreported += life.trained
-            if known:
-                self.counted.update(life.unreported)
-                life.unreported = []
-            result = Result(tag[1].count, tag[1].takes, known)
-        else:
-            result = None
+        result = self._result(life, tag, known)
         self.loop._take_in(Completion(life.worker, tag, result))
         self._go_on()
 
+    def _result(self, life, tag, known):
+        if isinstance(tag, work_loop._Again):
+            return Result(tag.redo.count, tag.redo.count, metrics=life.repeated)
+        if not isinstance(tag, tuple):
+            return None
+        life.unreported += life.trained
+        metrics = []
+        if known:
+            metrics, life.unreported = life.unreported, []
+        return Result(tag[1].count, tag[1].takes, known, metrics=metrics)
+
     @precondition(lambda self: len(self.calls.living) > 1)
-    @rule(which=st.integers(0, 20), dies=st.booleans())
-    def lose(self, which, dies):
-        """A worker is taken for lost; what it has sent comes later, or it goes on sending."""
+    @rule(which=st.integers(0, 20), dies=st.booleans(), another=st.booleans())
+    def lose(self, which, dies, another):
+        """A worker is taken for lost; what it has sent comes later, or it goes on sending.
+
+        Another one may be lost in the same moment: they were on one host.
+        """
         living = sorted(self.calls.living)
-        self._lose(living[which % len(living)], dies)
+        which %= len(living)
+        for worker in (living[which:] + living[:which])[: 1 + (another and len(living) > 2)]:
+            self._lose(worker, dies)
         self._go_on()
 
     def _lose(self, worker, dies):
@@ -364,7 +379,7 @@ class ExactlyOnce(RuleBasedStateMachine):
             ghost.plan = None
         self.ghosts.append(ghost)
         self.lives[worker] = Life(worker, -1)
-        self.loop._take_in(Lost(worker, tag, busy, "is tested"))
+        self.calls.events.append(Lost(worker, tag, busy, "is tested"))
 
     @precondition(lambda self: len(self.calls.living) < WORKERS)
     @rule(which=st.integers(0, 20))
@@ -388,6 +403,7 @@ class ExactlyOnce(RuleBasedStateMachine):
             life = self.lives[worker]
             self.counted.update(life.unreported)
             life.unreported = []
+            self.given.done(worker, [], True)
         # The loss of a worker whose report has come is noticed in the push.
         for worker in living:
             life = self.lives[worker]
@@ -399,9 +415,6 @@ class ExactlyOnce(RuleBasedStateMachine):
                 self.given.settled(worker)
                 life.held = life.pending = None
         if gone is not None:
-            # The reports of what it was given have come.
-            for one in self.given._given[gone]:
-                one.reported = one.reported or not one.open
             self._lose(gone, True)
         else:
             self._take_cut()

@@ -77,7 +77,6 @@ class RoundsMachine(RuleBasedStateMachine):
         self.computing: dict[int, tuple[int, bool]] = {}  # worker -> (its round, has it left)
         self.held: dict[int, float] = {}
         self.pushing: set[int] = set()
-        self.orphans: set[int] = set()  # left in the middle of a push
 
     def poll(self):
         shares = self.rounds.due()
@@ -98,13 +97,13 @@ class RoundsMachine(RuleBasedStateMachine):
 
     @property
     def busy(self):
-        return {*self.computing, *self.orphans, *self.pushing}
+        return {*self.computing, *self.pushing}
 
     @rule(worker=WORKERS)
     def join(self, worker):
-        if worker in self.busy:
+        if worker in self.computing:
             return
-        self.rounds.join(worker)
+        self.rounds.join(worker)  # It may have come back while another one pushes for it.
         self.members.add(worker)
         self.most = max(self.most, len(self.members))
         self.poll()
@@ -119,9 +118,6 @@ class RoundsMachine(RuleBasedStateMachine):
         self.held.pop(worker, None)
         if worker in self.computing:
             self.computing[worker] = (self.computing[worker][0], True)
-        if worker in self.pushing:
-            self.orphans.add(worker)
-            self.pushed(worker)
         self.poll()
 
     @precondition(lambda self: self.members - self.busy - self.held.keys())
@@ -145,25 +141,21 @@ class RoundsMachine(RuleBasedStateMachine):
             self.held[worker] = weight
         self.poll()
 
-    @precondition(lambda self: self.pushing or self.orphans)
+    @precondition(lambda self: self.pushing)
     @rule(pick=PICK)
     def push(self, pick):
-        worker = pick(self.pushing | self.orphans)
+        """The push is through, though its worker may be gone, and another one have made it."""
+        worker = pick(self.pushing)
         self.rounds.pushed(worker)
-        if worker in self.pushing:
-            self.pushed(worker)
-        self.orphans.discard(worker)
-        self.poll()
-
-    def pushed(self, worker):
         self.pushing.discard(worker)
         if not self.pushing:
             self.round += 1
+        self.poll()
 
     @invariant()
     def no_deadlock(self):
         """Where members are there and nothing of theirs is under way, one may start."""
-        if self.members and not self.busy & self.members:
+        if self.members and not self.pushing and not self.computing.keys() & self.members:
             assert any(self.rounds.allowance(w) for w in self.members)
 
     @invariant()

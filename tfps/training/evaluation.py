@@ -138,7 +138,7 @@ class EvaluationRun:
     def redo_ended(self, worker: int, work: Any, taken: int) -> None:
         """See `redo`."""
 
-    def redone(self, redo: Redo, result: Any) -> None:
+    def counts(self, result: Any) -> None:
         """See `redo`."""
 
     def leaving(self, worker: int) -> None:

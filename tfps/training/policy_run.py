@@ -278,9 +278,8 @@ class PolicyRun:
         """See `work_loop.Run`."""
         self._feed.done(worker, work, taken)
 
-    def redone(self, redo: Redo, result: Report) -> None:
+    def counts(self, result: Report) -> None:
         """See `work_loop.Run`."""
-        del redo
         self._observer.counts(result)
 
     def leaving(self, worker: int) -> Callable[[], list[Report]]:
@@ -339,6 +338,8 @@ class PolicyRun:
         vectors = [own.report[0] if own.report else None for own in self._state.own.each]
         for report in self._reports.bring(self._calls, vectors):
             self._observer.counts(report)
+            # If the worker is lost in what follows, nothing of this is counted again.
+            self._given.done(report.worker, [], True)
             self._state.own.each[report.worker] = self._state.own.each[report.worker]._replace(
                 report=[self._reports.blanks[report.worker]]
             )

@@ -39,6 +39,10 @@ class Prediction(NamedTuple):
         """Nothing, since a prediction takes part in no round."""
         return 0.0
 
+    def counted(self) -> "Prediction":
+        """All of it, since outputs are not counted."""
+        return self
+
 
 class PredictionRun:
     """A `work_loop.Run` that predicts every batch with the same parameters.
@@ -126,7 +130,7 @@ class PredictionRun:
         """See `work_loop.Run`."""
         self._feed.done(worker, work, taken)
 
-    def redone(self, redo: Redo, result: Any) -> None:
+    def counts(self, result: Any) -> None:
         """See `work_loop.Run`; every batch is of a call that has not ended."""
 
     def leaving(self, worker: int) -> None:

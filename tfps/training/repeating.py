@@ -13,7 +13,7 @@ from tfps.training.server_side import ServerSide
 from tfps.training.session import Session
 from tfps.worker.async_step import AsyncCarry
 from tfps.worker.tally import Report
-from tfps.worker.worker_step import RoundStep, WorkerStep
+from tfps.worker.worker_step import Residuals, RoundStep, WorkerStep
 
 
 class Repeating:
@@ -68,10 +68,7 @@ class Repeating:
                 handles, work.source, given, own._replace(report=[blank]), work.count,
                 redo.number, rate, repeats,
             )  # fmt: skip
-            # A ps that ignores the repeat has not got what its residuals would lack.
-            residuals = {
-                i: (carry.residuals if i in masked else kept.residuals)[i] for i in kept.residuals
-            }
+            residuals = _mixed(carry.residuals, kept.residuals, masked)
             kept = kept if whole else carry
             carries[worker] = kept._replace(residuals=residuals)
             if counts:
@@ -99,8 +96,9 @@ class Repeating:
         """
         repeats, carries = mailbox.repeats_of(redo.has), self._state.carries
         carry = carries[worker]
-        own = self._state.own.each[worker]._replace(report=[blank])
-        step = cast(RoundStep, self._step)
+        own = self._state.own.each[worker]
+        own = own._replace(report=[blank], metrics=[*own.metrics])
+        step, masked = cast(RoundStep, self._step), self._masked(redo.has)
 
         def call() -> Report:
             # The worker's own push is done: what it has computed is of no use any more.
@@ -110,7 +108,8 @@ class Repeating:
             vector, kept = step.push(
                 handles, kept, held.push, held.share, held.expected, rate, repeats
             )
-            carries[worker] = kept
+            before, after = step.rest(carry).residuals, step.rest(kept).residuals
+            carries[worker] = step.with_residuals(kept, _mixed(before, after, masked))
             return dataclasses.replace(Report.of(vector, step.own.shapes, worker), taken=taken)
 
         return call
@@ -119,3 +118,11 @@ class Repeating:
         """The buckets on these ps."""
         buckets = self._session.served.store.plan.buckets
         return {i for i, bucket in enumerate(buckets) if bucket.ps in has}
+
+
+def _mixed(before: Residuals, after: Residuals, masked: set[int]) -> Residuals:
+    """What a codec has not sent yet after a repeat that the ps of the masked buckets ignore.
+
+    They have not got what the new residuals of these buckets would lack.
+    """
+    return {i: (before if i in masked else after)[i] for i in after}

@@ -19,7 +19,11 @@ class Schedule(Protocol):
         """Lets a worker take part; without effect if the worker takes part already."""
 
     def leave(self, worker: int) -> None:
-        """The worker takes no further work, and nobody has to wait for the worker any more."""
+        """The worker takes no further work, and nobody has to wait for it to begin or end one.
+
+        A push for which `due` has named the worker is reported to `pushed` in any case: if the
+        worker is lost, another one makes it.
+        """
 
     def allowance(self, worker: int) -> float:
         """How many steps the worker may start now; 0 if the worker has to wait."""
@@ -132,7 +136,6 @@ class Rounds:
         self._members.discard(worker)
         self._computing.pop(worker, None)
         self._held.pop(worker, None)
-        self.pushed(worker)
 
     def allowance(self, worker: int) -> float:
         """See `Schedule`."""
@@ -164,8 +167,6 @@ class Rounds:
 
     def pushed(self, worker: int) -> None:
         """See `RoundSchedule`; the round ends with the last of its workers."""
-        if worker not in self._pushing:
-            return  # The worker had left, and the round may have ended without it.
         self._pushing.discard(worker)
         if not self._pushing:
             self.number += 1

@@ -37,6 +37,9 @@ class Result(Protocol):
     def __add__(self, other: Any) -> Any:
         """The result together with that of the push that followed; needed in rounds only."""
 
+    def counted(self) -> Any:
+        """What is left of the result when all but its batches has been counted."""
+
 
 class Run(Protocol):
     """What a work loop runs: training under a policy, an evaluation, or a prediction.
@@ -91,8 +94,8 @@ class Run(Protocol):
     def redo_ended(self, worker: int, work: Any, taken: int) -> None:
         """The work of a redo is settled: it is done, or its worker was lost, too."""
 
-    def redone(self, redo: Redo, result: Any) -> None:
-        """Something was done again whose batches have ended before, as far as hooks know."""
+    def counts(self, result: Any) -> None:
+        """What something came to whose batches end later, or have ended, as far as hooks know."""
 
     def leaving(self, worker: int) -> Callable[[], Any] | None:
         """The call by which a worker hands back what it holds, for it was told to end.
@@ -134,15 +137,13 @@ class _LostCall:
       worker: index of the worker that was lost.
       first: index of the call's first batch.
       left: how many redos are left.
-      result: of those that are done.
-      steps: batches that these had.
+      result: of what is done, and counted.
     """
 
     worker: int
     first: int
     left: int = 0
     result: Any = None
-    steps: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,7 +226,7 @@ class WorkLoop:
         try:
             while True:
                 exit_codes.end_if_told()
-                waiting = self._start()
+                waiting = self._give_out()
                 if self._calls.pending or self._calls.events or self._lacks_workers():
                     self._take_in(self._calls.next())
                 elif waiting:
@@ -272,8 +273,13 @@ class WorkLoop:
             case _:
                 self._complete(event)
 
-    def _start(self) -> list[int]:
+    def _give_out(self) -> list[int]:
         """Gives idle workers work; returns the workers that have to wait for others."""
+        # An idle worker may be lost, and its loss not have been taken in.
+        return [] if self._calls.events else self._start()
+
+    def _start(self) -> list[int]:
+        """See `_give_out`; every idle worker lives."""
         self._take_back()
         if not self._calls.enough:
             return []
@@ -395,12 +401,12 @@ class WorkLoop:
     def _complete_again(self, worker: int, again: _Again, result: Result) -> None:
         self._run.redo_ended(worker, again.work, result.taken)
         self._idle.append(worker)
-        call = again.call
-        if call is None:
-            self._run.redone(again.redo, result)
+        self._run.counts(result)
+        if (call := again.call) is None:
             return
         call.left -= 1
-        call.result = result if call.result is None else call.result + result
+        counted = result.counted()
+        call.result = counted if call.result is None else call.result + counted
         if not call.left:
             self._end(call.first, call.result)
             if call.worker not in self._calls.living:
@@ -445,37 +451,40 @@ class RoundLoop(WorkLoop):
         self._settle(worker, held.first, held.result + completion.value)
 
     def _lose(self, lost: Lost) -> None:
-        held = self._held.get(lost.worker)
+        worker = lost.worker
+        held = self._held.pop(worker, None)
         if held is None:
             super()._lose(lost)
             return
-        worker = lost.worker
-        redos = self._run.lost(worker, None)
-        if not held.pushes:
+        self._leaving.discard(worker)
+        if held.pushes:
+            self._run.counts(held.result)
+            call = _LostCall(worker, held.first, 1, held.result.counted())
+            redos = self._run.lost(worker, None)
+            self._redo.extend(_Again(redo, call) for redo in redos)
+            if not redos:
+                self._pushed_by_others(call)
+        else:
             # It leaves the round, and its batch is dealt out in a later one.
-            del self._held[worker]
+            self._run.lost(worker, None)
             self._source.give_back(worker, held.work, 0)
             self._announced += held.work.count
             self._schedule.leave(worker)
-        else:
-            self._redo.extend(_Again(redo, _LostCall(worker, held.first, 1)) for redo in redos)
-            if not redos:
-                self._pushed_by_others(worker)
         self._source_loses(worker)
 
     def _complete_again(self, worker: int, again: _Again, result: Result) -> None:
         self._run.redo_ended(worker, again.work, result.taken)
         self._idle.append(worker)
+        self._run.counts(result)
         assert again.call is not None
-        self._pushed_by_others(again.call.worker, result)
+        self._pushed_by_others(again.call)
 
-    def _pushed_by_others(self, worker: int, result: Any = None) -> None:
+    def _pushed_by_others(self, call: _LostCall) -> None:
         """What a lost worker had computed for its round is on every ps."""
-        held = self._held.pop(worker)
-        self._schedule.pushed(worker)
-        if worker not in self._calls.living:
-            self._schedule.leave(worker)
-        self._end(held.first, held.result if result is None else held.result + result)
+        self._schedule.pushed(call.worker)
+        if call.worker not in self._calls.living:
+            self._schedule.leave(call.worker)
+        self._end(call.first, call.result)
 
 
 @dataclasses.dataclass

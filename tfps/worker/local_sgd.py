@@ -306,6 +306,10 @@ class LocalSGDRoundStep(LocalSGDStep):
         )
         return report, carry._replace(local=carry.local._replace(residuals=residuals))
 
+    def with_residuals(self, carry: RoundCarry, residuals: Residuals) -> RoundCarry:
+        """See `RoundStep`."""
+        return carry._replace(local=carry.local._replace(residuals=residuals))
+
     def rest(self, carry: RoundCarry) -> WorkerMemory:
         """See `WorkerStep`."""
         return super().rest(carry.local)

@@ -99,6 +99,10 @@ class SyncStep:
     def finish(self, handles: ServerHandles, carry: SyncCarry, learning_rate: float) -> None:
         """See `WorkerStep`; nothing is pending between rounds."""
 
+    def with_residuals(self, carry: SyncCarry, residuals: Residuals) -> SyncCarry:
+        """See `RoundStep`."""
+        return carry._replace(residuals=residuals)
+
     def rest(self, carry: SyncCarry) -> WorkerMemory:
         """See `WorkerStep`."""
         return WorkerMemory(carry.residuals, [])

@@ -101,6 +101,10 @@ class Report:
         """What is known of a call whose report stays on the worker for now."""
         return cls(steps, Tally(), [], taken, worker, is_known=False)
 
+    def counted(self) -> "Report":
+        """What is left of a report when all but its batches has been counted."""
+        return Report.later(self.steps, self.taken, self.worker)
+
     def of_push(self) -> "Report":
         """What the call pushed, without its batches: these were reported before."""
         tally = Tally(

@@ -133,6 +133,9 @@ class RoundStep(WorkerStep, Protocol):
           (float64 vector of 0 steps, see `tally.Report`; the carry for the next call).
         """
 
+    def with_residuals(self, carry: Any, residuals: Residuals) -> Any:
+        """Returns the carry of a call with other residuals; see `WorkerStep.rest`."""
+
 
 def kept(memory: WorkerMemory | None, fresh: Residuals) -> Residuals:
     """The residuals to go on with: a worker's own where they fit, otherwise fresh ones.
