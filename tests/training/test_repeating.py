@@ -30,7 +30,7 @@ class Step:
 
 def test_in_a_round_residuals_of_servers_that_have_the_push_stay():
     buckets = [SimpleNamespace(ps=ps) for ps in (0, 1, 0)]
-    each = [Own(**{**dict.fromkeys(Own._fields, []), "metrics": ["its own"]})]
+    each = [Own(**{key: ["its own"] for key in Own._fields})]
     carry = SyncCarry({i: (f"old {i}",) for i in range(3)}, {}, None)
     session = SimpleNamespace(
         state=SimpleNamespace(carries=[carry], own=SimpleNamespace(each=each)),
