@@ -5,7 +5,6 @@ on its own server and waits for a few seconds. The chief looks into these queues
 gives the worker nothing more, and tells it to go when nothing of it is outstanding.
 """
 
-import contextlib
 import threading
 import time
 import weakref
@@ -97,21 +96,16 @@ def _ask(departures: "weakref.ref[Departures]", worker: int, address: str) -> No
                     time.sleep(_LOOK)
                     continue
                 if opened is None:
-                    opened = shutdown.session(f"grpc://{address}", "worker", worker, _ANSWERS)
+                    opened = shutdown.open_session(f"grpc://{address}", "worker", worker, _ANSWERS)
                 if opened.run(size, options=options):
                     opened.run(take, options=options)
                     owner._note(worker)
             except tf.errors.OpError:
                 # It is gone, or frozen, and is asked again when it is back.
-                _closed(opened)
+                if opened is not None:
+                    shutdown.close(opened)
                 opened = None
             del owner
             time.sleep(_LOOK)
-        _closed(opened)
-
-
-def _closed(opened: tf.compat.v1.Session | None) -> None:
-    """Closes a session; one of a server that is gone needs no closing."""
-    if opened is not None:
-        with contextlib.suppress(tf.errors.OpError):
-            opened.close()
+        if opened is not None:
+            shutdown.close(opened)

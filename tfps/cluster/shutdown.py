@@ -7,9 +7,10 @@ session of its own. The chief opens a session to that server and enqueues the me
 notices that the chief died by asking at the chief's address now and then.
 """
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import tensorflow as tf
@@ -58,7 +59,29 @@ def queue(job: str, index: int, name: str = "farewell") -> tf.queue.FIFOQueue:
         return tf.queue.FIFOQueue(8, [tf.string], shapes=[[]], shared_name=f"tfps_{name}")
 
 
+@contextlib.contextmanager
 def session(
+    target: str, job: str, index: int, limit: float | None = _ANSWERS
+) -> Iterator[tf.compat.v1.Session]:
+    """A session of the present graph on one server, for the time of a `with`; see `open_session`.
+
+    TensorFlow's own `with` closes a session after an error in a thread, whose own error, that of a
+    server which is gone, the interpreter would print.
+    """
+    opened = open_session(target, job, index, limit)
+    try:
+        yield opened
+    finally:
+        close(opened)
+
+
+def close(opened: tf.compat.v1.Session) -> None:
+    """Closes a session; one of a server that is gone needs no closing."""
+    with contextlib.suppress(tf.errors.OpError):
+        opened.close()
+
+
+def open_session(
     target: str, job: str, index: int, limit: float | None = _ANSWERS
 ) -> tf.compat.v1.Session:
     """Returns a session of the present graph on one server.
