@@ -32,6 +32,9 @@ _SAID = 10.0
 # s of the grace that the other tasks have when a chief takes as long as it can to end.
 _REST = 5.0
 
+# s for which is read, at the end of a wait for tasks, what they have written.
+_LAST_WORDS = 1.0
+
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
@@ -97,6 +100,9 @@ class Attempt:
         self._launcher, self._topology, self._policy = launcher, topology, policy
         self._budgets, self._output, self._clock, self._told = budgets, output, clock, told
         self._running: set[str] = set()
+        self._connections: dict[str, int] = {}  # On which each task was last started.
+        # Tasks that may run although no answer to their start has come.
+        self._unsure: set[str] = set()
         self._due = {task.name: 0.0 for task in topology.tasks}  # When to start what is not up.
         self._succeeded: set[str] = set()
         self._done_without: set[str] = set()
@@ -122,13 +128,15 @@ class Attempt:
             task = self._topology.task(name)
             self._output.begin(name, f"{task.host} {task.endpoint}")
             del self._due[name]
+            self._unsure.add(name)
             try:
-                self._launcher.start(task, self._topology.environ(task))
+                self._connections[name] = self._launcher.start(task, self._topology.environ(task))
             except errors.HostError as e:
                 if self._told:  # The launcher has stopped waiting for the host.
                     return
                 self._failed(task, None, f"could not be started: {e}")
             else:
+                self._unsure.discard(name)
                 self._running.add(name)
             if self._verdict or self._told:
                 return
@@ -144,9 +152,11 @@ class Attempt:
             self._on_host_lost(event)
 
     def _on_exit(self, task: Task, status: int) -> None:
-        if task.name not in self._running:
+        if task.name not in self._running | self._unsure:
             return
         self._running.discard(task.name)
+        self._unsure.discard(task.name)
+        self._due.pop(task.name, None)  # Its start was to be tried again, but it had run.
         if status == exit_codes.DONE:
             self._succeeded.add(task.name)
             self._judge()
@@ -163,7 +173,9 @@ class Attempt:
     def _on_host_lost(self, event: HostLost) -> None:
         self._output.say(f"host {event.host} is lost: {event.why}", bad=True)
         for task in self._topology.tasks:
-            if task.host == event.host and task.name in self._running:
+            # The host may have been connected to again before this event is looked at.
+            gone = self._connections.get(task.name, 0) <= event.connection
+            if task.host == event.host and task.name in self._running and gone:
                 self._running.discard(task.name)
                 self._failed(task, None, f"is lost with its host: {event.why}", event.silent)
 
@@ -251,7 +263,7 @@ class Attempt:
           grace: seconds between SIGTERM and SIGKILL.
         """
         known = len(self._failures)
-        if self._running:
+        if self._running or self._unsure:
             self._launcher.stop(grace)
             self._collect(grace + 5.0)
         if self._running:
@@ -277,7 +289,8 @@ class Attempt:
                     return
                 self._launcher.stop(0.0)
                 told = len(self._told)
-        while isinstance(event := self._launcher.watch(0.0), Line):
+        deadline = self._clock() + _LAST_WORDS
+        while self._clock() < deadline and (event := self._launcher.watch(0.0)):
             self._on(event)
 
     def _preempted(self, signum: int) -> Verdict:

@@ -33,6 +33,7 @@ class Host:
       heard: when something last came from it (s, monotonic).
       facts: what the agent has found out about the host; see `agent/facts.py`.
       hurried: whether the launcher is told to end, so that nobody waits for this host any more.
+      connection: the number of the present or last connection, from 1; 0 before the first.
     """
 
     def __init__(self, machine: Machine, events: "queue.Queue[Event]"):
@@ -47,6 +48,7 @@ class Host:
         self.heard = time.monotonic()
         self.facts: dict[str, Any] = {}
         self.hurried = False
+        self.connection = 0
         self.ports: list[int] = []
         self._numbers = itertools.count()
         self._closing = False
@@ -78,6 +80,7 @@ class Host:
                 f"host {self.machine.name}: cannot run {self.machine.command[0]}: "
                 f"{(e.strerror or str(e)).lower()}; install it, or name another Python (--python)"
             ) from e
+        self.connection += 1
         self.lost, self.heard = None, time.monotonic()
         for target in (self._write, self._read, self._read_noise):
             threading.Thread(target=target, args=(self._process,), daemon=True).start()
@@ -118,14 +121,16 @@ class Host:
             if not mark:
                 self._noise.append(message.strip())
                 continue
+            if process is not self._process or self.lost is not None:
+                break  # What ran there is lost; its ends are not those of what is started next.
             self.heard = time.monotonic()
             self._receive(json.loads(message))
             while self._events.qsize() > BACKLOG and self.lost is None:
                 time.sleep(0.01)
                 self.heard = time.monotonic()  # The silence is ours.
         status = process.wait()
+        time.sleep(0.1)  # For the last words on standard error.
         if process is self._process and not self._closing:
-            time.sleep(0.1)  # For the last words on standard error.
             self.lose(self._cause(status))
 
     def _read_noise(self, process: subprocess.Popen) -> None:
@@ -161,7 +166,8 @@ class Host:
         if self.lost is None:
             self.lost = why
             if self._hello.is_set():
-                self._events.put(HostLost(self.machine.name, why, time.monotonic() - self.heard))
+                silent = time.monotonic() - self.heard
+                self._events.put(HostLost(self.machine.name, why, silent, self.connection))
             self.abandon()
 
     def abandon(self) -> None:

@@ -157,8 +157,11 @@ class HostsLauncher:
             host.ask("listen", ports=[])
         checks.require_ways(blocked, {(t.address, t.port): t for t in first.values()})
 
-    def start(self, task: Task, environ: Mapping[str, str]) -> None:
+    def start(self, task: Task, environ: Mapping[str, str]) -> int:
         """Starts a task; a host that was lost is connected to again.
+
+        Returns:
+          The number of the connection; see `Launcher`.
 
         Raises:
           HostError: the host cannot be reached now.
@@ -166,6 +169,7 @@ class HostsLauncher:
         host = self._hosts[task.host]
         if host.lost is not None:
             self._reach(host)
+        connection = host.connection
         host.ask(
             "start",
             task=task.name,
@@ -175,6 +179,7 @@ class HostsLauncher:
             environ={"PYTHONUNBUFFERED": "1", **self._environ, **environ},
             cores=list(task.cores),
         )
+        return connection
 
     def watch(self, timeout: float) -> Event | None:
         """Returns the next event, or None after `timeout` seconds."""

@@ -44,11 +44,13 @@ class HostLost:
       host: the host's name.
       why: what was seen.
       silent: seconds since something was last heard from it.
+      connection: the number of the connection that was lost; see `Launcher.start`.
     """
 
     host: str
     why: str
     silent: float = 0.0
+    connection: int = 0
 
 
 Event = Line | Exited | HostLost
@@ -73,15 +75,19 @@ class Launcher(Protocol):
         """
         ...
 
-    def start(self, task: Task, environ: Mapping[str, str]) -> None:
+    def start(self, task: Task, environ: Mapping[str, str]) -> int:
         """Starts a task's process.
 
         Args:
           task: one of the topology's.
           environ: what is added to the environment that its host has.
 
+        Returns:
+          The number of the connection on which it was started; later ones have higher numbers.
+
         Raises:
-          HostError: its host cannot be reached now. It may be tried again.
+          HostError: its host cannot be reached now. It may be tried again: a task that runs all the
+            same is not started twice.
         """
         ...
 

@@ -260,9 +260,16 @@ class Agent:
         return unreachable(request["addresses"])
 
     def _do_start(self, request):
-        if request["task"] in self._children:
-            raise ValueError("{} runs already".format(request["task"]))
-        self._children[request["task"]] = start(request["task"], request)
+        """Starts a task; one that was asked for before, and runs, is left as it is.
+
+        The launcher asks again if it has not had the answer in time.
+        """
+        child = self._children.get(request["task"])
+        if child is None:
+            self._children[request["task"]] = start(request["task"], request)
+        elif child.is_stopping or {**child.request, "id": request["id"]} != request:
+            ends = "was told to end, and has not yet" if child.is_stopping else "runs already"
+            raise ValueError("{} {}".format(request["task"], ends))
 
     def _do_signal(self, request):
         if request["task"] in self._children:

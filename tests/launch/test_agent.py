@@ -8,7 +8,7 @@ import sys
 import pytest
 from hypothesis import given, strategies as st
 
-from launch.agent import facts, lines, ports
+from launch.agent import facts, lines, ports, serving
 from tfps.cluster import sockets
 
 TEXT = st.binary(max_size=60).map(
@@ -114,6 +114,54 @@ def test_kept_ports_are_not_given_to_others():
     finally:
         for sock in (*held, *others):
             sock.close()
+
+
+class Child:
+    """What an agent has of a task; it notes what its keeper is told."""
+
+    def __init__(self, name, request):
+        self.name, self.request, self.is_stopping, self.told = name, request, False, []
+
+    def tell(self, word, value):
+        self.told.append((word, value))
+        self.is_stopping = self.is_stopping or word == "stop"
+
+
+@pytest.fixture
+def agent(monkeypatch):
+    """`agent(what, **values)`: what an agent, whose tasks are no processes, answers."""
+    made = object.__new__(serving.Agent)
+    made._children, made.started, numbers, said = {}, [], iter(range(100)), []
+
+    def start(name, request):
+        made.started.append(name)
+        return Child(name, request)
+
+    monkeypatch.setattr(serving, "start", start)
+    made._send = said.append
+
+    def ask(what, **values):
+        made._answer({"id": next(numbers), "do": what, **values})
+        return said.pop()
+
+    ask.started = made.started
+    return ask
+
+
+def test_a_task_that_runs_is_not_started_twice(agent):
+    """The launcher asks again when the answer was late."""
+    command = {"task": "chief 0", "argv": ["true"], "environ": {"A": "1"}}
+    first, second = agent("start", **command), agent("start", **command)
+    assert "error" not in first and "error" not in second and second["id"] == 1
+    assert agent.started == ["chief 0"]
+    assert "runs already" in agent("start", **{**command, "environ": {"A": "2"}})["error"]
+
+
+def test_a_task_that_was_told_to_end_is_not_taken_for_a_new_one(agent):
+    command = {"task": "chief 0", "argv": ["true"], "environ": {}}
+    agent("start", **command)
+    agent("stop", grace=1.0)
+    assert "was told to end" in agent("start", **command)["error"]
 
 
 def fake_smi(folder, monkeypatch, text):

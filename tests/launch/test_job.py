@@ -15,6 +15,8 @@ class Scripted:
     Attributes:
       started: names of tasks, in the order in which they were started.
       stops: the graces with which all tasks were told to end.
+      late: name of a task -> how many of its starts are answered too late.
+      connection: the number of the connection on which tasks are started.
     """
 
     def __init__(self, script, hosts=("a", "b"), on_stop=0, on_signal=None):
@@ -33,6 +35,7 @@ class Scripted:
         self.started, self.stops, self.checks, self.closed = [], [], [], False
         self.hurried = False
         self.running, self.refused, self.stopping = set(), {}, False
+        self.late, self.connection = {}, 0
 
     def check(self, roles, again=False):
         self.checks.append(again)
@@ -50,8 +53,13 @@ class Scripted:
         if self.refused.get(task.name, 0):
             self.refused[task.name] -= 1
             raise errors.HostError(f"host {task.host}: no answer")
-        self.started.append(task.name)
+        if task.name not in self.running:  # As an agent, which starts no task twice.
+            self.started.append(task.name)
         self.running.add(task.name)
+        if self.late.get(task.name, 0):
+            self.late[task.name] -= 1
+            raise errors.HostError(f"host {task.host}: no answer within 8 s")
+        return self.connection
 
     def watch(self, timeout):
         if self.script and self.script[0][0] <= self.now:
@@ -64,6 +72,7 @@ class Scripted:
         if self.stopping and self.on_stop is not None and self.running:
             return Exited(self.running.pop(), self.on_stop)
         self.now += max(timeout, 0.01)
+        assert self.now < 10_000, "the job does not end"
         return None
 
     def signal(self, task, signum):
@@ -95,10 +104,12 @@ def run(
     budgets=None,
     job_restarts=0,
     told=None,
+    late=None,
     **arguments,
 ):
     """The exit code, the launcher, and what was said on standard error."""
     launcher = Scripted(script, **arguments)
+    launcher.late = dict(late or {})
     out, err = io.BytesIO(), io.BytesIO()
     shown = output.Output(out=out, err=err, colour=(False, False))
     budgets = {"worker": 10, "ps": 3, "chief": 3} if budgets is None else budgets
@@ -259,6 +270,86 @@ def test_a_host_that_cannot_be_reached_costs_restarts():
 
     assert run_with(3) == (0, 1)
     assert run_with(4) == (75, 0)
+
+
+@pytest.mark.parametrize("when", [0.5, 5])
+def test_a_start_that_is_answered_late(when):
+    """The task runs, whether it ends before or after it is tried again."""
+    code, launcher, err = run([(when, Exited("chief 0", 0))], late={"chief 0": 1})
+    assert code == 0 and launcher.now < 20
+    assert launcher.started.count("chief 0") == 1
+    assert "could not be started" in err[0]
+
+
+def test_a_task_that_may_run_is_told_to_end():
+    """The next attempt must not find it at work."""
+    code, launcher, _ = run([(1, Exited("worker 0", 3))], workers=1, ps=0, late={"worker 0": 1})
+    assert code == 3 and launcher.stops == []
+    script = [(0.5, Exited("worker 1", 3))]
+    code, launcher, _ = run(script, workers=2, ps=0, late={"worker 0": 1}, on_stop=143)
+    assert code == 3 and launcher.stops == [30.0]
+
+
+def test_a_connection_that_is_lost_takes_no_task_of_a_later_one():
+    def replaced():
+        launcher.connection = 1
+        return Exited("worker 1", -9)
+
+    script = [
+        (5, replaced),  # Worker 1 is started again when the host is connected to again.
+        (8, HostLost("a", "silence", connection=0)),
+        (30, Exited("chief 0", 0)),
+    ]
+    launcher = Scripted(script)
+    shown = output.Output(out=io.BytesIO(), err=(err := io.BytesIO()), colour=(False, False))
+    policy = attempt.Policy(
+        {"worker": 10, "ps": 3, "chief": 3}, backoff=restarts.Backoff(1.0, 60.0, 0.0)
+    )
+    code = job.Job(launcher, topology.roles(2, 1), policy, shown, lambda: launcher.now).run()
+    shown.close()
+    # ps 0 and worker 1 are on host a; the first was started on the connection that was lost.
+    said = err.getvalue().decode()
+    assert code == 0
+    assert "ps 0 on a" in said and "is lost with its host" in said
+    assert not any("worker 1" in line and "lost with" in line for line in said.splitlines())
+
+
+def test_what_ends_at_the_last_moment_has_ended():
+    """Its end comes together with lines, when nobody waits for it any more."""
+    script = [(5, Exited("chief 0", 0)), (9.9, Exited("ps 0", 0)), (9.9, Exited("worker 1", 0))]
+    made = Scripted(script, on_stop=None)
+    late = [Line("worker 0", "the last words"), Exited("worker 0", 0), Line("worker 0", "more")]
+    watch = made.watch
+
+    def watched(timeout):
+        return late.pop(0) if timeout == 0.0 and late else watch(timeout)
+
+    made.watch = watched
+    shown = output.Output(out=(out := io.BytesIO()), err=(err := io.BytesIO()), colour=(False,) * 2)
+    supervisor = job.Job(made, topology.roles(2, 1), attempt.Policy({}), shown, lambda: made.now)
+    assert supervisor.run() == 0
+    shown.close()
+    assert made.stops == [] and made.now < 15 and not late
+    assert b"did not end" not in err.getvalue() and b"more" in out.getvalue()
+
+
+def test_a_task_that_writes_without_a_pause_is_not_read_for_ever():
+    made = Scripted([(5, Exited("chief 0", 0))], on_stop=None)
+    watch, begun = made.watch, []
+
+    def watched(timeout):
+        if timeout > 0.0:
+            return watch(timeout)
+        begun.append(made.now)
+        assert made.now - begun[0] < 200
+        made.now += 0.01
+        return Line("worker 0", "and on")
+
+    made.watch = watched
+    shown = output.Output(out=io.BytesIO(), err=io.BytesIO(), colour=(False, False))
+    policy = attempt.Policy({}, grace=5.0)
+    assert job.Job(made, topology.roles(2, 1), policy, shown, lambda: made.now).run() == 0
+    shown.close()
 
 
 def test_a_job_that_begins_again():
