@@ -1,5 +1,6 @@
 """A whole cluster on this machine: its servers are in this process, or processes of their own."""
 
+import contextlib
 import functools
 import json
 import os
@@ -121,17 +122,7 @@ class LocalCluster(Cluster):
         # The child must find the packages that this program has found.
         environ["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
         environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tfps.serve"],
-            env=environ,
-            stdin=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        threading.Thread(
-            target=_forward, args=(process.stderr, f"[{job} {index}] "), daemon=True
-        ).start()
-        return process
+        return _started([sys.executable, "-m", "tfps.serve"], environ, f"[{job} {index}] ")
 
     def close(self, message: str = shutdown.DONE, timeout: float = 20.0) -> None:
         """Ends the server processes; embedded servers end with this process.
@@ -164,9 +155,28 @@ class LocalCluster(Cluster):
 _NOTE = re.compile(r"[IWE]\d{4} \d\d:|WARNING: All log messages before absl")
 
 
+def _started(command: list[str], environ: dict[str, str], prefix: str) -> subprocess.Popen:
+    """Starts a process whose standard error is copied to ours; see `_forward`."""
+    process = subprocess.Popen(
+        command,
+        env=environ,
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        errors="replace",  # A library may write any bytes.
+    )
+    threading.Thread(target=_forward, args=(process.stderr, prefix), daemon=True).start()
+    return process
+
+
 def _forward(lines: Iterable[str], prefix: str) -> None:
-    """Copies a server's standard error to ours, line by line, marked with its name."""
+    """Copies a server's standard error to ours, line by line, marked with its name.
+
+    Where ours cannot be written, the lines are read all the same: a server whose pipe is full waits
+    in the middle of what it does.
+    """
     for line in lines:
         if not _NOTE.match(line):
-            sys.stderr.write(prefix + line)
-            sys.stderr.flush()
+            with contextlib.suppress(OSError, ValueError):
+                sys.stderr.write(prefix + line)
+                sys.stderr.flush()
