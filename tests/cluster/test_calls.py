@@ -6,7 +6,8 @@ import pytest
 import tensorflow as tf
 
 import tfps
-from tfps.cluster import failures, health, members, reconnecting
+from tfps.cluster import failures, greeting, health, members, reconnecting, sockets
+from tfps.cluster.asking import Asker
 from tfps.cluster.calls import WorkerCalls
 from tfps.cluster.events import Lost, Returned
 
@@ -128,6 +129,98 @@ def test_a_worker_returns_while_the_calls_of_another_leave_no_pause(connect, mon
         dispatcher.close()
 
 
+def test_a_worker_that_was_taken_in_late_returns(connect):
+    """Nobody waited for the change of TensorFlow's context any more when it succeeded."""
+    cluster = connect(workers=2).cluster
+    known, dispatcher = members.of(cluster), WorkerCalls(cluster)
+    worker = members.Task("worker", 0)
+    try:
+        known.lose(worker, "is gone, says a test")
+        dispatcher.submit(1, lambda: time.sleep(2.0))
+        assert dispatcher.next(returns=False) == Lost(0, None, False, "is gone, says a test")
+        known.admit(worker, None)
+        assert dispatcher.next() == Returned(0)
+        assert dispatcher.living == {0, 1}
+        # What was known of the return is of no use after another loss.
+        known.lose(worker, "is gone again")
+        assert dispatcher.next(returns=False) == Lost(0, None, False, "is gone again")
+        dispatcher._admissions._arrived.append(0)
+        assert dispatcher.next().worker == 1
+        assert dispatcher.living == {1}
+    finally:
+        known.admit(worker, None)
+        dispatcher.drain()
+        dispatcher.close()
+
+
+def fail():
+    raise tf.errors.UnavailableError(None, None, "Socket closed")
+
+
+def in_doubt(dispatcher, worker):
+    """Has a call fail as calls fail when a task is lost."""
+    dispatcher.submit(worker, fail, tag="in doubt")
+    dispatcher._end(*dispatcher._done.get(timeout=10), returns=True)
+    assert worker in dispatcher._doubts
+
+
+@pytest.mark.parametrize("job", ["worker", "ps"])
+def test_a_doubt_lasts_while_its_worker_or_a_ps_is_silent(connect, monkeypatch, job):
+    cluster = connect(workers=2).cluster
+    known, dispatcher = members.of(cluster), WorkerCalls(cluster)
+    worker, silent = members.Task("worker", 0), members.Task(job, 0)
+    greet = greeting.greet
+
+    def greeted(address, timeout):
+        if address == cluster.spec[job][0]:
+            return greeting.Answer.SILENT
+        return greet(address, timeout)
+
+    monkeypatch.setattr(members.greeting, "greet", greeted)
+    try:
+        in_doubt(dispatcher, 0)
+        deadline = time.monotonic() + 10
+        while silent not in known.silent():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        dispatcher._doubts[0] = dispatcher._doubts[0]._replace(since=0.0)
+        dispatcher._look(returns=True)
+        assert dispatcher.pending == 1
+        known.lose(worker, "is gone, says a test")
+        assert dispatcher.next() == Lost(0, "in doubt", True, "is gone, says a test")
+    finally:
+        known.admit(worker, None)
+        dispatcher.drain()
+        dispatcher.close()
+
+
+def test_a_doubt_ends_when_all_answer(dispatcher):
+    in_doubt(dispatcher, 0)
+    dispatcher._doubts[0] = dispatcher._doubts[0]._replace(since=0.0)
+    with pytest.raises(tfps.WorkerError, match=r"worker 0 \(.*\) failed: Socket closed"):
+        dispatcher.next()
+
+
+def test_calls_that_have_failed_are_not_waited_for(dispatcher):
+    in_doubt(dispatcher, 0)
+    begun = time.monotonic()
+    dispatcher.drain()
+    assert time.monotonic() - begun < 1.0
+    assert dispatcher.pending == 0 and not dispatcher._strays
+
+
+def test_a_lost_worker_is_given_nothing(dispatcher):
+    known, worker = members.of(dispatcher._cluster), members.Task("worker", 1)
+    known.lose(worker, "is gone, says a test")
+    assert dispatcher.run_on_each(lambda w: w) in ([0, 1], [0, None])
+    assert dispatcher.next(returns=False).worker == 1
+    with pytest.raises(AssertionError):
+        dispatcher.submit(1, lambda: None)
+    assert dispatcher.pending == 0
+    assert dispatcher.run_on_each(lambda w: w) == [0, None]
+    known.admit(worker, None)
+
+
 def test_a_slow_step_is_no_lost_server(dispatcher, monkeypatch):
     monkeypatch.setattr(health, "PATIENCE", 0.05)
     dispatcher.submit(0, lambda: time.sleep(0.3))
@@ -163,7 +256,33 @@ def test_who_is_gone_is_found_though_it_dies_slowly(connect, monkeypatch):
         failures.require_alive(cluster, reset)
     asked.clear()
     failures.require_alive(cluster, tf.errors.InvalidArgumentError(None, None, "of the model"))
-    assert len(asked) == len(cluster.servers)
+    assert set(asked) == set(cluster.spec["ps"])
+
+
+@pytest.fixture
+def without_worker_1(connect):
+    """A cluster whose second worker does not answer."""
+    cluster = connect(workers=2).cluster
+    cluster.spec["worker"][1] = f"127.0.0.1:{sockets.free_ports(1)[0]}"
+    return cluster
+
+
+def test_what_the_chief_asks_is_not_disturbed_by_a_lost_worker(without_worker_1, monkeypatch):
+    monkeypatch.setattr(health, "PATIENCE", 0.1)
+    ask = Asker(without_worker_1, limit=60.0)
+    assert ask(lambda: time.sleep(0.5) or 7) == 7
+    ask.close()
+
+
+def test_an_error_of_one_worker_is_not_the_loss_of_another(without_worker_1):
+    own = tf.errors.InvalidArgumentError(None, None, "of the model")
+    found = failures.named(without_worker_1, own, 0)
+    assert isinstance(found, tfps.WorkerError) and found.worker == 0
+    reset = tf.errors.UnavailableError(None, None, "recvmsg:Connection reset by peer")
+    assert isinstance(failures.named(without_worker_1, reset, 1), tfps.TaskLost)
+    # Whom the chief itself could not reach, its error does not say.
+    assert isinstance(failures.named(without_worker_1, reset), tfps.TaskLost)
+    assert not isinstance(failures.named(without_worker_1, own), tfps.TaskLost)
 
 
 def test_a_step_that_never_ends_is_named_while_others_go_on(connect, monkeypatch):

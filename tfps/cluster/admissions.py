@@ -17,14 +17,19 @@ class Admissions:
         self._arrived: list[int] = []
         self._thread: threading.Thread | None = None
 
-    def seek(self, lost: set[Task], tell: Callable[[], object]) -> None:
-        """Takes in those of the lost workers that answer; returns at once.
+    def seek(self, gone: set[Task], tell: Callable[[], object]) -> None:
+        """Takes in those of the workers that answer; returns at once.
 
         Args:
-          lost: workers that the caller would give calls again.
-          tell: called by the thread when one of them has arrived.
+          gone: workers that the caller would give calls again. Those that are not lost any more
+            have arrived: a change that nobody waited for to its end has taken them in.
+          tell: called when one of them has arrived, by the thread too.
         """
-        back = lost & self._members.returned()
+        for task in sorted(gone - self._members.lost()):
+            if task.index not in self._arrived:
+                self._arrived.append(task.index)
+                tell()
+        back = gone & self._members.returned()
         if not back or (self._thread is not None and self._thread.is_alive()):
             return
         # The thread may hang in TensorFlow, and must not keep the caller alive.

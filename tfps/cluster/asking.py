@@ -20,8 +20,8 @@ class Asker:
     """Runs the chief's own requests to servers in a thread that may be left behind.
 
     TensorFlow waits for a server without any limit, and nothing can interrupt that. So whoever asks
-    waits for the thread, looks from time to time whether the servers live, and gives up after the
-    limit.
+    waits for the thread, looks from time to time whether the parameter servers live, and gives up
+    after the limit. Nothing is asked of workers here, so one that is lost disturbs nobody.
     """
 
     def __init__(self, cluster: Cluster, limit: float):
@@ -29,7 +29,7 @@ class Asker:
 
         Args:
           cluster: whose servers are asked.
-          limit: s that a request may take while all servers accept connections.
+          limit: s that a request may take while all ps accept connections.
         """
         self._cluster, self._limit = cluster, limit
         self._todo: _Todo | None = None
@@ -42,8 +42,8 @@ class Asker:
             ask by itself.
 
         Raises:
-          TaskLost: a server does not answer any more.
-          StepTimeout: all servers accept connections, but the answer takes longer than the limit.
+          TaskLost: a ps does not answer any more.
+          StepTimeout: all ps accept connections, but the answer takes longer than the limit.
         """
         if (todo := self._todo) is None:
             todo = self._todo = queue.SimpleQueue()
@@ -68,7 +68,7 @@ class Asker:
         return result
 
     def require_alive(self) -> None:
-        """Raises `TaskLost` if a server does not answer any more."""
+        """Raises `TaskLost` if a ps does not answer any more."""
         failures.require_alive(self._cluster)
 
     def _look(self, seconds: float) -> None:

@@ -19,6 +19,7 @@ from tfps.cluster.loss_policy import LossPolicy
 from tfps.cluster.lost_servers import LostServers
 from tfps.cluster.members import Task
 from tfps.cluster.spec import Cluster
+from tfps.cluster.submitted import LaneSource, Submitted
 
 # s between two looks at who lives, while results are waited for: at ease, and when somebody is
 # in doubt.
@@ -28,22 +29,10 @@ _LOOK, _LOOK_IN_DOUBT = 0.5, 0.02
 _DOUBT = 3.0
 
 
-class _Submitted:
-    """A call, and where its end is told."""
-
-    def __init__(self, function: Callable[[], Any], tag: Any, done: queue.SimpleQueue):
-        self.function, self.tag, self.done = function, tag, done
-        self.submitted = time.monotonic()
-
-    def run(self, lane: Lane) -> Any:
-        del lane
-        return self.function()
-
-
 class _Doubt(NamedTuple):
     """A call that failed in a way in which calls fail when a task is lost."""
 
-    call: _Submitted
+    call: Submitted
     error: BaseException
     since: float
 
@@ -90,7 +79,7 @@ class WorkerCalls:
         self._strays = False  # whether calls may still run that `drain` gave up on
         self._done: queue.SimpleQueue = queue.SimpleQueue()
         self._admissions = Admissions(self._members)
-        self._present: dict[int, _Submitted] = {}  # worker -> the call that it is in
+        self._present: dict[int, Submitted] = {}  # worker -> the call that it is in
         self._doubts: dict[int, _Doubt] = {}
         self._todo: list[queue.SimpleQueue] = []
         self._lanes: list[Lane] = []
@@ -98,7 +87,7 @@ class WorkerCalls:
         self._health = health.Health(cluster, self._lanes, limit)
         for w in range(cluster.num_workers):
             self._todo.append(queue.SimpleQueue())
-            self._lanes.append(Lane(w, _LaneSource(self._todo[w])))
+            self._lanes.append(Lane(w, LaneSource(self._todo[w])))
             self._lanes[w].start()
 
     @property
@@ -133,8 +122,9 @@ class WorkerCalls:
           function: the call. What it returns is the completion's value.
           tag: what the completion hands back with the value.
         """
+        assert worker in self.living, worker  # Nobody would ever hear of the call.
         self.pending += 1
-        call = self._present[worker] = _Submitted(function, tag, self._done)
+        call = self._present[worker] = Submitted(function, tag, self._done)
         self._todo[worker].put(call)
 
     def next(self, returns: bool = True) -> Completion | Lost | Returned | Leaves:
@@ -186,7 +176,7 @@ class WorkerCalls:
                 self._members.settle()
                 self._note_lost()
             raise error
-        if self._present.get(worker) is not call or not isinstance(call, _Submitted):
+        if self._present.get(worker) is not call or not isinstance(call, Submitted):
             return None  # Of a life that is over.
         if error is not None and failures.is_of_network(error):
             # Nobody waits while somebody is asked.
@@ -212,14 +202,19 @@ class WorkerCalls:
             self._leaving.add(worker)
             self.events.append(Leaves(worker))
         for worker, doubt in list(self._doubts.items()):
-            if now - doubt.since > _DOUBT and worker in self._doubts:
-                # The worker answers: the error is the call's own, or that of a ps.
+            # Silence ends with an answer or a loss.
+            if now - doubt.since > _DOUBT and not self._is_silent(worker):
+                # The worker and the ps answer: the error is the call's own.
                 del self._doubts[worker], self._present[worker]
                 self.pending -= 1
                 raise self._health.named(worker, doubt.error)
         self._health.require_in_time()
         if returns:
             self._seek_returned()
+
+    def _is_silent(self, worker: int) -> bool:
+        """Whether the worker, or a ps, does not answer at present, but is not lost yet."""
+        return any(t.job == "ps" or t.index == worker for t in self._members.silent())
 
     def _note_lost(self) -> None:
         for task in self._members.lost():
@@ -263,15 +258,15 @@ class WorkerCalls:
         self.events.append(Lost(worker, tag, call is not None, why))
 
     def _seek_returned(self) -> None:
-        lost = {Task("worker", w) for w in range(self.num_workers) if w not in self.living}
+        gone = {Task("worker", w) for w in range(self.num_workers) if w not in self.living}
         done = self._done
-        self._admissions.seek(lost, lambda: done.put((None, None, None, None)))
+        self._admissions.seek(gone, lambda: done.put((None, None, None, None)))
 
     def _admit(self, worker: int) -> Returned | None:
-        if worker in self.living:
+        if worker in self.living or Task("worker", worker) in self._members.lost():
             return None
         self._todo[worker] = queue.SimpleQueue()
-        self._lanes[worker] = Lane(worker, _LaneSource(self._todo[worker]))
+        self._lanes[worker] = Lane(worker, LaneSource(self._todo[worker]))
         self._lanes[worker].start()
         self.living.add(worker)
         return Returned(worker)
@@ -372,6 +367,8 @@ class WorkerCalls:
     def drain(self) -> None:
         """Waits for the calls under way and drops their results and errors."""
         deadline = time.monotonic() + health.DRAIN
+        for worker in self._doubts:  # Their calls have ended, by errors.
+            self._present.pop(worker, None)
         while self._present:
             try:
                 found = self._done.get(timeout=max(0.0, deadline - time.monotonic()))
@@ -404,21 +401,3 @@ class WorkerCalls:
                 "strategy, the model and the Trainer again"
             )
         return self._health.errors_named()
-
-
-class _LaneSource:
-    """Hands one lane its calls, and passes on what came of them."""
-
-    def __init__(self, todo: queue.SimpleQueue):
-        self._todo = todo
-
-    def take(self, lane: Lane) -> _Submitted | None:
-        """Waits for the next call."""
-        del lane
-        return self._todo.get()
-
-    def finished(
-        self, lane: Lane, call: _Submitted, result: Any, error: BaseException | None
-    ) -> None:
-        """Passes what came of a call to whoever waits for it."""
-        call.done.put((lane.worker, call, result, error))

@@ -3,6 +3,7 @@
 import re
 import sys
 import time
+from collections.abc import Collection
 from typing import Any
 
 import tensorflow as tf
@@ -19,19 +20,24 @@ _ANSWER = 2.0
 _LOOK = 3.0
 
 
-def require_alive(cluster: Cluster, after: BaseException | None = None) -> None:
-    """Asks all servers whether they live.
+def require_alive(
+    cluster: Cluster, after: BaseException | None = None, workers: Collection[int] = ()
+) -> None:
+    """Asks the parameter servers whether they live, and the workers that are concerned.
+
+    A worker that does not live is no reason to end what other tasks do.
 
     Args:
       cluster: whose servers are asked.
       after: the error that led to the question. After an error of the network, servers are
         asked repeatedly for 3 s; otherwise once.
+      workers: indices of the workers that are asked, too.
 
     Raises:
       TaskLost: names the servers that no longer answer, with addresses.
     """
     deadline = time.monotonic() + (_LOOK if _of_network(after) else 0.0)
-    while not (lost := _silent(cluster)) and time.monotonic() < deadline:
+    while not (lost := _silent(cluster, workers)) and time.monotonic() < deadline:
         time.sleep(0.2)
     if lost:
         raise errors.TaskLost(
@@ -40,10 +46,12 @@ def require_alive(cluster: Cluster, after: BaseException | None = None) -> None:
         )
 
 
-def _silent(cluster: Cluster) -> list[str]:
+def _silent(cluster: Cluster, workers: Collection[int]) -> list[str]:
+    asked = [(f"worker {w}", cluster.spec["worker"][w]) for w in workers]
+    asked += [(f"ps {p}", address) for p, address in enumerate(cluster.spec["ps"])]
     return [
         f"{name} ({address})"
-        for name, address in cluster.servers.items()
+        for name, address in asked
         if not sockets.answers(address, timeout=_ANSWER)
     ]
 
@@ -85,13 +93,17 @@ def named(cluster: Cluster, error: BaseException, worker: int | None = None) -> 
       worker: index of the worker on which a call raised it; None if the chief itself did.
 
     Returns:
-      A `TaskLost` if a server is gone. Otherwise, for an error of TensorFlow, a `WorkerError` (an
-      `Error` without a worker). Both are instances of TensorFlow's class too, so that `except
-      tf.errors.InvalidArgumentError` goes on to work. Any other error is itself, with a note that
-      names the worker.
+      A `TaskLost` if a ps is gone, or the worker; any worker where the chief itself met an error
+      of the network, which does not say whose it is. Otherwise, for an error of TensorFlow, a
+      `WorkerError` (an `Error` without a worker). Both are instances of TensorFlow's class too, so
+      that `except tf.errors.InvalidArgumentError` goes on to work. Any other error is itself, with
+      a note that names the worker.
     """
+    concerned: Collection[int] = () if worker is None else (worker,)
+    if worker is None and _of_network(error):
+        concerned = range(cluster.num_workers)
     try:
-        require_alive(cluster, error)
+        require_alive(cluster, error, concerned)
     except errors.TaskLost as lost:
         return unavailable(lost, error)
     return described(error, worker, "" if worker is None else cluster.spec["worker"][worker])

@@ -1,4 +1,4 @@
-"""Whether the servers live: when to ask, and what to say where one does not."""
+"""What is said of calls that take too long, and of errors where a server may be gone."""
 
 import contextlib
 import math
@@ -12,8 +12,8 @@ from tfps.cluster import failures
 from tfps.cluster.lanes import Lane
 from tfps.cluster.spec import Cluster
 
-# s that a call on a worker may take before the servers are asked whether they live. A long call
-# is no error. A server that is gone is one, and TensorFlow may not notice it.
+# s that the chief waits for what it asks of parameter servers before it looks whether they live. A
+# long wait is no error. A server that is gone is one, and TensorFlow may not notice it.
 PATIENCE = 5.0
 
 # s to wait, after an error, for the calls that are still under way.
@@ -21,14 +21,10 @@ DRAIN = 20.0
 
 
 class Health:
-    """The health of a cluster, as seen by whoever waits for calls on its workers.
-
-    A thread that waits does so for `PATIENCE` at a time. In between it calls `look` if that is
-    `due`. Nobody asks in the background: a cluster on which nothing is waited for is left alone.
-    """
+    """The health of a cluster, as seen by whoever waits for calls on its workers."""
 
     def __init__(self, cluster: Cluster, lanes: Sequence[Lane], limit: float = math.inf):
-        """Has not looked yet.
+        """Asks nobody yet.
 
         Args:
           cluster: whose servers are asked.
@@ -38,24 +34,6 @@ class Health:
         self.cluster = cluster
         self._lanes = lanes
         self._limit = limit
-        self._looked = time.monotonic()
-
-    @property
-    def due(self) -> bool:
-        """Whether the last look was longer ago than `PATIENCE`."""
-        return time.monotonic() - self._looked > PATIENCE
-
-    def look(self) -> None:
-        """Asks the servers whether they live if some call takes longer than `PATIENCE`.
-
-        Raises:
-          TaskLost: a server does not answer.
-          StepTimeout: all servers answer, but a call takes longer than the limit.
-        """
-        self._looked = time.monotonic()
-        if any(seconds > PATIENCE for seconds in self._taken().values()):
-            failures.require_alive(self.cluster)
-        self.require_in_time()
 
     def _taken(self) -> dict[Lane, float]:
         """Lane -> s that its present call has taken."""
