@@ -271,6 +271,9 @@ def test_what_the_chief_asks_is_not_disturbed_by_a_lost_worker(without_worker_1,
     monkeypatch.setattr(health, "PATIENCE", 0.1)
     ask = Asker(without_worker_1, limit=60.0)
     assert ask(lambda: time.sleep(0.5) or 7) == 7
+    ask.require_alive()  # As whoever waits for a snapshot's files does.
+    with pytest.raises(tfps.TaskLost, match=r"worker 1 \(.*\) no longer answers"):
+        ask(lambda: time.sleep(5.0), workers=[1])
     ask.close()
 
 

@@ -4,7 +4,7 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
 from tfps import errors
@@ -21,7 +21,7 @@ class Asker:
 
     TensorFlow waits for a server without any limit, and nothing can interrupt that. So whoever asks
     waits for the thread, looks from time to time whether the parameter servers live, and gives up
-    after the limit. Nothing is asked of workers here, so one that is lost disturbs nobody.
+    after the limit. A worker that is lost disturbs nobody who asks nothing of it.
     """
 
     def __init__(self, cluster: Cluster, limit: float):
@@ -34,15 +34,16 @@ class Asker:
         self._cluster, self._limit = cluster, limit
         self._todo: _Todo | None = None
 
-    def __call__(self, function: Callable[[], _T]) -> _T:
+    def __call__(self, function: Callable[[], _T], workers: Collection[int] = ()) -> _T:
         """Calls `function()` in the thread, and returns or raises what the call does.
 
         Args:
           function: reads or writes what is on the servers. It waits for nothing else, and does not
             ask by itself.
+          workers: indices of the workers of which the function asks something, too.
 
         Raises:
-          TaskLost: a ps does not answer any more.
+          TaskLost: a ps, or one of the workers, does not answer any more.
           StepTimeout: all ps accept connections, but the answer takes longer than the limit.
         """
         if (todo := self._todo) is None:
@@ -58,7 +59,7 @@ class Asker:
                 result, error = done.get(timeout=min(health.PATIENCE, self._limit))
                 break
             try:
-                self._look(time.monotonic() - begun)
+                self._look(time.monotonic() - begun, workers)
             except BaseException:
                 # The thread may hang for ever; whoever asks next gets another one.
                 self.close()
@@ -71,8 +72,8 @@ class Asker:
         """Raises `TaskLost` if a ps does not answer any more."""
         failures.require_alive(self._cluster)
 
-    def _look(self, seconds: float) -> None:
-        self.require_alive()
+    def _look(self, seconds: float, workers: Collection[int]) -> None:
+        failures.require_alive(self._cluster, workers=workers)
         if seconds > self._limit:
             raise errors.StepTimeout(
                 "the servers accept connections, but one has not answered the chief, which reads "
