@@ -21,11 +21,21 @@ runtime are mapped into this tree by `cluster/failures.py`. The result is an ins
 TensorFlow's class too, and the original error is its `__cause__`.
 """
 
+import copyreg
 import re
 
 
 class Error(Exception):
     """Base class of every error that tfps raises on purpose."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Has copies and pickles made with the message and the attributes as they are.
+
+        Python would call the class with the message, but a class may have arguments of its own.
+        """
+        # Typeshed does not know the name, which pickle's documentation gives.
+        new = copyreg.__newobj__  # type: ignore[attr-defined]
+        return new, (type(self), *self.args), dict(vars(self))
 
 
 class ConfigError(Error, ValueError):

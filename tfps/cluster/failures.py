@@ -1,5 +1,6 @@
 """What went wrong on a server: who is gone, which worker failed, and in what words."""
 
+import copyreg
 import re
 import sys
 import time
@@ -169,13 +170,29 @@ def _both(ours: errors.Error, theirs: tf.errors.OpError) -> BaseException:
     return both
 
 
+class _Joined(type):
+    """The class of the classes that `_joined` makes."""
+
+
 # (our class, TensorFlow's class) -> the class that derives from both.
 _classes: dict[tuple[type, type], type] = {}
 
 
 def _joined(ours: type, theirs: type) -> type:
     if (ours, theirs) not in _classes:
-        about = f"{ours.__name__}, and TensorFlow's {theirs.__name__}."
-        members = {"__doc__": about, "__module__": ours.__module__}
-        _classes[ours, theirs] = type(ours.__name__, (ours, theirs), members)
+        members = {
+            "__doc__": f"{ours.__name__}, and TensorFlow's {theirs.__name__}.",
+            "__module__": ours.__module__,
+            # `ours` may be a class of Python's, and TensorFlow's would call the class.
+            "__reduce__": errors.Error.__reduce__,
+        }
+        _classes[ours, theirs] = _Joined(ours.__name__, (ours, theirs), members)
     return _classes[ours, theirs]
+
+
+# No module has such a class under its name, so a pickle says which classes it joins.
+def _parts(kind: _Joined) -> tuple[Any, tuple[type, ...]]:
+    return _joined, kind.__bases__
+
+
+copyreg.pickle(_Joined, _parts)
