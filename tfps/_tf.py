@@ -109,7 +109,8 @@ def timed(
     """Returns a context whose seconds are added to a metric of TensorFlow's coordinator.
 
     Args:
-      metric: `function_tracing`, `closure_execution` or `remote_value_fetch`.
+      metric: `function_tracing`, `closure_execution`, `remote_value_fetch` or
+        `server_def_update`.
       count: if given, the block counts only if it has changed what this returns.
     """
     return metric_utils.monitored_timer(metric, count)
@@ -118,6 +119,11 @@ def timed(
 def set_gauge(metric: str, value: int) -> None:
     """Sets a metric of TensorFlow's coordinator: `queued_closures` or `inflight_closures`."""
     metric_utils.monitor_int(metric, value)
+
+
+def count(metric: str) -> None:
+    """Adds one to a metric of TensorFlow's coordinator: `worker_failures`."""
+    metric_utils.monitor_increment_counter(metric)
 
 
 def tracing_count(function: Any) -> int:

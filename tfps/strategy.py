@@ -103,7 +103,7 @@ class ParameterServerStrategy(tf.distribute.ParameterServerStrategy):
             self, stock_scopes()
         )
         # Otherwise the first `scope()` would make TensorFlow's coordinator.
-        ClusterCoordinator(self)
+        ClusterCoordinator.come_with(self)
 
     def _require_port(self) -> None:
         """Checks that the chief's port is free, unless this process listens on it already."""

@@ -52,12 +52,18 @@ def test_what_it_refuses(connect):
 @pytest.mark.parametrize("data", ["none", "dataset", "distributed"])
 def test_its_threads_end_with_it(connect, data):
     def lanes():
-        return {t for t in threading.enumerate() if t.name.startswith("tfps-worker-0.")}
+        names = ("WorkerClosureProcessingLoop-0.", "WorkerPreemptionHandler")
+        return {t for t in threading.enumerate() if t.name.startswith(names)}
 
     gc.collect()
     before = lanes()
-    coordinator = tfps.ClusterCoordinator(connect(workers=1))
-    assert not lanes() - before  # None before there is work; those of others may end meanwhile.
+    strategy = connect(workers=1)
+    with strategy.scope():
+        assert not lanes() - before  # Those of others may end meanwhile.
+    coordinator = tfps.ClusterCoordinator(strategy)
+    mine = lanes() - before
+    assert len(mine) == 2
+    del strategy
     f = tf.function(lambda it: None)
     iterator = None
     if data != "none":
@@ -67,15 +73,17 @@ def test_its_threads_end_with_it(connect, data):
         iterator = iter(coordinator.create_per_worker_dataset(dataset))
         del dataset
     coordinator.schedule(f, args=(iterator,)).fetch()
-    (mine,) = lanes() - before
+    assert lanes() - before == mine
     # It may outlive the coordinator, unless its trace, which is TensorFlow's, knows the strategy.
     f = None if data == "distributed" else f
     del coordinator, iterator
-    deadline = time.monotonic() + 10
-    while mine.is_alive() and time.monotonic() < deadline:
-        gc.collect()
-        mine.join(0.1)
-    assert not mine.is_alive()
+    deadline = time.monotonic() + (1 if data == "none" else 10)
+    gc.collect()
+    while any(t.is_alive() for t in mine) and time.monotonic() < deadline:
+        time.sleep(0.05)
+        if data != "none":
+            gc.collect()
+    assert not [t.name for t in mine if t.is_alive()]
 
 
 def test_it_may_be_collected_while_its_own_lock_is_held(connect, gate, monkeypatch):

@@ -11,6 +11,25 @@ pytestmark = UNRAISABLE
 
 
 @BOTH
+def test_per_worker_values_that_are_none(make, kind):
+    coordinator = make(kind)
+    nothing = coordinator._create_per_worker_resources(tf.function(lambda: None))
+    assert [value.get() for value in nothing._values] == [None, None]
+    some = coordinator._create_per_worker_resources(tf.function(lambda: (tf.constant(2), None)))
+
+    @tf.function
+    def first(pair):
+        assert pair[1] is None
+        return 2 * pair[0]
+
+    for _ in range(3):  # The inputs of the graph are learned from the first call.
+        assert coordinator.schedule(first, args=(some,)).fetch() == 4
+    if kind == "tfps":  # TensorFlow's cannot copy a None among tensors.
+        assert some._values[0].fetch() == (2, None)
+    coordinator.join()
+
+
+@BOTH
 @pytest.mark.parametrize("source", ["function", "dataset", "distributed function", "distributed"])
 def test_per_worker_dataset(make, kind, source):
     coordinator = make(kind)

@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.python.distribute.coordinator import metric_utils
 
 import tfps
 from tests.cluster.fleet import Fleet
@@ -94,10 +95,17 @@ def two():
 
 
 def test_a_worker_between_functions_and_in_their_midst(coordinator, fleet):
+    def counted():
+        updates = metric_utils.get_metric_summary("server_def_update")["num"]
+        return metric_utils.get_metric_summary("worker_failures"), updates
+
+    metric_utils.monitor_int("queued_closures", 0)  # Makes the metrics if there are none yet.
+    before = counted()
     model = Model(coordinator)
     model.schedule(2)
     model.join()
     assert model.iterations.numpy() == 2
+    assert counted() == before
 
     fleet.restart(W0)
     model.schedule(2)
@@ -116,6 +124,9 @@ def test_a_worker_between_functions_and_in_their_midst(coordinator, fleet):
     while known.lost():
         assert time.monotonic() < deadline
         time.sleep(0.1)
+    # Nobody need have noticed the first loss by a function.
+    assert before[0] + 1 <= counted()[0] <= before[0] + 2
+    assert counted()[1] >= before[1] + 2
     model.run_for_ever(2)
     model.join()
 
@@ -219,10 +230,14 @@ def test_results_of_a_lost_worker(coordinator, fleet, two):
     fetched, small, kept = (coordinator.schedule(f) for f in (large, two, large))
     coordinator.join()
     assert fetched.fetch().sum() == 5000
+    remote = fetched._values
+    assert remote.numpy().sum() == 5000
     for worker in (W0, W1):
         fleet.kill(worker)
     # What was fetched before is here; what was not is lost with its worker.
     assert fetched.fetch().sum() == 5000
+    with pytest.raises(tf.errors.UnavailableError, match="/job:worker/replica:0/task:"):
+        remote.numpy()
     for value in (kept, small):
         with pytest.raises(tfps.TaskLost, match="lost with its worker") as caught:
             value.get()

@@ -1,6 +1,7 @@
 """What is scheduled, and what is fetched."""
 
 import gc
+import re
 import time
 import weakref
 
@@ -36,6 +37,39 @@ def test_results_have_the_structure_that_was_returned(make, kind):
     both = coordinator.fetch({"x": (value, 7)})
     np.testing.assert_array_equal(both["x"][0]["a"], [2, 3])
     assert both["x"][1] == 7
+
+
+@BOTH
+@pytest.mark.parametrize("size", [1, 500])
+def test_results_are_on_their_worker_for_whoever_looks(make, kind, size):
+    """Small results come from a buffer; larger ones are there as they are."""
+    coordinator = make(kind)
+    both = tf.function(lambda x: {"a": tf.fill([size], x), "b": tf.constant("s")})
+    early, late = (coordinator.schedule(both, args=(i,)) for i in (1, 2))
+    coordinator.join()
+    for value in early, late:
+        if value is late:
+            coordinator.fetch([early, late])
+        found = value._values
+        for tensor in tf.nest.flatten(found):
+            assert re.match(r"/job:worker/replica:0/task:[01]/device:CPU:0", tensor.device)
+        np.testing.assert_array_equal(found["a"], value.fetch()["a"])
+        assert found["b"].numpy() == b"s"
+        assert value._values is found
+    assert coordinator.schedule(tf.function(lambda: None))._values is None
+
+
+def test_where_there_is_no_result_there_is_none_on_the_worker(make, gate, positive):
+    coordinator = make(workers=1)
+    value = coordinator.schedule(gate.function())
+    assert value._values is None
+    gate.open()
+    assert value.fetch()
+    assert value._values.numpy()
+    bad = coordinator.schedule(positive, args=(tf.constant(-1),))
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        coordinator.join()
+    assert bad._values is None
 
 
 @BOTH

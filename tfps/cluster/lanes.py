@@ -47,7 +47,10 @@ class Lane:
       index: number of this lane among the lanes of its worker.
       device: TensorFlow's name of the worker's device.
       begun: time (`time.monotonic`, in s) at which the present call began; None between calls.
+      thread_name: how the names of such lanes' threads begin.
     """
+
+    thread_name = "tfps-worker"
 
     def __init__(self, worker: int, source: Source, index: int = 0):
         """Describes the lane; `start` starts its thread.
@@ -65,7 +68,7 @@ class Lane:
 
     def start(self) -> None:
         """Starts the thread. The program can end while it runs."""
-        name = f"tfps-worker-{self.worker}.{self.index}"
+        name = f"{self.thread_name}-{self.worker}.{self.index}"
         threading.Thread(target=self._serve, name=name, daemon=True).start()
 
     def _serve(self) -> None:

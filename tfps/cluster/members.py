@@ -171,6 +171,10 @@ class Members:
         """Waits until a lost task answers again; returns all that do. See `wait_lost`."""
         return self._wait(self.returned, timeout)
 
+    def wait_back(self, task: Task, timeout: float) -> bool:
+        """Waits until a task is not lost any more; returns whether it is so. See `wait_lost`."""
+        return bool(self._wait(lambda: frozenset([task]) - self.lost(), timeout))
+
     def _wait(self, found, timeout: float) -> frozenset[Task]:
         deadline = time.monotonic() + timeout
         with self._changed:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 
 import tensorflow as tf
 
-from tfps import _tf_copies, _tf_members, errors
+from tfps import _tf, _tf_copies, _tf_members, errors
 from tfps.cluster import connections, made_before, turns
 from tfps.cluster.members import Members, Task
 
@@ -168,7 +168,9 @@ class _Change:
 def _connect(joining: Iterable = (), without: Iterable = ()) -> None:
     joining, without = list(joining), list(without)
     if joining or without:
+        # TensorFlow times the changes by which tasks come back, those that fail left out.
+        timed = _tf.timed("server_def_update") if joining else contextlib.nullcontext()
         # What has become of whom is looked at afterwards.
-        with turns.change(), contextlib.suppress(tf.errors.OpError, RuntimeError):
+        with turns.change(), contextlib.suppress(tf.errors.OpError, RuntimeError), timed:
             _tf_members.connect(joining, without)
         made_before.tasks_changed()

@@ -4,15 +4,18 @@
 function, or to look at the graph of a function before it runs.
 """
 
+import functools
+import threading
 import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from tfps import _tf
+from tfps import _tf, errors
 from tfps.cluster.devices import worker_device
 from tfps.coordinator.closures import ClosureLane, Round
+from tfps.coordinator.failure_handler import FailureHandler
 from tfps.coordinator.faults import Repeats
-from tfps.coordinator.remote_value import Resource
+from tfps.coordinator.remote_value import RemoteValue, Resource
 from tfps.coordinator.work_queue import WorkQueue
 
 
@@ -22,13 +25,20 @@ class Worker:
     Attributes:
       worker_index: its index.
       device_name: TensorFlow's name of its device.
+      failure_handler: that of the `Cluster`.
     """
 
-    def __init__(self, index: int, resources: Iterable[Resource]):
+    def __init__(self, index: int, resources: Iterable[Resource], handler: FailureHandler):
         """Describes worker `index`; `resources` are the per-worker values on it."""
         self.worker_index = index
         self.device_name = worker_device(index)
+        self.failure_handler = handler
         self._resources = resources
+
+    @functools.cached_property
+    def executor(self) -> Any:
+        """An executor for whoever runs closures of TensorFlow's class on this worker."""
+        return _tf.new_executor()
 
     @property
     def _resource_remote_value_refs(self) -> list[weakref.ref]:
@@ -38,10 +48,9 @@ class Worker:
 class ClosureQueue:
     """The queue of closures, as `coordinator._cluster.closure_queue`."""
 
-    def __init__(self, queue: WorkQueue, start: Callable[[], None]):
-        """Puts closures into `queue`, and calls `start` when there is work."""
+    def __init__(self, queue: WorkQueue):
+        """Puts closures into `queue`."""
         self._queue = queue
-        self._start = start
 
     def put(self, closure: Any, tag: int | None = None) -> None:
         """Queues a closure of TensorFlow's class.
@@ -50,7 +59,7 @@ class ClosureQueue:
           closure: a `cluster_coordinator.Closure`.
           tag: index of the worker that has to run it, or None if any may.
         """
-        self._start()
+        self._queue.start_lanes()
         if tag is None:
             self._queue.put(TensorFlowClosure(closure))
         else:
@@ -63,6 +72,14 @@ class ClosureQueue:
     def done(self) -> bool:
         """Returns whether all closures have ended."""
         return self._queue.done()
+
+    @property
+    def _error(self) -> BaseException | None:
+        return self._queue.error
+
+    @property
+    def _queue_lock(self) -> threading.RLock:
+        return self._queue._lock
 
     @property
     def inflight_closure_count(self) -> int:
@@ -88,23 +105,45 @@ class Cluster:
     Attributes:
       workers: list of `Worker`.
       closure_queue: the `ClosureQueue`.
+      failure_handler: the `FailureHandler`.
     """
 
     def __init__(
         self,
         queue: WorkQueue,
-        start: Callable[[], None],
+        schedule: Callable[..., RemoteValue],
         resources: Iterable[Iterable[Resource]],
     ):
         """Shows a coordinator's parts.
 
         Args:
           queue: the coordinator's queue.
-          start: called when there is work.
+          schedule: the coordinator's method, which is not kept alive.
           resources: for each worker, the per-worker values on it.
         """
-        self.workers = [Worker(i, own) for i, own in enumerate(resources)]
-        self.closure_queue = ClosureQueue(queue, start)
+        self.failure_handler = queue.failure_handler
+        self.workers = [Worker(i, own, self.failure_handler) for i, own in enumerate(resources)]
+        self.closure_queue = ClosureQueue(queue)
+        self._schedule = weakref.WeakMethod(schedule)
+        self._queue = queue
+
+    def schedule(self, function: Any, args: tuple | None, kwargs: dict | None) -> RemoteValue:
+        """Queues a function; see `ClusterCoordinator.schedule`."""
+        if (schedule := self._schedule()) is None:
+            raise errors.Error("the coordinator was collected; keep it while functions run")
+        return schedule(function, args, kwargs)
+
+    def join(self) -> None:
+        """Waits for all closures; see `ClusterCoordinator.join`."""
+        self._queue.join()
+
+    def done(self) -> bool:
+        """Returns whether all closures have ended; see `ClusterCoordinator.done`."""
+        return self._queue.done()
+
+    def stop(self) -> None:
+        """Cancels everything and ends the coordinator's threads."""
+        self._queue.stop()
 
 
 class _OnLane(NamedTuple):
@@ -139,7 +178,9 @@ class TensorFlowClosure:
         """Returns what is told of an error."""
         return self
 
-    def _set(self, result: Any, error: BaseException | None) -> None:
-        del result
+    def _set(
+        self, result: Any, error: BaseException | None = None, worker: int | None = None
+    ) -> None:
+        del result, worker
         if error is not None:
             self._closure.maybe_call_with_output_remote_value(lambda r: r._set_error(error))

@@ -102,6 +102,8 @@ class ClosureLane(Lane):
       life: the life of its worker in which the buffers were made.
     """
 
+    thread_name = "WorkerClosureProcessingLoop"  # TensorFlow's name, by which programs find them.
+
     def __init__(self, worker: int, source: Source, index: int):
         """Describes the lane; see `Lane`."""
         super().__init__(worker, source, index)

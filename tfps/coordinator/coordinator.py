@@ -74,24 +74,33 @@ class ClusterCoordinator(tf.distribute.coordinator.ClusterCoordinator):
             raise errors.ConfigError(
                 f"in_flight={in_flight}; a worker can run 1 to {_MAX_IN_FLIGHT} functions at once"
             )
-        if not getattr(self, "_has_initialized", False):
-            # TensorFlow's own constructor would start its threads.
-            self._strategy = strategy
-            strategy.extended._used_with_coordinator = True
-            cluster = getattr(strategy, "cluster", None)
-            cluster = cluster or Cluster.from_resolver(strategy._cluster_resolver)
-            # For each worker, the per-worker values on it, in the order in which they were made.
-            self._resources = Resources(cluster.num_workers)
-            self._queue = WorkQueue(cluster, self._resources)
-            self._traces = Traces(strategy)
-            # The specs are not in the work queue. They know their strategy, and the lanes, which
-            # know the queue, end when nobody knows the strategy any more.
-            self._specs: dict = {}
-            queue = self._queue
-            self._cluster = as_tensorflow.Cluster(queue, queue.start_lanes, self._resources)
-            self._has_initialized = True
+        self._prepare(strategy)
         if in_flight is not None:
             self._queue.resize(in_flight)
+        self._queue.start()
+
+    @classmethod
+    def come_with(cls, strategy: tf.distribute.Strategy) -> None:
+        """Gives a strategy its coordinator, which has no thread until somebody asks for it."""
+        cls.__new__(cls, strategy)._prepare(strategy)
+
+    def _prepare(self, strategy: tf.distribute.Strategy) -> None:
+        if getattr(self, "_has_initialized", False):
+            return
+        # TensorFlow's own constructor would start its threads.
+        self._strategy = strategy
+        strategy.extended._used_with_coordinator = True
+        cluster = getattr(strategy, "cluster", None)
+        cluster = cluster or Cluster.from_resolver(strategy._cluster_resolver)
+        # For each worker, the per-worker values on it, in the order in which they were made.
+        self._resources = Resources(cluster.num_workers)
+        self._queue = WorkQueue(cluster, self._resources)
+        self._traces = Traces(strategy)
+        # The specs are not in the work queue. They know their strategy, and the lanes, which
+        # know the queue, end when nobody knows the strategy any more.
+        self._specs: dict = {}
+        self._cluster = as_tensorflow.Cluster(self._queue, self.schedule, self._resources)
+        self._has_initialized = True
 
     def __del__(self):
         if getattr(self, "_has_initialized", False):
@@ -185,7 +194,7 @@ class ClusterCoordinator(tf.distribute.coordinator.ClusterCoordinator):
         if isinstance(fn, tf.types.experimental.PolymorphicFunction):
             fn = concrete(fn, self._strategy, args, kwargs)
         if isinstance(fn, tf.types.experimental.ConcreteFunction):
-            spec = tf.nest.map_structure(tf.type_spec_from_value, fn.structured_outputs)
+            spec = tf.nest.map_structure(_spec_of, fn.structured_outputs)
         self._queue.start_lanes()
         values = []
         for worker in range(self._queue.cluster.num_workers):
@@ -197,3 +206,7 @@ class ClusterCoordinator(tf.distribute.coordinator.ClusterCoordinator):
         return tf.distribute.coordinator.PerWorkerValue(tuple(values))
 
     _create_per_worker_variables = _create_per_worker_resources
+
+
+def _spec_of(output: Any) -> tf.TypeSpec | None:
+    return None if output is None else tf.type_spec_from_value(output)

@@ -2,10 +2,11 @@
 
 import re
 import sys
+import threading
 
 import tensorflow as tf
 
-from tfps import errors
+from tfps import _tf, errors
 from tfps.cluster import failures
 from tfps.cluster.members import Members, Task
 
@@ -58,6 +59,8 @@ class Faults:
     def __init__(self, members: Members):
         """Asks `members` who is lost."""
         self._members = members
+        self._lock = threading.Lock()
+        self._counted: dict[Task, int] = {}  # The life of a worker whose end was counted last.
 
     def judged(self, worker: int, error: BaseException, repeats: Repeats) -> BaseException | None:
         """Waits until it is known who is lost, and decides what becomes of a call that failed.
@@ -82,6 +85,7 @@ class Faults:
         if gone := self.lost_ps(lost):
             return failures.unavailable(gone, error)
         if task in lost:
+            self._count(task)
             repeats.losses += 1
             if repeats.losses <= MOST_LOSSES:
                 return None
@@ -93,6 +97,15 @@ class Faults:
         if repeats.faults <= MOST_FAULTS and isinstance(error, (tf.errors.OpError, TypeError)):
             return None
         return failures.described(error, worker, address)
+
+    def _count(self, task: Task) -> None:
+        """Counts a worker's loss in TensorFlow's metric, once, however many calls it ends."""
+        with self._lock:
+            life = self._members.life(task)
+            counted = self._counted.get(task) == life
+            self._counted[task] = life
+        if not counted:
+            _tf.count("worker_failures")
 
     def of_copy(self, error: tf.errors.OpError) -> BaseException:
         """Returns the error of copying a result to the chief as the chief's code should see it."""
@@ -132,6 +145,20 @@ class Faults:
             f"{' and '.join(gone)}; its variables are lost: when it is back, make them anew, from "
             "the last checkpoint if there is one"
         )
+
+
+def cancelled(why: str = "It did not run, because another one failed.") -> tf.errors.CancelledError:
+    """Returns the error of a function that another one's error has ended."""
+    said = f"The corresponding function is cancelled. Please reschedule the function. ({why})"
+    return tf.errors.CancelledError(None, None, said)
+
+
+def not_repeated() -> tf.errors.CancelledError:
+    """Returns the error of a function that would be run again, if another had not failed."""
+    return cancelled(
+        "Its worker or a connection failed while it ran, so that it may have run in part, and it "
+        "is not run again, because another one failed."
+    )
 
 
 def say(line: str) -> None:

@@ -13,6 +13,9 @@ from tfps.coordinator.faults import say
 # s that one look for returned tasks takes, at most.
 _LOOK = 1.0
 
+# s to wait for a worker to come back when all are lost: TensorFlow's limit.
+LIMIT = 3600.0
+
 # s after an attempt to take tasks in that has failed.
 _PAUSE = 0.3
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import tensorflow as tf
 
 from tfps import _tf, _tf_functions
+from tfps.cluster.devices import worker_device
 from tfps.coordinator.result_buffer import Row
 
 # Results of up to `_SMALL` bytes share messages when several are fetched, `_TOGETHER` in each.
@@ -45,7 +46,14 @@ class RemoteValue(tf.distribute.coordinator.RemoteValue):
     The result stays on the worker until somebody asks for it.
     """
 
-    __slots__ = ("_error", "_event", "_local", "_packed", "_queue", "_ready", "_result")
+    __slots__ = (
+        *("_error", "_event", "_local", "_packed", "_queue", "_ready", "_result"),
+        # Set when there is something to set: `__init__` is part of the cost of a function.
+        *("_remote", "_worker"),
+    )
+
+    _remote: tuple[Any]  # The result on its worker, for whoever has asked for `_values`.
+    _worker: int | None  # The index of the worker that has filled it in.
 
     def __init__(self, queue: Queue, packed_by: _tf_functions.FlatFunction | None = None):
         """Has no result yet. `ClusterCoordinator.schedule` makes remote values.
@@ -91,8 +99,11 @@ class RemoteValue(tf.distribute.coordinator.RemoteValue):
 
     # What follows is for the work queue, and for TensorFlow's per-worker values.
 
-    def _set(self, result: Any, error: BaseException | None = None) -> None:
-        """Fills in the result or the error; the queue's lock is held."""
+    def _set(
+        self, result: Any, error: BaseException | None = None, worker: int | None = None
+    ) -> None:
+        """Fills in a worker's result, or the error; the queue's lock is held."""
+        self._worker = worker
         self._result, self._error, self._ready = result, error, True
         if self._event is not None:
             self._event.set()
@@ -114,6 +125,29 @@ class RemoteValue(tf.distribute.coordinator.RemoteValue):
         if isinstance(result, Row):
             return self.get()
         return _structured(result, self._packed) if local is None else local[0]
+
+    @property
+    def _values(self) -> Any:
+        """The result as tensors on its worker, where TensorFlow keeps it; None if there is none.
+
+        A result that has been fetched, or is in a buffer, has no tensors there any more; it is
+        copied back to the worker when somebody looks for the first time.
+        """
+        if not self._ready or self._error is not None:
+            return None
+        known = getattr(self, "_remote", None)
+        if known is None:
+            known = self._remote = (self._on_worker(),)
+        return known[0]
+
+    def _on_worker(self) -> Any:
+        result, local = self._result, self._local
+        if local is None and not isinstance(result, Row):
+            return _structured(result, self._packed)
+        assert self._worker is not None  # A lane has filled in the result.
+        local_result = self.get()
+        with self._queue.errors_named():
+            return _copied(local_result, worker_device(self._worker))
 
     def _get_error(self):
         self._wait()
@@ -174,6 +208,10 @@ class Resource(RemoteValue):
             raise self._error
         return self._result
 
+    @property
+    def _values(self) -> Any:
+        return self._result if self._ready and self._error is None else None
+
     def error(self) -> BaseException | None:
         """Waits for the value; returns the error if it could not be made."""
         return self._get_error()
@@ -182,7 +220,8 @@ class Resource(RemoteValue):
         """Returns the tensors, such as handles, that the value is as an argument of a function."""
         value, known = self.value(), self._components
         if known is None or known[0] is not value:
-            known = self._components = value, tf.nest.flatten(value, expand_composites=True)
+            flat = tf.nest.flatten(value, expand_composites=True)
+            known = self._components = value, [x for x in flat if x is not None]
         return known[1]
 
     def renew(self) -> None:
@@ -231,16 +270,19 @@ def _bring_alike(group: list[tuple[RemoteValue, list[tf.Tensor]]]) -> None:
 
 
 def _to_chief(structure: Any) -> Any:
-    """Copies tensors and variables to this process, and leaves iterators as they are."""
+    """Copies a result to this process."""
+    if isinstance(structure, Row):
+        return structure.tensors()
+    return _copied(structure, _tf.chief_device())
+
+
+def _copied(structure: Any, device: str) -> Any:
+    """Copies tensors and variables to a device, and leaves iterators and None as they are."""
 
     def copied(x: Any) -> Any:
-        if isinstance(x, (tf.distribute.DistributedIterator, tf.data.Iterator)):
+        if x is None or isinstance(x, (tf.distribute.DistributedIterator, tf.data.Iterator)):
             return x
         return tf.identity(x)
 
-    if structure is None:
-        return None
-    if isinstance(structure, Row):
-        return structure.tensors()
-    with tf.device(_tf.chief_device()):
+    with tf.device(device):
         return tf.nest.map_structure(copied, structure)

@@ -5,7 +5,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import tensorflow as tf
 
@@ -13,9 +13,11 @@ from tfps import _tf, errors
 from tfps.cluster import failures, health, members
 from tfps.cluster.members import Task
 from tfps.cluster.spec import Cluster
-from tfps.coordinator import recovery
+from tfps.coordinator import faults, recovery
 from tfps.coordinator.closures import ClosureLane, Round
-from tfps.coordinator.faults import Faults, Repeats
+from tfps.coordinator.failure_handler import FailureHandler
+from tfps.coordinator.faults import Faults
+from tfps.coordinator.queued import Queued
 from tfps.coordinator.remote_value import RemoteValue, Resource
 from tfps.coordinator.resources import Resources
 
@@ -25,49 +27,20 @@ _LIMIT = 256 * 1024
 # s between two looks of somebody who waits.
 _LOOK = 1.0
 
-# s to wait for a worker to come back when all are lost: TensorFlow's limit.
-_RECOVERY = 3600.0
-
-
-class Output(Protocol):
-    """Whatever receives the result or the error of a closure."""
-
-    def _set(self, result: Any, error: BaseException | None) -> None:
-        """Fills in the result or the error."""
-
-
-class Queued(Protocol):
-    """A closure, as the queue sees it.
-
-    Attributes:
-      output: returns what receives the result, or None if nobody holds it any more.
-      round: the round in which the closure runs; None if `join` does not wait for it.
-      repeats: how often it was run again.
-      worker: index of the worker that has to run it; None if any may.
-    """
-
-    round: Round | None
-    repeats: Repeats
-    worker: int | None
-
-    @property
-    def output(self) -> Callable[[], Output | None]:
-        """Returns a weak reference, or a function like one."""
-
-    def run(self, lane: Any) -> Any:
-        """Runs the closure under the device of the lane's worker and returns its result."""
-
 
 class WorkQueue:
     """One queue for all workers, a queue of each worker's own, and the account of both.
 
-    A lane takes a closure and reports what became of it. A closure whose worker was lost goes back
-    to the head of its queue, and the lanes of the worker pause until it has come back. The chief's
-    threads wait here for closures, and whoever waits has the servers asked whether they live.
+    A lane takes a closure and reports what became of it. A closure whose worker was lost goes to
+    the tail of the queue, and the lanes of the worker pause until it has come back; a closure that
+    only this worker may run goes to the head of the worker's own queue. The chief's threads wait
+    here for closures, and whoever waits has the servers asked whether they live.
 
     Attributes:
       cluster: the cluster whose workers run the closures.
       lanes_per_worker: number of closures that a worker runs at the same time, at most.
+      used: whether a closure was ever put here.
+      failure_handler: has lost workers taken in again while nobody waits, once it is started.
     """
 
     def __init__(self, cluster: Cluster, resources: Resources | None = None):
@@ -79,10 +52,12 @@ class WorkQueue:
         """
         self.cluster = cluster
         self.lanes_per_worker = 1
+        self.used = False
         self._lanes: list[ClosureLane] = []
         self._members = members.of(cluster)
         self._faults = Faults(self._members)
         self._recovery = recovery.Recovery(self._members, self._wake)
+        self.failure_handler = FailureHandler(self, self._members, self._faults, self._recovery)
         self._resources = resources or Resources(cluster.num_workers)
         # How often each worker had come back when its values were made; see `Members.life`.
         self._lives = [self._members.life(Task("worker", w)) for w in range(cluster.num_workers)]
@@ -117,6 +92,7 @@ class WorkQueue:
                 self._wait(self._room, lambda: len(self._queue) < _LIMIT)
                 self._raise_pending()
             self._queue.append(closure)
+            self.used = True
             _tf.set_gauge("queued_closures", len(self._queue))
             if self._idle:
                 self._work.notify()
@@ -131,6 +107,7 @@ class WorkQueue:
         """
         with self._lock:
             closure.worker = worker
+            self.used = True
             if joined:
                 self._begin(closure)
             self._own[worker].append(closure)
@@ -151,6 +128,11 @@ class WorkQueue:
     def inflight(self) -> int:
         """Number of closures that run."""
         return self._round.inflight
+
+    @property
+    def error(self) -> BaseException | None:
+        """The error of a closure, from its failure until it is raised; None if there is none."""
+        return self._round.error
 
     def join(self) -> None:
         """Waits until no closure waits or runs.
@@ -205,6 +187,11 @@ class WorkQueue:
                 raise
             raise self._faults.of_copy(e) from e
 
+    def start(self) -> None:
+        """Starts all threads: the lanes and that of the failure handler."""
+        self.start_lanes()
+        self.failure_handler.start()
+
     def start_lanes(self) -> None:
         """Starts the lanes that are missing. The coordinator calls this when there is work."""
         wanted = self.lanes_per_worker * self.cluster.num_workers
@@ -225,7 +212,8 @@ class WorkQueue:
             self._resized.notify_all()
 
     def stop(self) -> None:
-        """Cancels everything and ends the lanes."""
+        """Cancels everything and ends the threads."""
+        self.failure_handler.stop()
         with self._lock:
             self._stopped = True
             self._cancel_waiting()
@@ -242,7 +230,10 @@ class WorkQueue:
         own = self._own[lane.worker]
         with self._lock:
             while not self._stopped:
-                if lane.index >= self.lanes_per_worker or self._is_away(lane):
+                # Before it is used, a lost worker is the business of those who use the cluster.
+                if lane.index >= self.lanes_per_worker or (self.used and self._is_away(lane)):
+                    if self._queue:
+                        self._work.notify()  # What woke this lane is another lane's now.
                     self._resized.wait()
                     continue
                 if own:
@@ -275,11 +266,11 @@ class WorkQueue:
             self._recovery.begin()
             if judged is None and self._put_back(closure):
                 return
-            error = judged or error
+            error = judged or faults.not_repeated()
         with self._lock:
             output = closure.output()
             if output is not None:
-                output._set(result, error)
+                output._set(result, error, lane.worker)
             if its_round is None:
                 return
             its_round.inflight -= 1
@@ -290,14 +281,19 @@ class WorkQueue:
                 self._settled.notify_all()
 
     def _put_back(self, closure: Queued) -> bool:
-        """Puts a closure at the head of its queue, unless an error has ended its round."""
+        """Puts a closure back into its queue, unless an error has ended its round."""
         with self._lock:
             its_round = closure.round
+            if self._stopped:
+                return False
             if its_round is not None and (its_round is not self._round or its_round.error):
                 return False
             if closure.worker is None:
-                self._queue.appendleft(closure)
+                # At the tail, as TensorFlow does: a function that brings workers down comes last.
+                self._queue.append(closure)
                 self._round.inflight -= 1
+                _tf.set_gauge("queued_closures", len(self._queue))
+                _tf.set_gauge("inflight_closures", self._round.inflight)
             elif its_round is not None or not self._is_renewed(closure):
                 self._own[closure.worker].appendleft(closure)
             self._work.notify_all()
@@ -358,7 +354,7 @@ class WorkQueue:
         while self._queue:
             output = self._queue.popleft().output()
             if output is not None:
-                output._set(None, _cancelled())
+                output._set(None, faults.cancelled())
         self._room.notify_all()
 
     def _raise_pending(self) -> None:
@@ -392,7 +388,7 @@ class WorkQueue:
         error = (
             self._recovery.error
             or self._faults.lost_ps(lost, self._round.begun)
-            or recovery.is_waited_too_long(self._members, _RECOVERY)
+            or recovery.is_waited_too_long(self._members, recovery.LIMIT)
         )
         if error is None:
             return None
@@ -405,12 +401,3 @@ def _was_cancelled(error: BaseException, its_round: Round | None) -> bool:
     """Whether the chief itself ended the call."""
     cancelled = its_round is not None and its_round.manager.is_cancelled
     return cancelled and isinstance(error, tf.errors.CancelledError)
-
-
-def _cancelled() -> tf.errors.CancelledError:
-    return tf.errors.CancelledError(
-        None,
-        None,
-        "The corresponding function is cancelled. Please reschedule the function. (It did not run, "
-        "because another one failed.)",
-    )
