@@ -25,6 +25,7 @@ ORDER = [
         "_tf_tracing",
         "_tf_placement",
         "_tf_data",
+        "_tf_shuffles",
         "_tf_resources",
         "_tf_copies",
         "_tf_functions",

@@ -191,7 +191,9 @@ def test_the_rates_that_hooks_of_batches_have_set_are_set_again(connect, tmp_pat
     np.testing.assert_array_equal(cut.model.get_weights(), whole.model.get_weights())
 
 
-@pytest.mark.parametrize("kind", ["arrays", "py dataset", "dataset_fn, part of a pass"])
+@pytest.mark.parametrize(
+    "kind", ["arrays", "py dataset", "dataset that shuffles", "dataset_fn, part of a pass"]
+)
 def test_the_input_goes_back(connect, tmp_path, losing, kind):
     strategy = connect(workers=1, ps=1)
     whole, cut = (summing(strategy, tmp_path / name, every_updates=6) for name in ("a", "b"))

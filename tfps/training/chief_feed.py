@@ -13,9 +13,13 @@ import keras
 import tensorflow as tf
 
 from tfps import _keras_data, _keras_models, _tf_data, errors
+from tfps._tf_shuffles import Shuffled
 from tfps.model.batches import without_optionals
 from tfps.training.feeds import FeedPosition, Range, Work, shapes_of
 from tfps.worker.batch_loop import Stack
+
+# Name of a dataset's generator of seeds -> how many passes there were, in whatever `fit`.
+_passes_before: dict[str, int] = {}
 
 
 class _Numbered(NamedTuple):
@@ -67,6 +71,9 @@ class ChiefFeed:
         self._adapter = epochs.data_adapter
         self._order = order
         self._dataset = self._made()
+        self._shuffled: Shuffled | None = None
+        if order is not None and isinstance(data["x"], tf.data.Dataset):
+            self._shuffled = Shuffled(self._dataset, order)
         self._steps = epochs.steps_per_epoch
         self.num_batches = epochs.num_batches
         calls = math.inf if not self.num_batches else -(-self.num_batches // steps_per_execution)
@@ -78,6 +85,8 @@ class ChiefFeed:
         self.regroup(steps_per_execution)
         self._pass: _Pass | None = None
         self._passes = 0  # how many iterators the dataset has had
+        if self._shuffled is not None:
+            self._passes = _passes_before.get(self._shuffled.name, 0)
         self._first = 0  # number of the first batch of the present pass
         self._begun: list[tuple[int, int]] = []  # (number of the first batch, pass) of the last two
         self._read = 0  # number of the next batch that is read
@@ -209,13 +218,21 @@ class ChiefFeed:
                 "a generator cannot give again what it gave since a snapshot; give a "
                 'tf.data.Dataset or a PyDataset, or Trainer(data="at_least_once")'
             )
+        if self._shuffled is not None and self._shuffled.why_not:
+            warnings.warn(
+                "The order in which the dataset shuffles cannot be repeated "
+                f"({self._shuffled.why_not}), so in an epoch that the loss of a parameter server "
+                "or of the chief interrupts, some examples are trained on twice and others not at "
+                "all; give every shuffle a seed, or read large data from files",
+                stacklevel=2,
+            )
 
     def end_epoch(self) -> None:
         """See `feeds.Feed`."""
         if self._steps is None and self.num_batches and self._taken >= self.num_batches:
             # Keras 3.15 ends such an epoch with an iterator that it does not use, and the order of
             # a shuffle with a seed depends on how many iterators there were before.
-            self._begin_iterator(self._dataset)
+            self._turn_to(self._passes + 1)
         self._adapter.on_epoch_end()
         self._in_epoch = False
 
@@ -261,9 +278,10 @@ class ChiefFeed:
         self._aim()
         position, self._resumes = self._resumes or FeedPosition((0,)), None
         self._ready.clear()
-        # An order that is drawn anew for each pass follows from the number of passes before.
-        while self._passes < sum(position.passes):
-            self._begin_iterator(self._dataset)
+        self._turn_to(max(self._passes, sum(position.passes)))
+        if self._shuffled is not None and self._shuffled.begins_anew:
+            self._dataset = self._shuffled.at(self._passes)
+            _passes_before[self._shuffled.name] = self._passes + 1  # The iterator that follows.
         end = position.batches[0]
         again = {i for _, begin, last in position.again for i in range(begin, last)}
         skip = min(again, default=end)
@@ -280,6 +298,16 @@ class ChiefFeed:
                 break  # The data is shorter than it was.
             if i in again:
                 self._ready.append(one)
+
+    def _turn_to(self, turn: int) -> None:
+        """Makes the dataset's next iterator that of a pass, which is not before the present one.
+
+        An order that is drawn anew for each pass follows from the number of passes before.
+        """
+        if self._shuffled is not None and self._shuffled.begins_anew:
+            self._passes = _passes_before[self._shuffled.name] = turn
+        while self._passes < turn:
+            self._begin_iterator(self._dataset)
 
     def _begin_iterator(self, dataset: tf.data.Dataset) -> "_Pass":
         self._passes += 1
