@@ -299,3 +299,39 @@ def test_a_worker_killed_while_it_infers_costs_no_example():
         for _ in range(5):
             evaluated = trainer.evaluate(x, y, batch_size=4, verbose=0)
             np.testing.assert_allclose(evaluated, model.evaluate(x, y, verbose=0), rtol=1e-5)
+
+
+class KillingOnce(Killing):
+    """Kills a worker in the first validation of a `fit`, and stops when it has trained again."""
+
+    def __init__(self, cluster, name, batch, trainer):
+        super().__init__(cluster, name, batch)
+        self._trainer, self._back = trainer, 0
+
+    def on_epoch_end(self, epoch, logs=None):
+        living = self._trainer._session.calls.living
+        self._back += epoch > 0 and len(living) == 2
+        self.model.stop_training = self._back == 2
+
+
+@pytest.mark.parametrize("waits", [pytest.param(False, marks=pytest.mark.soak), True])
+def test_a_worker_killed_in_a_validation_is_missed_by_nobody(waits, tmp_path):
+    """Its inner optimizer is gone, be it back in the snapshot and the epoch that follow or not."""
+    x = np.random.default_rng(0).normal(size=(160, 4)).astype(np.float32)
+    y = x.sum(axis=1, keepdims=True)
+    model = keras.Sequential([keras.Input([4]), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.Adam(1e-2), "mse")
+    with tfps.LocalCluster(workers=2, ps=1, processes=True) as cluster:
+        trainer = tfps.Trainer(
+            model,
+            tfps.ParameterServerStrategy(cluster),
+            tfps.LocalSteps(2),
+            min_workers=2 if waits else 1,
+            snapshots=tfps.Snapshots(tmp_path, every=0.01),
+        )
+        at = KillingOnce(cluster, "worker 1", 10, trainer)
+        history = trainer.fit(
+            x, y, batch_size=4, epochs=2000, verbose=0, callbacks=[at], validation_data=(x, y)
+        ).history
+        assert at._back == 2 and len(trainer.state.memory()["pseudo-gradients"]) == 2
+    assert history["val_loss"][-1] < history["val_loss"][0]

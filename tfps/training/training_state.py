@@ -29,6 +29,7 @@ from tfps.store.snapshot_form import Form
 from tfps.store.snapshot_reading import SavedServers
 from tfps.training.exported_state import ChiefState, Exported, OpenEpoch
 from tfps.training.feeds import FeedPosition
+from tfps.training.kept_memory import KeptMemory
 from tfps.training.own_state import OwnState
 from tfps.training.policy import ConsistencyPolicy, Exchange
 from tfps.training.served_model import ServedModel
@@ -63,7 +64,7 @@ class TrainingState:
         self._warmup = warmup
         self._served: ServedModel | None = None
         self._sides: dict[tuple[Exchange, bool], ServerSide] = {}
-        self._memory: dict[str, list[WorkerMemory | None]] = {}
+        self._memory = KeptMemory(calls)
         self._restored_sides: dict[str, SideState] = {}
         self._restored: Exported | None = None  # what the servers' variables are to be filled with
         self._resumes = self._fits = False
@@ -101,7 +102,8 @@ class TrainingState:
         """Forgets all about the servers' variables; returns their server sides."""
         ended = list(self._sides.values())
         self._served = None
-        self._sides, self._restored_sides, self._memory = {}, {}, {}
+        self._sides, self._restored_sides = {}, {}
+        self._memory.forget()
         self.carries = []
         self.own.forget()
         self.chief.outer_updates, self.chief.frozen_at = 0, None
@@ -167,14 +169,15 @@ class TrainingState:
     def take_memory(self, exchange: Exchange) -> list[WorkerMemory | None]:
         """Per worker, what it has kept for such an exchange, or None; the state lets go of it.
 
+        A worker that was lost since, and may be back, has kept nothing.
         Error-feedback residuals outlive epochs and policies, but the residuals of gradients and
         those of pseudo-gradients are kept apart.
         """
-        return [*self._memory.pop(_kind(exchange), [None] * self._calls.num_workers)]
+        return self._memory.take(_kind(exchange))
 
     def keep_memory(self, exchange: Exchange, memory: list[WorkerMemory | None]) -> None:
         """Keeps what each worker remembers until `take_memory`."""
-        self._memory[_kind(exchange)] = memory
+        self._memory.keep(_kind(exchange), memory)
 
     # The chief.
 
@@ -286,7 +289,7 @@ class TrainingState:
 
     def memory(self) -> dict[str, list[WorkerMemory | None]]:
         """What workers have kept, as arrays; see `Exported.workers`."""
-        return tf.nest.map_structure(lambda t: None if t is None else t.numpy(), self._memory)
+        return self._memory.read()
 
     def sides_in_use(self) -> dict[str, ServerSide]:
         """Name of an exchange -> the servers' side of it, for those whose state outlives a cut.
@@ -360,9 +363,9 @@ class TrainingState:
         rate = exported.chief.learning_rate
         if rate is not None:
             optimizer_traits.each(served.optimizer)[0].learning_rate = rate
-        self._memory = {
-            kind: self._calls.run_on_each(_placing(memory)) for kind, memory in workers.items()
-        }
+        self._memory.forget()
+        for kind, memory in workers.items():
+            self._memory.keep(kind, self._calls.run_on_each(_placing(memory)))
         self.own.restore(exported.own)
         self._restored_sides = dict(exported.sides)
 
@@ -444,7 +447,8 @@ class TrainingState:
         ended = [self._sides.pop(key) for key in later]
         kept = {side.exchange.name: side for side in self._sides.values()}
         self.own.forget()
-        self._memory, self.carries = {}, []
+        self._memory.forget()
+        self.carries = []
         self._calls.ask(lambda: served.store.fill(exported.servers))
         served.store.copy.outdate()
         self._put_chief_in_place(served, exported)
