@@ -58,7 +58,7 @@ class Epoch:
         if opened is not None:
             self._steps, self._seconds = opened.batches, opened.seconds
             self._totals.restore(
-                opened.tally, opened.totals, opened.latest, opened.extras, session.calls.num_workers
+                opened.tally, opened.totals, opened.latest, opened.extras, session.calls.living
             )
         self._has_begun = bool(self._steps)  # whether a batch was given out
         self._is_over = False  # whether the hook after a batch has stopped training

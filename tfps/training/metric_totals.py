@@ -1,5 +1,7 @@
 """The model's metrics over what all workers report."""
 
+from collections.abc import Collection
+
 import numpy as np
 import tensorflow as tf
 
@@ -36,7 +38,9 @@ class MetricTotals:
         self.start = [v.numpy() for v in program.metrics]
         self._totals = [s.astype(np.float64) for s in self.start]
         self.shared: list[tf.Tensor] | None = None
-        self._latest: dict[int, list[np.ndarray]] = {}  # worker -> its values
+        self._latest: dict[
+            int, list[np.ndarray]
+        ] = {}  # worker -> its values; below 0: of nobody any more
         self._extras = [np.zeros(spec.shape) for spec in logs.of_batch] if logs else []
         self.tally = Tally()
 
@@ -61,19 +65,24 @@ class MetricTotals:
         totals: list[np.ndarray],
         latest: dict[int, list[np.ndarray]],
         extras: list[np.ndarray],
-        num_workers: int,
+        living: Collection[int],
     ) -> None:
         """Goes on with the totals of an epoch that was cut.
 
         Args:
           tally: see the attribute.
           totals, latest, extras: of `state`.
-          num_workers: of the cluster. What more workers than that had reported stays in the totals.
+          living: the workers that go on. What others had reported stays in the totals; one that
+            returns begins with nothing.
         """
         self.tally = tally
         self._totals, self._extras = [*totals], [*extras]
-        goes_on = {w: w if w < num_workers else -1 - w for w in latest}
-        self._latest = {goes_on[w]: values for w, values in latest.items()}
+        self._latest = dict(latest)
+        if self._program.model.run_eagerly:
+            return  # There is one state, of no worker.
+        for worker in sorted(latest):
+            if worker >= 0 and worker not in living:
+                self.retire(worker)
 
     @property
     def examples(self) -> int:
