@@ -7,7 +7,6 @@ them turns any optimizer into a function `(values, state, gradients) -> (values,
 be compiled, applied under a lock, and pointed at other variables without tracing again.
 """
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,13 +14,11 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from tfps import _keras_optimizers, errors
+from tfps import _keras_optimizers
 from tfps._keras_optimizers import BaseOptimizer
 from tfps.model.frozen_adam import Freezable, Frozen, can_freeze
-from tfps.model.optimizer_traits import clips_on_servers, inner
-
-# The types of an attribute that is a setting of an optimizer, and no variable.
-_SETTINGS = (bool, int, float, str, type(None))
+from tfps.model.optimizer_clone import clone
+from tfps.model.optimizer_traits import inner
 
 
 class StatelessOptimizer:
@@ -63,15 +60,15 @@ class StatelessOptimizer:
           num_calls: how many calls of Keras's `apply` an update is.
 
         Raises:
-          ConfigError: the class cannot be made from what its `get_config` returns.
+          ConfigError: the class cannot be made from what its `get_config` returns, and has state
+            that its `__init__` makes.
         """
         self._built_for = list(variables)
         every = [tuple(range(num_calls))] * len(self._built_for)
         self._calls, self._num_calls = list(calls) or every, num_calls
         self._can_freeze = can_freeze(inner(optimizer))
-        self._clone = _stateless_clone(inner(optimizer))
+        self._clone = _stateless_clone(inner(optimizer), self._built_for)
         self._clone.decayed = {id(v): d for v, d in zip(variables, decayed, strict=True)}
-        self._clone.build(self._built_for)
         rate = _keras_optimizers.learning_rate_of(self._clone)
         # A learning rate that can be set is an argument of every update, so that a callback's
         # change is in force at once. A schedule is computed from `iterations` where the update is.
@@ -202,49 +199,9 @@ class _Stateless(keras.optimizers.Optimizer):
             s.assign(ops.where(update, ops.zeros_like(total), total))
 
 
-def _stateless_clone(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+def _stateless_clone(
+    optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable]
+) -> Any:
     cls = type(optimizer)
     bases = (Freezable, cls, _Stateless) if can_freeze(optimizer) else (cls, _Stateless)
-    clone_class: Any = type(f"Stateless{cls.__name__}", bases, {})
-    rate = _keras_optimizers.learning_rate_of(optimizer)
-    schedule = isinstance(rate, keras.optimizers.schedules.LearningRateSchedule)
-    config = _keras_optimizers.config_without_rate(optimizer)
-    # `gradients.unscale_and_clip` has done this on the worker.
-    done = ["loss_scale_factor"]
-    if not clips_on_servers(optimizer):
-        done += ["clipnorm", "clipvalue", "global_clipnorm"]
-    for name in done:
-        if name in config:
-            config[name] = None
-    # A schedule is passed as the object, so that a user's schedule needs neither registration nor
-    # a `get_config`.
-    config["learning_rate"] = rate if schedule else 0.0
-    try:
-        clone = clone_class.from_config(config)
-    except TypeError as e:
-        raise errors.ConfigError(
-            f"{cls.__name__} cannot be made from its get_config, {sorted(config)}, for the servers "
-            f"({e}); let get_config return every argument that __init__ requires"
-        ) from e
-    _copy_settings(optimizer, clone)
-    return clone
-
-
-def _copy_settings(source: keras.optimizers.Optimizer, target: keras.optimizers.Optimizer) -> None:
-    """Gives a clone the settings of a user's class that its `get_config` leaves out.
-
-    Plain Keras needs `get_config` only to save, so many classes do without it.
-
-    Args:
-      source: the optimizer.
-      target: a clone that was made from the config of `source`.
-    """
-    for name, value in vars(source).items():
-        if name not in _common_attributes() and isinstance(value, _SETTINGS):
-            setattr(target, name, value)
-
-
-@functools.cache
-def _common_attributes() -> frozenset[str]:
-    """The names of the attributes that every optimizer has, which come by `get_config`."""
-    return frozenset(vars(keras.optimizers.Optimizer(0.0)))
+    return clone(optimizer, type(f"Stateless{cls.__name__}", bases, {}), variables)
