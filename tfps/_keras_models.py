@@ -108,10 +108,13 @@ def build(model: keras.Model, batch_spec: Any, targets: bool) -> None:
 
 
 def compilation(model: keras.Model) -> tuple:
-    """Identifies the last call of `compile`: equal until the model is compiled anew."""
+    """Identifies the last call of `compile`: equal until the model is compiled anew.
+
+    It holds what `compile` has made, since another object might have the `id` of what is gone.
+    """
     optimizer = getattr(model, "optimizer", None)
     ways = model.jit_compile, model.run_eagerly
-    return id(optimizer), id(model._compile_loss), id(model._compile_metrics), *ways
+    return optimizer, model._compile_loss, model._compile_metrics, *ways
 
 
 def check_compiled(model: keras.Model, method: str) -> None:

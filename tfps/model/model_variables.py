@@ -68,7 +68,8 @@ class ModelVariables:
         self.unlisted: list[keras.Variable] = []
         self.counts: list[keras.Variable] = []
         self.logs: Logs | None = None
-        self._listed = list(model.trainable_variables), list(self.metrics)
+        self._trainable = list(model.trainable_variables)
+        self._weights = list(model.weights), list(self.metrics)
         self._compilation = _keras_models.compilation(model)
         self._seeds = _keras_models.seed_states(model)
         self.base_seeds = [v.numpy() for v in self._seeds]
@@ -84,13 +85,14 @@ class ModelVariables:
     @property
     def overwritten(self) -> list[int]:
         """The indices in `state` of trainable variables whose gradient is their new value."""
-        return [i for i, v in enumerate(self.state) if v.trainable and v.overwrite_with_gradient]
+        listed = {id(v) for v in self._trainable if v.overwrite_with_gradient}
+        return [i for i, v in enumerate(self.state) if id(v) in listed]
 
     @property
     def optimized(self) -> list[keras.Variable]:
         """The variables that Keras builds an optimizer for: those trained and those overwritten."""
         own = {id(v) for v in [*self.trainable, *(self.state[i] for i in self.overwritten)]}
-        listed = [v for v in self.model.trainable_variables if id(v) in own]
+        listed = [v for v in self._trainable if id(v) in own]
         if not self.overwritten:
             return self.trainable
         known = set(map(id, listed))
@@ -134,11 +136,16 @@ class ModelVariables:
         for seed in self._seeds:
             seed.assign_add([0, 1])
 
-    def is_current(self) -> bool:
-        """Whether the model still has these variables and rates, and was not compiled anew."""
-        now = self.model.trainable_variables, self.model.metrics_variables
-        pairs = zip(now, self._listed, strict=True)
-        same = all([id(v) for v in now] == [id(v) for v in then] for now, then in pairs)
+    def is_current(self, trains: bool) -> bool:
+        """Whether the model still has these variables and rates, and was not compiled anew.
+
+        Args:
+          trains: whether the model is being trained. As in Keras, which layers are frozen is then
+            settled until the next `compile`.
+        """
+        same = _are_same(self.model.weights, self._weights[0])
+        same = same and _are_same(self.model.metrics_variables, self._weights[1])
+        same = same and (trains or _are_same(self.model.trainable_variables, self._trainable))
         same = same and self._compilation == _keras_models.compilation(self.model)
         return same and self.has_rates()
 
@@ -274,6 +281,10 @@ class ModelVariables:
     ) -> list[tf.Tensor | None]:
         """Per trainable variable, what it is assigned in a scope, or None if that is nothing."""
         return _changed(self.trainable, scope, trainable)
+
+
+def _are_same(some: Sequence[keras.Variable], others: Sequence[keras.Variable]) -> bool:
+    return [id(v) for v in some] == [id(v) for v in others]
 
 
 def _changed(

@@ -25,18 +25,11 @@ _SETTINGS = (
 _STATE = keras.Variable, tf.Variable, BaseOptimizer
 
 # What the first `__init__` of all optimizers takes, besides the learning rate.
-_ARGUMENTS = [
-    "weight_decay",
-    "clipnorm",
-    "clipvalue",
-    "global_clipnorm",
-    "use_ema",
-    "ema_momentum",
-    "ema_overwrite_frequency",
-    "loss_scale_factor",
-    "gradient_accumulation_steps",
-    "name",
-]
+_ARGUMENTS = (
+    *("weight_decay", "clipnorm", "clipvalue", "global_clipnorm"),
+    *("use_ema", "ema_momentum", "ema_overwrite_frequency"),
+    *("loss_scale_factor", "gradient_accumulation_steps", "name"),
+)
 
 
 def clone(

@@ -180,11 +180,13 @@ class Session:
     def _has_ended(served: ServedModel) -> bool:
         """Whether another training begins, which needs variables of its own on the servers.
 
-        As in Keras, it does when the model was compiled anew or frozen in part, but not while `fit`
-        runs. It also does after an error that left the model without its optimizer's slots.
+        As in Keras, it does when the model was compiled anew, or has other weights, but not while
+        `fit` runs. It also does after an error that left the model without its optimizer's slots.
         """
         copy = served.store.copy
-        return not copy.is_following and (copy.is_lost or not served.program.is_current())
+        if copy.is_following:
+            return False
+        return copy.is_lost or not served.program.is_current(served.trains)
 
     def _begin(self, served: ServedModel) -> None:
         served.store.copy.ask = self.calls.ask
