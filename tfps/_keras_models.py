@@ -19,6 +19,7 @@ from tfps import _tf_tracing, errors
 
 __all__ = [
     "EpochIterator",
+    "batch_weights",
     "build",
     "call",
     "call_with",
@@ -70,6 +71,22 @@ def _make_warned_train_function(model: keras.Model, force: bool = False) -> Any:
         stacklevel=4,
     )
     return model.make_train_function(force)
+
+
+def batch_weights(y: Any, sample_weight: Any, class_weight: dict[int, float] | None) -> Any:
+    """The weights of a batch's examples: those given, or those of their classes.
+
+    Raises:
+      ValueError: as in Keras, if both are given.
+    """
+    if class_weight is None:
+        return sample_weight
+    if sample_weight is not None:
+        raise ValueError(
+            "Arguments `sample_weight` and `class_weight` cannot be specified at the same time. "
+            f"Received: sample_weight={sample_weight}, class_weight={class_weight}"
+        )
+    return data_adapter_utils.class_weight_to_sample_weights(y, class_weight)
 
 
 def build(model: keras.Model, batch_spec: Any, targets: bool) -> None:

@@ -1,4 +1,4 @@
-"""A pytest plugin: whoever calls `fit`, `evaluate` or `predict` of a Keras model gets a Trainer's.
+"""A pytest plugin: whoever calls `fit`, `evaluate` or the like of a Keras model gets a Trainer's.
 
 `pytest -p tests.keras.through_trainer --workers=1 .../keras/src/trainers/trainer_test.py` runs
 Keras's own tests, unchanged, on an embedded cluster.
@@ -12,7 +12,10 @@ from tensorflow.python.eager import context
 
 import tfps
 
-_METHODS = ("fit", "evaluate", "predict")
+_METHODS = (
+    *("fit", "evaluate", "predict"),
+    *("train_on_batch", "test_on_batch", "predict_on_batch"),
+)
 
 
 def pytest_addoption(parser):

@@ -18,6 +18,7 @@ from tfps.embeddings.layer import HashEmbedding
 from tfps.model import optimizer_traits
 from tfps.planning.profile import Profile
 from tfps.strategy import ParameterServerStrategy
+from tfps.training import single_batch
 from tfps.training.consistency import Async
 from tfps.training.evaluation import EvaluationRun
 from tfps.training.feeds import Feed
@@ -313,11 +314,7 @@ class Trainer:
         if most and most < epochs:
             warnings.warn(f"Limiting epochs to {most}", stacklevel=3)
             epochs = most
-        # Which optimizers an own `train_step` uses is found by tracing it.
-        if not _keras_models.overrides(model, "train_step"):
-            if model.optimizer is None:
-                raise errors.ConfigError("fit needs an optimizer; pass one to model.compile")
-            optimizer_traits.require_supported(model.optimizer, self.strategy.cluster.num_ps)
+        self._require_optimizer("fit")
         if validation_split and validation_data is None:
             (x, y, sample_weight), validation_data = _keras_models.split_validation(
                 (x, y, sample_weight), validation_split=validation_split
@@ -387,6 +384,14 @@ class Trainer:
         session.served.program.move_seeds()
         hooks.train_end(logs)
         return model.history
+
+    def _require_optimizer(self, method: str) -> None:
+        """Raises `ConfigError` unless there is an optimizer that the servers can apply."""
+        # Which optimizers an own `train_step` uses is found by tracing it.
+        if not _keras_models.overrides(self.model, "train_step"):
+            if self.model.optimizer is None:
+                raise errors.ConfigError(f"{method} needs an optimizer; pass one to model.compile")
+            optimizer_traits.require_supported(self.model.optimizer, self.strategy.cluster.num_ps)
 
     @property
     def _snapshots(self) -> Snapshotter:
@@ -488,8 +493,11 @@ class Trainer:
                 "predict was given a dataset_fn or Splits, whose batches have no order among the "
                 "workers; give arrays or one Dataset"
             )
+        feed = self._session.feed(x, steps, batch_size=batch_size, shuffle=False, group=1)
+        return self._predict(feed, callbacks, verbose)
+
+    def _predict(self, feed: Feed, callbacks: Callbacks, verbose: str | int) -> Any:
         session = self._session
-        feed = session.feed(x, steps, batch_size=batch_size, shuffle=False, group=1)
         session.prepare(feed, train=False, targets=False)
         callbacks = self._callback_list(callbacks, verbose, feed)
         copy = session.served.store.copy
@@ -503,6 +511,53 @@ class Trainer:
         if not outputs:
             raise errors.DataError("predict was given no batch; the input is empty")
         return _keras_models.concatenated(outputs)
+
+    @_errors_named
+    def train_on_batch(
+        self,
+        x: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        class_weight: dict[int, float] | None = None,
+        return_dict: bool = False,
+    ) -> Any:
+        """One update from one batch, on one worker; see `keras.Model.train_on_batch`.
+
+        Each call waits for the whole way to a worker and back, while the other workers have
+        nothing to do, so `fit` is much faster. As in Keras, the loss and the metrics are those of
+        this batch.
+
+        Raises:
+          ConfigError: the model cannot be trained here, `fit` runs, or there are `snapshots`, which
+            belong to the epochs of `fit`.
+          ValueError: Keras's own, if both weights are given.
+        """
+        _keras_models.check_compiled(self.model, "train_on_batch")
+        if self._snapshotter is not None:
+            raise errors.ConfigError(
+                "train_on_batch takes no snapshots, which belong to the epochs of fit; use fit, or "
+                "a Trainer without snapshots"
+            )
+        self._require_optimizer("train_on_batch")
+        sample_weight = _keras_models.batch_weights(y, sample_weight, class_weight)
+        feed = single_batch.feed_of_batch(self._session, x, y, sample_weight)
+        logs = single_batch.train(self._session, feed, lambda: self.consistency, self._following)
+        return logs if return_dict else _keras_metrics.flatten_metrics(self.model, logs)
+
+    @_errors_named
+    def test_on_batch(
+        self, x: Any, y: Any = None, sample_weight: Any = None, return_dict: bool = False
+    ) -> Any:
+        """Loss and metrics of one batch, on one worker; see `keras.Model.test_on_batch`."""
+        _keras_models.check_compiled(self.model, "test_on_batch")
+        feed = single_batch.feed_of_batch(self._session, x, y, sample_weight)
+        logs = self._evaluate(feed, None, verbose=0)
+        return logs if return_dict else _keras_metrics.flatten_metrics(self.model, logs)
+
+    @_errors_named
+    def predict_on_batch(self, x: Any) -> Any:
+        """The outputs for one batch, on one worker; see `keras.Model.predict_on_batch`."""
+        return self._predict(single_batch.feed_of_batch(self._session, x), None, verbose=0)
 
     @_errors_named
     def profile(
