@@ -78,11 +78,17 @@ def keep(request: dict[str, Any], control: int, output: int, status: int) -> NoR
         signal.signal(signum, signal.SIG_IGN)
     wakeups = Wakeups(signal.SIGCHLD)
     me = os.getpid()
+    begun, held = os.pipe()
     task = os.fork()
     if task == 0:
         signal.set_wakeup_fd(-1)
         execute(me, request, output)
     os.close(output)
+    # Before the task has its own process group and heeds signals, one that is sent to it is lost.
+    # It closes its end of this pipe afterwards.
+    os.close(held)
+    os.read(begun, 1)
+    os.close(begun)
     code = Keeper(task, control, wakeups).run()
     kill_below(me)
     with contextlib.suppress(OSError):  # The agent is gone.

@@ -68,3 +68,11 @@ def test_what_comes_from_a_connection_that_was_given_up_is_dropped(host, events)
     with pytest.raises(queue.Empty):
         events.get(timeout=0.5)
     assert host.lost is None
+
+
+def test_a_task_that_has_just_been_started_heeds_what_it_is_told(host, events):
+    for i in range(20):
+        start(host, task=f"worker {i}")
+        host.tell("signal", task=f"worker {i}", signum=int(signal.SIGTERM))
+    ended = [events.get(timeout=10) for _ in range(20)]
+    assert {event.status for event in ended} == {-15}

@@ -1,5 +1,7 @@
 """What every worker has of its own: metrics whose state is no sum, and the states of RNNs."""
 
+import types
+
 import keras
 import numpy as np
 import pytest
@@ -7,6 +9,8 @@ import tensorflow as tf
 
 import tfps
 from tests.conftest import mlp, regression, relative_error
+from tfps import errors
+from tfps.training.own_state import OwnState
 
 ops = keras.ops
 soak = pytest.mark.soak
@@ -327,3 +331,23 @@ def test_the_training_state_has_them(connect):
     other.fit(x, y, epochs=3, **args)
     models[2].fit(x, y, epochs=3, **args)
     assert_alike(models[1], models[2])
+
+
+def test_of_a_worker_that_is_lost_meanwhile_the_last_values_stay():
+    lost: list[Exception] = []
+
+    def asked(function, workers):
+        assert workers == [0]
+        raise lost[-1]
+
+    own = OwnState.__new__(OwnState)
+    own._replacements, own._copied = {}, ["the last values"]
+    own._calls = types.SimpleNamespace(living={0}, ask=asked)
+    own.each = [types.SimpleNamespace(unlisted=["on the worker"])]
+    lost.append(errors.TaskLost("worker 0 no longer answers"))
+    assert own._following(0) == ["the last values"]
+    lost.append(tf.errors.UnavailableError(None, None, "failed to connect"))
+    assert own._following(0) == ["the last values"]
+    lost.append(tf.errors.InvalidArgumentError(None, None, "something else"))
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        own._following(0)

@@ -8,6 +8,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfps import errors
+from tfps.cluster import failures
 from tfps.cluster.calls import WorkerCalls
 from tfps.model.stateless_model import StatelessModel
 from tfps.training.chief_feed import ChiefFeed
@@ -172,8 +174,14 @@ class OwnState:
             return self._replacements[worker]
         if worker not in self._calls.living:
             return self._copied
-        values = self.each[worker].unlisted
-        return self._calls.ask(lambda: [t.numpy() for t in values]) if values else []
+        if not (values := self.each[worker].unlisted):
+            return []
+        try:
+            return self._calls.ask(lambda: [t.numpy() for t in values], workers=[worker])
+        except (errors.TaskLost, tf.errors.OpError) as e:
+            if isinstance(e, tf.errors.OpError) and not failures.is_of_network(e):
+                raise
+            return self._copied  # Who is lost, and what is to be done, is found by the next call.
 
     def _copy(self, values: list[np.ndarray]) -> None:
         self._copied = values
