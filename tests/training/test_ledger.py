@@ -1,6 +1,7 @@
 """What a real training writes to its ledger."""
 
 import threading
+import types
 
 import keras
 import numpy as np
@@ -14,6 +15,8 @@ from tfps.cluster.members import Task
 from tfps.ledger import check
 from tfps.store.actors import Actors, _Life
 from tfps.store.server_loop import ServerLoop
+from tfps.store.snapshot_folder import Folder
+from tfps.training import snapshot_writer
 
 RECORDS = 67
 X = np.random.default_rng(0).normal(size=(RECORDS, 8)).astype(np.float32)
@@ -66,6 +69,34 @@ def test_what_backups_drop_is_told(connect, tmp_path):
     trainer.fit(**arrays(), verbose=0)
     (line,), code = check(tmp_path)
     assert code == 0 and "dropped by policy (late)" in line
+
+
+def test_a_cut_is_noted_before_its_snapshot_can_be_complete(connect, tmp_path, monkeypatch):
+    """A chief that is killed in between would leave a snapshot that the ledger does not know."""
+    noted = []
+
+    class Waited(threading.Thread):
+        """Writes a snapshot before its `start` returns."""
+
+        def start(self):
+            super().start()
+            self.join()
+
+    def complete(self, id, *args):
+        noted.append(str(id) in (tmp_path / "ledger" / "chief-1.jsonl").read_text())
+        return commit(self, id, *args)
+
+    commit = Folder.commit
+    monkeypatch.setattr(Folder, "commit", complete)
+    threads = types.SimpleNamespace(Thread=Waited, current_thread=threading.current_thread)
+    monkeypatch.setattr(snapshot_writer, "threading", threads)
+    model = mlp()
+    model.compile("sgd", "mse")
+    snapshots = tfps.Snapshots(tmp_path / "snapshots", every=None, every_updates=4)
+    trainer = tfps.Trainer(model, connect(1), ledger=tmp_path / "ledger", snapshots=snapshots)
+    x, y = np.ones([24, 8], np.float32), np.ones([24, 1], np.float32)
+    trainer.fit(x, y, batch_size=2, verbose=0)
+    assert len(noted) >= 3 and all(noted)
 
 
 def test_without_a_ledger_the_graph_has_no_operation_for_it(connect, tmp_path):

@@ -238,6 +238,26 @@ def test_another_chief_goes_on(written, capsys):
     assert said(other, capsys)[0] == 0
 
 
+def test_a_cut_whose_snapshot_was_never_written_is_not_gone_back_to(written, capsys):
+    written.end()
+    written.chief.cut("snapshot-1")
+    for unit in 4, 5:
+        written.begin()
+        written.give(unit)
+        written.push(unit)
+        written.end()
+        written.chief.cut(f"snapshot-{unit}")  # The disk is full.
+    other = Written(written.folder)
+    other.chief.resumed("snapshot-1")
+    for unit in 4, 5:
+        other.begin()
+        other.give(unit)
+        other.push(unit)
+        other.end()
+    code, text = said(other, capsys)
+    assert code == 0 and "2 units lost with a chief since snapshot-1, and done again" in text
+
+
 def test_a_run_that_ends_with_an_error(written, capsys):
     written.give(4)
     written.chief.break_run(ValueError())

@@ -132,7 +132,7 @@ class Ledger:
         self._write("lost", worker=worker, life=life)
 
     def cut(self, snapshot: str) -> None:
-        """Notes that a snapshot is taken."""
+        """Notes that a snapshot is taken, which may never be complete."""
         self._write("cut", snapshot=snapshot)
 
     def back(self, snapshot: str, servers: Collection[int]) -> None:

@@ -94,6 +94,7 @@ class SnapshotWriter:
         tables: list[rows.RowsCut],
         arrays: Arrays,
         content: dict[str, Any],
+        begins: Callable[[Id], None] = lambda id: None,
         then: Callable[[], None] = lambda: None,
     ) -> Id:
         """Begins to write a snapshot, once the one before is written.
@@ -103,6 +104,7 @@ class SnapshotWriter:
           tables: the large tables, of which nothing is read yet.
           arrays: of the chief.
           content: for the manifest.
+          begins: called with the name of the snapshot before any file of it is there.
           then: called in the writer's thread when the snapshot is complete.
 
         Returns:
@@ -115,6 +117,7 @@ class SnapshotWriter:
         self._require_newest()
         self._number += 1
         id, at = Id(self._incarnation, self._number), time.time()
+        begins(id)
         self._thread = threading.Thread(
             target=self._run,
             args=(id, values, tables, arrays, at, content, then),

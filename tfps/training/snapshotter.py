@@ -332,8 +332,12 @@ class Snapshotter:
             "form": dataclasses.asdict(Form.of(store, outer)),
             "model": self._model,
         }
-        id = self._writer.write(values, tables, packed.arrays, content)
-        session.ledger.cut(str(id))
+
+        def begins(id: Id) -> None:
+            # The next chief may go on from the snapshot as soon as it is complete.
+            session.ledger.cut(str(id))
+
+        self._writer.write(values, tables, packed.arrays, content, begins)
         if not has_ended:
             self._stop_if_asked()
         if self.is_leaving:
