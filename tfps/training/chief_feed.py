@@ -339,8 +339,10 @@ class ChiefFeed:
             self._begin_pass()
         if self._steps is not None:
             warnings.warn(
-                f"The input ended after {self._taken} of steps_per_epoch={self._steps} batches; "
-                "repeat the dataset to train longer epochs",
+                "Your input ran out of data; interrupting training. Make sure that it has at least "
+                "`steps_per_epoch * epochs` batches in fit, and `steps` batches in evaluate and "
+                f"predict; you may need to `.repeat()` the dataset. It ended after {self._taken} "
+                f"of {self._steps} batches.",
                 stacklevel=2,
             )
             self._pass = None

@@ -610,7 +610,7 @@ class Trainer:
         def validate(epoch: int) -> dict[str, float] | None:
             if feed is None or not _keras_models.should_evaluate(self.model, epoch, frequency):
                 return None
-            return self._evaluate(feed(), hooks.callbacks, verbose=0)
+            return self._evaluate(feed(), hooks.callbacks, verbose=0, validates=True)
 
         return validate
 
@@ -628,7 +628,10 @@ class Trainer:
             shuffle=False,
         )
 
-    def _evaluate(self, feed: Feed, callbacks: Callbacks, verbose: str | int) -> dict[str, float]:
+    def _evaluate(
+        self, feed: Feed, callbacks: Callbacks, verbose: str | int, validates: bool = False
+    ) -> dict[str, float]:
+        """Evaluates; `validates` within `fit`, which an input without a batch does not end."""
         session = self._session
         session.prepare(feed, train=False)
         callbacks = self._callback_list(callbacks, verbose, feed)
@@ -639,9 +642,16 @@ class Trainer:
         leaves = self._leaves
         totals = EvaluationRun(session, feed, callbacks, leaves).evaluate()
         session.served.program.move_seeds()
-        if not totals.examples and not self.model.stop_evaluating and not leaves():
+        is_empty = not totals.examples and not self.model.stop_evaluating and not leaves()
+        if is_empty and not validates:
             raise errors.DataError("evaluate was given no batch; the input is empty")
-        logs = totals.logs(final=True)
+        if is_empty:
+            warnings.warn(
+                "Your input ran out of data; validation_data has no batch, so there are no val_ "
+                "logs",
+                stacklevel=2,
+            )
+        logs = {} if is_empty else totals.logs(final=True)
         with copy.hook():
             callbacks.on_test_end(logs)
         return logs
