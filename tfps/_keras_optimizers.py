@@ -23,6 +23,7 @@ __all__ = [
     "moving_averages",
     "nested",
     "optimizers_of",
+    "overrides_apply",
     "owners",
     "require_known",
     "settings_of",
@@ -39,6 +40,11 @@ def applies_its_own_way(optimizer: keras.optimizers.Optimizer | None) -> bool:
     """Whether the optimizer's class overrides `apply_gradients`, which only a step calls."""
     own = getattr(type(optimizer), "apply_gradients", BaseOptimizer.apply_gradients)
     return own is not BaseOptimizer.apply_gradients
+
+
+def overrides_apply(optimizer: keras.optimizers.Optimizer) -> bool:
+    """Whether the optimizer's class, of the user's own, overrides `apply`."""
+    return not type(optimizer).apply.__module__.startswith("keras.")
 
 
 def optimizers_of(model: keras.Model) -> list[keras.optimizers.Optimizer]:

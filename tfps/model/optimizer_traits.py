@@ -1,5 +1,6 @@
 """What the settings of a Keras optimizer mean for training on servers."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -98,6 +99,8 @@ def clips_on_servers(optimizer: keras.optimizers.Optimizer) -> bool:
 def require_supported(optimizer: keras.optimizers.Optimizer, num_ps: int) -> None:
     """Raises `ConfigError` for settings that would mean something else on several servers.
 
+    Of an own `apply`, it is not known whether it would, so there is a warning.
+
     Args:
       optimizer: the one that the model was compiled with.
       num_ps: number of parameter servers.
@@ -113,6 +116,13 @@ def _require_supported(one: keras.optimizers.Optimizer, num_ps: int) -> None:
             f"the optimizer has gradient_accumulation_steps={one.gradient_accumulation_steps} and "
             f"global_clipnorm={one.global_clipnorm}, but each of the {num_ps} ps accumulates its "
             "own variables and does not know the norm of all; use clipnorm, or one ps"
+        )
+    if num_ps > 1 and _keras_optimizers.overrides_apply(one):
+        warnings.warn(
+            f"{type(one).__name__} overrides apply, which each of the {num_ps} ps calls with the "
+            "gradients of its own variables; if it looks at all of them together, for a norm, say, "
+            "use one ps, or override apply_gradients in its place, which workers call with all",
+            stacklevel=2,
         )
 
 
