@@ -1,6 +1,8 @@
 import pytest
 
 from tfps import errors
+from tfps.cluster import failures
+from tfps.coordinator import faults
 
 
 @pytest.mark.parametrize(
@@ -26,3 +28,15 @@ from tfps import errors
 )
 def test_summary(message, said):
     assert errors.summary(message) == said
+
+
+def test_a_copy_to_a_task_that_is_gone_fails_by_the_network():
+    gone = RuntimeError(
+        "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:1: Failed to "
+        "connect to remote host: Connection refused"
+    )
+    assert failures.is_of_network(gone)
+    assert faults.may_be_of_runtime(gone)
+    own = RuntimeError("the model says that this cannot be")
+    assert not failures.is_of_network(own)
+    assert not faults.may_be_of_runtime(own)

@@ -72,21 +72,21 @@ def test_an_epoch_has_whole_calls_as_in_keras():
     feed = chief(column(10), batch_size=1, shuffle=False, steps=5, group=2)
     assert feed.num_batches == 5
     assert [count for _, count, _ in drain(feed)] == [2, 2, 2]
-    with pytest.warns(UserWarning, match="ended after 4 of steps_per_epoch=5"):
+    with pytest.warns(UserWarning, match="ended after 4 of 5 batches"):
         assert [count for _, count, _ in drain(feed)] == [2, 2]
 
 
 def test_steps_per_epoch_goes_on_where_the_last_epoch_ended():
     feed = chief(column(8), batch_size=2, shuffle=False, steps=3)
     assert [inputs(batch).numpy()[0, 0] for _, _, batch in drain(feed)] == [0, 2, 4]
-    with pytest.warns(UserWarning, match="ended after 1 of steps_per_epoch=3"):
+    with pytest.warns(UserWarning, match="ended after 1 of 3 batches"):
         drain(feed)
     assert len(drain(feed)) == 3
 
 
 def test_data_that_ends_within_a_group_ends_the_epoch():
     feed = chief(column(10), batch_size=2, shuffle=False, steps=10, group=8)
-    with pytest.warns(UserWarning, match="ended after 5 of steps_per_epoch=10"):
+    with pytest.warns(UserWarning, match="ended after 5 of 10 batches"):
         assert sum(count for _, count, _ in drain(feed)) == 5
 
 

@@ -13,6 +13,9 @@ from tfps import _tf, errors
 from tfps.cluster import sockets
 from tfps.cluster.spec import Cluster
 
+# Words of errors that come from the connection to a task.
+_NETWORK = re.compile("connect|recvmsg|sendmsg|socket", re.IGNORECASE)
+
 # A task that accepts a connection of the chief within so many s is said to live.
 _ANSWER = 2.0
 
@@ -77,12 +80,13 @@ def is_of_network(error: BaseException) -> bool:
 
 
 def _of_network(error: BaseException | None) -> bool:
+    if isinstance(error, RuntimeError):
+        # So a copy of a tensor to a task fails, whatever the reason.
+        return bool(_NETWORK.search(str(error)))
     if not isinstance(error, tf.errors.OpError):
         # TensorFlow cannot bind arguments whose shapes it has to ask of a task that is gone.
         return isinstance(error, TypeError)
-    return isinstance(error, tf.errors.UnavailableError) or bool(
-        re.search(r"connect|recvmsg|sendmsg|socket", error.message, re.IGNORECASE)
-    )
+    return isinstance(error, tf.errors.UnavailableError) or bool(_NETWORK.search(error.message))
 
 
 def named(cluster: Cluster, error: BaseException, worker: int | None = None) -> BaseException:

@@ -32,6 +32,9 @@ _KINDS = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.Cancelle
 
 def may_be_of_runtime(error: BaseException) -> bool:
     """Returns whether an error may come from a task that is lost, rather than from a function."""
+    if isinstance(error, RuntimeError):
+        # So a copy of a tensor to a task fails, whatever the reason.
+        return bool(_OF_RUNTIME.search(str(error)))
     if not isinstance(error, tf.errors.OpError):
         # TensorFlow cannot bind arguments whose shapes it has to ask of a task that is gone.
         return isinstance(error, TypeError) and "inding inputs" in str(error)
@@ -94,7 +97,8 @@ class Faults:
                 errors.TaskLost(f"{why}; look whether it brings the worker's process down"), error
             )
         repeats.faults += 1
-        if repeats.faults <= MOST_FAULTS and isinstance(error, (tf.errors.OpError, TypeError)):
+        kinds = tf.errors.OpError, TypeError, RuntimeError
+        if repeats.faults <= MOST_FAULTS and isinstance(error, kinds):
             return None
         return failures.described(error, worker, address)
 
