@@ -179,6 +179,9 @@ class ExactlyOnce(RuleBasedStateMachine):
 
     @initialize(overlap=st.sampled_from([0, 1, 2]), exchange=st.booleans(), group=st.integers(1, 3))
     def begin(self, overlap, exchange, group):
+        self._begin(overlap, exchange, group)
+
+    def _begin(self, overlap, exchange, group):
         if not self.servers:
             self.servers.extend(Server() for _ in range(PS))
         self.exchange, self.overlap = exchange and not overlap, overlap
@@ -196,6 +199,9 @@ class ExactlyOnce(RuleBasedStateMachine):
         self.lives = [Life(w, self.calls.lives[w]) for w in range(WORKERS)]
         for server in self.servers:
             server.begin(self.calls.lives)
+        self._begin_loop()
+
+    def _begin_loop(self):
         self.given = GivenWorks(WORKERS)
         self.source = self.feed
         if self.overlap:

@@ -1,7 +1,5 @@
 """As `test_exactly_once`, in rounds: workers compute, and push when their round is due."""
 
-import collections
-
 import pytest
 from hypothesis import Phase, settings, strategies as st
 from hypothesis.stateful import (
@@ -14,16 +12,10 @@ from hypothesis.stateful import (
 
 from tests.training.test_exactly_once import (
     PS,
-    WORKERS,
-    Calls,
     ExactlyOnce,
-    Feed,
-    Life,
     Result,
-    Server,
     Unit,
 )
-from tfps.store import mailbox
 from tfps.training import work_loop
 from tfps.training.given_rounds import GivenRounds
 from tfps.training.schedule import Rounds
@@ -35,24 +27,9 @@ class InRounds(ExactlyOnce):
 
     @initialize(overlap=st.just(0), exchange=st.just(False), group=st.just(1))
     def begin(self, overlap, exchange, group):
-        if not self.servers:
-            self.servers.extend(Server() for _ in range(PS))
-        self.calls, self.count, self.number = Calls(), 12, 0
-        self.overlap, self.exchange = overlap, exchange
-        self.feed, self.counted, self.cut, self.ghosts = (
-            Feed(12, 1),
-            collections.Counter(),
-            None,
-            [],
-        )
-        self._begin_run()
-        self._take_cut()
-        self._go_on()
+        self._begin(overlap, exchange, group)
 
-    def _begin_run(self):
-        self.lives = [Life(w, self.calls.lives[w]) for w in range(WORKERS)]
-        for server in self.servers:
-            server.begin(self.calls.lives)
+    def _begin_loop(self):
         self.given = GivenRounds()
         self.loop = RoundLoop(self.calls, self.feed, self, Rounds())
         self.due = {}  # number of a push -> number of its round
@@ -83,15 +60,6 @@ class InRounds(ExactlyOnce):
 
     def dropped(self, worker):
         raise AssertionError(f"a round without backups has not waited for worker {worker}")
-
-    def lost(self, worker, redo):
-        life = self.calls.lives[worker]
-        told = [server.take(mailbox.FENCE, worker, life) for server in self.servers]
-        redos = [] if redo is None else [redo.known({p: t[1] for p, t in enumerate(told)})]
-        loss = self.given.lose(worker, {p: t[0] for p, t in enumerate(told)})
-        for work, begin in loss.back:
-            self.feed.give_back(worker, work, begin)
-        return redos + loss.redo
 
     def _result(self, life, tag, known):
         if isinstance(tag, work_loop._Again):
