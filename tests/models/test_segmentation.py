@@ -129,8 +129,8 @@ def test_it_learns_on_servers_what_colours_do_not_tell(connect, capsys, folders,
     save, out = tmp_path / "m.keras", tmp_path / "shares.tsv"
     in_process.train(
         binary, connect(workers=2), f"--data={folders}", f"--save={save}", "--image_size=16",
-        f"--log_dir={tmp_path}", "--unet_filters=8", "--levels=1", "--batch_size=8", "--epochs=20",
-        "--learning_rate=0.01", "--push=int8",
+        f"--log_dir={tmp_path}", "--unet_filters=8", "--levels=1", "--batch_size=8", "--epochs=40",
+        "--learning_rate=0.01", "--push=int8", "--consistency=sync",
     )  # fmt: skip
     said = capsys.readouterr().out
     assert "12 held out" in said and "#c80000" in said
