@@ -13,6 +13,7 @@ import tensorflow as tf
 from keras.src import tree
 from keras.src.trainers.data_adapters import array_slicing
 from keras.src.trainers.data_adapters.array_data_adapter import ArrayDataAdapter
+from keras.src.trainers.data_adapters.py_dataset_adapter import PyDatasetAdapter
 from keras.src.utils import rng_utils
 
 
@@ -64,6 +65,24 @@ class Indexed(keras.utils.PyDataset):
     def on_epoch_end(self) -> None:
         """See `keras.utils.PyDataset`."""
         self._whole.on_epoch_end()
+
+
+def is_indexed(adapter: Any) -> bool:
+    """Whether a data adapter is of a `PyDataset`."""
+    return isinstance(adapter, PyDatasetAdapter)
+
+
+def first_batch(adapter: Any) -> Any:
+    """The batch of index 0 of an adapter for which `is_indexed` is true; None if it has none.
+
+    Args:
+      adapter: of a `PyDataset`, which has been asked for its dataset.
+    """
+    if adapter.py_dataset.num_batches == 0:
+        return None
+    batch = adapter._standardize_batch(adapter.py_dataset[0])
+    signature = adapter._output_signature
+    return next(iter(tf.data.Dataset.from_generator(lambda: [batch], output_signature=signature)))
 
 
 def is_shuffled(adapter: Any) -> bool:

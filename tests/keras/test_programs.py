@@ -37,6 +37,7 @@ def assert_alike(trainer, reference, x, y=None, rtol=1e-5, **fit_args):
 
 
 def test_sparse_tensors(connect):
+    connect()  # Data that is made before is on a device that connecting renames.
     rng = np.random.default_rng(0)
     dense = rng.normal(size=(64, 10)) * (rng.random((64, 10)) < 0.2)
     dense = dense.astype("float32")
@@ -50,6 +51,46 @@ def test_sparse_tensors(connect):
     assert_alike(*both(connect(), make), data, batch_size=None)
     # Keras takes whole sparse tensors, as it takes arrays.
     assert_alike(*both(connect(), make), tf.sparse.from_dense(dense), y)
+
+
+class Heard(keras.callbacks.Callback):
+    """Which hooks of batches are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.calls.append(("begin", batch))
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.calls.append(("end", batch))
+
+
+@pytest.mark.parametrize("form", ["sparse", "ragged"])
+def test_hooks_of_steps_per_execution_with_more_than_tensors(connect, form):
+    strategy = connect()
+    x, y = regression(56)
+    given = tf.sparse.from_dense(x)
+    if form == "ragged":
+        given = tf.RaggedTensor.from_tensor(x, lengths=np.arange(56) % 8 + 1)
+    data = tf.data.Dataset.from_tensor_slices((given, y)).batch(8)
+
+    class Summed(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = keras.layers.Dense(1)
+
+        def call(self, x):
+            whole = tf.sparse.to_dense(x) if form == "sparse" else x.to_tensor(shape=[None, 8])
+            return self.dense(tf.reshape(whole, [-1, 8]))
+
+    trainer, reference = both(strategy, Summed, steps_per_execution=3)
+    mine, theirs = Heard(), Heard()
+    trainer.fit(data, epochs=2, verbose=0, callbacks=[mine])
+    reference.fit(data, epochs=2, verbose=0, callbacks=[theirs])
+    assert mine.calls == theirs.calls
+    assert relative_error(trainer.model, reference) < 1e-5
 
 
 def test_scipy_matrices(connect):

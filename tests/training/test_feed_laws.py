@@ -1,5 +1,6 @@
 """What every `Feed` promises: one table of all kinds of input, run through the same laws."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -27,6 +28,14 @@ def generator():
         yield (np.array([i]),)
 
 
+class Listed(keras.utils.PyDataset):
+    def __len__(self):
+        return BATCHES
+
+    def __getitem__(self, index):
+        return (np.array([index]),)
+
+
 def split(bounds):
     """The batches of a split."""
     return dataset(bounds[1] - bounds[0], bounds[0])
@@ -35,6 +44,7 @@ def split(bounds):
 INPUTS = {
     "arrays": lambda: (np.arange(BATCHES), {"batch_size": 1, "shuffle": False}),
     "dataset": lambda: (dataset(), {}),
+    "PyDataset": lambda: (Listed(), {"shuffle": False}),
     "generator": lambda: (generator(), {}),
     "dataset_fn": lambda: (per_worker, {}),
     "splits": lambda: (tfps.data.Splits(tfps.data.ranges(BATCHES, 3), split), {}),
@@ -116,6 +126,27 @@ def test_steps_per_epoch_go_on_where_the_last_epoch_ended(name):
     used = together(epoch(feed)) + together(epoch(feed))
     assert len(used) == 8
     assert len(set(used)) == 8  # None comes twice in a pass.
+
+
+@pytest.mark.parametrize("name", INPUTS)
+@pytest.mark.parametrize("steps", [None, 4])
+def test_a_sample_is_dealt_out_all_the_same(name, steps):
+    feed, other = make(name, steps), make(name, steps)
+    for again in range(2 if name in AGAIN else 1):
+        before = feed.position()
+        sample = tf.nest.flatten(feed.sample())[0].numpy().tolist()
+        assert feed.position() == before
+        if not again:
+            feed.reset()
+            assert feed.sample() is not None
+            feed.seek(before)
+        used = epoch(feed)
+        assert used == epoch(other) or name == "splits"  # Whoever is first goes on with a split.
+        # What can be read without being taken is looked at from its beginning.
+        assert sample[0] in (together(used) if name in ("arrays", "dataset", "generator") else [0])
+        assert feed.position() == other.position()
+    feed.begin_epoch()
+    assert feed.sample() is not None or (name == "generator" and steps is None)
 
 
 @pytest.mark.parametrize("name", AGAIN)

@@ -26,6 +26,11 @@ def length(batch: Any) -> tf.Tensor:
     return tf.shape(first, out_type=tf.int64)[0]
 
 
+def is_dense(spec: Any) -> bool:
+    """Whether batches of this spec are of nothing but dense tensors."""
+    return all(one is None or isinstance(one, tf.TensorSpec) for one in tf.nest.flatten(spec))
+
+
 def example(spec: Any) -> Any:
     """A batch of this spec, of one example: ones, zeros for integers, empty strings.
 

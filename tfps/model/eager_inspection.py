@@ -1,7 +1,7 @@
 """What a step does with the variables, found by running it once instead of tracing it.
 
 Code that is written for eager tensors (`numpy()`, Python's own conditions) cannot be traced. So for
-a model that runs eagerly the step runs once on a made-up batch, without effect.
+a model that runs eagerly the step runs once on a batch, without effect.
 """
 
 from typing import Any
@@ -9,7 +9,6 @@ from typing import Any
 import tensorflow as tf
 
 from tfps import errors
-from tfps.model.batches import example, without_optionals
 from tfps.model.inspection import Inspection, count_candidates, require_trainable
 from tfps.model.own_inspection import Findings
 from tfps.model.own_step import own_method, recording
@@ -19,12 +18,12 @@ from tfps.model.step_logs import EagerStepLogs
 _NUMBER = 0
 
 
-def inspect_eagerly(model: StatelessModel, batch_spec: Any, mode: str) -> Inspection:
+def inspect_eagerly(model: StatelessModel, batch: Any, mode: str) -> Inspection:
     """Finds what a step would do with the variables; no variable is a table.
 
     Args:
       model: a model that was compiled to run eagerly.
-      batch_spec: nested `tf.TypeSpec`s of a batch.
+      batch: of the input.
       mode: the step: "train", "test" or "predict".
 
     Raises:
@@ -39,7 +38,6 @@ def inspect_eagerly(model: StatelessModel, batch_spec: Any, mode: str) -> Inspec
                 f"{tuple(variable.shape)} is too large for it (max_chief_bytes); compile without it"
             )
     none = [False] * len(model.trainable)
-    batch = example(without_optionals(batch_spec))
     trainable = [tf.convert_to_tensor(v.value) for v in model.trainable]
     state = [tf.convert_to_tensor(v.value) for v in model.state]
     number, scale = tf.constant(_NUMBER, tf.int64), tf.constant(1.0)
@@ -73,12 +71,12 @@ def inspect_eagerly(model: StatelessModel, batch_spec: Any, mode: str) -> Inspec
     return findings.inspection()
 
 
-def inspect_test_eagerly(model: StatelessModel, batch_spec: Any) -> EagerStepLogs | None:
+def inspect_test_eagerly(model: StatelessModel, batch: Any) -> EagerStepLogs | None:
     """Finds what becomes of the logs of an own `test_step`; None if they are the metrics'.
 
     Args:
       model: a model that was compiled to run eagerly.
-      batch_spec: nested `tf.TypeSpec`s of a batch.
+      batch: of the input.
     """
     if own_method(model.model, "test") is None:
         return None
@@ -86,7 +84,7 @@ def inspect_test_eagerly(model: StatelessModel, batch_spec: Any) -> EagerStepLog
     state = [tf.convert_to_tensor(v.value) for v in model.state]
     number = tf.constant(_NUMBER, tf.int64)
     with model.scope(trainable, state, _metrics(model), number):
-        logs = model.own_step("test", example(without_optionals(batch_spec)))
+        logs = model.own_step("test", batch)
         results = model.model.get_metrics_result()
     return EagerStepLogs(logs, results)
 

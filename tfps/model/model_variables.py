@@ -52,7 +52,7 @@ class ModelVariables:
         if model.run_eagerly:
             warnings.warn(
                 "the model was compiled with run_eagerly=True: its steps run op by op on the "
-                "chief, one at a time, and once on a made-up batch before; this is for debugging",
+                "chief, one at a time, and once more on the first batch; this is for debugging",
                 stacklevel=2,
             )
         self.model = model

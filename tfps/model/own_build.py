@@ -6,18 +6,18 @@ import keras
 import tensorflow as tf
 
 from tfps import _keras_interception, _keras_models, _tf_tracing
-from tfps.model.batches import example, without_optionals
+from tfps.model.batches import without_optionals
 
 
-def build_own(model: keras.Model, batch_spec: Any, mode: str) -> None:
+def build_own(model: keras.Model, batch: Any, mode: str) -> None:
     """Creates the variables of the model by tracing a step once, as Keras does.
 
-    If the model runs eagerly, the step runs once on a made-up batch, without effect. No optimizer
-    is built, since its state belongs on the servers.
+    If the model runs eagerly, the step runs once on a batch, without effect. No optimizer is built,
+    since its state belongs on the servers.
 
     Args:
       model: the model. A model that is built already is left alone.
-      batch_spec: nested `tf.TypeSpec`s of a batch.
+      batch: of the input, if the model runs eagerly; otherwise the nested `tf.TypeSpec`s of one.
       mode: "train", "test" or "predict".
     """
     if _keras_models.is_built(model):
@@ -31,9 +31,8 @@ def build_own(model: keras.Model, batch_spec: Any, mode: str) -> None:
         ):
             step(batch)
 
-    spec = without_optionals(batch_spec)
     if model.run_eagerly:
         with _keras_interception.unchanged_variables():
-            run(example(spec))
+            run(batch)
     else:
-        tf.function(run, autograph=False).get_concrete_function(spec)
+        tf.function(run, autograph=False).get_concrete_function(without_optionals(batch))

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from tfps import _keras_data, _keras_models, _tf_data, errors
 from tfps._tf_shuffles import Shuffled
-from tfps.model.batches import without_optionals
+from tfps.model.batches import is_dense, without_optionals
 from tfps.training.feeds import FeedPosition, Range, Work, shapes_of
 from tfps.worker.batch_loop import Stack
 
@@ -81,7 +81,7 @@ class ChiefFeed:
         self.batch_spec = without_optionals(self._dataset.element_spec)
         flat = tf.nest.flatten(self.batch_spec)
         self._is_plain = all(isinstance(s, tf.TensorSpec) for s in flat)
-        self._stackable = all(s is None or isinstance(s, tf.TensorSpec) for s in flat)
+        self._stackable = is_dense(self.batch_spec)
         self.regroup(steps_per_execution)
         self._pass: _Pass | None = None
         self._passes = 0  # how many iterators the dataset has had
@@ -94,6 +94,7 @@ class ChiefFeed:
         self._ready: collections.deque[_Numbered] = collections.deque()  # read, not dealt out
         self._open: set[int] = set()  # numbers of batches that were dealt out and are not settled
         self._resumes: FeedPosition | None = None  # where the next pass is to begin
+        self._before: FeedPosition | None = None  # where the feed is, if an epoch was begun ahead
 
     def _made(self) -> tf.data.Dataset:
         """The dataset, as if it had had no iterator yet."""
@@ -102,19 +103,43 @@ class ChiefFeed:
         return self._adapter.get_tf_dataset()
 
     def regroup(self, group: int, alike: bool = False) -> None:
-        """See `feeds.Feed`; batches that are more than tensors do not come in groups."""
+        """See `feeds.Feed`; batches that are more than tensors are parts of their own."""
         self._alike = alike
-        self.group = group if self._stackable else 1
+        self.group = group
         self.lives: dict[int, int | None] = {}
-        self.source_spec = _stacked(self.batch_spec) if self.group > 1 else self.batch_spec
+        self.source_spec = self.batch_spec if self.is_single else _stacked(self.batch_spec)
+
+    @property
+    def is_single(self) -> bool:
+        """See `feeds.Feed`."""
+        return self.group == 1 or not self._stackable
 
     def reset(self) -> None:
         """See `feeds.Feed`; as in Keras, a `PyDataset` hears of it as of the end of an epoch."""
-        self._pass, self._resumes = None, None
+        begun_ahead = self._before is not None and not any(self._before.batches)
+        if not begun_ahead:
+            self._pass, self._resumes, self._before = None, None, None
         self._adapter.on_epoch_end()
+
+    def sample(self) -> Any:
+        """See `feeds.Feed`; the epoch begins ahead, with this batch."""
+        if _keras_data.is_indexed(self._adapter):
+            return without_optionals(_keras_data.first_batch(self._adapter))
+        if not self._in_epoch and self._before is None:
+            before = self.position()
+            self._begin()
+            self._before = before
+        if not self._ready and (one := self._next()) is not None:
+            self._ready.append(one)
+        return self._ready[0].batch if self._ready else None
 
     def begin_epoch(self) -> None:
         """See `feeds.Feed`; with `steps_per_epoch`, the pass of the last epoch goes on."""
+        if self._before is None:
+            self._begin()
+        self._before, self._in_epoch = None, True
+
+    def _begin(self) -> None:
         if self._steps is None or self._pass is None:
             self._aim()  # Keras may begin to read ahead.
         self._adapter.on_epoch_begin()
@@ -125,7 +150,6 @@ class ChiefFeed:
         if self._steps is None or self._pass is None:
             self._begin_pass()
         self._open.clear()
-        self._in_epoch = True
 
     def take(self, worker: int, most: float = math.inf) -> Work | None:
         """See `feeds.WorkSource`."""
@@ -155,14 +179,14 @@ class ChiefFeed:
         return Work(None, len(numbers), is_sure=True, parts=parts, lease=_Lease(numbers))
 
     def _source(self, batches: list[Any]) -> Any:
-        if self.group == 1:
+        if self.is_single:
             return batches[0]
         return Stack(keras.tree.map_structure(_stack, *batches))
 
     def _take_alike(self, most: float) -> list[_Numbered]:
         """The next batches of the same shape; empty at the end of the epoch."""
         batches: list[_Numbered] = []
-        while len(batches) < most:
+        while len(batches) < (1 if self.is_single else most):
             one = self._ready.popleft() if self._ready else self._next()
             if one is None:
                 break
@@ -238,8 +262,8 @@ class ChiefFeed:
 
     def position(self) -> FeedPosition:
         """See `feeds.Feed`."""
-        if self._resumes is not None:
-            return self._resumes
+        if (before := self._before or self._resumes) is not None:
+            return before
         if not self._in_epoch and (self._steps is None or self._pass is None):
             return FeedPosition((0,), passes=(self._passes,))
         unsettled = sorted([one.number for one in self._ready] + list(self._open))
@@ -257,6 +281,9 @@ class ChiefFeed:
                 f"the position is of {len(position.batches)} datasets of workers, but this input "
                 "is read by the chief; go on with the dataset_fn that the position was taken from"
             )
+        if position == self._before:
+            return
+        self._before = None
         if self._in_epoch:
             self._adapter.on_epoch_end()
             self._in_epoch = False

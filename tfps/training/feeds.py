@@ -205,12 +205,17 @@ class Feed(WorkSource, Protocol):
       source_spec: the form of `Work.source`, to trace a step with.
       num_batches: how many batches an epoch has, or None if that is not known.
       group: how many batches a `Work` has at most.
+      is_single: whether a step is called for one batch at a time: works are of one batch each, or
+        of parts of one batch each.
     """
 
     batch_spec: Any
     source_spec: Any
     num_batches: int | None
     group: int
+
+    @property
+    def is_single(self) -> bool: ...
 
     def take(self, worker: int, most: float = math.inf) -> Work | None:
         """See `WorkSource`."""
@@ -237,6 +242,9 @@ class Feed(WorkSource, Protocol):
           group: how many at most.
           alike: whether all batches of a work must have the same shape.
         """
+
+    def sample(self) -> Any:
+        """A batch of the input, which is dealt out all the same; None if there is none."""
 
     def reset(self) -> None:
         """Makes the next epoch begin with the first batch of a pass."""

@@ -4,6 +4,7 @@ from collections.abc import Collection
 from typing import Any
 
 from tfps import errors
+from tfps.model.batches import example
 from tfps.training.chief_feed import ChiefFeed
 from tfps.training.feeds import Feed
 from tfps.training.split_feed import SplitFeed
@@ -50,6 +51,16 @@ def feed_of(
     if isinstance(x, Splits):
         return SplitFeed(x, steps_per_epoch, steps_per_execution, living)
     return WorkerFeed(x, num_workers, steps_per_epoch, steps_per_execution, living)
+
+
+def sample_of(feed: Feed) -> Any:
+    """A batch of a feed, to run a step on without effect; a made-up one if the feed has none.
+
+    Args:
+      feed: of the input. It still deals the batch out.
+    """
+    batch = feed.sample()
+    return example(feed.batch_spec) if batch is None else batch
 
 
 def _name(x: Any) -> str:

@@ -19,6 +19,8 @@ from tfps.store.parameter_store import ParameterStore
 from tfps.store.plan import Plan
 from tfps.store.pull import Puller
 from tfps.strategy import ParameterServerStrategy
+from tfps.training.feeds import Feed
+from tfps.training.input import sample_of
 from tfps.training.placing import Placing
 
 Codecs = Codec | str | Callable[[Any], Codec | str | None] | None
@@ -69,7 +71,7 @@ class ServedModel:
         program: StatelessModel,
         strategy: ParameterServerStrategy,
         traffic: Traffic,
-        batch_spec: Any,
+        feed: Feed,
         mode: str,
         placing: Placing,
         piece_bytes: int | None = None,
@@ -80,7 +82,7 @@ class ServedModel:
           program: of a model that is built.
           strategy: connected; it is told where the variables are.
           traffic: how the model travels.
-          batch_spec: nested specs of a batch.
+          feed: of the input.
           mode: the step to be made: "train", for which the servers need an optimizer, "test" or
             "predict".
           placing: on which devices of a worker the model runs.
@@ -92,11 +94,11 @@ class ServedModel:
         """
         train = mode == "train"
         if program.model.run_eagerly:
-            inspection = inspect_eagerly(program, batch_spec, mode)
+            inspection = inspect_eagerly(program, sample_of(feed), mode)
         elif train and own_method(program.model, "train"):
-            inspection = inspect_own(program, batch_spec)
+            inspection = inspect_own(program, feed.batch_spec)
         else:
-            inspection = inspect(program, batch_spec, mode)
+            inspection = inspect(program, feed.batch_spec, mode)
         optimizer: AnyOptimizer | None = None
         if train and program.optimizers:
             for one in program.optimizers:

@@ -12,6 +12,7 @@ from tfps.cluster import failures, loss_policy
 from tfps.cluster.calls import WorkerCalls
 from tfps.cluster.loss_policy import LossPolicy
 from tfps.embeddings.layer import HashEmbedding, layer_of
+from tfps.model.batches import is_dense
 from tfps.model.metric_merging import MetricMerging
 from tfps.model.own_build import build_own
 from tfps.model.stateless_model import StatelessModel
@@ -19,7 +20,7 @@ from tfps.store.pull import Pulled
 from tfps.strategy import ParameterServerStrategy
 from tfps.training.auto_codecs import AutoCodecs
 from tfps.training.feeds import Feed
-from tfps.training.input import feed_of
+from tfps.training.input import feed_of, sample_of
 from tfps.training.ledger import Ledger
 from tfps.training.losses import Losses
 from tfps.training.placing import Placing
@@ -142,11 +143,14 @@ class Session:
         self.calls.settle()
         mode = "train" if train else "test" if targets else "predict"
         own = _keras_models.overrides(self.model, f"{mode}_step") or self.model.run_eagerly
+        # Keras would build it by calling it on tensors that are neither sparse nor ragged.
+        own = own or not is_dense(feed.batch_spec)
         if not own:
             _keras_models.build(self.model, feed.batch_spec, targets)
         elif mode not in self._built:
             # Parts that no step uses are never built.
-            build_own(self.model, feed.batch_spec, mode)
+            batch = sample_of(feed) if self.model.run_eagerly else feed.batch_spec
+            build_own(self.model, batch, mode)
             self._built.add(mode)
         served = self._served
         if served is not None and self._has_ended(served):
@@ -167,7 +171,7 @@ class Session:
             program,
             self._strategy,
             self._traffic,
-            feed.batch_spec,
+            feed,
             mode,
             self._placing,
             self._piece_bytes,

@@ -12,7 +12,7 @@ from tfps.model.batches import without_optionals
 from tfps.training.feeds import FeedPosition, Range, Work
 from tfps.training.movable_dataset import MovableDataset
 from tfps.training.splits import Splits
-from tfps.training.worker_dataset import require_repeatable
+from tfps.training.worker_dataset import require_repeatable, sample_of
 
 _DONE = -1  # in a position: a split of which nothing is left
 
@@ -92,6 +92,15 @@ class SplitFeed:
         """See `feeds.Feed`; batches that workers read may differ in shape."""
         del alike
         self.group = group
+
+    @property
+    def is_single(self) -> bool:
+        """See `feeds.Feed`."""
+        return self.group == 1
+
+    def sample(self) -> Any:
+        """See `feeds.Feed`; it is of the first split."""
+        return sample_of(self._making(0, 0), self._first)
 
     def reset(self) -> None:
         """See `feeds.Feed`; the order of the splits is again that of the first pass."""

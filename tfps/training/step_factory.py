@@ -10,6 +10,7 @@ from tfps.model.metric_merging import MetricMerging, merging_of, untraced
 from tfps.model.own_inspection import inspect_test
 from tfps.model.step_logs import Logs
 from tfps.training.feeds import Feed
+from tfps.training.input import sample_of
 from tfps.training.policy import ConsistencyPolicy
 from tfps.training.served_model import ServedModel
 from tfps.training.server_side import ServerSide
@@ -45,7 +46,7 @@ class Form(NamedTuple):
     @classmethod
     def of(cls, feed: Feed) -> "Form":
         """The form of a feed."""
-        return cls(repr(feed.batch_spec), type(feed.source_spec), feed.group == 1)
+        return cls(repr(feed.batch_spec), type(feed.source_spec), feed.is_single)
 
 
 class StepFactory:
@@ -86,7 +87,7 @@ class StepFactory:
             gradient = Gradient(program, puller, side.pusher, optimizer, False)
             return EagerStep(gradient, self._own(feed, True), feed.batch_spec)
         gradient = Gradient(program, puller, side.pusher, optimizer, program.model.jit_compile)
-        return AsyncStep(gradient, self._own(feed, True), feed.source_spec, feed.group == 1)
+        return AsyncStep(gradient, self._own(feed, True), feed.source_spec, feed.is_single)
 
     def merging(self, feed: Feed, train: bool) -> MetricMerging:
         """How the metrics of several workers are put together, in training or in evaluation."""
@@ -103,7 +104,7 @@ class StepFactory:
     def evaluation(self, feed: Feed) -> EvalStep | EagerEvalStep:
         """The step that evaluates."""
         program, puller = self._served.program, self._served.puller
-        single, jit = feed.group == 1, program.model.jit_compile
+        single, jit = feed.is_single, program.model.jit_compile
 
         def make():
             own = self._own(feed, False)
@@ -173,15 +174,19 @@ class StepFactory:
         program = self._served.program
         if train:
             return program.logs
-        find = inspect_test_eagerly if program.model.run_eagerly else inspect_test
-        key = ("logs", repr(feed.batch_spec))
-        return self._once(key, lambda: find(program, feed.batch_spec))
+
+        def find() -> Logs | None:
+            if program.model.run_eagerly:
+                return inspect_test_eagerly(program, sample_of(feed))
+            return inspect_test(program, feed.batch_spec)
+
+        return self._once(("logs", repr(feed.batch_spec)), find)
 
     def _trace_training(
         self, side: ServerSide, policy: ConsistencyPolicy, feed: Feed
     ) -> WorkerStep:
         program, puller = self._served.program, self._served.puller
-        model, single = program.model, feed.group == 1
+        model, single = program.model, feed.is_single
         own, optimizer = self._own(feed, True), self._served.optimizer
         if side.outer is not None:
             if model.run_eagerly:

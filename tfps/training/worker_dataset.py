@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tfps import _tf_data, errors
 from tfps.cluster.devices import worker_device
+from tfps.model.batches import without_optionals
 from tfps.training.feeds import Opener
 
 UNKNOWN = tf.data.UNKNOWN_CARDINALITY
@@ -91,6 +92,23 @@ class Stream(Opener):
         if self._iterator is None:
             self._iterator = self._remote.iterator(self.turn, self._begin)
         return self._iterator
+
+
+def sample_of(make: Callable[[], tf.data.Dataset], worker: int) -> Any:
+    """The first batch of a dataset, in this process; None if it has none.
+
+    Args:
+      make: see `RemoteDataset`.
+      worker: index of the worker on which to read.
+    """
+    iterator = RemoteDataset(make, worker).iterator(0, 0)
+    with input_device(worker):
+        element = iterator.get_next_as_optional()
+        batch = element.get_value() if element.has_value() else None
+    with tf.device("CPU:0"):
+        return tf.nest.map_structure(
+            lambda t: tf.identity(t), without_optionals(batch), expand_composites=True
+        )
 
 
 def require_repeatable(make: Callable[[], tf.data.Dataset], worker: int, name: str) -> None:

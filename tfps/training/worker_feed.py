@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Collection
+from typing import Any
 
 import tensorflow as tf
 
@@ -10,7 +11,7 @@ from tfps.model.batches import without_optionals
 from tfps.training.context import Context
 from tfps.training.feeds import FeedPosition, Range, Work
 from tfps.training.movable_dataset import MovableDataset
-from tfps.training.worker_dataset import require_repeatable
+from tfps.training.worker_dataset import require_repeatable, sample_of
 
 
 class WorkerFeed:
@@ -62,6 +63,16 @@ class WorkerFeed:
         """See `feeds.Feed`; batches that workers read may differ in shape."""
         del alike
         self.group = group
+
+    @property
+    def is_single(self) -> bool:
+        """See `feeds.Feed`."""
+        return self.group == 1
+
+    def sample(self) -> Any:
+        """See `feeds.Feed`; it is read by a living worker."""
+        worker = min(self._living)
+        return sample_of(self._make.of(worker), worker)
 
     def reset(self) -> None:
         """See `feeds.Feed`."""
