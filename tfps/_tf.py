@@ -158,6 +158,14 @@ def new_executor() -> executor.Executor:
     return OwnExecutor(pywrap_tfe.TFE_NewExecutor(False, True, 0))
 
 
+def forget_error() -> None:
+    """Lets this thread's executor forget the error of its last operation, which was seen.
+
+    TensorFlow would print it with a stack trace when whoever has asked for the executor lets go.
+    """
+    context.context().executor.clear_error()
+
+
 @contextlib.contextmanager
 def own_executor() -> Iterator[executor.Executor]:
     """Gives the operations of this thread an executor of their own.

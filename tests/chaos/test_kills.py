@@ -151,6 +151,40 @@ def test_a_killed_ps_comes_back_to_the_newest_snapshot(name, tmp_path):
     require_once(tmp_path / "ledger", epochs)
 
 
+class KilledAtTheEnds(keras.callbacks.Callback):
+    """Kills a ps before the first step, and another one after the last."""
+
+    def __init__(self, cluster, epochs):
+        super().__init__()
+        self._cluster, self._epochs, self.killed = cluster, epochs, []
+
+    def kill(self, name):
+        if name not in self.killed:
+            self.killed.append(name)
+            (kept,) = [one for one in self._cluster._kept if one.name == name]
+            kept.process.kill()
+            kept.process.wait(20)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.kill("ps 1")
+
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch == self._epochs - 1:
+            self.kill("ps 0")
+
+
+def test_a_ps_is_killed_before_the_first_step_and_another_after_the_last(tmp_path):
+    with tfps.LocalCluster(workers=2, ps=2, processes=True) as cluster:
+        hooks = KilledAtTheEnds(cluster, 2)
+        arguments = {"snapshots": tfps.Snapshots(tmp_path / "snapshots", every=3600)}
+        arguments |= {"ledger": tmp_path / "ledger"}
+        ledger, epochs = trained(cluster, [], 2, callbacks=[hooks], **arguments)
+    assert hooks.killed == ["ps 1", "ps 0"]
+    for counts in ledger.totals():
+        np.testing.assert_array_equal(counts, epochs)
+    require_once(tmp_path / "ledger", epochs)
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("name", ["async", "overlap"])
 def test_a_table_that_grows_comes_back_with_its_keys(name, tmp_path):

@@ -158,6 +158,14 @@ def test_eviction_takes_those_named_least_or_longest_ago():
         assert rig.marks["refused"] == 2
 
 
+@pytest.mark.parametrize("evict", ["lfu", "lru", "none"])
+def test_the_first_update_has_more_keys_than_there_is_room_for(evict):
+    rig = Rig(capacity=3, evict=evict)
+    assert len(rig.push([10, 11, 12, 13, 14])) == 3
+    assert rig.marks["refused"] == 2
+    assert rig.marks["used"] - rig.marks["free"] == 3
+
+
 def test_a_row_expires_with_its_slots():
     rig = Rig(expire_after=5)
     rig.push([1, 2])

@@ -57,6 +57,32 @@ def assert_alike(one, other, **kwargs):
         np.testing.assert_allclose(a, b, **kwargs)
 
 
+def test_what_is_saved_while_it_trains_has_keys_and_rows_of_one_moment(connect, tmp_path):
+    """New ids come in every epoch, and the last batch of an epoch is what its file has."""
+    model, layer = compiled("sgd")
+    x = np.repeat(IDS[:45].reshape(15, 3), 4, 0)
+    y = np.sin(x[:, :1] % 7).astype(np.float32)
+    seen, saved = [], str(tmp_path / "{epoch}.weights.h5")
+
+    class Look(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            seen.append(dict(zip(*(a.tolist() for a in layer.table()), strict=True)))
+
+    trainer = tfps.Trainer(model, connect(ps=2))
+    save = keras.callbacks.ModelCheckpoint(saved, save_weights_only=True)
+    trainer.fit(
+        x, y, batch_size=4, shuffle=False, epochs=3, steps_per_epoch=5, verbose=0,
+        callbacks=[save, Look()],
+    )  # fmt: skip
+    for epoch, expected in enumerate(seen, 1):
+        other, other_layer = compiled("sgd")
+        other.load_weights(saved.format(epoch=epoch))
+        found = dict(zip(*(a.tolist() for a in other_layer.table()), strict=True))
+        assert found == expected and len(found) == 15 * epoch
+    final = dict(zip(*(a.tolist() for a in trainer.table(layer)), strict=True))
+    assert final == seen[-1]
+
+
 def marks(trainer):
     (table,) = trainer._session.served.store.tables.values()
     return table.marks()

@@ -96,6 +96,26 @@ def test_what_is_deleted(tmp_path):
     assert not list(tmp_path.glob("snapshot-000002-000004*"))
 
 
+def test_nothing_is_deleted_while_a_manifest_cannot_be_read(tmp_path):
+    """Its files may have been written by earlier snapshots, and it may be readable again."""
+    folder = Folder(tmp_path)
+    for number in (1, 2, 3):
+        write(folder, Id(1, number))
+        write(folder, Id(1, number), parts=[f"rows-{number}"])
+    earlier = committed(folder, Id(1, 1)).files
+    folder.commit(Id(1, 3), PARTS, 1.5, {}, dict(earlier))
+    manifest = tmp_path / f"{Id(1, 3)}.json"
+    whole = manifest.read_bytes()
+    manifest.write_bytes(b"")
+    before = sorted(os.listdir(tmp_path))
+    folder.keep_newest(1, incarnation=1)
+    assert sorted(os.listdir(tmp_path)) == before
+    manifest.write_bytes(whole)
+    folder.keep_newest(1, incarnation=1)
+    assert folder.complete() == [Id(1, 3)] and folder.read(Id(1, 3))
+    assert len(os.listdir(tmp_path)) < len(before)
+
+
 def test_a_part_that_is_nowhere(tmp_path):
     folder = Folder(tmp_path)
     write(folder, Id(1, 1), parts=["chief"])

@@ -134,10 +134,17 @@ class HashEmbedding(keras.layers.Layer):
 
         What has expired is left out. For all that servers have see `tfps.Trainer.table`.
         """
-        keys = self.local.keys()
+        keys, rows = self._held()
         expiry = self.settings.expire_after
         lives = slice(None) if expiry is None else self.local.clock - keys.lasts <= expiry
-        return keys.keys[lives], self.embeddings.numpy()[keys.slots[lives]]
+        return keys.keys[lives], rows[lives]
+
+    def _held(self) -> tuple[Keys, np.ndarray]:
+        """The keys of this process and their rows, of one moment."""
+        # While `fit` runs, to look at the variable brings rows from the servers, and their keys.
+        every = self.embeddings.numpy()
+        keys = self.local.keys()
+        return keys, every[keys.slots]
 
     def call(
         self, inputs: Any, weights: Any = None, mask: Any = None, training: bool | None = None
@@ -233,10 +240,10 @@ class HashEmbedding(keras.layers.Layer):
 
     def save_own_variables(self, store: Any) -> None:
         """Writes the keys and their rows to a file of Keras."""
-        keys = self.local.keys()
+        keys, rows = self._held()
         for name, array in keys._asdict().items():
             store[name] = array
-        store["rows"] = self.embeddings.numpy()[keys.slots]
+        store["rows"] = rows
         store["clock"] = self.local.clock
 
     def load_own_variables(self, store: Any) -> None:

@@ -13,6 +13,9 @@ import tensorflow as tf
 
 from tfps.serving.content import Content
 
+# How long a reader waits for an exchange to end (s).
+_PATIENCE = 60.0
+
 
 class View(NamedTuple):
     """One state of a served model.
@@ -63,16 +66,29 @@ class ServedState(tf.Module):
         self._lock_name = f"tfps_served_{export_id}"
 
     def view(self) -> View:
-        """The state of now, as one."""
+        """The state of now, as one.
+
+        It is an error of the call if there is none for a minute: an exchange was cancelled amid.
+        """
         first = self._read()
         shapes = tf.nest.map_structure(lambda t: t.shape, first)
-        _, _, found = tf.while_loop(
-            lambda begin, end, found: tf.logical_or(begin % 2 != 0, begin != end),
+        until = tf.timestamp() + _PATIENCE
+
+        def is_torn(begin, end):
+            return tf.logical_or(begin % 2 != 0, begin != end)
+
+        begin, end, found = tf.while_loop(
+            lambda begin, end, found: tf.logical_and(is_torn(begin, end), tf.timestamp() < until),
             lambda begin, end, found: self._read(),
             first,
             shape_invariants=shapes,
         )
-        return found
+        whole = tf.debugging.Assert(
+            tf.logical_not(is_torn(begin, end)),
+            [f"an exchange has not ended for {_PATIENCE:.0f} s; load the model again"],
+        )
+        with tf.control_dependencies([whole]):
+            return tf.nest.map_structure(tf.identity, found)
 
     def _read(self) -> tuple[tf.Tensor, tf.Tensor, View]:
         begin = self._exchanges.read_value()

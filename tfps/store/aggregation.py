@@ -16,6 +16,7 @@ import tensorflow as tf
 from tfps import _tf_resources
 from tfps.cluster.devices import ps_device
 from tfps.model.server_optimizer import ServerOptimizer
+from tfps.store import mailbox
 from tfps.store.bucket_update import BucketOptimizer, Rate
 from tfps.store.buckets import Bucket
 from tfps.store.handles import CountHandles, RoundHandles, ServerHandles
@@ -238,7 +239,11 @@ class Summed(Aggregation):
         for v in [*self.sums.values(), *self.touched.values(), *counts]:
             with tf.device(v.device):
                 v.assign(tf.zeros(v.shape, v.dtype))
-        self._empty(range(self._plan.num_ps))
+        for i, queue in self.waiting.items():
+            ps = self._plan.buckets[i].ps
+            if mailbox.length(ps, queue):
+                mailbox.delete(ps, queue)
+                self.waiting[i] = _queue(self._plan.buckets[i])
 
     def renew(self, servers: Collection[int]) -> None:
         super().renew(servers)

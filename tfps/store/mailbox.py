@@ -14,6 +14,9 @@ import tensorflow as tf
 
 from tfps.cluster.devices import ps_device
 
+# Which of them have a push must go into one number; see `repeats_of`.
+MOST_PS = 62
+
 # The kinds of letters.
 PUSH, REPEAT, FENCE, STOP = range(4)
 
@@ -143,6 +146,12 @@ def delete(ps: int, handle: tf.Tensor) -> None:
     with tf.device(ps_device(ps)):
         tf.raw_ops.QueueCloseV2(handle=handle, cancel_pending_enqueues=True)
         tf.raw_ops.DestroyResourceOp(resource=handle, ignore_lookup_error=True)
+
+
+def length(ps: int, handle: tf.Tensor) -> int:
+    """How many elements a queue has."""
+    with tf.device(ps_device(ps)):
+        return int(tf.raw_ops.QueueSizeV2(handle=handle))
 
 
 def put(inbox: tf.Tensor, answers: tf.Tensor, letter: Sequence[tf.Tensor]) -> tf.Operation:

@@ -20,6 +20,7 @@ from tfps.store.buckets import BUCKET_BYTES, Bucket, build_buckets
 from tfps.store.channel import Channel, chosen
 from tfps.store.dense_rows import DenseRows, RowRange
 from tfps.store.hash_rows import HashRows
+from tfps.store.mailbox import MOST_PS
 from tfps.store.placement import Placement, Shard, VariableSpec
 from tfps.store.remote_variable import RemoteVariable
 from tfps.store.row_storage import Part
@@ -80,8 +81,13 @@ class Plan:
 
         Raises:
           ConfigError: the partitioner splits a variable, but the optimizer needs variables
-            whole; or the optimizer cannot update rows alone; or what was given is no codec.
+            whole; or the optimizer cannot update rows alone; or what was given is no codec; or
+            there are more ps than can train.
         """
+        if optimizer is not None and num_ps > MOST_PS:
+            raise errors.ConfigError(
+                f"the cluster has {num_ps} ps, but at most {MOST_PS} can train a model; give fewer"
+            )
         self.num_ps = num_ps
         self.variables = [*program.trainable, *program.state]
         self.num_trainable = len(program.trainable)

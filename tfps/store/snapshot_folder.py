@@ -260,6 +260,8 @@ class Folder:
         complete = self.complete()
         kept = set(complete[:count])
         named = self._named_by(kept)
+        if named is None:
+            return
         for id in complete[count:]:
             if id.incarnation <= incarnation:
                 self._remove(f"{id}.json")  # First, so that it does not name what is gone.
@@ -271,13 +273,17 @@ class Folder:
             if is_old and id not in kept and name not in named:
                 self._remove(name)
 
-    def _named_by(self, ids: Iterable[Id]) -> set[str]:
-        """The files of some snapshots, also those that earlier snapshots have written."""
+    def _named_by(self, ids: Iterable[Id]) -> set[str] | None:
+        """The files of some snapshots, also those that earlier snapshots have written.
+
+        None if a manifest cannot be read: maybe it can be later, and then its files are wanted.
+        """
         found: set[str] = set()
         for id in ids:
-            # A manifest that is damaged leads nobody to its files.
-            with contextlib.suppress(errors.SnapshotDamaged):
+            try:
                 found |= self._manifest(id).files.keys()
+            except errors.SnapshotDamaged:
+                return None
         return found
 
     def discard(self, id: Id) -> None:

@@ -30,6 +30,7 @@ class FitRun:
         policy: Callable[[], ConsistencyPolicy],
         snapshotter: Snapshotter | None,
         validate: Callable[[int], dict[str, float] | None],
+        finalize: Callable[[], None],
         log_stats: bool,
     ):
         """Does not begin yet.
@@ -42,13 +43,14 @@ class FitRun:
           snapshotter: None if nothing is saved.
           validate: from the index of an epoch that is over to the logs of its validation, or None
             if it has none.
+          finalize: lets the servers do what an optimizer does at the end of training.
           log_stats: whether the logs carry `stats`.
         """
         self.stats: dict[str, list[float]] = {}
         self._session, self._state, self._model = session, session.state, session.model
         self._feed, self._hooks, self._policy = feed, hooks, policy
         self._snapshotter = snapshotter
-        self._validate, self._log_stats = validate, log_stats
+        self._validate, self._finalize, self._log_stats = validate, finalize, log_stats
         self._noted = NotedEpochs()
 
     def run(self, initial_epoch: int, epochs: int) -> dict[str, Any] | None:
@@ -87,28 +89,41 @@ class FitRun:
         return chief.epoch
 
     def _save_beginning(self, initial_epoch: int) -> None:
-        """Takes the snapshot to which a `fit` goes back that loses servers before its first cut."""
+        """Takes the snapshot to which a `fit` goes back that loses servers before its first cut.
+
+        Training begins when it is complete: from then on, what is lost can be brought back.
+        """
         if self._snapshotter is not None:
             number = _keras_models.initial_epoch(self._model, initial_epoch)
             self._state.note_beginning(number, self._feed.position())
             self._snapshotter.take()
+            self._snapshotter.wait()
 
     def _run(self, epochs: range) -> dict[str, Any] | None:
-        number, logs = epochs.start, None
-        while number < epochs.stop:
+        number, logs, is_over = epochs.start, None, False
+        while True:
+            is_over = is_over or number >= epochs.stop
             try:
                 with self._session.calls.errors_named():
+                    if is_over:
+                        self._end()
+                        return logs
                     logs = self._run_epoch(number)
             except GoneBack as e:
-                number = self._go_back(e.past)
+                number, is_over = self._go_back(e.past), False
                 continue
             except errors.TaskLost as e:
-                number = self._go_back(recover(self._session, self._snapshotter, e))
+                past = recover(self._session, self._snapshotter, e)
+                number, is_over = self._go_back(past), False
                 continue
-            if self._model.stop_training:
-                break
+            is_over = self._model.stop_training
             number += 1
-        return logs
+
+    def _end(self) -> None:
+        """Does what follows the last epoch on the servers, and saves it."""
+        self._finalize()
+        if self._snapshotter is not None:
+            self._snapshotter.end_fit()
 
     def _go_back(self, past: Past) -> int:
         """Lets `fit` go on from a snapshot; returns the index of its epoch."""

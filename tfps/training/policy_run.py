@@ -360,6 +360,8 @@ class PolicyRun:
         return False
 
     def _keep_memory(self) -> None:
+        if not self._state.carries:
+            return  # The run was cut short before it took what is kept.
         memory = [None if c is None else self._step.rest(c) for c in self._state.carries]
         self._state.keep_memory(self._side.exchange, memory)
         self._state.carries = []

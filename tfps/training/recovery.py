@@ -4,7 +4,7 @@ import time
 
 import tensorflow as tf
 
-from tfps import errors
+from tfps import _tf, errors
 from tfps.cluster import failures
 from tfps.cluster.devices import ps_device
 from tfps.cluster.remote_function import RemoteFunction
@@ -37,6 +37,7 @@ def recover(session: Session, snapshotter: Snapshotter | None, loss: errors.Task
         return within `task_timeout`.
     """
     calls = session.calls
+    _tf.forget_error()
     if not calls.servers.ask():
         raise loss
     if snapshotter is None:
@@ -54,7 +55,7 @@ def recover(session: Session, snapshotter: Snapshotter | None, loss: errors.Task
         try:
             past = snapshotter.go_back(lost)
             _await_paths(session)
-        except tf.errors.OpError:
+        except (errors.TaskLost, tf.errors.OpError):
             # Another one may have been lost meanwhile.
             if not calls.servers.ask():
                 raise

@@ -219,9 +219,16 @@ class SnapshotWriter:
         content = json.loads(json.dumps(content))
         earlier = {name: size for one in of_tables for name, size in one.earlier.items()}
         manifest = self._folder.commit(id, [*written, CHIEF], at, content, earlier)
-        self._folder.keep_newest(self._keep, self._incarnation)
         if chains:
             chains.complete(id, of_tables, manifest.files)
+        self._clean_up()
+
+    def _clean_up(self) -> None:
+        """Deletes what is old; where that fails, the next snapshot tries again."""
+        try:
+            self._folder.keep_newest(self._keep, self._incarnation)
+        except (OSError, tf.errors.OpError) as e:
+            say(f"old files in {self._folder.path} could not be deleted: {errors.summary(str(e))}")
 
     def _place(self, id: Id) -> places.Place:
         """Where the parts of a new snapshot are to be."""

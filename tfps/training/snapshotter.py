@@ -13,6 +13,7 @@ from typing import Any
 import keras
 
 from tfps import _keras_data, errors, exit_codes
+from tfps.cluster import failures
 from tfps.store import snapshot_parts as parts, snapshot_rows as rows
 from tfps.store.server_state import Placed
 from tfps.store.snapshot_calls import checked, reader_of
@@ -368,7 +369,7 @@ class Snapshotter:
 
         Raises:
           ConfigError: the variables of the snapshot lay in another way on the servers.
-          SnapshotDamaged: there is no snapshot of this `fit` that can be read.
+          TaskLost: there is no snapshot of this `fit` that can be read.
         """
         state = self._session.state
         state.renew(servers)
@@ -379,7 +380,7 @@ class Snapshotter:
                 self.skipped(past.manifest.id, e)
                 continue
             return past
-        raise self._nothing_to_restore()
+        raise self._nothing_to_restore(servers)
 
     def go_back(self, servers: Collection[int]) -> Past:
         """Makes lost servers anew, and lets all of training go back to the newest snapshot.
@@ -391,7 +392,7 @@ class Snapshotter:
           The snapshot. The feed has to be brought to its position.
 
         Raises:
-          SnapshotDamaged: there is no snapshot of this `fit` that can be read.
+          TaskLost: there is no snapshot of this `fit` that can be read.
         """
         session = self._session
         session.state.renew(servers)
@@ -406,7 +407,7 @@ class Snapshotter:
             self._updates, self._began = 0, time.monotonic()
             session.ledger.back(str(past.manifest.id), servers)
             return past
-        raise self._nothing_to_restore()
+        raise self._nothing_to_restore(servers)
 
     def _pasts(self) -> Iterator[Past]:
         """The snapshots of the present `fit`, the newest first, once what was begun is written."""
@@ -421,11 +422,13 @@ class Snapshotter:
             if past.fit == self._fit and not past.has_ended:
                 yield past
 
-    def _nothing_to_restore(self) -> errors.SnapshotDamaged:
-        return errors.SnapshotDamaged(
-            f"{self._folder.path} has no snapshot of this fit to go back to; begin the job anew, "
-            "with a smaller Snapshots(every=...)"
+    def _nothing_to_restore(self, servers: Collection[int]) -> BaseException:
+        names = ", ".join(map(str, sorted(servers)))
+        said = (
+            f"ps {names} lost what it held, and {self._folder.path} has no snapshot of this fit to "
+            "go back to; start the program again"
         )
+        return failures.unavailable(errors.TaskLost(said))
 
     def wait(self) -> None:
         """Waits until what was begun is written; see `take`."""

@@ -354,6 +354,10 @@ class Trainer:
             self._callback_list(callbacks, verbose, feed, epochs, history=True),
             lambda: session.served.store.copy,
         )
+
+        def finalize() -> None:
+            session.calls.ask(session.served.store.finalize)
+
         leaving = self._ending_in_order()
         aside = _keras_variables.keras_functions_aside(model)
         with leaving, aside, contextlib.ExitStack() as following:
@@ -371,14 +375,11 @@ class Trainer:
                 lambda: self.consistency,
                 self._snapshotter,
                 validate=self._validation(validation, validation_freq, hooks),
+                finalize=finalize if epochs > 0 else lambda: None,
                 log_stats=self._log_stats,
             )
             self.stats = run.stats
             logs = run.run(initial_epoch, epochs)
-            if epochs > 0:
-                session.calls.ask(session.served.store.finalize)
-            if self._snapshotter is not None:
-                self._snapshotter.end_fit()
         if epochs > 0:
             _keras_optimizers.finalize(model)
         session.served.program.move_seeds()
