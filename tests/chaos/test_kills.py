@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 import tfps
-from tfps.cluster import replacements
+from tfps.cluster import members, replacements
 from tfps.ledger import check
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
@@ -183,6 +183,79 @@ def test_a_ps_is_killed_before_the_first_step_and_another_after_the_last(tmp_pat
     for counts in ledger.totals():
         np.testing.assert_array_equal(counts, epochs)
     require_once(tmp_path / "ledger", epochs)
+
+
+class Frozen(keras.callbacks.Callback):
+    """Freezes a ps and kills a worker in the same moment; the ps thaws when it is given up."""
+
+    def __init__(self, cluster):
+        super().__init__()
+        self._kept = {one.name: one for one in cluster._kept}
+        self._members = members.of(cluster)
+        self._members.patience["ps"] = 6.0
+        self.thawed = threading.Event()
+
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch == 0:
+            ps = self._kept["ps 1"].process
+            ps.send_signal(signal.SIGSTOP)
+            self._kept["worker 0"].process.kill()
+            threading.Thread(target=self._thaw, args=(ps,), daemon=True).start()
+
+    def _thaw(self, ps):
+        if members.Task("ps", 1) in self._members.wait_lost(60.0, {members.Task("worker", 0)}):
+            self.thawed.set()
+        ps.send_signal(signal.SIGCONT)
+
+
+@pytest.mark.parametrize("name", ["async", pytest.param("rounds", marks=pytest.mark.soak)])
+def test_a_ps_freezes_while_a_worker_is_lost(name, tmp_path):
+    """Nobody waits for the ps without a limit, and its loss ends nothing."""
+    with tfps.LocalCluster(workers=2, ps=2, processes=True) as cluster:
+        frozen = Frozen(cluster)
+        arguments = {"snapshots": tfps.Snapshots(tmp_path / "snapshots", every=1.0)}
+        arguments |= {"ledger": tmp_path / "ledger", **POLICIES[name]}
+        ledger, epochs = trained(cluster, [], 4, callbacks=[frozen], **arguments)
+    assert frozen.thawed.is_set()
+    for counts in ledger.totals():
+        np.testing.assert_array_equal(counts, epochs)
+    require_once(tmp_path / "ledger", epochs)
+
+
+def test_a_worker_is_back_before_its_validation_data_is_first_read(tmp_path):
+    """The datasets of a validation are made before training, on workers that may die in it."""
+    x = np.random.default_rng(0).normal(size=(160, 4)).astype(np.float32)
+    y = x.sum(axis=1, keepdims=True)
+
+    def mine(context):
+        part = slice(context.worker_index, None, context.num_workers)
+        return tf.data.Dataset.from_tensor_slices((x[part], y[part])).batch(4)
+
+    model = keras.Sequential([keras.Input([4]), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(0.01), "mse")
+    with tfps.LocalCluster(workers=2, ps=1, processes=True) as cluster:
+        trainer = tfps.Trainer(model, tfps.ParameterServerStrategy(cluster))
+        living, killed, lost = trainer._session.calls.living, [], []
+
+        class Killer(keras.callbacks.Callback):
+            def on_epoch_begin(self, epoch, logs=None):
+                if not killed:
+                    (kept,) = [one for one in cluster._kept if one.name == "worker 1"]
+                    kept.process.kill()
+                    kept.process.wait(20)
+                    killed.append(epoch)
+
+            def on_train_batch_end(self, batch, logs=None):
+                if len(living) < 2:
+                    lost.append(batch)
+                    time.sleep(0.02)
+
+        history = trainer.fit(
+            mine, steps_per_epoch=1000, verbose=0, callbacks=[Killer()], validation_data=mine
+        ).history
+        assert lost and len(living) == 2
+        whole = model.evaluate(x, y, verbose=0)
+        np.testing.assert_allclose(history["val_loss"][-1], whole, rtol=1e-4)
 
 
 @pytest.mark.soak

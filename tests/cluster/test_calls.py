@@ -9,7 +9,7 @@ import tfps
 from tfps.cluster import failures, greeting, health, members, reconnecting, sockets
 from tfps.cluster.asking import Asker
 from tfps.cluster.calls import WorkerCalls
-from tfps.cluster.events import Lost, Returned
+from tfps.cluster.events import Completion, Lost, Returned
 
 
 @pytest.fixture
@@ -238,6 +238,24 @@ def test_a_step_that_never_ends_is_named(connect, monkeypatch):
         dispatcher.next()
     release.set()
     dispatcher.drain()
+    dispatcher.close()
+
+
+def test_a_worker_that_somebody_else_has_taken_in_has_a_new_life(connect):
+    """Its process is another one, although nobody here has seen the loss."""
+    cluster = connect(workers=2).cluster
+    dispatcher = WorkerCalls(cluster, limit=60.0)
+    dispatcher.submit(0, lambda: time.sleep(1.5))
+    dispatcher.submit(1, lambda: time.sleep(5.0))
+    members.of(cluster).admit(members.Task("worker", 1), None)
+    lost = dispatcher.next()
+    assert isinstance(lost, Lost) and (lost.worker, lost.why) == (1, "was started anew")
+    assert dispatcher.lives == [0, 1]
+    found = [dispatcher.next(), dispatcher.next()]
+    assert {type(one) for one in found} == {Completion, Returned}
+    dispatcher.submit(1, lambda: 7)
+    assert dispatcher.next().value == 7
+    assert dispatcher.lives == [0, 1]
     dispatcher.close()
 
 

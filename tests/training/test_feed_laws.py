@@ -158,6 +158,25 @@ def test_reset_begins_with_the_first_batch(name):
     assert epoch(feed) == first
 
 
+def test_a_pass_that_was_left_before_its_first_batch_has_no_batches():
+    """A server is lost when an epoch has begun, and training goes back into the one before."""
+    feed = feed_of(np.arange(BATCHES), WORKERS, None, 1, batch_size=1, shuffle=True, order=3)
+    feed.begin_epoch()
+    used = []
+    for i in range(BATCHES):
+        if i == 6:
+            middle = feed.position()
+        work = feed.take(0)
+        used.append((numbers(work), feed.ranges(work)))
+        feed.done(0, work, 1)
+    feed.end_epoch()
+    feed.begin_epoch()
+    feed.seek(middle)
+    feed.begin_epoch()
+    again = feed.take(0)
+    assert (numbers(again), feed.ranges(again)) == used[6]
+
+
 # Who goes on with a split that is begun is whoever asks first: see `test_splits.py`.
 @pytest.mark.parametrize("name", [name for name in AGAIN if name != "splits"])
 @pytest.mark.parametrize("epochs", [1, 2, 3])

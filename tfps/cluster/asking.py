@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
 from tfps import errors
-from tfps.cluster import failures, health, turns
+from tfps.cluster import failures, health, members, turns
 from tfps.cluster.spec import Cluster
 
 _T = TypeVar("_T")
@@ -69,10 +69,12 @@ class Asker:
         return result
 
     def require_alive(self) -> None:
-        """Raises `TaskLost` if a ps does not answer any more."""
+        """Raises `TaskLost` if a ps does not answer any more; whoever waits repeats this."""
+        members.of(self._cluster).attend()
         failures.require_alive(self._cluster)
 
     def _look(self, seconds: float, workers: Collection[int]) -> None:
+        members.of(self._cluster).attend()
         failures.require_alive(self._cluster, workers=workers)
         if seconds > self._limit:
             raise errors.StepTimeout(

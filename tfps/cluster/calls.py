@@ -75,6 +75,8 @@ class WorkerCalls:
         self._leaving: set[int] = set()  # living workers of which `next` has told
         self._cluster, self._limit = cluster, limit
         self._members = members.of(cluster)
+        # Per worker, its life as `members` counts them, which others may have begun.
+        self._known = [self._life_of(w) for w in range(cluster.num_workers)]
         self.servers = LostServers(cluster, self._members, policy)
         self._strays = False  # whether calls may still run that `drain` gave up on
         self._done: queue.SimpleQueue = queue.SimpleQueue()
@@ -94,6 +96,11 @@ class WorkerCalls:
     def num_workers(self) -> int:
         """Number of workers that the cluster has, lost ones included."""
         return len(self._todo)
+
+    @property
+    def workers(self) -> range:
+        """The indices of all workers, lost ones included."""
+        return range(self.num_workers)
 
     @property
     def num_ps(self) -> int:
@@ -217,14 +224,38 @@ class WorkerCalls:
         return any(t.job == "ps" or t.index == worker for t in self._members.silent())
 
     def _note_lost(self) -> None:
-        for task in self._members.lost():
-            loss = self._members.loss(task)
-            why = loss.why if loss is not None else "is gone"
+        for worker in sorted(self.living):
+            if (why := self._death_of(worker)) is not None:
+                self._lose(worker, why)
+        self._require_ps()
+
+    def _life_of(self, worker: int) -> int:
+        return self._members.life(Task("worker", worker))
+
+    def _death_of(self, worker: int) -> str | None:
+        """What ended the life of a living worker, as `members` knows; None if it goes on."""
+        life, loss = self._life_of(worker), self._members.loss(Task("worker", worker))
+        if loss is not None:
+            return loss.why
+        # Somebody else has taken it in again, with an empty memory.
+        return None if life == self._known[worker] else "was started anew"
+
+    def _require_ps(self) -> None:
+        """Raises `TaskLost` if a ps is known to be lost."""
+        for task in sorted(self._members.lost()):
             if task.job == "ps":
-                address = self._members.address(task)
+                loss, address = self._members.loss(task), self._members.address(task)
+                why = "is gone" if loss is None else loss.why
                 raise failures.unavailable(errors.TaskLost(f"{task} ({address}) {why}"))
-            if task.index in self.living:
-                self._lose(task.index, why)
+
+    def require_servers(self) -> None:
+        """Has all tasks asked, while somebody waits for a ps outside of `next`.
+
+        Raises:
+          TaskLost: a ps is lost.
+        """
+        self._members.attend()
+        self._require_ps()
 
     def let_go(self, worker: int) -> None:
         """Lets a worker go that was told to end: nothing of it is outstanding any more.
@@ -268,6 +299,7 @@ class WorkerCalls:
         self._todo[worker] = queue.SimpleQueue()
         self._lanes[worker] = Lane(worker, LaneSource(self._todo[worker]))
         self._lanes[worker].start()
+        self._known[worker] = self._life_of(worker)
         self.living.add(worker)
         return Returned(worker)
 
@@ -283,10 +315,9 @@ class WorkerCalls:
         returned, known = self.servers.await_all(), self._members
         for worker in range(self.num_workers):
             task = Task("worker", worker)
-            if worker in self.living and task in known.lost():
-                loss = known.loss(task)
-                self._lose(worker, "is gone" if loss is None else loss.why)
-            elif worker not in self.living and task not in known.lost():
+            if worker in self.living and (why := self._death_of(worker)) is not None:
+                self._lose(worker, why)
+            if worker not in self.living and task not in known.lost():
                 self._admit(worker)
                 # Nobody who begins from now on has known its last life.
                 self.events = [loss for loss in self.events if loss.worker != worker]

@@ -10,7 +10,8 @@ from typing import Any
 import tensorflow as tf
 
 from tfps import _tf, errors
-from tfps.cluster import sockets
+from tfps.cluster import members, sockets
+from tfps.cluster.members import Task
 from tfps.cluster.spec import Cluster
 
 # Words of errors that come from the connection to a task.
@@ -40,7 +41,11 @@ def require_alive(
     Raises:
       TaskLost: names the servers that no longer answer, with addresses.
     """
-    deadline = time.monotonic() + (_LOOK if _of_network(after) else 0.0)
+    deadline = time.monotonic()
+    if _of_network(after):
+        # A process that has taken another one's place answers as well.
+        members.of(cluster).suspect()
+        deadline += _LOOK
     while not (lost := _silent(cluster, workers)) and time.monotonic() < deadline:
         time.sleep(0.2)
     if lost:
@@ -51,12 +56,14 @@ def require_alive(
 
 
 def _silent(cluster: Cluster, workers: Collection[int]) -> list[str]:
-    asked = [(f"worker {w}", cluster.spec["worker"][w]) for w in workers]
-    asked += [(f"ps {p}", address) for p, address in enumerate(cluster.spec["ps"])]
+    asked = [(Task("worker", w), cluster.spec["worker"][w]) for w in workers]
+    asked += [(Task("ps", p), address) for p, address in enumerate(cluster.spec["ps"])]
+    # A frozen process accepts connections.
+    lost = members.of(cluster).lost()
     return [
-        f"{name} ({address})"
-        for name, address in asked
-        if not sockets.answers(address, timeout=_ANSWER)
+        f"{task} ({address})"
+        for task, address in asked
+        if task in lost or not sockets.answers(address, timeout=_ANSWER)
     ]
 
 

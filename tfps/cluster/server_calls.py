@@ -12,6 +12,9 @@ from tfps.cluster.devices import ps_device
 
 _T = TypeVar("_T")
 
+# s between two looks at who lives, while a call is waited for.
+_LOOK = 1.0
+
 
 class ServerCall(Generic[_T]):
     """A call on a ps that is under way, or over.
@@ -57,22 +60,25 @@ class ServerCall(Generic[_T]):
         if self._error is not None and self._failed is not None:
             self._failed(self._error)
 
-    def result(self, deadline: float, purpose: str) -> _T:
+    def result(self, deadline: float, purpose: str, look: Callable[[], None] = lambda: None) -> _T:
         """What the call returned.
 
         Args:
           deadline: time (`time.monotonic`, in s) until which to wait.
           purpose: what the call is for, for the error.
+          look: called each second of waiting; it may raise an error that ends the wait.
 
         Raises:
           StepTimeout: the call was not over by then.
           Exception: the call has raised it.
         """
-        if not self._over.wait(max(0.0, deadline - time.monotonic())):
-            raise errors.StepTimeout(
-                f"ps {self.ps} has not answered in time ({purpose}); look whether it is frozen or "
-                "overloaded"
-            )
+        while not self._over.wait(max(0.0, min(_LOOK, deadline - time.monotonic()))):
+            look()
+            if time.monotonic() >= deadline:
+                raise errors.StepTimeout(
+                    f"ps {self.ps} has not answered in time ({purpose}); look whether it is frozen "
+                    "or overloaded"
+                )
         if self._error is not None:
             raise self._error
         return self._result

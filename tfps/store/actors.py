@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from tfps import errors
 from tfps.cluster.devices import worker_device
+from tfps.cluster.members import PS_PATIENCE
 from tfps.cluster.remote_function import RemoteFunction
 from tfps.cluster.server_calls import ServerCall
 from tfps.store import mailbox
@@ -25,8 +26,8 @@ from tfps.store.push import Pusher
 from tfps.store.server_loop import Roll
 from tfps.store.views import Views
 
-# s that a ps may take to answer the chief.
-_ANSWERS_WITHIN = 60.0
+# s that a ps may take to answer the chief: longer than a silent ps is taken for alive.
+_ANSWERS_WITHIN = PS_PATIENCE + 30.0
 
 # s to wait for queues to be deleted after an error.
 _DELETED_WITHIN = 5.0
@@ -118,10 +119,10 @@ class _Server:
             self.p, lambda: call(inbox, answers, kind=kind, worker=worker, life=life).numpy()
         )
 
-    def end(self, deadline: float) -> None:
+    def end(self, deadline: float, look: Callable[[], None]) -> None:
         """Waits until the loop has ended."""
         if self._running is not None:
-            self._running.result(deadline, "its loop is to end")
+            self._running.result(deadline, "its loop is to end", look)
             self._running = None
 
     def delete(self) -> None:
@@ -147,13 +148,8 @@ class _Life:
         self._views = views
         self.sender = SenderHandles(identity, inboxes, self._answers, views.make(_name("view")))
 
-    def end(self) -> None:
-        """Ends the calls that still wait for an answer."""
-        for p in {*self._answers, *self.sender.views.counts}:
-            self.end_on(p)
-
     def end_on(self, p: int) -> None:
-        """See `end`, for one ps."""
+        """Ends the calls on a ps that still wait for an answer."""
         if p in self._answers:
             mailbox.delete(p, self._answers[p])
         self._views.delete_on(p, self.sender.views)
@@ -178,6 +174,7 @@ class Actors:
         """
         self._pusher = pusher
         self._is_over = False
+        self._look: Callable[[], None] = lambda: None
         self._senders: dict[tuple[int, int], _Life] = {}  # by worker and life
         commands = _Commands()
         self._servers = [_Server(pusher, p, commands) for p in pusher.written_to()]
@@ -187,6 +184,7 @@ class Actors:
         lives: Sequence[int],
         failed: Callable[[BaseException], None],
         run: tuple[int, int] = (0, 0),
+        look: Callable[[], None] = lambda: None,
     ) -> None:
         """Starts the loops.
 
@@ -194,7 +192,9 @@ class Actors:
           lives: per worker, the number of its present life. The numbers never go back.
           failed: called with the error by which a loop ended, in some thread.
           run: which run of which chief this is, for the ledger.
+          look: called while a ps is waited for; raises an error if one is lost.
         """
+        self._look = look
         for server in self._servers:
             server.start(
                 self._pusher.handles_on(server.p),
@@ -226,9 +226,9 @@ class Actors:
         """
         calls = [s.command(FENCE, worker, life) for s in self._servers]
         deadline = time.monotonic() + _ANSWERS_WITHIN
-        found = [c.result(deadline, "fencing off a worker") for c in calls]
-        for key in [k for k in self._senders if k[0] == worker and k[1] < life]:
-            self._senders.pop(key).end()
+        found = [c.result(deadline, "fencing off a worker", self._look) for c in calls]
+        over = [k for k in self._senders if k[0] == worker and k[1] < life]
+        self._end_lives([self._senders.pop(key) for key in over], deadline)
         return {c.ps: Told(*map(int, row)) for c, row in zip(calls, found, strict=True)}
 
     def stop(self) -> int:
@@ -239,29 +239,38 @@ class Actors:
         """
         deadline = time.monotonic() + _ANSWERS_WITHIN
         calls = [s.command(STOP) for s in self._servers]
-        told = [Told(*map(int, c.result(deadline, "ending its loop"))) for c in calls]
+        ended = [c.result(deadline, "ending its loop", self._look) for c in calls]
+        told = [Told(*map(int, row)) for row in ended]
         for server in self._servers:
-            server.end(deadline)
-        self._on_each(self._pusher.views.servers, lambda life, p: life.forget_on(p), deadline)
+            server.end(deadline, self._look)
+        lives, views = list(self._senders.values()), self._pusher.views
+        self._on_each(views.servers, lives, lambda life, p: life.forget_on(p), deadline)
         return max((t.refused for t in told), default=0)
 
     def abort(self) -> None:
         """Ends loops and waiting calls after an error; afterwards this object is of no use."""
         self._is_over = True
         deadline = time.monotonic() + _DELETED_WITHIN
-        everywhere = {*self._pusher.views.servers, *(s.p for s in self._servers)}
-        self._on_each(everywhere, lambda life, p: life.end_on(p), deadline)
+        self._end_lives(list(self._senders.values()), deadline)
         calls = [ServerCall(s.p, s.delete) for s in self._servers]
         for call in calls:
             # What was on a ps that is lost is gone anyway.
             with contextlib.suppress(tf.errors.OpError, errors.StepTimeout):
                 call.result(deadline, "deleting its queues")
 
+    def _end_lives(self, lives: Sequence[_Life], deadline: float) -> None:
+        """Ends the calls of some lives that still wait for an answer."""
+        everywhere = {*self._pusher.views.servers, *(s.p for s in self._servers)}
+        self._on_each(everywhere, lives, lambda life, p: life.end_on(p), deadline)
+
+    @staticmethod
     def _on_each(
-        self, servers: Collection[int], act: Callable[[_Life, int], None], deadline: float
+        servers: Collection[int],
+        lives: Sequence[_Life],
+        act: Callable[[_Life, int], None],
+        deadline: float,
     ) -> None:
-        """Does something to each life on each of these servers; a lost ps is passed over."""
-        lives = list(self._senders.values())
+        """Does something to lives on each of these servers; a lost ps is passed over."""
 
         def on(p):
             for life in lives:

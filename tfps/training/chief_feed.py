@@ -221,7 +221,8 @@ class ChiefFeed:
         """See `feeds.Feed`."""
         found: list[Range] = []
         for number in work.lease.numbers:
-            first, turn = max(one for one in self._begun if one[0] <= number)
+            # A pass may have begun, and have been left before its first batch.
+            first, turn = next(one for one in reversed(self._begun) if one[0] <= number)
             index = number - first
             if found and found[-1][1:] == (turn, found[-1][2], index):
                 found[-1] = (0, turn, found[-1][2], index + 1)

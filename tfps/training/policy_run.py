@@ -131,7 +131,9 @@ class PolicyRun:
             self._policy.in_rounds,
             self._reasons_to_drop(),
         )
-        self._actors.start(self._calls.lives, self._calls.interrupt, run)
+        self._actors.start(
+            self._calls.lives, self._calls.interrupt, run, self._calls.require_servers
+        )
         lives, actors, step = list(self._calls.lives), self._actors, self._step
         self._handles = self._calls.run_on_each(lambda w: actors.handles(w, lives[w]))
         handles = self._handles

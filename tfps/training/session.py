@@ -120,14 +120,18 @@ class Session:
           group: batches in a call; None for `steps_per_execution`.
           **arguments: see `input.feed_of`.
         """
-        return feed_of(
+        calls = self.calls
+        feed = feed_of(
             x,
-            self.calls.num_workers,
+            calls.num_workers,
             steps,
             group or self.model.steps_per_execution,
-            self.calls.living,
+            calls.living,
             **arguments,
         )
+        # A worker may be lost, and be back, before the feed is used.
+        feed.lives = {w: calls.lives[w] if w in calls.living else None for w in calls.workers}
+        return feed
 
     def prepare(self, feed: Feed, train: bool, targets: bool = True) -> None:
         """Brings the model onto the servers, and what was changed about it since.
