@@ -23,7 +23,11 @@ def program_seed() -> int | None:
 
 
 class Indexed(keras.utils.PyDataset):
-    """A `PyDataset` whose passes begin anywhere, in an order that can be repeated."""
+    """A `PyDataset` whose passes begin anywhere, in an order that can be repeated.
+
+    Attributes:
+      is_interrupted: whether an epoch has been cut short, and goes on later.
+    """
 
     def __init__(self, whole: keras.utils.PyDataset, seed: int | None):
         """Begins as the whole dataset.
@@ -34,6 +38,7 @@ class Indexed(keras.utils.PyDataset):
         """
         super().__init__(whole.workers, whole.use_multiprocessing, whole.max_queue_size)
         self._whole, self._seed = whole, seed
+        self.is_interrupted = False
         self.begin(0, 0)
 
     def begin(self, passes: int, skip: int) -> None:
@@ -58,13 +63,22 @@ class Indexed(keras.utils.PyDataset):
         index += self._skip
         return self._whole[index if self._order is None else int(self._order[index])]
 
+    @property
+    def changes(self) -> bool:
+        """Whether the whole dataset has hooks of its own, which may reorder it."""
+        plain, own = keras.utils.PyDataset, type(self._whole)
+        return (own.on_epoch_begin, own.on_epoch_end) != (plain.on_epoch_begin, plain.on_epoch_end)
+
     def on_epoch_begin(self) -> None:
-        """See `keras.utils.PyDataset`."""
-        self._whole.on_epoch_begin()
+        """See `keras.utils.PyDataset`; an epoch that goes on does not begin."""
+        if not self.is_interrupted:
+            self._whole.on_epoch_begin()
+        self.is_interrupted = False
 
     def on_epoch_end(self) -> None:
-        """See `keras.utils.PyDataset`."""
-        self._whole.on_epoch_end()
+        """See `keras.utils.PyDataset`; an epoch that is interrupted does not end."""
+        if not self.is_interrupted:
+            self._whole.on_epoch_end()
 
 
 def is_indexed(adapter: Any) -> bool:

@@ -24,6 +24,9 @@ _DRAWING = {
 _FIXED = {"RandomDataset": (0, 1)}
 _CACHES = "CacheDataset", "CacheDatasetV2"
 
+# Classes of datasets that make iterators over their inputs in the course of a pass.
+_DRAWING_LATER = {"_RepeatDataset", "_ConcatenateDataset", "CacheDataset"}
+
 _numbers = itertools.count()
 
 
@@ -113,6 +116,17 @@ class _Copy(dataset_ops._VariantDataset):
         self._held = of, sources
 
 
+def draws_within_a_pass(dataset: tf.data.Dataset) -> bool:
+    """Whether a pass may draw more than one order from a generator of seeds, or none.
+
+    That depends on how far the pass is read, so it cannot be repeated by drawing alone.
+    """
+    return any(
+        type(one).__name__ in _DRAWING_LATER and any(map(_shuffles_itself, _tree(one)))
+        for one in _tree(dataset)
+    )
+
+
 def _graph_of(dataset: tf.data.Dataset) -> graph_pb2.GraphDef:
     with tf.device(dataset._variant_tensor.device):
         text = tf.raw_ops.DatasetToGraphV2(
@@ -187,7 +201,9 @@ def _drawn(generator: _Generator, count: int) -> tf.data.Dataset:
     )
     dataset = dataset_ops._VariantDataset(variant, one.element_spec)
     if count and generator.reshuffles:
-        list(_tf_data.without_tuning(dataset.repeat(count).skip(count)))  # All in one call.
+        # All in one call, whose end is no error.
+        drawing = iter(_tf_data.without_tuning(dataset.repeat(count).skip(count)))
+        assert not drawing.get_next_as_optional().has_value()
     return dataset
 
 
@@ -232,4 +248,8 @@ def _bytes_in(dataset: tf.data.Dataset) -> int:
 
 
 def _shuffles(dataset: tf.data.Dataset) -> bool:
-    return any(hasattr(one, "_reshuffle_each_iteration") for one in _tree(dataset))
+    return any(map(_shuffles_itself, _tree(dataset)))
+
+
+def _shuffles_itself(dataset: tf.data.Dataset) -> bool:
+    return hasattr(dataset, "_reshuffle_each_iteration")

@@ -166,3 +166,14 @@ def test_the_step_is_looked_at_with_a_batch_of_the_input(connect, form):
     np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-4)
     for mine, theirs in zip(found[0][1], found[1][1], strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_metrics_that_are_compiled_anew_are_of_all_workers(connect):
+    x, y = regression(64)
+    model = made()
+    trainer = tfps.Trainer(model, connect(workers=2), tfps.Sync())
+    trainer.fit(x, y, **ARGS)
+    model.compile(o.SGD(0.0), "mse", metrics=["mae"], run_eagerly=True)
+    logs = trainer.fit(x, y, validation_data=(x, y), **{**ARGS, "epochs": 1}).history
+    model.compile(o.SGD(0.0), "mse", metrics=["mae"], run_eagerly=True)
+    assert logs["val_mae"][0] == pytest.approx(model.evaluate(x, y, verbose=0)[1], rel=1e-5)

@@ -69,6 +69,26 @@ def test_weights_of_examples_and_classes(connect):
         trainer.train_on_batch(x, y, sample_weight=weights, class_weight={0: 1.0, 1: 2.0})
 
 
+class OwnLoss(keras.Sequential):
+    """Its steps return a loss that no metric has seen."""
+
+    def train_step(self, data):
+        return {"loss": 2.0 * super().train_step(data)["loss"]}
+
+    def test_step(self, data):
+        return {"loss": 3.0 * super().test_step(data)["loss"]}
+
+
+def test_what_own_steps_return_is_returned(connect):
+    trainer, reference = pair(
+        connect(), lambda: OwnLoss([keras.Input([8]), keras.layers.Dense(1)]), metrics=None
+    )
+    for x, y in batches()[:2]:
+        for method in ("train_on_batch", "test_on_batch"):
+            mine, theirs = (getattr(one, method)(x, y) for one in (trainer, reference))
+            np.testing.assert_allclose(mine, theirs, rtol=1e-5)
+
+
 def test_between_calls_of_fit(connect):
     """A change of weights on the chief counts, too."""
     x, y = regression(48)

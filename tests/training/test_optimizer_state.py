@@ -5,9 +5,10 @@ import threading
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import tfps
-from tests.conftest import mlp, regression
+from tests.conftest import mlp, regression, relative_error
 from tfps import _keras_optimizers, _keras_variables
 from tfps.model import optimizer_traits
 from tfps.store import model_copy
@@ -360,3 +361,50 @@ def test_an_optimizer_that_was_built_for_other_variables_is_refused_as_in_keras(
     model.compile(model.optimizer, "mse")
     with pytest.raises(ValueError, match="Unknown variable"):
         tfps.Trainer(model, connect()).fit(x, y, **ORDER)
+
+
+def test_a_fit_without_an_epoch_leaves_the_weights_alone(connect):
+    """Averages that nothing was averaged into are no weights."""
+    x, y = regression(32)
+    model = compiled(o.SGD(0.1, use_ema=True))
+    before = model.get_weights()
+    tfps.Trainer(model, connect()).fit(x, y, initial_epoch=3, epochs=3, verbose=0)
+    for mine, old in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(mine, old)
+
+
+class TwoOptimizers(keras.Model):
+    """A step that applies optimizers of its own, one of which averages."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = keras.layers.Dense(4), keras.layers.Dense(1)
+        self.own = [o.SGD(0.05, use_ema=True, ema_momentum=0.5), o.SGD(0.05)]
+
+    def call(self, x):
+        return self.second(self.first(x))
+
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = self.compute_loss(y=y, y_pred=self(x, training=True))
+        parts = [self.first.trainable_weights, self.second.trainable_weights]
+        gradients = tape.gradient(loss, parts)
+        for one, mine, part in zip(self.own, gradients, parts, strict=True):
+            one.apply_gradients(zip(mine, part, strict=True))
+        return {"loss": loss}
+
+
+def test_averages_of_an_optimizer_that_the_model_was_not_compiled_with(connect):
+    """They are the user's to read: Keras installs those of `model.optimizer`."""
+    x, y = regression(64)
+    models = []
+    for _ in range(2):
+        keras.utils.set_random_seed(1)
+        model = TwoOptimizers()
+        model.compile(loss="mse")
+        model(x[:1])
+        models.append(model)
+    tfps.Trainer(models[0], connect()).fit(x, y, epochs=2, **ORDER)
+    models[1].fit(x, y, epochs=2, **ORDER)
+    assert relative_error(*models) < 1e-5

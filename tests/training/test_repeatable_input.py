@@ -11,6 +11,7 @@ from tests.conftest import mlp
 from tfps import _tf_data
 from tfps.training.feeds import FeedPosition
 from tfps.training.input import feed_of
+from tfps.training.worker_dataset import RemoteDataset, input_device
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +35,59 @@ def read(feed, worker, count):
         if element.has_value():
             found.append(int(element.get_value()[0]))
     return found
+
+
+def numbers(begin=0):
+    return tf.data.Dataset.range(begin, begin + 8)
+
+
+PIPELINES = {
+    "shuffle": lambda: numbers().shuffle(8),
+    "repeat": lambda: numbers().shuffle(8).repeat(2),
+    "batch, repeat": lambda: numbers().shuffle(8).batch(1).unbatch().repeat(2),
+    "concatenate": lambda: numbers().shuffle(8).concatenate(numbers(8).shuffle(8)),
+    "cache": lambda: numbers().shuffle(8).cache(),
+    "repeat, take": lambda: numbers().shuffle(8).repeat().take(20),
+    "repeat, shuffle": lambda: numbers().repeat(2).shuffle(16),
+}
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_every_pass_can_be_read_again_from_any_batch(name):
+    """Whatever its iterators draw from generators of seeds, and however often."""
+    seeds = _tf_data.Seeds()
+
+    def make():
+        with seeds.of(0):
+            return PIPELINES[name]()
+
+    def batches(remote, turn, begin):
+        iterator, found = remote.iterator(turn, begin), []
+        with input_device(0):
+            while (element := iterator.get_next_as_optional()).has_value():
+                found.append(int(element.get_value()))
+        return found
+
+    unbroken = RemoteDataset(make, 0)
+    whole = [batches(unbroken, turn, 0) for turn in range(3)]
+    if name != "cache":
+        assert len({tuple(order) for order in whole}) == 3
+    for turn in (2, 0, 1):
+        assert batches(RemoteDataset(make, 0), turn, 5) == whole[turn][5:]
+        assert batches(unbroken, turn, 5) == whole[turn][5:]
+
+
+@pytest.mark.parametrize("fits", [1, 2])
+def test_another_process_has_the_order_that_is_kept(fits):
+    """The seed of a `fit` is in its snapshots; what a process draws by itself is in none."""
+    found = []
+    for seed in (1, 2):  # Of two processes.
+        random.seed(seed)
+        np.random.seed(seed)
+        feed = feed_of(drawing, 2, None, 1, order=7 + fits)
+        feed.begin_epoch()
+        found.append(read(feed, 0, 20))
+    assert found[0] == found[1]
 
 
 @pytest.fixture(params=[None, 3])

@@ -139,6 +139,11 @@ def require_lazy(optimizer: keras.optimizers.Optimizer) -> None:
             f"gradient_accumulation_steps={one.gradient_accumulation_steps} updates all rows at "
             'once, which sparse_updates="lazy" does not; use "exact" or no accumulation'
         )
+    if one.use_ema:
+        raise errors.ConfigError(
+            'use_ema=True averages all rows at every update, which sparse_updates="lazy" does not; '
+            'use "exact", or use_ema=False'
+        )
 
 
 def require_outer(optimizer: keras.optimizers.Optimizer) -> None:

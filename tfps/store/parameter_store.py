@@ -13,7 +13,7 @@ from tfps.embeddings.layer import layer_of
 from tfps.embeddings.part import TablePart
 from tfps.model import optimizer_traits
 from tfps.model.loss_scale import LossScale
-from tfps.model.optimizer_set import AnyOptimizer
+from tfps.model.optimizer_set import AnyOptimizer, OptimizerSet
 from tfps.model.server_optimizer import RowOptimizer, ServerOptimizer
 from tfps.store.buckets import Bucket
 from tfps.store.columns import Column, Writer
@@ -261,17 +261,35 @@ class ParameterStore:
         """Number of updates that the compiled optimizer has applied."""
         return max((int(o.iterations.numpy()) for o, _ in self.placed()), default=0)
 
-    def finalize(self) -> None:
+    def finalize(self, compiled_with: keras.optimizers.Optimizer | None) -> None:
         """Ends training as Keras does: an optimizer with moving averages installs them.
 
         The chief's copy notices when it looks again.
+
+        Args:
+          compiled_with: the model's optimizer. As in Keras, others that a step of the model's own
+            applies install nothing.
         """
-        if any(optimizer.averages for optimizer, _ in self.placed()):
-            self._before_writing()
+        every = [average for optimizer, _ in self.placed() for average in optimizer.averages]
+        if all(average is None for average in every):
+            return
+        if not self.iterations():
+            return  # Nothing was averaged yet.
+        self._before_writing()
         for optimizer, mine in self.placed():
             for i, average in zip(mine, optimizer.averages, strict=False):
-                if average is not None:
+                if average is not None and self._is_of(compiled_with, i):
                     self.stored[i].assign(average)
+
+    def _is_of(self, compiled_with: keras.optimizers.Optimizer | None, bucket: int) -> bool:
+        """Whether a bucket's optimizer is the model's, or inside of it."""
+        if compiled_with is None:
+            return False
+        if isinstance(self._optimizer, OptimizerSet) and self._optimizer.whole is not None:
+            return True
+        variable = self.plan.buckets[bucket].shards[0].variable
+        owner = optimizer_traits.owner_of(self._optimizer, variable)
+        return owner is optimizer_traits.inner(compiled_with)
 
     # The state of the servers.
 

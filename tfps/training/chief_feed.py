@@ -243,6 +243,14 @@ class ChiefFeed:
                 "a generator cannot give again what it gave since a snapshot; give a "
                 'tf.data.Dataset or a PyDataset, or Trainer(data="at_least_once")'
             )
+        if self._indexed is not None and self._indexed.changes:
+            warnings.warn(
+                "The PyDataset has an on_epoch_begin or on_epoch_end of its own. If it reorders "
+                "the batches, then in an epoch that the loss of a parameter server or of the chief "
+                "interrupts, some examples are trained on twice and others not at all; let "
+                "fit(shuffle=True) order them",
+                stacklevel=2,
+            )
         if self._shuffled is not None and self._shuffled.why_not:
             warnings.warn(
                 "The order in which the dataset shuffles cannot be repeated "
@@ -286,6 +294,8 @@ class ChiefFeed:
             return
         self._before = None
         if self._in_epoch:
+            if self._indexed is not None:
+                self._indexed.is_interrupted = True
             self._adapter.on_epoch_end()
             self._in_epoch = False
         if self._passes > sum(position.passes) and self._order is not None:

@@ -84,8 +84,11 @@ class Epoch:
             "pull_bytes_per_step": tally.bytes_down / steps,
         }
 
-    def run(self) -> dict[str, float]:
+    def run(self, final: bool = True) -> dict[str, float]:
         """Trains; returns the epoch's logs, as Keras has them.
+
+        Args:
+          final: see `MetricTotals.logs`.
 
         Raises:
           DataError: there was no batch.
@@ -107,7 +110,7 @@ class Epoch:
         # The servers do not count updates that loss scaling has skipped.
         self._counted.count = self._state.updates()
         self._copy.outdate()
-        return self._totals.logs(final=True)
+        return self._totals.logs(final)
 
     def _train(self, steps: int) -> int:
         while True:

@@ -158,6 +158,7 @@ class EvaluationRun:
         """See `work_loop.Run`."""
         self._pulled[worker], own, blank = value
         self._reports.blanks[worker] = blank
+        self._reports.lost(worker)  # A call of the earlier life may have ended after all.
         self._own.each[worker] = own._replace(report=[blank])
 
     def began(self, first: int) -> None:

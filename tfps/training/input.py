@@ -50,7 +50,8 @@ def feed_of(
             )
     if isinstance(x, Splits):
         return SplitFeed(x, steps_per_epoch, steps_per_execution, living)
-    return WorkerFeed(x, num_workers, steps_per_epoch, steps_per_execution, living)
+    order = data.get("order")
+    return WorkerFeed(x, num_workers, steps_per_epoch, steps_per_execution, living, order)
 
 
 def sample_of(feed: Feed) -> Any:

@@ -329,6 +329,7 @@ class PolicyRun:
         handles, carry, own, blank = value
         self._handles[worker], self._state.carries[worker] = handles, carry
         self._reports.blanks[worker] = blank
+        self._reports.lost(worker)  # A call of the earlier life may have ended after all.
         self._state.own.each[worker] = own._replace(report=[blank])
         self._losses.say(f"worker {worker} takes part again")
         self._observer.returned(worker)

@@ -85,6 +85,7 @@ class Session:
         self._served: ServedModel | None = None
         self._steps: StepFactory | None = None
         self._built: set[str] = set()  # which own steps have been traced to build the model
+        self._compilation: tuple | None = None  # with which they were
         self._batches = _FIRST_NUMBER
         self.auto: AutoCodecs | None = None
         self._warmup = warmup
@@ -146,6 +147,10 @@ class Session:
         """
         self.calls.settle()
         mode = "train" if train else "test" if targets else "predict"
+        compilation = _keras_models.compilation(self.model)
+        if compilation != self._compilation:
+            # What it was compiled with anew is not built yet.
+            self._built, self._compilation = set(), compilation
         own = _keras_models.overrides(self.model, f"{mode}_step") or self.model.run_eagerly
         # Keras would build it by calling it on tensors that are neither sparse nor ragged.
         own = own or not is_dense(feed.batch_spec)

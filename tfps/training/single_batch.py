@@ -69,7 +69,7 @@ def train(
     hooks = Hooks(callbacks, lambda: session.served.store.copy)
     try:
         with _keras_variables.keras_functions_aside(model), following():
-            logs = Epoch(session, feed, hooks, policy).run()
+            logs = Epoch(session, feed, hooks, policy).run(final=False)
     finally:
         state.end_fit()
         hooks.close()

@@ -356,7 +356,7 @@ class Trainer:
         )
 
         def finalize() -> None:
-            session.calls.ask(session.served.store.finalize)
+            session.calls.ask(lambda: session.served.store.finalize(model.optimizer))
 
         leaving = self._ending_in_order()
         aside = _keras_variables.keras_functions_aside(model)
@@ -552,7 +552,7 @@ class Trainer:
         """Loss and metrics of one batch, on one worker; see `keras.Model.test_on_batch`."""
         _keras_models.check_compiled(self.model, "test_on_batch")
         feed = single_batch.feed_of_batch(self._session, x, y, sample_weight)
-        logs = self._evaluate(feed, None, verbose=0)
+        logs = self._evaluate(feed, None, verbose=0, final=False)
         return logs if return_dict else _keras_metrics.flatten_metrics(self.model, logs)
 
     @_errors_named
@@ -630,9 +630,21 @@ class Trainer:
         )
 
     def _evaluate(
-        self, feed: Feed, callbacks: Callbacks, verbose: str | int, validates: bool = False
+        self,
+        feed: Feed,
+        callbacks: Callbacks,
+        verbose: str | int,
+        validates: bool = False,
+        final: bool = True,
     ) -> dict[str, float]:
-        """Evaluates; `validates` within `fit`, which an input without a batch does not end."""
+        """Evaluates.
+
+        Args:
+          feed: of the input.
+          callbacks, verbose: as the user gave them.
+          validates: whether this is within `fit`, which an input without a batch does not end.
+          final: see `MetricTotals.logs`.
+        """
         session = self._session
         session.prepare(feed, train=False)
         callbacks = self._callback_list(callbacks, verbose, feed)
@@ -652,7 +664,7 @@ class Trainer:
                 "logs",
                 stacklevel=2,
             )
-        logs = {} if is_empty else totals.logs(final=True)
+        logs = {} if is_empty else totals.logs(final)
         with copy.hook():
             callbacks.on_test_end(logs)
         return logs

@@ -439,10 +439,12 @@ class TrainingState:
           SnapshotDamaged: the state's files cannot be read.
         """
         served = self._require_served()
+        froze = self.chief.frozen_at != exported.chief.frozen_at
         later = [
             key
             for key, side in self._sides.items()
-            if side.outer is not None and side.exchange.name not in exported.sides
+            if (side.outer is not None and side.exchange.name not in exported.sides)
+            or (side.outer is None and froze)
         ]
         ended = [self._sides.pop(key) for key in later]
         kept = {side.exchange.name: side for side in self._sides.values()}

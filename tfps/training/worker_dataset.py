@@ -2,12 +2,14 @@
 
 import pickle
 import threading
+import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import tensorflow as tf
 
 from tfps import _tf_data, errors
+from tfps._tf_shuffles import Shuffled, draws_within_a_pass
 from tfps.cluster.devices import worker_device
 from tfps.model.batches import without_optionals
 from tfps.training.feeds import Opener
@@ -39,6 +41,9 @@ class RemoteDataset:
         self._make, self.worker = make, worker
         self._dataset: tf.data.Dataset | None = None
         self._iterators = 0  # how many the dataset has had
+        # A dataset of which drawing alone does not repeat a pass; false if it is none, None if
+        # that is not known yet.
+        self._begins_anew: Shuffled | Literal[False] | None = None
         self.length = UNKNOWN
 
     def dataset(self) -> tf.data.Dataset:
@@ -56,15 +61,38 @@ class RemoteDataset:
           turn: number of the pass.
           begin: number of the batch.
         """
-        if self._iterators > turn:
+        if self._iterators > turn and not self._begins_anew:
             self._dataset = None
         dataset = self.dataset()
         with input_device(self.worker):
+            if self._begins_anew is None:
+                # An endless pass is the only one, and is the same whenever it is begun.
+                endless = self.length == tf.data.INFINITE_CARDINALITY
+                self._begins_anew = not endless and self._shuffled(dataset)
+            if self._begins_anew:
+                copy = self._begins_anew.at(turn)
+                return iter(_tf_data.skipping(copy, begin) if begin else copy)
             while self._iterators < turn:
                 iter(dataset)
                 self._iterators += 1
             self._iterators += 1
             return iter(_tf_data.skipping(dataset, begin) if begin else dataset)
+
+    @staticmethod
+    def _shuffled(dataset: tf.data.Dataset) -> "Shuffled | Literal[False]":
+        if not draws_within_a_pass(dataset):
+            return False
+        shuffled = Shuffled(dataset, 0)
+        if not shuffled.begins_anew or shuffled.why_not:
+            warnings.warn(
+                "The order in which a worker's dataset shuffles cannot be repeated "
+                f"({shuffled.why_not or 'nothing of it can be copied'}), so in a pass that a loss "
+                "interrupts, some examples are trained on twice and others not at all; leave out "
+                "repeat(), with which epochs do the same, or shuffle after it",
+                stacklevel=2,
+            )
+            return False
+        return shuffled
 
 
 class Stream(Opener):

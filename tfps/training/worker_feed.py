@@ -1,5 +1,6 @@
 """Input that the workers read: a `dataset_fn` makes a dataset for each worker."""
 
+import contextlib
 import math
 from collections.abc import Callable, Collection
 from typing import Any
@@ -28,6 +29,7 @@ class WorkerFeed:
         steps_per_epoch: int | None = None,
         steps_per_execution: int = 1,
         living: Collection[int] | None = None,
+        order: int | None = None,
     ):
         """Calls `dataset_fn` once for each worker, under its device, or that of one that lives.
 
@@ -39,13 +41,15 @@ class WorkerFeed:
             again. None makes an epoch one pass over each dataset.
           steps_per_execution: batches in a call at most.
           living: indices of the workers that live; None for all.
+          order: seed of what `dataset_fn` draws, which a later process can repeat; None for what
+            it draws in this process.
 
         Raises:
           DataError: it returned something that is not a `tf.data.Dataset`.
         """
         self._steps = steps_per_epoch
         self.group = steps_per_execution
-        self._make = make = _Making(dataset_fn, num_workers)
+        self._make = make = _Making(dataset_fn, num_workers, order)
         self._living = set(range(num_workers) if living is None else living)
         self.lives: dict[int, int | None] = {}
         first = min(self._living, default=0)
@@ -201,15 +205,25 @@ class WorkerFeed:
 class _Making:
     """Makes the dataset of each worker, as often as it is needed, always the same."""
 
-    def __init__(self, dataset_fn: Callable[[Context], tf.data.Dataset], num_workers: int):
-        self._function, self._num_workers = dataset_fn, num_workers
-        self._seeds = _tf_data.Seeds()
+    def __init__(
+        self,
+        dataset_fn: Callable[[Context], tf.data.Dataset],
+        num_workers: int,
+        order: int | None = None,
+    ):
+        self._function, self._num_workers, self._order = dataset_fn, num_workers, order
+        self._drawn = _tf_data.Seeds()
+
+    def _seeds(self, worker: int) -> contextlib.AbstractContextManager[None]:
+        if self._order is None:
+            return self._drawn.of(worker)
+        return _tf_data.seeded(self._order, worker)
 
     def of(self, worker: int) -> Callable[[], tf.data.Dataset]:
         """What makes the dataset of a worker, on the device in scope."""
 
         def make() -> tf.data.Dataset:
-            with self._seeds.of(worker):
+            with self._seeds(worker):
                 dataset = self._function(Context(worker, self._num_workers))
             if not isinstance(dataset, tf.data.Dataset):
                 raise errors.DataError(
