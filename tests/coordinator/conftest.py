@@ -2,6 +2,7 @@
 
 import collections
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import tensorflow as tf
 
 import tfps
 from tests.conftest import tensorflows
+from tfps.coordinator import recovery
 
 STOCK = tf.distribute.coordinator.ClusterCoordinator
 BOTH = pytest.mark.parametrize("kind", ["tfps", "stock"])
@@ -30,6 +32,18 @@ def make(connect):
     return get
 
 
+def broken():
+    """What the loss of a connection raises."""
+    return tf.errors.UnavailableError(None, None, "Socket closed")
+
+
+def eventually(condition):
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def calling(function):
     """A `tf.function` that calls Python: embedded workers share this process."""
 
@@ -38,6 +52,12 @@ def calling(function):
         return tf.ensure_shape(tf.numpy_function(function, [], tf.bool), [])
 
     return call
+
+
+@pytest.fixture
+def by_hand(monkeypatch):
+    """Nobody is taken in but by the test."""
+    monkeypatch.setattr(recovery.reconnecting, "reconnect", lambda members: frozenset())
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ Tasks are lost and taken in again on paper; functions fail as if their connectio
 
 import contextlib
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -13,23 +12,13 @@ import tensorflow as tf
 from tensorflow.python.distribute.coordinator import cluster_coordinator, metric_utils
 
 import tfps
-from tests.coordinator.conftest import UNRAISABLE, calling
+from tests.coordinator.conftest import UNRAISABLE, broken, calling, eventually
 from tfps.cluster import reconnecting
 from tfps.cluster.members import Task
 from tfps.coordinator import recovery
 
 pytestmark = UNRAISABLE
 W0, P0 = Task("worker", 0), Task("ps", 0)
-
-
-def broken():
-    return tf.errors.UnavailableError(None, None, "Socket closed")
-
-
-@pytest.fixture
-def by_hand(monkeypatch):
-    """Nobody is taken in but by the test."""
-    monkeypatch.setattr(recovery.reconnecting, "reconnect", lambda members: frozenset())
 
 
 @pytest.fixture
@@ -44,13 +33,6 @@ def counts():
     names = ("worker_failures", "server_def_update")
     before = {name: get(name) for name in names}
     return lambda name: get(name) - before[name]
-
-
-def eventually(condition):
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_a_function_that_is_put_back_comes_last(make, gate):

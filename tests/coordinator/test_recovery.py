@@ -232,20 +232,52 @@ def test_results_of_a_lost_worker(coordinator, fleet, two):
     assert fetched.fetch().sum() == 5000
     remote = fetched._values
     assert remote.numpy().sum() == 5000
+    late = [coordinator.schedule(f) for f in (two, large)]
+    for value in late:
+        value._wait()
     for worker in (W0, W1):
         fleet.kill(worker)
-    # What was fetched before is here; what was not is lost with its worker.
+    # What was there when `join` returned needs no worker.
     assert fetched.fetch().sum() == 5000
+    assert kept.fetch().sum() == 5000
+    assert small.fetch() == 2
     with pytest.raises(tf.errors.UnavailableError, match="/job:worker/replica:0/task:"):
         remote.numpy()
-    for value in (kept, small):
-        with pytest.raises(tfps.TaskLost, match="lost with its worker") as caught:
-            value.get()
-        assert isinstance(caught.value, tf.errors.UnavailableError)
     for worker in (W0, W1):
         fleet.start(worker)
-    assert coordinator.schedule(two).fetch() == 2
+    # What nobody had waited for is computed again.
+    assert late[0].fetch() == 2
+    assert late[1].fetch().sum() == 5000
     coordinator.join()
+
+
+def test_a_worker_is_killed_between_a_function_and_its_join(coordinator, fleet, two):
+    large = tf.function(lambda i: tf.fill([5000], i))
+    small = [coordinator.schedule(two) for _ in range(100)]
+    values = [coordinator.schedule(large, args=(tf.constant(i),)) for i in range(20)]
+    for value in [*small, *values]:
+        value._wait()
+    fleet.kill(W0)
+    coordinator.join()
+    fleet.kill(W1)
+    assert coordinator.fetch(small) == [2] * 100
+    assert [x.sum() for x in coordinator.fetch(values)] == [5000 * i for i in range(20)]
+    for worker in (W0, W1):
+        fleet.start(worker)
+
+
+def test_a_worker_freezes_between_a_function_and_its_join(coordinator, fleet):
+    """It is lost after its patience, and the other computes what it held."""
+    large = tf.function(lambda i: tf.fill([5000], i))
+    values = [coordinator.schedule(large, args=(tf.constant(i),)) for i in range(20)]
+    for value in values:
+        value._wait()
+    fleet.freeze(W0)
+    begun = time.monotonic()
+    coordinator.join()
+    assert time.monotonic() - begun < 30.0
+    assert [x.sum() for x in coordinator.fetch(values)] == [5000 * i for i in range(20)]
+    fleet.thaw(W0)
 
 
 def test_variables_are_read_while_a_worker_is_gone_and_back(coordinator, fleet):

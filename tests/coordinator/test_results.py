@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tests.coordinator.conftest import BOTH, UNRAISABLE, Point
 from tfps import _tf
-from tfps.coordinator import remote_value
+from tfps.coordinator import held
 
 pytestmark = UNRAISABLE
 
@@ -109,16 +109,16 @@ def test_threads_may_fetch_the_same_results(make, monkeypatch):
     coordinator = make()
     f = tf.function(tf.strings.as_string)
     results = [coordinator.schedule(f, args=(tf.constant(i),)) for i in range(3)]
-    bring_alike = remote_value._bring_alike
+    copy = held._copy
 
     def late(group):
-        monkeypatch.setattr(remote_value, "_bring_alike", bring_alike)
+        monkeypatch.setattr(held, "_copy", copy)
         assert coordinator.fetch(results) == [b"0", b"1", b"2"]  # As another thread would.
-        bring_alike(group)
+        return copy(group)
 
-    monkeypatch.setattr(remote_value, "_bring_alike", late)
+    monkeypatch.setattr(held, "_copy", late)
     assert coordinator.fetch(results) == [b"0", b"1", b"2"]
-    assert remote_value._bring_alike is bring_alike
+    assert held._copy is copy
 
 
 @BOTH

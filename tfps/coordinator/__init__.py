@@ -2,6 +2,6 @@
 
 May import: errors, _tf, _tf_functions, cluster.
 
-It behaves as TensorFlow's class does, and each result stays on its worker until somebody asks for
-it.
+It behaves as TensorFlow's class does, and it copies results to the chief only for those who hold
+them, when they wait.
 """

@@ -355,7 +355,7 @@ class Closure:
         with _tf.timed("closure_execution"):
             result = self.trace.run(self, lane, self.round.manager)
         # TensorFlow copies each result to the chief now, whether or not anybody wants it, and
-        # programs rely on the number. Here the copy waits for somebody who does.
+        # programs rely on the number. Here the copy waits for `join`, or somebody who asks.
         with _tf.timed("remote_value_fetch"):
             return result
 

@@ -14,7 +14,7 @@ from tfps.coordinator.closures import (
     concrete,
     reject_remote_values,
 )
-from tfps.coordinator.remote_value import RemoteValue, Resource, bring
+from tfps.coordinator.remote_value import RemoteValue, Resource
 from tfps.coordinator.resources import Resources
 from tfps.coordinator.work_queue import WorkQueue
 
@@ -35,8 +35,11 @@ class ClusterCoordinator(tf.distribute.coordinator.ClusterCoordinator):
     With a parameter server, its variables are lost, and the functions that run fail; the server
     can be used for new variables once it has started again.
 
+    The results that somebody holds are on the chief when `join` returns, or `done` says True. One
+    that is lost with its worker before is computed again, as if its function had not ended.
+
     It differs from TensorFlow's in these points: a function is traced and its inputs are laid out
-    once, results stay on the workers until they are fetched, errors name the worker and its
+    once, results stay on the workers until somebody waits for them, errors name the worker and its
     address, a frozen task or vanished host is lost after seconds, while others go on, and there is
     no number of faults after which the coordinator gives up.
     """
@@ -151,7 +154,9 @@ class ClusterCoordinator(tf.distribute.coordinator.ClusterCoordinator):
         return value
 
     def join(self) -> None:
-        """Waits until all scheduled functions have ended.
+        """Waits until all scheduled functions have ended, and their results are on the chief.
+
+        A result is copied if somebody holds its `RemoteValue`; nobody pays for any other.
 
         Raises:
           WorkerError: a function failed on a worker. The error is an instance of TensorFlow's class
@@ -163,7 +168,10 @@ class ClusterCoordinator(tf.distribute.coordinator.ClusterCoordinator):
         self._queue.join()
 
     def done(self) -> bool:
-        """Returns whether all scheduled functions have ended; raises like `join`."""
+        """Returns whether all scheduled functions have ended; copies results and raises as `join`.
+
+        It copies results only if all functions have ended, and waits for these copies.
+        """
         return self._queue.done()
 
     def fetch(self, val: Any) -> Any:
@@ -183,8 +191,15 @@ class ClusterCoordinator(tf.distribute.coordinator.ClusterCoordinator):
             if isinstance(x, RemoteValue) and not isinstance(x, Resource)
         }
         if len(remote) > 1:
-            bring(list(remote.values()))
+            self._bring(list(remote.values()))
         return super().fetch(val)
+
+    def _bring(self, values: list[RemoteValue]) -> None:
+        for value in values:
+            # Whoever gets a failed value first need not wait for the values that come after it.
+            if value._get_error() is not None:
+                return
+        self._queue.bring(values)
 
     def _create_per_worker_resources(self, fn, args=None, kwargs=None):
         """Calls `fn` on each worker and returns the results as a per-worker value."""

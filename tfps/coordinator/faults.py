@@ -1,8 +1,10 @@
 """Whether a function that failed is run again: what its error says, and who is lost."""
 
+import contextlib
 import re
 import sys
 import threading
+from collections.abc import Iterator
 
 import tensorflow as tf
 
@@ -88,19 +90,28 @@ class Faults:
         if gone := self.lost_ps(lost):
             return failures.unavailable(gone, error)
         if task in lost:
-            self._count(task)
-            repeats.losses += 1
-            if repeats.losses <= MOST_LOSSES:
-                return None
-            why = f"a function has lost its worker {repeats.losses} times, last {task} ({address})"
-            return failures.unavailable(
-                errors.TaskLost(f"{why}; look whether it brings the worker's process down"), error
-            )
+            return self.of_loss(worker, error, repeats)
         repeats.faults += 1
         kinds = tf.errors.OpError, TypeError, RuntimeError
         if repeats.faults <= MOST_FAULTS and isinstance(error, kinds):
             return None
         return failures.described(error, worker, address)
+
+    def of_loss(self, worker: int, error: BaseException, repeats: Repeats) -> BaseException | None:
+        """Like `judged`, for a call whose worker is known to be lost; it waits for nobody."""
+        task = Task("worker", worker)
+        self._count(task)
+        repeats.losses += 1
+        if repeats.losses <= MOST_LOSSES:
+            return None
+        why = f"a function has lost its worker {repeats.losses} times, last {task}"
+        return failures.unavailable(
+            errors.TaskLost(
+                f"{why} ({self._members.address(task)}); look whether it brings the worker's "
+                "process down"
+            ),
+            error,
+        )
 
     def _count(self, task: Task) -> None:
         """Counts a worker's loss in TensorFlow's metric, once, however many calls it ends."""
@@ -112,7 +123,7 @@ class Faults:
             _tf.count("worker_failures")
 
     def of_copy(self, error: tf.errors.OpError) -> BaseException:
-        """Returns the error of copying a result to the chief as the chief's code should see it."""
+        """Returns the error of copying a value to the chief as the chief's code should see it."""
         if not may_be_of_runtime(error):
             return failures.described(error, None, "")
         self._members.suspect()
@@ -125,11 +136,44 @@ class Faults:
         said = errors.summary(error.message)
         return failures.unavailable(
             errors.TaskLost(
-                f"the result is lost with its worker ({' and '.join(names)}: {said}); fetch "
-                "results as soon as they are there, or schedule the function again"
+                f"the value is lost with its worker ({' and '.join(names)}: {said}); it is made "
+                "again when the worker is back"
             ),
             error,
         )
+
+    def of_result(self, worker: int, error: BaseException) -> BaseException:
+        """Returns the error for a result that is lost and is not computed again.
+
+        Args:
+          worker: index of the worker that held it.
+          error: what was raised when the result was asked for.
+        """
+        address = self._members.address(Task("worker", worker))
+        return failures.unavailable(
+            errors.TaskLost(
+                f"the result is lost with its worker (worker {worker}, {address}), and is not "
+                "computed again, because another function has failed or the coordinator has "
+                "stopped; schedule the function again"
+            ),
+            error,
+        )
+
+    @contextlib.contextmanager
+    def errors_named(self) -> Iterator[None]:
+        """Names TensorFlow's errors of copying per-worker values to the chief.
+
+        Raises:
+          TaskLost: the worker that held the value is lost; a `tf.errors.UnavailableError` too.
+          Error: no server is gone; also an instance of TensorFlow's class.
+        """
+        self._members.attend()
+        try:
+            yield
+        except tf.errors.OpError as e:
+            if isinstance(e, errors.Error):
+                raise
+            raise self.of_copy(e) from e
 
     def lost_ps(self, lost: frozenset[Task], since: float = 0.0) -> errors.TaskLost | None:
         """Returns the error for lost parameter servers; None if there are none.

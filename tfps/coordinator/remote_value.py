@@ -1,20 +1,15 @@
 """The result of a scheduled function."""
 
-import collections
 import threading
 from collections.abc import Hashable
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import tensorflow as tf
 
 from tfps import _tf, _tf_functions
 from tfps.cluster.devices import worker_device
 from tfps.coordinator.result_buffer import Row
-
-# Results of up to `_SMALL` bytes share messages when several are fetched, `_TOGETHER` in each.
-_SMALL = 4096
-_TOGETHER = 256
 
 
 class Queue(Protocol):
@@ -23,8 +18,25 @@ class Queue(Protocol):
     def wait_for(self, value: "RemoteValue") -> None:
         """Waits until the value or its error is there."""
 
+    def bring(self, values: list["RemoteValue"]) -> None:
+        """Copies results that are there to the chief, or has lost ones computed again."""
+
     def errors_named(self) -> AbstractContextManager[None]:
         """Names the errors of copying to the chief."""
+
+
+class Source(NamedTuple):
+    """Where a result comes from, and so how to get it once more.
+
+    Attributes:
+      closure: the call that has computed it.
+      worker: index of the worker on which it is.
+      life: the life of the worker in which it did; see `Members.life`.
+    """
+
+    closure: Any
+    worker: int
+    life: int
 
 
 def interned(spec: Any, known: dict[Hashable, Any]) -> Any:
@@ -43,11 +55,12 @@ def interned(spec: Any, known: dict[Hashable, Any]) -> Any:
 class RemoteValue(tf.distribute.coordinator.RemoteValue):
     """The result of a scheduled function, available once the function has run.
 
-    The result stays on the worker until somebody asks for it.
+    The result stays on the worker until somebody asks for it, or waits for all functions. If it is
+    lost with the worker before, the function runs again.
     """
 
     __slots__ = (
-        *("_error", "_event", "_local", "_packed", "_queue", "_ready", "_result"),
+        *("_error", "_event", "_local", "_packed", "_queue", "_ready", "_result", "_source"),
         # Set when there is something to set: `__init__` is part of the cost of a function.
         *("_remote", "_worker"),
     )
@@ -70,6 +83,9 @@ class RemoteValue(tf.distribute.coordinator.RemoteValue):
         self._error: BaseException | None = None
         self._result: Any = None
         self._local: tuple[Any] | None = None  # The result on the chief, once it is there.
+        # Set while the result is on its worker only. A value that is ready, without an error and
+        # without a source, needs the worker no more.
+        self._source: Source | None = None
 
     def get(self) -> Any:
         """Waits for the function and copies its result to the chief.
@@ -82,14 +98,18 @@ class RemoteValue(tf.distribute.coordinator.RemoteValue):
           TaskLost: a worker or ps is gone; also a `tf.errors.UnavailableError`.
           tf.errors.CancelledError: the function was not run because another failed.
         """
-        self._wait()
-        if self._error is not None:
-            raise self._error
+        while True:
+            self._wait()
+            if self._error is not None:
+                raise self._error
+            if self._source is None:
+                break
+            self._queue.bring([self])
         # Two threads may come here, and one may be quicker. It forgets the result last.
         result, local = self._result, self._local
         if local is None:
-            with self._queue.errors_named():
-                local = self._local = (_structured(_to_chief(result), self._packed),)
+            parts = result.tensors() if isinstance(result, Row) else result
+            local = self._local = (_structured(parts, self._packed),)
             self._result = None
         return local[0]
 
@@ -107,6 +127,21 @@ class RemoteValue(tf.distribute.coordinator.RemoteValue):
         self._result, self._error, self._ready = result, error, True
         if self._event is not None:
             self._event.set()
+
+    def _brought(self, local: Any) -> None:
+        """Takes note of the flat result on the chief; None if the row is there."""
+        if local is not None:
+            self._local = (_structured(local, self._packed),)
+        self._source = None
+        if local is not None:
+            self._result = None
+
+    def _renew(self) -> None:
+        """Has no result any more, until it is computed again; the queue's lock is held."""
+        # The source stays until there is another one: without a source, a result is on the chief.
+        self._ready, self._event, self._result = False, None, None
+        if hasattr(self, "_remote"):
+            del self._remote
 
     def _wait(self) -> None:
         if not self._ready:
@@ -147,7 +182,7 @@ class RemoteValue(tf.distribute.coordinator.RemoteValue):
         assert self._worker is not None  # A lane has filled in the result.
         local_result = self.get()
         with self._queue.errors_named():
-            return _copied(local_result, worker_device(self._worker))
+            return copied(local_result, worker_device(self._worker))
 
     def _get_error(self):
         self._wait()
@@ -199,7 +234,7 @@ class Resource(RemoteValue):
         """Waits for the value and copies it to the chief, as it is now: a variable changes."""
         value = self.value()
         with self._queue.errors_named():
-            return _to_chief(value)
+            return copied(value, _tf.chief_device())
 
     def value(self) -> Any:
         """Waits for the value and returns it as it is, on its worker; raises like `get`."""
@@ -230,59 +265,13 @@ class Resource(RemoteValue):
             self._ready, self._event = False, None
 
 
-def bring(values: list[RemoteValue]) -> None:
-    """Copies small results to the chief together, since a copy costs more calls than the function.
-
-    Afterwards, `get` of each value returns at once, or raises what there is to raise.
-    """
-    alike: dict[tuple, list] = collections.defaultdict(list)
-    for value in values:
-        value._wait()
-        if value._error is not None:
-            return  # Whoever gets it first need not wait for the values that come after it.
-        # The order matters: another thread may be doing the same, and forgets the result last.
-        parts, done = value._result, value._local is not None
-        if done or value._packed is None or isinstance(parts, Row):  # Rows are copied together.
-            continue
-        if parts and all(map(_is_small, parts)):
-            layout = tuple((t.backing_device, t.dtype, *t.shape) for t in parts)
-            alike[layout].append((value, parts))
-    for group in alike.values():
-        for start in range(0, len(group), _TOGETHER):
-            _bring_alike(group[start : start + _TOGETHER])
-
-
-def _is_small(tensor: tf.Tensor) -> bool:
-    dtype = tensor.dtype  # TensorFlow cannot stack quantized tensors.
-    return not dtype.is_quantized and tensor.shape.num_elements() * dtype.size <= _SMALL
-
-
-def _bring_alike(group: list[tuple[RemoteValue, list[tf.Tensor]]]) -> None:
-    columns = []
-    with group[0][0]._queue.errors_named():
-        for column in zip(*(parts for _, parts in group), strict=True):
-            with tf.device(column[0].backing_device):
-                stacked = tf.stack(column)
-            columns.append(tf.unstack(_to_chief(stacked)))
-    for (value, _), *parts in zip(group, *columns, strict=True):
-        value._local = (_structured(parts, value._packed),)
-        value._result = None
-
-
-def _to_chief(structure: Any) -> Any:
-    """Copies a result to this process."""
-    if isinstance(structure, Row):
-        return structure.tensors()
-    return _copied(structure, _tf.chief_device())
-
-
-def _copied(structure: Any, device: str) -> Any:
+def copied(structure: Any, device: str) -> Any:
     """Copies tensors and variables to a device, and leaves iterators and None as they are."""
 
-    def copied(x: Any) -> Any:
+    def copy(x: Any) -> Any:
         if x is None or isinstance(x, (tf.distribute.DistributedIterator, tf.data.Iterator)):
             return x
         return tf.identity(x)
 
     with tf.device(device):
-        return tf.nest.map_structure(copied, structure)
+        return tf.nest.map_structure(copy, structure)

@@ -76,14 +76,24 @@ class Row:
         """Returns the row's place: tensors on the worker, see `PLACE`."""
         return self._buffer.handle, self._buffer.indices[self._index]
 
-    def tensors(self) -> list[tf.Tensor]:
-        """Copies the result to the chief."""
+    @property
+    def is_on_chief(self) -> bool:
+        """Whether `tensors` needs the worker no more."""
+        return self._copy is not None and self._copy.is_on_chief
+
+    def bring(self) -> np.ndarray:
+        """Copies the result to the chief, and all others of the buffer with it; returns its row."""
         # The caller may be tracing a graph, which has nothing to do with the copy.
         with tf.init_scope(), tf.device(_tf.chief_device()):
             if self._copy is None:
                 self._buffer.copy()
             assert self._copy is not None  # `_Buffer.copy` calls `move` of every written row.
-            row = self._copy.on_chief()[self._index]
+            return self._copy.on_chief()[self._index]
+
+    def tensors(self) -> list[tf.Tensor]:
+        """Returns the result as tensors on the chief."""
+        row = self.bring()
+        with tf.init_scope(), tf.device(_tf.chief_device()):
             return [tf.constant(x) for x in self._packing.unpack_numpy(row)]
 
     def move(self, copy: "_Copy") -> None:
@@ -140,6 +150,11 @@ class _Copy:
     def __init__(self, remote: tf.Tensor):
         self._rows: tf.Tensor | np.ndarray = remote
         self._lock = threading.Lock()
+
+    @property
+    def is_on_chief(self) -> bool:
+        """Whether the copy is on the chief."""
+        return isinstance(self._rows, np.ndarray)
 
     def on_chief(self) -> np.ndarray:
         """Returns all rows, uint8 `[_ROWS, width]`."""

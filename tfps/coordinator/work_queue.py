@@ -1,10 +1,9 @@
 """The scheduled closures: which of them wait, which run, and what went wrong."""
 
 import collections
-import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
@@ -17,8 +16,10 @@ from tfps.coordinator import faults, recovery
 from tfps.coordinator.closures import ClosureLane, Round
 from tfps.coordinator.failure_handler import FailureHandler
 from tfps.coordinator.faults import Faults
+from tfps.coordinator.held import Held
+from tfps.coordinator.own_queues import OwnQueues
 from tfps.coordinator.queued import Queued
-from tfps.coordinator.remote_value import RemoteValue, Resource
+from tfps.coordinator.remote_value import RemoteValue, Resource, Source
 from tfps.coordinator.resources import Resources
 
 # Closures that may wait before `put` blocks: TensorFlow's limit.
@@ -41,6 +42,7 @@ class WorkQueue:
       lanes_per_worker: number of closures that a worker runs at the same time, at most.
       used: whether a closure was ever put here.
       failure_handler: has lost workers taken in again while nobody waits, once it is started.
+      errors_named: see `Faults.errors_named`.
     """
 
     def __init__(self, cluster: Cluster, resources: Resources | None = None):
@@ -58,13 +60,11 @@ class WorkQueue:
         self._faults = Faults(self._members)
         self._recovery = recovery.Recovery(self._members, self._wake)
         self.failure_handler = FailureHandler(self, self._members, self._faults, self._recovery)
-        self._resources = resources or Resources(cluster.num_workers)
-        # How often each worker had come back when its values were made; see `Members.life`.
-        self._lives = [self._members.life(Task("worker", w)) for w in range(cluster.num_workers)]
+        self.errors_named = self._faults.errors_named
+        workers = range(cluster.num_workers)
+        lives = [self._members.life(Task("worker", worker)) for worker in workers]
+        self._own = OwnQueues(resources or Resources(cluster.num_workers), lives)
         self._queue: collections.deque = collections.deque()
-        self._own: list[collections.deque] = [
-            collections.deque() for _ in range(cluster.num_workers)
-        ]
         self._round = Round()
         self._stopped = False
         # A coordinator that is collected stops the queue. The garbage collector may run at any
@@ -74,6 +74,8 @@ class WorkQueue:
         self._room = threading.Condition(self._lock)
         self._settled = threading.Condition(self._lock)
         self._resized = threading.Condition(self._lock)
+        self._held = Held(self._members, self._faults, self._lock, self._run_again)
+        self._here = threading.local()  # `lane`: that of the present thread, if it is a lane's.
         self._idle = 0
         # What is scheduled while a `join` waits, waits for it.
         self._joining = threading.Lock()
@@ -110,13 +112,13 @@ class WorkQueue:
             self.used = True
             if joined:
                 self._begin(closure)
-            self._own[worker].append(closure)
+            self._own.put(worker, closure)
             self._work.notify_all()
 
     def make(self, worker: int, resource: Resource) -> None:
         """Queues the closure of a new per-worker value for its worker."""
         with self._lock:
-            self._resources.add(worker, resource)
+            self._own.make(worker, resource)
             self.put_on(worker, resource.closure)
 
     @property
@@ -135,31 +137,59 @@ class WorkQueue:
         return self._round.error
 
     def join(self) -> None:
-        """Waits until no closure waits or runs.
+        """Waits until no closure waits or runs, and brings the results that somebody holds.
 
         Raises:
           Exception: the error of a closure. The closures that ran or waited have been cancelled.
         """
-        with self._joining, self._lock:
-            self._wait(self._settled, self._is_settled)
-            self._raise_pending()
+        with self._joining:
+            while True:
+                with self._lock:
+                    self._wait(self._settled, self._is_settled)
+                if self._is_brought():
+                    return
 
     def done(self) -> bool:
-        """Returns whether no closure waits or runs; raises like `join`."""
+        """Returns whether no closure waits or runs, and brings results and raises like `join`."""
         with self._lock:
+            if self._round.error is None and not self._is_settled():
+                if self._look() is not None:
+                    self._raise_pending()
+                return False
+        return self._is_brought()
+
+    def _is_brought(self) -> bool:
+        """Brings the results that somebody holds; returns whether no closure is to run again."""
+        with self._lock:
+            error = self._pending()
+        failed = self._held.bring_all(repeat=error is None)
+        with self._lock:
+            if error is not None:
+                raise error  # The results of this round that were lost are another round's matter.
+            for value, reason in failed:
+                value._set(None, reason)
+                self._fail(self._round, reason)
             self._raise_pending()
-            if self._is_settled():
-                return True
-            if self._look() is not None:
-                self._raise_pending()
-            return False
+            return self._is_settled()
+
+    def bring(self, values: list[RemoteValue]) -> None:
+        """Brings results that are there, or has those computed again that are lost.
+
+        Raises:
+          Exception: the reason why neither is possible.
+        """
+        for _, reason in self._held.bring(values):
+            raise reason
 
     def wait_for(self, value: RemoteValue) -> None:
         """Waits until the value or its error is there.
 
         Raises:
           TaskLost: a ps is lost, or all workers are.
+          tf.errors.UnavailableError: a lane waits, for what its worker makes, and the worker is
+            lost. What the lane runs can run elsewhere.
         """
+        lane = getattr(self._here, "lane", None)
         with self._lock:
             ready = value._waiter()
         while not ready.wait(_LOOK):
@@ -168,24 +198,19 @@ class WorkQueue:
                     return
                 ready = value._waiter()  # The value may be made again meanwhile.
                 lost = self._look()
+                if lane is not None:
+                    lost = self._why_in_vain(lane) or lost
             if lost is not None:
                 raise lost
 
-    @contextlib.contextmanager
-    def errors_named(self) -> Iterator[None]:
-        """Names TensorFlow's errors of copying results to the chief.
-
-        Raises:
-          TaskLost: the worker that held the result is lost; a `tf.errors.UnavailableError` too.
-          Error: no server is gone; also an instance of TensorFlow's class.
-        """
-        self._members.attend()
-        try:
-            yield
-        except tf.errors.OpError as e:
-            if isinstance(e, errors.Error):
-                raise
-            raise self._faults.of_copy(e) from e
+    def _why_in_vain(self, lane: ClosureLane) -> BaseException | None:
+        """Returns the error if a lane waits for what its worker will not make any more."""
+        task = Task("worker", lane.worker)
+        if self._stopped:
+            return faults.cancelled("The coordinator has stopped.")
+        if self._members.loss(task) is None and self._members.life(task) == lane.life:
+            return None
+        return tf.errors.UnavailableError(None, None, f"{task} is lost; it was to make an argument")
 
     def start(self) -> None:
         """Starts all threads: the lanes and that of the failure handler."""
@@ -217,8 +242,7 @@ class WorkQueue:
         with self._lock:
             self._stopped = True
             self._cancel_waiting()
-            for own in self._own:
-                own.clear()
+            self._own.clear()
             self._round.manager.start_cancel()
             self._work.notify_all()
             self._resized.notify_all()
@@ -227,7 +251,7 @@ class WorkQueue:
 
     def take(self, lane: ClosureLane) -> Queued | None:
         """Waits for the next closure for a lane; None when it is all over."""
-        own = self._own[lane.worker]
+        self._here.lane = lane
         with self._lock:
             while not self._stopped:
                 # Before it is used, a lost worker is the business of those who use the cluster.
@@ -236,8 +260,8 @@ class WorkQueue:
                         self._work.notify()  # What woke this lane is another lane's now.
                     self._resized.wait()
                     continue
-                if own:
-                    return own.popleft()
+                if (own := self._own.take(lane.worker)) is not None:
+                    return own
                 if self._queue:
                     if len(self._queue) == _LIMIT:
                         self._room.notify()
@@ -269,6 +293,8 @@ class WorkQueue:
             error = judged or faults.not_repeated()
         with self._lock:
             output = closure.output()
+            if error is None and its_round is not None and isinstance(output, RemoteValue):
+                self._held.add(output, Source(closure, lane.worker, lane.life), result)
             if output is not None:
                 output._set(result, error, lane.worker)
             if its_round is None:
@@ -294,9 +320,20 @@ class WorkQueue:
                 self._round.inflight -= 1
                 _tf.set_gauge("queued_closures", len(self._queue))
                 _tf.set_gauge("inflight_closures", self._round.inflight)
-            elif its_round is not None or not self._is_renewed(closure):
-                self._own[closure.worker].appendleft(closure)
+            else:
+                self._own.put_back(closure.worker, closure)
             self._work.notify_all()
+            return True
+
+    def _run_again(self, closure: Queued) -> bool:
+        """Queues a closure whose result is lost, unless an error has ended the round."""
+        self._recovery.begin()
+        with self._lock:
+            if self._stopped or self._round.error is not None:
+                return False
+            self._queue.append(closure)
+            _tf.set_gauge("queued_closures", len(self._queue))
+            self._work.notify()
             return True
 
     def _wake(self) -> None:
@@ -312,29 +349,12 @@ class WorkQueue:
         life = self._members.life(task)
         if lane.life != life:
             lane.renew(life)
-        if self._lives[lane.worker] != life:
-            self._lives[lane.worker] = life
-            self._renew(lane.worker)
+        if self._own.renew(lane.worker, life):
+            self._work.notify_all()
         if self._members.loss(task) is None:
             return False
         self._recovery.begin()
         return True
-
-    def _renew(self, worker: int) -> None:
-        """Has the per-worker values of a worker made again, before all else."""
-        again = self._resources.of(worker)
-        for resource in again:
-            resource.renew()
-        joined = [closure for closure in self._own[worker] if closure.round is not None]
-        self._own[worker].clear()
-        self._own[worker].extend([*(r.closure for r in again), *joined])
-        self._work.notify_all()
-
-    def _is_renewed(self, closure: Queued) -> bool:
-        """Whether the closure of a per-worker value waits already, since its worker is back."""
-        worker = closure.worker
-        assert worker is not None
-        return any(waiting is closure for waiting in self._own[worker])
 
     def _begin(self, closure: Queued) -> None:
         closure.round = self._round
@@ -358,18 +378,23 @@ class WorkQueue:
         self._room.notify_all()
 
     def _raise_pending(self) -> None:
+        if (error := self._pending()) is not None:
+            raise error
+
+    def _pending(self) -> BaseException | None:
+        """Returns the error of this round and begins another one; None if there is no error."""
         if self._round.error is None:
-            return
+            return None
         failed = self._round
         failed.manager.start_cancel()
         deadline = time.monotonic() + health.DRAIN
         while failed.inflight and time.monotonic() < deadline:
             self._settled.wait(deadline - time.monotonic())
         # What a lost task was doing may never return; it belongs to its round.
-        if self._round is failed:
-            self._round = Round()
-            assert failed.error is not None
-            raise failed.error
+        if self._round is not failed:
+            return None
+        self._round = Round()
+        return failed.error
 
     def _wait(self, condition: threading.Condition, reached: Callable[[], bool]) -> None:
         """Waits until `reached()`, or until there is an error to raise."""
