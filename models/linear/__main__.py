@@ -88,12 +88,12 @@ def train(connect: task.Connect) -> None:
 
 
 def predict() -> None:
-    """Writes the rows of --predict with a prediction for each."""
+    """Writes the rows of --predict as they are, with a prediction for each."""
     model, facts = program.load(FLAGS.save)
     table = tables.read_csv(FLAGS.predict, "predict")
     x = np.stack([tables.numbers(table, name, "predict") for name in facts["columns"]], 1)
-    columns = [*(table[name] for name in facts["columns"]), program.outputs(model, x)[:, 0]]
-    inference.write([*facts["columns"], f"predicted {facts['target']}"], columns, ",")
+    found = program.outputs(model, x)[:, 0]
+    inference.write_csv([*table, f"predicted {facts['target']}"], [*table.values(), found])
 
 
 def _load() -> tuple[list[str], str, np.ndarray, np.ndarray]:

@@ -100,9 +100,8 @@ def predict() -> None:
     table = tables.read_csv(FLAGS.predict, "predict")
     logits = program.outputs(model, columns.inputs(table, "predict"))[:, 0]
     chances = 1 / (1 + np.exp(-logits.astype(np.float64)))
-    ids = [table["user_id"], table["item_id"]]
-    shown = [c.astype(np.int64) if c.dtype.kind in tables.NUMBERS else c for c in ids]
-    inference.write(["user_id", "item_id", "liked"], [*shown, chances], ",")
+    ids = [tables.texts(table, name) for name in ("user_id", "item_id")]
+    inference.write_csv(["user_id", "item_id", "liked"], [*ids, chances])
 
 
 def _compiled_model(columns: interactions.Columns, examples: dict[str, np.ndarray]) -> keras.Model:

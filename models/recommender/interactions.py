@@ -36,7 +36,7 @@ class Columns:
             if name not in table:
                 raise tfps.DataError(f"--data has no column {name}; it has {', '.join(table)}")
         named = [n for n in table if n.startswith(("user_", "item_"))]
-        ids = [n for n in named if n.endswith("_id") or table[n].dtype.kind not in tables.NUMBERS]
+        ids = [n for n in named if n.endswith("_id") or not tables.are_numbers(table[n])]
         rest = [n for n in named if n not in ids]
         return cls(ids, {side: [n for n in rest if n.startswith(side)] for side in SIDES})
 
@@ -72,8 +72,8 @@ def keys(column: np.ndarray) -> np.ndarray:
     Whole numbers of less than 64 bits are their own keys, however they are written; all other
     values have a hash of their text.
     """
-    values, places = np.unique(column.astype(str), return_inverse=True)
-    return np.array([_key(value) for value in values], np.int64)[places]
+    values, places = np.unique(column, return_inverse=True)
+    return np.array([_key(str(value)) for value in values], np.int64)[places]
 
 
 def _key(text: str) -> int:

@@ -118,7 +118,7 @@ def predict() -> None:
         shares.append(np.bincount(mask.ravel(), minlength=len(names)) / mask.size)
         if FLAGS.masks is not None:
             _write_mask(path, colours[mask])
-    inference.write(["file", *names], [paths, *np.transpose(shares)], "\t")
+    inference.write(["file", *names], [paths, *np.transpose(shares)])
 
 
 def _check_flags() -> None:

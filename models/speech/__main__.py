@@ -118,7 +118,7 @@ def predict() -> None:
         examples.check_rate(clip, facts["rate"], f"--save={FLAGS.save} expects")
         spectrograms.append(features.log_mel(clip.wave, clip.rate, mels))
     found = transcripts(Alphabet(facts["alphabet"]), model, spectrograms)
-    inference.write(["file", "transcript"], [paths, found], "\t")
+    inference.write(["file", "transcript"], [paths, found])
 
 
 def _batches(

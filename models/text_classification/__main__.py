@@ -129,7 +129,7 @@ def predict() -> None:
     chances = program.outputs(model, tf.constant(texts), 256)
     names = [facts["classes"][i] for i in chances.argmax(1)]
     lines = [" ".join(text.split()) for text in texts]
-    inference.write(["text", "class", "probability"], [lines, names, chances.max(1)], "\t")
+    inference.write(["text", "class", "probability"], [lines, names, chances.max(1)])
 
 
 def _load() -> tuple[list[str], examples.Examples]:

@@ -19,7 +19,7 @@ class Examples:
     """Texts of two classes or more.
 
     Attributes:
-      texts: [n], of type str.
+      texts: [n], of type object.
       classes: int32 [n], each an index of `names`.
       names: of the classes, in order.
     """
@@ -41,8 +41,8 @@ class Examples:
           DataError: a column is missing, or there are fewer than two classes.
         """
         texts = joined(table, columns)
-        names = _texts(_column(table, label))
-        known = np.char.str_len(texts) > 0
+        names = np.array([name.strip() for name in tables.texts(table, label)], object)
+        known = texts != ""
         found, classes = np.unique(names[known], return_inverse=True)
         if len(found) < 2:
             raise tfps.DataError(
@@ -53,13 +53,13 @@ class Examples:
 
 
 def joined(table: Table, columns: list[str], flag: str = "data") -> np.ndarray:
-    """The text of each row: its columns one after another; [rows], of type str.
+    """The text of each row: its columns one after another; [rows], of type object.
 
     Raises:
       DataError: a column is missing; `flag` named the table.
     """
-    parts = [_texts(_column(table, name, flag)) for name in columns]
-    return np.array([" ".join(row).strip() for row in zip(*parts, strict=True)])
+    parts = [tables.texts(table, name, flag) for name in columns]
+    return np.array([" ".join(row).strip() for row in zip(*parts, strict=True)], object)
 
 
 def reviews() -> Table:
@@ -70,16 +70,3 @@ def reviews() -> Table:
       DataError: the package is missing or broken.
     """
     return tables.read_widedeep(REVIEWS, "text_classification")
-
-
-def _column(table: Table, name: str, flag: str = "data") -> np.ndarray:
-    if name not in table:
-        raise tfps.DataError(f"--{flag} has no column {name}; it has {', '.join(table)}")
-    return table[name]
-
-
-def _texts(column: np.ndarray) -> np.ndarray:
-    """Values as texts; numbers that are whole are written so."""
-    if column.dtype.kind in tables.NUMBERS:
-        return np.array([f"{value:g}" for value in column])
-    return column

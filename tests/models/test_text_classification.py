@@ -34,8 +34,9 @@ def test_texts_are_joined_and_classes_named(table):
     made = examples.Examples.of(read, ["subject", "body"], "stars")
     assert made.names == ["1", "2", "5"]
     assert made.texts[0].startswith("Text 0 word")
-    np.testing.assert_array_equal(np.array([1, 2, 5])[made.classes], read["stars"])
-    some = {"text": np.array(["a", "", " ", "b"]), "label": np.array(["x", "y", "y", "z"])}
+    np.testing.assert_array_equal(np.array(made.names)[made.classes], read["stars"])
+    some = {"text": ["a", "", " ", "b"], "label": ["x", "y", "y", "z"]}
+    some = {name: np.array(values, object) for name, values in some.items()}
     made = examples.Examples.of(some, ["text"], "label")
     assert (made.texts.tolist(), made.names) == (["a", "b"], ["x", "z"])
 
