@@ -70,4 +70,6 @@ def write_text(content: str) -> None:
 
 def _text(value: object) -> str:
     """A value as it is written; a number has the digits that tell it from all other float32."""
-    return str(np.float32(value)) if isinstance(value, float | np.floating) else str(value)
+    if isinstance(value, float | np.floating):
+        value = float(str(np.float32(value)))
+    return str(value)
