@@ -1,6 +1,7 @@
 """`SidecarEvaluator` on folders of snapshots: what it finds, exports, shows, and when it ends."""
 
 import functools
+import json
 import pathlib
 import shutil
 import threading
@@ -131,6 +132,45 @@ def test_a_job_that_does_not_come_or_dies_is_one_line(saved, tmp_path):
     assert evaluator.model.evaluate(*unseen(), verbose=0)[0] == pytest.approx(
         evaluator.best.logs["loss"], rel=1e-6
     )
+
+
+@pytest.mark.parametrize("before", ["first", "last", "of another job"])
+def test_an_evaluator_that_was_killed_goes_on_with_a_metric_that_grows(saved, before):
+    """Which way a metric gets better is known once it was made; the model is not built yet."""
+    evaluator = functools.partial(
+        tfps.SidecarEvaluator,
+        data=unseen(),
+        snapshots=BY_UPDATES(saved),
+        monitor="r2_score",
+        timeout=0.1,
+    )
+    unbuilt = lambda: compiled([keras.metrics.R2Score()])  # noqa: E731
+    (last,) = evaluator(unbuilt()).start()
+    path = saved / "evaluator" / "evaluations.json"
+    record = json.loads(path.read_text())
+    record.pop("has_ended", None)  # Its last act, to which none of these came.
+    (one,) = record["evaluations"]
+    logs = {"loss": 1.0, "mae": 1.0, "r2_score": 2.0}
+    (*_, first) = sorted(saved.glob("snapshot-*.json"), reverse=True)
+    id = [int(n) for n in first.stem.split("-")[1:]]
+    if before == "last":
+        record["evaluations"] = [[id, *one[1:4], {**logs, "r2_score": -9.0}], one]
+    else:
+        record["evaluations"] = [[id, *one[1:4], logs]]
+    record["job"] += before == "of another job"
+    path.write_text(json.dumps(record))
+    again = evaluator(unbuilt())
+    found = again.start()
+    assert len(found) == (1 if before == "of another job" else 2) and found[-1] == last
+    assert again.best == (found[0] if before == "first" else last)
+    if before == "last":
+        assert again.model.evaluate(*unseen(), verbose=0, return_dict=True) == pytest.approx(
+            last.logs, rel=1e-6
+        )
+        assert again.model.optimizer.iterations == 30
+    # Whoever comes after an evaluator that was done waits for another job.
+    with pytest.raises(tfps.StartupTimeout):
+        evaluator(unbuilt()).start()
 
 
 def test_a_snapshot_that_is_deleted_or_damaged_is_passed_over(saved, capsys):

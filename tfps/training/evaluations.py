@@ -113,6 +113,7 @@ class Record:
     Attributes:
       job: the number of the job in its folder; 0 if nothing was evaluated.
       evaluations: in the order in which they were made.
+      has_ended: whether the evaluator was done with the job.
     """
 
     def __init__(self, path: str):
@@ -124,25 +125,45 @@ class Record:
         self._path = path
         self.job = 0
         self.evaluations: list[Evaluation] = []
+        self.has_ended = False
         try:
             with tf.io.gfile.GFile(path, "r") as f:
                 read = json.loads(f.read())
             found = [Evaluation(Id(*e[0]), *e[1:]) for e in read["evaluations"]]
             self.job, self.evaluations = read["job"], found
+            self.has_ended = read.get("has_ended", False)
         except (*FILE_ERRORS, ValueError, KeyError, TypeError):
             pass
 
     def begin(self, job: int) -> None:
         """Forgets what was of another job."""
-        self.job, self.evaluations = job, []
+        self.job, self.evaluations, self.has_ended = job, [], False
 
-    def write(self) -> None:
-        """Writes the file, whole or not at all.
+    def add(self, evaluation: Evaluation) -> None:
+        """Adds an evaluation, and writes the file.
 
         Raises:
           ConfigError: the file cannot be written.
         """
-        content = {"job": self.job, "evaluations": self.evaluations}
+        self.evaluations.append(evaluation)
+        self.has_ended = False
+        self._write()
+
+    def end(self) -> None:
+        """Notes that the evaluator is done with the job, and writes the file.
+
+        Raises:
+          ConfigError: the file cannot be written.
+        """
+        self.has_ended = True
+        self._write()
+
+    def _write(self) -> None:
+        content = {
+            "job": self.job,
+            "evaluations": self.evaluations,
+            "has_ended": self.has_ended,
+        }
         write(self._path, json.dumps(content).encode())
 
 

@@ -120,6 +120,7 @@ class SidecarEvaluator:
         self._follower = Follower(self._folder, timeout + (given.every or 0.0), fits)
         self._record = Record(os.path.join(self.directory, "evaluations.json"))
         self._filling: Filling | None = None
+        self._recalled = False
 
     @property
     def evaluations(self) -> list[Evaluation]:
@@ -145,25 +146,32 @@ class SidecarEvaluator:
           ConfigError: the snapshots are of another program's model, the monitored metric is not
             evaluated, or `directory` cannot be written.
         """
-        record, judge = self._record, self._judge
-        judge.reset()
-        for one in record.evaluations:
-            judge.takes(one)
+        record, made = self._record, 0
+        self._judge.reset()
+        self._recalled = False
         seen = record.evaluations[-1].snapshot if record.evaluations else None
-        made = 0
-        for manifest in self._follower.follow(seen):
+        # An evaluator may have been killed after it had evaluated the last snapshot.
+        is_over = seen is not None and not record.has_ended and self._follower.is_over(seen)
+        if is_over:
+            self._recall()
+        for manifest in () if is_over else self._follower.follow(seen):
             self._begin(manifest.content.get("job", manifest.id.incarnation))
             try:
                 self._look_at(manifest)
                 made += 1
             except errors.SnapshotDamaged as e:
                 self._follower.pass_over(manifest.id, e)
-            if self._follower.is_last(manifest):
-                self._end()
+            is_over = self._follower.is_last(manifest)
             if self._most is not None and made >= self._most:
                 break
+        if is_over:
+            self._say_best()
         if self.best is not None and self._exports and tf.io.gfile.exists(self.best_path):
+            if not self.model.optimizer.built:  # Nothing was evaluated this time.
+                self.model.optimizer.build(self.model.trainable_variables)
             self.model.load_weights(self.best_path)
+        if is_over:
+            record.end()
         return self.evaluations
 
     def _begin(self, job: int) -> None:
@@ -171,7 +179,19 @@ class SidecarEvaluator:
             self._record.begin(job)
             self._judge.reset()
 
-    def _end(self) -> None:
+    def _recall(self) -> None:
+        """Builds the model, and tells the judge what was evaluated before; once.
+
+        Which way a metric gets better Keras says only once the metric was made.
+        """
+        if self._recalled:
+            return
+        self._build()
+        for one in self._record.evaluations:
+            self._judge.takes(one)
+        self._recalled = True
+
+    def _say_best(self) -> None:
         if (best := self.best) is not None:
             exported = f", in {self.best_path}" if self._exports else ""
             value = best.logs[self._judge.monitor]
@@ -182,6 +202,7 @@ class SidecarEvaluator:
 
     def _look_at(self, manifest: Manifest) -> None:
         """Evaluates a snapshot, and does what follows from it."""
+        self._recall()
         self._fill(manifest)
         logs = self._evaluated()
         content, chief = manifest.content, chief_of(manifest.content)
@@ -191,8 +212,7 @@ class SidecarEvaluator:
         is_best = self._judge.takes(evaluation)
         if is_best and self._exports:
             self._export()
-        self._record.evaluations.append(evaluation)
-        self._record.write()
+        self._record.add(evaluation)
         self._show(evaluation)
         said = ", ".join(f"{name} {value:.6g}" for name, value in logs.items())
         _say(
@@ -207,17 +227,16 @@ class SidecarEvaluator:
         place = of_manifest(self._folder, manifest.id, manifest.content, num_ps=0)
         servers = SavedServers(place, form)
         if self._filling is None:
-            self._filling = Filling(self._built())
+            self._filling = Filling(self.model)
         self._filling.fill(servers, optimizer=self._exports)
 
-    def _built(self) -> keras.Model:
+    def _build(self) -> None:
         if not _keras_models.is_built(self.model):
             x, y, weight = self._data
             feed = feed_of(
                 x, 1, self._steps, 1, y=y, sample_weight=weight, batch_size=self._batch_size
             )
             _keras_models.build(self.model, feed.batch_spec, targets=True)
-        return self.model
 
     def _evaluated(self) -> dict[str, float]:
         x, y, weight = self._data

@@ -52,6 +52,17 @@ class Follower:
                 raise self._silence(followed)
             time.sleep(self._poll)
 
+    def is_over(self, seen: Id) -> bool:
+        """Whether nothing will follow a snapshot, because the job's last `fit` has ended with it.
+
+        False also if the snapshot was deleted, or if another program has begun since.
+        """
+        try:
+            manifest = self._folder.read(seen)
+        except errors.SnapshotDamaged:
+            return False
+        return self.is_last(manifest) and not self._is_of_earlier_job(manifest)
+
     def is_last(self, manifest: Manifest) -> bool:
         """Whether the job's last `fit` has ended with this snapshot."""
         content = manifest.content
