@@ -8,8 +8,9 @@ The rules (`exit_codes.py` has the codes):
 - A task that a signal killed, that lost a peer, or whose host is gone, is started again alone,
   while its role has restarts left in this hour. Otherwise the job ends.
 - A chief that lost a peer says that the job as a whole cannot go on: the job ends.
-- A server that has ended with 0 is started again if its chief is: the chief had told it that the
-  job is done, but died before it ended itself.
+- A server that has ended with 0, or with the code of a lost peer, is started again if its chief is:
+  the chief had told it that the job is done, or has failed, before it ended itself.
+- A server that ends after the chief has succeeded is missed by nobody, though an evaluator goes on.
 - An evaluator or a spare server that cannot be started again is done without, and so is a parameter
   server as long as a spare one is there for it, or always if the policy says so.
 """
@@ -108,11 +109,14 @@ class Attempt:
         self._done_without: set[str] = set()
         self._failures: list[Failure] = []
         self._restarted: dict[str, float] = {}  # When a task was last started again.
+        # Servers that a chief has told of its failure: it may be the chief that begins again.
+        self._let_go: dict[str, Failure] = {}
         self._verdict: Verdict | None = None
 
     def run(self) -> Verdict:
         """Runs until the job is done or has failed, and all its tasks have ended."""
         while self._verdict is None and not self._told:
+            self._judge_let_go()
             self._start_what_is_due()
             if self._verdict is None and (event := self._launcher.watch(POLL)):
                 self._on(event)
@@ -184,6 +188,11 @@ class Attempt:
         self._failures.append(failure)
         if self._verdict is not None:
             return
+        has_chief = any(one.role == CHIEF for one in self._topology.tasks)
+        is_server = has_chief and task.role not in (CHIEF, EVALUATOR)
+        if is_server and self._succeeded.issuperset(self._topology.leaders):
+            self._go_on_without(failure)  # An evaluator is waited for, which needs no server.
+            return
         if status is not None and not exit_codes.may_be_retried(status):
             if task.role == EVALUATOR:
                 self._go_on_without(failure)
@@ -191,8 +200,18 @@ class Attempt:
             self._verdict = Verdict(failure.code, because=str(failure))
         elif status == exit_codes.LOST and task.role == CHIEF:
             self._verdict = Verdict(exit_codes.LOST, again=True, because=str(failure))
+        elif status == exit_codes.LOST and is_server:
+            self._let_go[task.name] = failure
+            self._start_again_for_a_chief()
         else:
             self._retry(failure)
+
+    def _judge_let_go(self) -> None:
+        """Takes servers that have ended for failures of their own, if the chief goes on."""
+        for name, failure in list(self._let_go.items()):
+            if self._verdict is None and self._clock() - failure.when >= _SAID:
+                del self._let_go[name]
+                self._retry(failure)
 
     def _retry(self, failure: Failure) -> None:
         task, budget = failure.task, self._budgets[failure.task.role]
@@ -225,6 +244,10 @@ class Attempt:
         for name in self._succeeded - {*self._topology.leaders, *self._topology.evaluators}:
             self._succeeded.discard(name)
             self._due.setdefault(name, self._clock())
+        for name, failure in self._let_go.items():
+            self._failures.remove(failure)
+            self._due.setdefault(name, self._clock())
+        self._let_go = {}
 
     def _is_new_chief(self, task: Task) -> bool:
         return task.role == CHIEF and task.name in self._restarted

@@ -180,6 +180,38 @@ def test_servers_that_a_dying_chief_has_told_to_end_are_started_again_with_it():
     assert launcher.started.count("worker 1") == 1
 
 
+@pytest.mark.parametrize("first", ["servers", "chief"])
+def test_a_chief_that_is_told_to_end_costs_its_servers_nothing(first):
+    """They are told of its failure, and end with 75."""
+    names = [f"ps {i}" for i in range(4)] + [f"worker {i}" for i in range(4)]
+    script = []
+    for at in (5, 100):
+        servers = [(at + (first == "chief"), Exited(name, 75)) for name in names]
+        chief = [(at + (first == "servers"), Exited("chief 0", 143))]
+        script += servers + chief if first == "servers" else chief + servers
+    script += [(200, Exited("chief 0", 0)), *((201, Exited(name, 0)) for name in names)]
+    code, launcher, err = run(script, workers=4, ps=4)
+    assert code == 0, err
+    assert {launcher.started.count(name) for name in (*names, "chief 0")} == {3}
+    # A server that ends so by itself is started again on its own account.
+    script = [(5, Exited("ps 0", 75)), (60, Exited("chief 0", 0))]
+    code, launcher, err = run(script)
+    assert code == 0 and launcher.started.count("ps 0") == 2
+    assert any("1 of 3 restarts of ps tasks" in line for line in err)
+
+
+def test_a_server_that_is_lost_after_the_chief_has_succeeded_is_missed_by_nobody():
+    script = [
+        (5, Exited("chief 0", 0)),
+        (6, Exited("worker 0", -9)),
+        (7, Exited("ps 0", 1)),
+        (20, Exited("evaluator 0", 0)),
+    ]
+    code, launcher, err = run(script, evaluator=True, budgets={})
+    assert code == 0 and launcher.now >= 20, err
+    assert launcher.started.count("worker 0") == launcher.started.count("ps 0") == 1
+
+
 def test_a_job_waits_for_its_evaluator_and_starts_it_again():
     script = [
         (5, Exited("chief 0", 0)),
