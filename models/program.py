@@ -213,9 +213,16 @@ def finish(way: Way, trainer: Any, board: str) -> None:
 
 
 def write_facts(path: str, facts: dict) -> None:
-    """Writes beside a saved model what is needed to use it, as JSON."""
-    with open(facts_path(path), "w", encoding="utf-8") as f:
+    """Writes beside a saved model what is needed to use it, as JSON.
+
+    It is written before the model is measured, and again with what was measured, so that a program
+    that fails in between leaves a model that can be used.
+    """
+    final = facts_path(path)
+    draft = f"{final}.draft"
+    with open(draft, "w", encoding="utf-8") as f:
         json.dump(facts, f, indent=1)
+    os.replace(draft, final)
 
 
 def facts_path(path: str) -> str:

@@ -39,22 +39,29 @@ class Progress(keras.callbacks.Callback):
         self._out = out
         self._tty = out.isatty()
         self._interval = 0.2 if self._tty else 15.0  # s between two prints
-        self._took: list[float] = []  # s to the last batch of each epoch
+        # Of each epoch: the index of its first batch, that of the batch after its last one, and s from
+        # its beginning to the end of its last batch.
+        self._epochs: list[tuple[int, int, float]] = []
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         self._epoch = epoch
         self._started = self._printed = time.perf_counter()
         self._first = None
-        self._took.append(0.0)
+        self._epochs.append((0, 0, 0.0))
+
+    def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
+        _, end, seconds = self._epochs[-1]
+        if not end:  # An epoch that goes on from a snapshot does not begin with batch 0.
+            self._epochs[-1] = (batch, 0, seconds)
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         now = time.perf_counter()
         if self._first is None:
             # The first steps include the time to compile them, so speed is measured from here.
             self._first = (batch, now)
-        self._took[-1] = now - self._started
         # With several steps in a call, Keras counts the last call of an epoch in full.
         done = min(batch + 1, self.params["steps"])
+        self._epochs[-1] = (self._epochs[-1][0], done, now - self._started)
         if now - self._printed < self._interval and done < self.params["steps"]:
             return
         self._printed = now
@@ -65,10 +72,11 @@ class Progress(keras.callbacks.Callback):
     def per_second(self) -> float:
         """Examples, tokens or the like in a second of training: the median of all epochs.
 
-        The first epoch, in which steps are compiled, counts only if there is no other.
+        The first epoch, in which steps are compiled, counts only if there is no other. NaN if
+        nothing was trained, as when `fit` had ended before the program was started again.
         """
-        seconds = statistics.median(self._took[1:] or self._took)
-        return self._per_step * self.params["steps"] / seconds
+        speeds = [(end - first) / seconds for first, end, seconds in self._epochs if end]
+        return self._per_step * statistics.median(speeds[1:] or speeds or [math.nan])
 
     def _line(self, done: int, now: float, logs: dict) -> str:
         steps, epochs = self.params["steps"], self.params["epochs"]

@@ -86,11 +86,13 @@ def train(connect: task.Connect) -> None:
     model.save(path)
     if not way.chief:
         return
+    facts = {"classes": names}
+    program.write_facts(path, facts)
     found = program.outputs(model, x[held], 256).argmax(1)
     accuracy = float((found == y[held]).mean())
     seconds = time.perf_counter() - started
     held_out = {"accuracy": accuracy, "seconds": seconds}
-    program.write_facts(path, {"classes": names, "held_out": held_out})
+    program.write_facts(path, {**facts, "held_out": held_out})
     print(f"held out: accuracy {accuracy:.4f}, after {seconds:.0f} s")
     print(_mistakes(names, y[held], found))
     program.finish(way, trainer, board)

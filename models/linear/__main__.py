@@ -78,11 +78,13 @@ def train(connect: task.Connect) -> None:
     model.save(path)
     if not way.chief:
         return
+    facts = {"columns": names, "target": target}
+    program.write_facts(path, facts)
     ours = linear.r_squared(y[held], program.outputs(model, x[held])[:, 0])
     exact = linear.r_squared(y[held], linear.least_squares(x[training], y[training], x[held]))
     seconds = time.perf_counter() - started
     held_out = {"r_squared": ours, "least_squares": exact, "seconds": seconds}
-    program.write_facts(path, {"columns": names, "target": target, "held_out": held_out})
+    program.write_facts(path, {**facts, "held_out": held_out})
     print(f"held out: R² {ours:.4f}, least squares {exact:.4f}, after {seconds:.0f} s")
     program.finish(way, trainer, board)
 

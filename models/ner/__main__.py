@@ -113,11 +113,13 @@ def train(connect: task.Connect) -> None:
     if not way.chief:
         return
     word_pieces.save(pieces, path)
+    facts = {"tags": names}
+    program.write_facts(path, facts)
     guessed = _tags(model, unseen, names)
     true = [s.tags for s in held]
     whole = spans.score(true, guessed)
     seconds = time.perf_counter() - started
-    program.write_facts(path, {"tags": names, "held_out": {"f1": whole.f1, "seconds": seconds}})
+    program.write_facts(path, {**facts, "held_out": {"f1": whole.f1, "seconds": seconds}})
     for kind in sorted({name[2:] for name in names} - {""}):
         print(_line(kind, spans.score(true, guessed, kind)))
     print(_line("all", whole))

@@ -85,10 +85,12 @@ def train(connect: task.Connect) -> None:
     model.save(path)
     if not way.chief:
         return
+    facts = {"columns": dataclasses.asdict(columns)}
+    program.write_facts(path, facts)
     found = network.auc(y[held], program.outputs(model, after)[:, 0])
     seconds = time.perf_counter() - started
     held_out = {"auc": found, "seconds": seconds}
-    program.write_facts(path, {"columns": dataclasses.asdict(columns), "held_out": held_out})
+    program.write_facts(path, {**facts, "held_out": held_out})
     print(f"held out: AUC {found:.4f}, after {seconds:.0f} s")
     program.finish(way, trainer, board)
 

@@ -1,5 +1,6 @@
 """The networks. All have an embedding for each column of ids, whose tables grow with the ids."""
 
+import math
 from collections.abc import Callable
 
 import keras
@@ -104,15 +105,19 @@ def auc(liked: np.ndarray, scores: np.ndarray) -> float:
     """The area under the ROC curve, exactly: how often what is liked has the higher score.
 
     Args:
-      liked: [n], 1 or 0, of which there is one each at least.
+      liked: [n], 1 or 0.
       scores: [n]; of equal scores, half count.
+
+    Returns:
+      The area; NaN if all or none are liked.
     """
     _, places, counts = np.unique(scores, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[places]
     positive = liked > 0
     count = int(positive.sum())
     above = float(ranks[positive].sum()) - count * (count + 1) / 2
-    return above / (count * (len(liked) - count))
+    pairs = count * (len(liked) - count)
+    return above / pairs if pairs else math.nan
 
 
 def _joined(parts) -> Tensor:

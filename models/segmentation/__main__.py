@@ -96,11 +96,11 @@ def train(connect: task.Connect) -> None:
     model.save(path)
     if not way.chief:
         return
+    facts = {"classes": names, "colours": read.colours.tolist()}
+    program.write_facts(path, facts)
     held_out = _measured(model, read, training, held)
     held_out["seconds"] = time.perf_counter() - started
-    program.write_facts(
-        path, {"classes": names, "colours": read.colours.tolist(), "held_out": held_out}
-    )
+    program.write_facts(path, {**facts, "held_out": held_out})
     print(_report(held_out))
     program.finish(way, trainer, board)
 

@@ -90,6 +90,8 @@ def train(connect: task.Connect) -> None:
     model.save(path)
     if not way.chief:
         return
+    facts = {"alphabet": alphabet.characters, "rate": read.rate}
+    program.write_facts(path, facts)
     found = transcribe(model, held.spectrograms)
     ((always, _),) = collections.Counter(training.texts).most_common(1)
     held_out = {
@@ -97,8 +99,7 @@ def train(connect: task.Connect) -> None:
         "most_frequent": measures.character_error_rate(held.texts, [always] * len(found)),
         "seconds": time.perf_counter() - started,
     }
-    facts = {"alphabet": alphabet.characters, "rate": read.rate, "held_out": held_out}
-    program.write_facts(path, facts)
+    program.write_facts(path, {**facts, "held_out": held_out})
     for text, one in list(zip(held.texts, found, strict=True))[:3]:
         print(f"said: {text}\nrecognized: {one}")
     print(

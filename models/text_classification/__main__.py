@@ -105,14 +105,16 @@ def train(connect: task.Connect) -> None:
     network.whole(words, model).save(path)
     if not way.chief:
         return
+    facts = {"columns": columns, "classes": names}
+    program.write_facts(path, facts)
     counts = confusion.matrix(y[held], program.outputs(model, x[held]).argmax(1), len(names))
     held_out = {
         "macro_f1": confusion.macro_f1(counts),
         "accuracy": float(np.diag(counts).sum() / counts.sum()),
         "seconds": time.perf_counter() - started,
     }
+    program.write_facts(path, {**facts, "held_out": held_out})
     confusion.show(board, names, counts)
-    program.write_facts(path, {"columns": columns, "classes": names, "held_out": held_out})
     print(
         f"held out: macro-F1 {held_out['macro_f1']:.4f}, accuracy {held_out['accuracy']:.4f}, "
         f"after {held_out['seconds']:.0f} s"

@@ -4,6 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 _CELL = 24  # Pixels of a side.
+_MOST = 100  # Classes that are shown: with more, the image has more pixels than anybody can see.
 
 
 def matrix(classes: np.ndarray, found: np.ndarray, count: int) -> np.ndarray:
@@ -31,13 +32,15 @@ def macro_f1(counts: np.ndarray) -> float:
 
 
 def show(log_dir: str, names: list[str], counts: np.ndarray) -> None:
-    """Shows the matrix in TensorBoard, as an image and as a table.
+    """Shows the matrix in TensorBoard, as an image and as a table, unless there are many classes.
 
     Args:
       log_dir: TensorBoard's folder.
       names: of the classes.
       counts: of `matrix`. In the image, a row has the shares of a true class, white for none.
     """
+    if len(names) > _MOST:
+        return
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     image = np.kron(1 - shares, np.ones([_CELL, _CELL]))[None, :, :, None]
     head = f"| true class | {' | '.join(names)} |\n|---|{'---:|' * len(names)}\n"

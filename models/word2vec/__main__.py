@@ -8,6 +8,7 @@ the variable names: the chief trains, workers and ps serve.
   python -m models.word2vec --save=books.keras --predict=words.txt
 """
 
+import dataclasses
 import time
 
 import keras
@@ -108,6 +109,8 @@ def train(connect: task.Connect) -> None:
     model.save(path)
     if not way.chief:
         return
+    facts = {"words": text.words}
+    program.write_facts(path, facts)
     vectors = _rows(model)
     export.save(export.vectors_path(path), text.words, vectors)
     export.project(board, text.words, vectors)
@@ -116,7 +119,7 @@ def train(connect: task.Connect) -> None:
         "words_per_second": shown.per_second(),
         "seconds": time.perf_counter() - started,
     }
-    program.write_facts(path, {"words": text.words, "held_out": held_out})
+    program.write_facts(path, {**facts, "held_out": held_out})
     print(f"{held_out['words_per_second']:,.0f} words/s; {held_out['seconds']:.0f} s in all")
     print(f"vectors: {export.vectors_path(path)}")
     program.finish(way, trainer, board)
@@ -126,7 +129,7 @@ def predict() -> None:
     """Writes the nearest neighbours of each word in the file --predict, a word in a line."""
     model, facts = program.load(FLAGS.save)
     vectors = similarity.Vectors(facts["words"], _rows(model))
-    wanted = texts.read([FLAGS.predict], "predict")[FLAGS.predict].decode("utf-8", "replace")
+    wanted = texts.read([FLAGS.predict], "predict")[FLAGS.predict].decode("utf-8-sig", "replace")
     found = []
     for word in wanted.lower().split():
         if word not in vectors:
@@ -139,23 +142,37 @@ def predict() -> None:
     inference.write(["word", "neighbour", "cosine"], columns)
 
 
-def _questions() -> dict[str, str]:
-    """Name -> what people say of words, to compare with."""
+@dataclasses.dataclass(frozen=True)
+class Questions:
+    """What people say of words, to compare with.
+
+    Attributes:
+      pairs: name of a file -> pairs of words with the scores that people gave them.
+      analogies: content of a file, as `similarity.analogies` takes it; None for none.
+    """
+
+    pairs: dict[str, list[similarity.Pair]]
+    analogies: str | None
+
+
+def _questions() -> Questions:
     if FLAGS.pairs is not None:
-        return {"pairs": texts.read([FLAGS.pairs], "pairs")[FLAGS.pairs].decode("utf-8", "replace")}
-    return corpus.read_questions() if FLAGS.data is None else {}
+        content = texts.read([FLAGS.pairs], "pairs")[FLAGS.pairs].decode("utf-8-sig", "replace")
+        return Questions({"pairs": similarity.pairs(content, f"--pairs={FLAGS.pairs}")}, None)
+    files = corpus.read_questions() if FLAGS.data is None else {}
+    analogies = files.pop("analogies", None)
+    return Questions({n: similarity.pairs(files[n], n) for n in files}, analogies)
 
 
-def _judged(vectors: similarity.Vectors, questions: dict[str, str]) -> dict[str, float]:
+def _judged(vectors: similarity.Vectors, questions: Questions) -> dict[str, float]:
     """Answers all questions, and prints a line for each file of them."""
     found = {}
-    for name, content in questions.items():
-        if name == "analogies":
-            found[name], count = similarity.analogies(vectors, content)
-            print(f"analogies: {found[name]:.2%} of {count:,} right")
-        else:
-            found[name], count = similarity.correlation(vectors, content)
-            print(f"{name}: rank correlation {found[name]:.4f} of {count:,} pairs")
+    for name, pairs in questions.pairs.items():
+        found[name], count = similarity.correlation(vectors, pairs)
+        print(f"{name}: rank correlation {found[name]:.4f} of {count:,} pairs")
+    if questions.analogies is not None:
+        found["analogies"], count = similarity.analogies(vectors, questions.analogies)
+        print(f"analogies: {found['analogies']:.2%} of {count:,} right")
     return found
 
 

@@ -1,6 +1,12 @@
 """How well word vectors agree with people's judgement, and which words are next to a word."""
 
+import math
+
 import numpy as np
+
+import tfps
+
+Pair = tuple[str, str, float]  # Two words, and how similar people find them.
 
 
 class Vectors:
@@ -34,19 +40,45 @@ class Vectors:
         return [(self.words[i], float(cosines[i])) for i in found]
 
 
-def correlation(vectors: Vectors, pairs: str) -> tuple[float, int]:
+def pairs(content: str, where: str) -> list[Pair]:
+    """Pairs of words that people have scored, in lower case.
+
+    Args:
+      content: lines of two words and a number, separated by tabs. What follows the number counts
+        for nothing. Empty lines are left out, and lines that begin with #, which are remarks.
+      where: which file this is, for errors.
+
+    Raises:
+      DataError: a line is none of these.
+    """
+    found = []
+    for number, line in enumerate(content.split("\n"), 1):
+        if not line.strip() or line[0] == "#":
+            continue
+        try:
+            a, b, score = line.lower().split("\t")[:3]
+            found.append((a.strip(), b.strip(), float(score)))
+            if not math.isfinite(found[-1][2]):
+                raise ValueError(score)
+        except ValueError as e:
+            raise tfps.DataError(
+                f"{where}: line {number} is {line.strip()!r}; expected two words and a number, "
+                "separated by tabs, or a remark that begins with #"
+            ) from e
+    return found
+
+
+def correlation(vectors: Vectors, pairs: list[Pair]) -> tuple[float, int]:
     """Spearman's rank correlation of cosines with people's judgement of word pairs.
 
     Args:
       vectors: of words in lower case. Pairs with other words are left out.
-      pairs: lines of two words and a number, separated by tabs. Lines that begin with # are
-        remarks.
+      pairs: of words, with people's scores.
 
     Returns:
       The correlation, and the number of pairs that were compared; NaN with fewer than 2.
     """
-    lines = [line.lower().split("\t")[:3] for line in pairs.splitlines() if line[:1] not in "#"]
-    known = [(a, b, float(score)) for a, b, score in lines if a in vectors and b in vectors]
+    known = [pair for pair in pairs if pair[0] in vectors and pair[1] in vectors]
     if len(known) < 2:
         return float("nan"), len(known)
     firsts, seconds, scores = zip(*known, strict=True)

@@ -1,6 +1,7 @@
 """The progress line of the binaries."""
 
 import io
+import math
 
 from models.progress import Progress
 
@@ -38,12 +39,27 @@ def test_a_validation_gets_a_line():
     assert out.getvalue().startswith("  validation: error 0.50  (epoch took 0:0")
 
 
-def test_speed_is_that_of_the_median_epoch(monkeypatch):
-    clock = iter([0.0, 50.0, 100.0, 102.0, 200.0, 204.0, 300.0, 303.0])
-    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+def speed(monkeypatch, epochs):
+    """The speed after epochs of 6 steps, each (s, index of the batch with which it began)."""
+    now = 0.0
+    monkeypatch.setattr("time.perf_counter", lambda: now)
     progress = Progress(64, "tokens", str, io.StringIO())
     progress.set_params({"steps": 6, "epochs": 4})
-    for epoch in range(4):
+    for epoch, (seconds, first) in enumerate(epochs):
         progress.on_epoch_begin(epoch)
+        progress.on_train_batch_begin(first)
+        now += seconds / 2
+        progress.on_train_batch_end(first)
+        progress.on_train_batch_begin(first + 1)
+        now += seconds / 2
         progress.on_train_batch_end(5)
-    assert progress.per_second() == 64 * 6 / 3  # The first epoch, which traces, does not count.
+        now += 100.0  # A validation.
+    return progress.per_second()
+
+
+def test_speed_is_that_of_the_median_epoch(monkeypatch):
+    # The first epoch, which traces, does not count.
+    assert speed(monkeypatch, [(50.0, 0), (2.0, 0), (4.0, 0), (3.0, 0)]) == 64 * 6 / 3
+    # Only the batches that were trained here do.
+    assert speed(monkeypatch, [(8.0, 2)]) == 64 * 4 / 8
+    assert math.isnan(speed(monkeypatch, []))

@@ -67,6 +67,7 @@ def test_auc_counts_pairs():
     pairs = scores[liked == 1][:, None] - scores[liked == 0]
     expected = np.mean((pairs > 0) + (pairs == 0) / 2)
     assert network.auc(liked, scores) == pytest.approx(expected)
+    assert np.isnan(network.auc(np.ones(3), np.arange(3)))
 
 
 def test_a_factorization_machine_is_its_formula():

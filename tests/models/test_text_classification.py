@@ -50,6 +50,14 @@ def test_macro_f1_is_the_mean_of_classes():
     assert confusion.macro_f1(counts) == pytest.approx(float(metric.result()))
 
 
+def test_many_classes_are_not_shown(tmp_path):
+    """An image of n classes has (24 n)² pixels."""
+    for count, shown in ((3, True), (101, False)):
+        board = tmp_path / str(count)
+        confusion.show(str(board), ["x"] * count, np.zeros([count, count], int))
+        assert board.exists() == shown
+
+
 def test_what_fills_up_a_text_does_not_count_in_its_mean():
     made = network.build(9, 12, 2, 4, 3, 0.0)
     bag = keras.Model(made.input, made.layers[-1].input)

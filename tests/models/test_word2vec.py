@@ -163,9 +163,11 @@ def test_similarity_is_as_defined():
     text = "# remark\n" + "".join(f"{a.upper()}\t{b}\t{score}\n" for a, b, score in pairs)
     cosines = [vectors.unit[words.index(a)] @ vectors.unit[words.index(b)] for a, b, _ in pairs]
     expected = scipy.stats.spearmanr(cosines, [score for *_, score in pairs]).statistic
-    found, count = similarity.correlation(vectors, text + "w1\tunknown\t3\n")
+    found, count = similarity.correlation(
+        vectors, similarity.pairs(text + "\nw1\tunknown\t3\r\n", "file")
+    )
     assert (found, count) == (pytest.approx(expected), 40)
-    assert np.isnan(similarity.correlation(vectors, "")[0])
+    assert np.isnan(similarity.correlation(vectors, [])[0])
 
     plane = {
         "man": [1, 0, 0],
@@ -224,7 +226,7 @@ def test_words_of_a_subject_come_together(connect, capsys, text, tmp_path, strat
     np.testing.assert_allclose(rows, kept.get_weights()[0], rtol=1e-4)
     assert "words.tsv" in (tmp_path / "board" / "projector_config.pbtxt").read_text()
 
-    (tmp_path / "asked.txt").write_text("suna\nSeab")
+    (tmp_path / "asked.txt").write_text("\ufeffsuna\nSeab")
     code, out, err = in_process.run(
         binary, capsys, f"--save={save}", f"--predict={tmp_path}/asked.txt", "--neighbours=3"
     )
@@ -258,11 +260,13 @@ def test_gensim_reads_the_vectors(tmp_path):
         ("a b\nc d\n", [], "has 0 words that occur 5 times or more"),
         ("a b\na b\na a\n", ["--min_count=1"], "too few for a stretch of --length=64"),
         ("a b\na b\n", ["--pairs={tmp}/none.tsv"], "--pairs: cannot read"),
+        ("a b\na b\n", ["--pairs={tmp}/bad.tsv"], "line 3 is 'a b 2'; expected two words and a"),
         ("a b\na b\n", ["--predict={tmp}/none.txt"], "does not exist; train a model first"),
     ],
 )  # fmt: skip
 def test_bad_input_gets_one_line(tmp_path, capsys, monkeypatch, content, args, said):
     monkeypatch.delenv("TF_CONFIG", raising=False)
+    (tmp_path / "bad.tsv").write_text("\ufeff# remark\na\tb\t1\na b 2\n")
     data = [f"--packages={tmp_path}"]
     if content is not None:
         (tmp_path / "x.txt").write_text(content)
