@@ -39,8 +39,8 @@ class Progress(keras.callbacks.Callback):
         self._out = out
         self._tty = out.isatty()
         self._interval = 0.2 if self._tty else 15.0  # s between two prints
-        # Of each epoch: the index of its first batch, that of the batch after its last one, and s from
-        # its beginning to the end of its last batch.
+        # Of each epoch: the index of its first batch, that of the batch after its last one, and s
+        # from its beginning to the end of its last batch.
         self._epochs: list[tuple[int, int, float]] = []
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
