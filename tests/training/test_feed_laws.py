@@ -7,6 +7,7 @@ import tensorflow as tf
 
 import tfps
 from tfps.training.input import feed_of
+from tfps.training.worker_dataset import RemoteDataset
 from tfps.worker.batch_loop import Stack
 
 WORKERS = 2
@@ -156,6 +157,29 @@ def test_reset_begins_with_the_first_batch(name):
     epoch(feed)
     feed.reset()
     assert epoch(feed) == first
+
+
+@pytest.mark.parametrize("name", ["dataset_fn", "splits"])
+def test_what_is_repeated_in_a_row_is_read_in_a_row(name, monkeypatch):
+    """A pass is not read from its beginning for each unit that a lost worker had."""
+    feed, begun, iterator = make(name, group=5), [], RemoteDataset.iterator
+
+    def noted(remote, turn, begin):
+        begun.append(begin)
+        return iterator(remote, turn, begin)
+
+    monkeypatch.setattr(RemoteDataset, "iterator", noted)
+    feed.begin_epoch()
+    work = feed.take(0)
+    lost = numbers(work)
+    assert len(lost) >= 3
+    begun.clear()
+    feed.left(0)
+    again = [feed.repeat(work, i, 1) for i in range(len(lost))]
+    assert sum(map(numbers, again), []) == lost and begun == [0]
+    feed.left(1)
+    feed.back(1)
+    assert numbers(feed.repeat(work, 1, 1)) == lost[1:2] and begun == [0, 1]
 
 
 def test_a_pass_that_was_left_before_its_first_batch_has_no_batches():

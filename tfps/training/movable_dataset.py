@@ -28,6 +28,8 @@ class MovableDataset:
         self._make = make
         self._length = UNKNOWN
         self._remote: RemoteDataset | None = None
+        # Worker -> where it reads what others have lost. Units are lost, and repeated, in rows.
+        self._again: dict[int, Stream] = {}
         self.passes = Passes()
         self.move(host)
 
@@ -38,8 +40,17 @@ class MovableDataset:
         self._remote = None if host is None else RemoteDataset(self._make, host)
 
     def drop(self) -> None:
-        """Lets go of the iterator, which may be anywhere."""
+        """Lets go of the iterators, which may be anywhere."""
         self._stream: Stream | None = None
+        self._again.clear()
+
+    def lose(self, worker: int) -> None:
+        """Notes that a worker has nothing any more of what it was to repeat.
+
+        Args:
+          worker: index.
+        """
+        self._again.pop(worker, None)
 
     def dataset(self) -> tf.data.Dataset:
         """Returns the dataset on its host, made if it is not there yet."""
@@ -63,13 +74,19 @@ class MovableDataset:
 
     def repeat(self, lease: Lease, index: int, worker: int, count: int) -> Work:
         """A work of some batches of a lease, for whatever worker."""
-        again = self.passes.repeat(lease, index, count)
-        return self._work(Stream(RemoteDataset(self._make, worker), again.turn, again.begin), again)
+        again, stream = self.passes.repeat(lease, index, count), self._again.get(worker)
+        if stream is None or (stream.turn, stream.at) != (again.turn, again.begin):
+            remote = RemoteDataset(self._make, worker)
+            stream = self._again[worker] = Stream(remote, again.turn, again.begin)
+        stream.at += again.count
+        return self._work(stream, again)
 
     def forget(self, stream: Stream) -> None:
         """Notes that a stream may be anywhere."""
         if stream is self._stream:
-            self.drop()
+            self._stream = None
+        for worker in [w for w, one in self._again.items() if one is stream]:
+            self.lose(worker)
 
     def _work(self, stream: Stream, lease: Lease) -> Work:
         is_sure = self.length == tf.data.INFINITE_CARDINALITY

@@ -200,8 +200,11 @@ class SplitFeed:
 
     def repeat(self, work: Work, index: int, worker: int, count: int = 1) -> Work:
         """See `feeds.Feed`."""
+        split = work.lease.of
+        if split.key not in self._begun:
+            split.move(None)  # Workers may have been lost since it was done.
         again = work.lease.repeat(index, worker, count)
-        self._note(work.lease.of)
+        self._note(split)
         return again
 
     def ranges(self, work: Work) -> list[Range]:
@@ -222,6 +225,7 @@ class SplitFeed:
         """See `feeds.WorkSource`; whoever is free goes on with the split that it read."""
         self._lost.add(worker)
         for one in self._begun.values():
+            one.lose(worker)
             if one.host == worker:
                 one.move(None)
 
@@ -229,6 +233,7 @@ class SplitFeed:
         """See `feeds.WorkSource`."""
         self._lost.discard(worker)
         for one in self._begun.values():
+            one.lose(worker)
             if one.host == worker:  # Its new process has nothing of it.
                 one.move(None)
 

@@ -132,12 +132,14 @@ class WorkerFeed:
         """See `feeds.WorkSource`; its datasets go to the workers that read the fewest."""
         self._living.discard(worker)
         for one in self._inputs:
+            one.lose(worker)
             if one.host == worker:
                 one.move(self._least_loaded())
 
     def back(self, worker: int) -> None:
         """See `feeds.WorkSource`; its dataset goes back to it at the next `take`."""
         for one in self._inputs:
+            one.lose(worker)
             if one.host == worker:  # Its new process has nothing of it.
                 one.move(worker)
         self._living.add(worker)
