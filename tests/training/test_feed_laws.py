@@ -176,7 +176,7 @@ def test_what_is_repeated_in_a_row_is_read_in_a_row(name, monkeypatch):
     begun.clear()
     feed.left(0)
     again = [feed.repeat(work, i, 1) for i in range(len(lost))]
-    assert sum(map(numbers, again), []) == lost and begun == [0]
+    assert [numbers(one) for one in again] == [[n] for n in lost] and begun == [0]
     feed.left(1)
     feed.back(1)
     assert numbers(feed.repeat(work, 1, 1)) == lost[1:2] and begun == [0, 1]
