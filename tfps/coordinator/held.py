@@ -110,17 +110,17 @@ class Held:
 
     def _copy(self, group: list[_Item]) -> BaseException | None:
         """Copies the results of a group to the chief; returns the error if that fails."""
-        row = group[0].result
-        here = isinstance(row, Row) and row.is_on_chief
-        if self._is_gone(group[0]) and not here:
-            # Who asks a frozen host, or a host that has vanished, may wait for long.
-            return tf.errors.UnavailableError(None, None, "the worker of the result is lost")
-        try:
-            # The caller may be tracing a graph, which has nothing to do with the copy.
-            with tf.init_scope():
-                results = _copy(group)
-        except Exception as e:
-            return e
+        row, results = group[0].result, [None]
+        if not isinstance(row, Row) or not row.is_on_chief:
+            if self._is_gone(group[0]):
+                # Who asks a frozen host, or a host that has vanished, may wait for long.
+                return tf.errors.UnavailableError(None, None, "the worker of the result is lost")
+            try:
+                # The caller may be tracing a graph, which has nothing to do with the copy.
+                with tf.init_scope():
+                    results = _copy(group)
+            except Exception as e:
+                return e
         with self._lock:
             for item, result in zip(group, results, strict=True):
                 if item.value._source is item.source and item.value._ready:

@@ -81,19 +81,22 @@ class Row:
         """Whether `tensors` needs the worker no more."""
         return self._copy is not None and self._copy.is_on_chief
 
-    def bring(self) -> np.ndarray:
-        """Copies the result to the chief, and all others of the buffer with it; returns its row."""
-        # The caller may be tracing a graph, which has nothing to do with the copy.
+    def bring(self) -> None:
+        """Copies the result to the chief, and all others of the buffer with it."""
         with tf.init_scope(), tf.device(_tf.chief_device()):
-            if self._copy is None:
-                self._buffer.copy()
-            assert self._copy is not None  # `_Buffer.copy` calls `move` of every written row.
-            return self._copy.on_chief()[self._index]
+            self._on_chief()
+
+    def _on_chief(self) -> np.ndarray:
+        if self._copy is None:
+            self._buffer.copy()
+        assert self._copy is not None  # `_Buffer.copy` calls `move` of every written row.
+        return self._copy.on_chief()[self._index]
 
     def tensors(self) -> list[tf.Tensor]:
         """Returns the result as tensors on the chief."""
-        row = self.bring()
+        # The caller may be tracing a graph, which has nothing to do with the copy.
         with tf.init_scope(), tf.device(_tf.chief_device()):
+            row = self._on_chief()
             return [tf.constant(x) for x in self._packing.unpack_numpy(row)]
 
     def move(self, copy: "_Copy") -> None:
