@@ -139,6 +139,20 @@ def numbers(table: Table, name: str, flag: str = "data") -> np.ndarray:
     return short
 
 
+def moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What standardizes columns of numbers: (means, deviations), float64 [columns].
+
+    The deviation of a column of equal values is 1, so that another value that comes later is not
+    taken for an enormous one.
+
+    Args:
+      x: float32 [rows, columns], the rows to train on.
+    """
+    equal = (x == x[0]).all(0)
+    mean = np.where(equal, x[0], x.mean(0, dtype=np.float64))
+    return mean, np.where(equal, 1.0, x.std(0, dtype=np.float64))
+
+
 def held_out(rows: int, share: float = 0.2) -> tuple[np.ndarray, np.ndarray]:
     """Splits rows at random, always in the same way: (those to train on, those held out).
 

@@ -56,7 +56,9 @@ def train(connect: task.Connect) -> None:
     batch = FLAGS.batch_size * way.batches_per_step
     data = feeding.shuffled(x[training], y[training, None], batch, FLAGS.seed)
     with way.scope():
-        model = _compiled_model(x[training], way.updates(FLAGS.epochs * (len(training) // batch)))
+        updates = way.updates(FLAGS.epochs * (len(training) // batch))
+        rate = keras.optimizers.schedules.CosineDecay(FLAGS.learning_rate, max(1, updates))
+        model = linear.compiled(x[training], y[training], rate, FLAGS.steps_per_execution)
     board = program.log_dir()
     say(
         f"{model.count_params():,} parameters on {way.describe()}, {len(training):,} rows to train "
@@ -64,7 +66,7 @@ def train(connect: task.Connect) -> None:
         flush=True,
     )
     trainer = way.trainer(model)
-    shown = Progress(batch, "rows", lambda logs: f"squared error {logs['val_loss']:.4f}")
+    shown = Progress(batch, "rows", lambda logs: f"squared error {logs['val_squared_error']:.5g}")
     program.fit(
         way,
         trainer,
@@ -110,13 +112,6 @@ def _load() -> tuple[list[str], str, np.ndarray, np.ndarray]:
     if not names:
         raise tfps.DataError(f"--data has the column {target} only; give columns to predict it by")
     return names, target, np.stack([tables.numbers(table, name) for name in names], 1), y
-
-
-def _compiled_model(x: np.ndarray, updates: int) -> keras.Model:
-    model = linear.build(x)
-    rate = keras.optimizers.schedules.CosineDecay(FLAGS.learning_rate, max(1, updates))
-    model.compile(keras.optimizers.Adam(rate), "mse", steps_per_execution=FLAGS.steps_per_execution)
-    return model
 
 
 if __name__ == "__main__":

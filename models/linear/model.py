@@ -3,23 +3,54 @@
 import keras
 import numpy as np
 
+from models import tables
 
-def build(x: np.ndarray) -> keras.Model:
+
+def build(x: np.ndarray, y: np.ndarray) -> keras.Model:
     """A linear model of columns as they are.
 
     Args:
-      x: float32 [rows, columns], the rows to train on. Their means and variances become constants
+      x: float32 [rows, columns], the rows to train on. Their means and deviations become constants
         of the model, so that gradients of all weights are of one size.
+      y: float32 [rows], the targets, of which the same holds: weights are of one size, whatever the
+        unit of the target.
 
     Returns:
-      A model from float32 [batch, columns] to float32 [batch, 1].
+      A model from float32 [batch, columns] to float32 [batch, 1]. It begins with the mean target,
+      and goes on with it where nothing can be learned, as of a column of equal values.
     """
-    mean, variance = x.mean(0, dtype=np.float64), x.var(0, dtype=np.float64)
+    (mean, deviation), ((offset,), (scale,)) = tables.moments(x), tables.moments(y[:, None])
     columns = keras.Input([x.shape[1]], name="columns")
     standard = keras.layers.Normalization(
-        mean=mean.astype(np.float32), variance=np.maximum(variance, 1e-12).astype(np.float32)
+        mean=mean.astype(np.float32), variance=(deviation**2).astype(np.float32)
     )(columns)
-    return keras.Model(columns, keras.layers.Dense(1, name="sum")(standard), name="linear")
+    total = keras.layers.Dense(1, kernel_initializer="zeros", name="sum")(standard)
+    target = keras.layers.Rescaling(float(scale), float(offset), name="target")(total)
+    return keras.Model(columns, target, name="linear")
+
+
+def compiled(x: np.ndarray, y: np.ndarray, rate: object, steps_per_execution: int) -> keras.Model:
+    """The model, compiled. Its loss is the squared error divided by the variance of the targets.
+
+    Gradients would be as large as that variance, or as small, and Adam's second moments as its
+    square. The squared error itself is a metric.
+
+    Args:
+      x: as in `build`.
+      y: as in `build`.
+      rate: the learning rate, or a schedule of it.
+      steps_per_execution: as in `keras.Model.compile`.
+    """
+    model = build(x, y)
+    _, (deviation,) = tables.moments(y[:, None])
+    model.compile(
+        keras.optimizers.Adam(rate),
+        "mse",
+        loss_weights=float(deviation**-2),
+        metrics=[keras.metrics.MeanSquaredError(name="squared_error")],
+        steps_per_execution=steps_per_execution,
+    )
+    return model
 
 
 def least_squares(x: np.ndarray, y: np.ndarray, at: np.ndarray) -> np.ndarray:
@@ -33,10 +64,10 @@ def least_squares(x: np.ndarray, y: np.ndarray, at: np.ndarray) -> np.ndarray:
     Returns:
       float64 [n].
     """
-    mean, deviation = x.mean(0, dtype=np.float64), x.std(0, dtype=np.float64)
+    mean, deviation = tables.moments(x)
 
     def matrix(rows: np.ndarray) -> np.ndarray:
-        standard = (rows - mean) / np.maximum(deviation, 1e-6)
+        standard = (rows - mean) / deviation
         return np.concatenate([standard, np.ones([len(rows), 1])], 1)
 
     weights, *_ = np.linalg.lstsq(matrix(x), y.astype(np.float64), rcond=None)

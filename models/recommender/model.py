@@ -8,6 +8,7 @@ import numpy as np
 from keras import layers, ops
 
 import tfps
+from models import tables
 from models.recommender.interactions import SIDES, Columns
 
 Tensor = keras.KerasTensor
@@ -42,8 +43,9 @@ def build(
     for name in [f"{side}_numbers" for side in SIDES if columns.numbers[side]]:
         known = examples[name]
         inputs[name] = keras.Input([known.shape[1]], name=name)
+        mean, deviation = (part.astype(np.float32) for part in tables.moments(known))
         numbers[name.partition("_")[0]] = layers.Normalization(
-            mean=known.mean(0), variance=np.maximum(known.var(0), 1e-6), name=f"{name}_standard"
+            mean=mean, variance=deviation**2, name=f"{name}_standard"
         )(inputs[name])
     return keras.Model(inputs, make(rows, numbers, width), name=kind)
 

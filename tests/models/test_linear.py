@@ -36,6 +36,23 @@ def test_least_squares_finds_the_weights():
     assert linear.r_squared(np.array([1.0, 2, 3]), np.array([1.0, 2, 3])) == 1
 
 
+@pytest.mark.parametrize("unit", [1e-9, 1.0, 1e15])
+def test_neither_units_nor_a_column_of_equal_values_matter(unit):
+    """What is trained on has 0.1 in the last column, and what is predicted something else."""
+    rng = np.random.default_rng(2)
+    x = np.concatenate([rng.normal(size=(400, 3)), np.full([400, 1], 0.1)], 1).astype(np.float32)
+    y = (unit * (x[:, :3] @ WEIGHTS + 50)).astype(np.float32)
+    model = linear.compiled(x, y, 0.1, 25)
+    history = model.fit(x, y, batch_size=16, epochs=5, verbose=0).history
+    at = x.copy()
+    at[:, 3] = np.linspace(-9, 9, 400)
+    np.testing.assert_allclose(linear.least_squares(x, y, at), y, rtol=1e-5)
+    np.testing.assert_allclose(model(at)[:, 0], y, rtol=1e-3)
+    found = model.evaluate(x, y, batch_size=400, verbose=0, return_dict=True)
+    assert found["squared_error"] == pytest.approx(found["loss"] * y.astype(float).var(), rel=1e-4)
+    assert found["loss"] < 1e-4 < history["loss"][0]
+
+
 @pytest.mark.parametrize("strategy", ["ps", "ps with a codec", "keras"])
 def test_it_comes_to_least_squares(connect, capsys, table, tmp_path, strategy):
     save = tmp_path / "m.keras"

@@ -81,6 +81,21 @@ def test_a_factorization_machine_is_its_formula():
     np.testing.assert_allclose(model(x).numpy()[:, 0], expected, rtol=1e-5, atol=1e-7)
 
 
+def test_numbers_are_standardized_exactly():
+    """Means of float32 lose digits; a column of equal values is not divided by its deviation."""
+    columns = interactions.Columns(
+        ["user_id", "item_id"], {"user": ["user_a", "user_b"], "item": []}
+    )
+    days = 20_000_000 + np.arange(100_000) % 8
+    numbers = np.stack([days, np.full(100_000, 0.1)], 1).astype(np.float32)
+    x = {"user_id": np.arange(2), "item_id": np.arange(2), "user_numbers": numbers}
+    model = network.build("fm", columns, x, 2, 0)
+    found = model.get_layer("user_numbers_standard")(
+        np.float32([[20_000_000, 0.1], [20_000_007, 1.1]])
+    )
+    np.testing.assert_allclose(found, [[-3.5 / 5.25**0.5, 0], [3.5 / 5.25**0.5, 1]], atol=0.25)
+
+
 @pytest.mark.parametrize("kind", ["two_tower", "dlrm", "fm"])
 def test_it_learns_as_in_plain_keras(connect, capsys, table, tmp_path, kind):
     args = [
