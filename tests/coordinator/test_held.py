@@ -212,9 +212,9 @@ def test_small_results_are_brought_together(make, double, copies):
     coordinator = make(workers=1)
     values = [coordinator.schedule(double, args=(tf.fill([500], i),)) for i in range(300)]
     coordinator.join()
-    assert sorted(copies) == [300 - 256, 256]
+    assert sorted(copies) == [300 - 256, 128, 128]  # The rest, and while it ran.
     assert [x[0] for x in coordinator.fetch(values)] == [2 * i for i in range(300)]
-    assert len(copies) == 2
+    assert len(copies) == 3
 
 
 def test_nothing_is_kept_of_what_was_fetched(make, double, monkeypatch):
@@ -288,3 +288,14 @@ def test_a_lane_does_not_wait_for_what_its_lost_worker_was_to_make(connect, gate
     joined.join(20)
     assert not hung
     assert value._values[1].get()
+
+
+def test_a_program_that_holds_all_results_has_few_on_workers(connect, counted):
+    """Those that are lost are computed again, so their effects are had twice."""
+    coordinator = tfps.ClusterCoordinator(connect(workers=1))
+    values = [coordinator.schedule(counted()) for _ in range(300)]
+    eventually(lambda: all(value._ready for value in values))
+    away = [value for value in values if held._is_on_worker(value) and not value._result.is_on_chief]
+    assert len(away) <= 128
+    coordinator.join()
+    assert sorted(int(one[0]) for one in coordinator.fetch(values)) == list(range(1, 301))

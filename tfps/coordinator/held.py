@@ -18,6 +18,10 @@ from tfps.coordinator.result_buffer import Row
 _SMALL = 4096
 _TOGETHER = 256
 
+# Held results that a worker may have at most before they are brought, though nobody waits: what is
+# lost with a worker is computed again, and its effects are then had twice.
+_MOST_AWAY = 128
+
 # Values that are noted until the ones that nobody holds any more are looked for.
 _NOTED = 1000
 
@@ -59,16 +63,38 @@ class Held:
         self._bringing = threading.Lock()
         self._noted: list[weakref.ref[RemoteValue]] = []
         self._most = _NOTED
+        self._away: collections.Counter[int] = collections.Counter()  # by worker, since a copy
 
     def add(self, value: RemoteValue, source: Source, result: Any) -> None:
         """Notes a value that is about to be filled with a result; the queue's lock is held."""
         if result is None or (type(result) is list and not result):
             return  # There are no tensors.
         value._source = source
+        self._away[source.worker] += 1
         self._noted.append(weakref.ref(value))
         if len(self._noted) > self._most:
             self._noted = [ref for ref in self._noted if _is_on_worker(ref())]
             self._most = max(_NOTED, 2 * len(self._noted))
+
+    def relieve(self, worker: int) -> None:
+        """Copies a worker's results to the chief, if it has many; its lane calls this.
+
+        An error is left to whoever waits for the results.
+        """
+        if self._away[worker] < _MOST_AWAY:
+            return
+        with self._lock:
+            self._away[worker] = 0
+            values = [value for ref in self._noted if (value := ref()) is not None]
+            items = [
+                _Item(value, value._source, value._result)
+                for value in values
+                if value._source is not None and value._source.worker == worker
+                if _is_on_worker(value)
+            ]
+        for group in _groups(items):
+            if self._copy(group) is not None:
+                return
 
     def bring_all(self, repeat: bool = True) -> list[tuple[RemoteValue, BaseException]]:
         """Copies all results to the chief that somebody holds; see `bring`."""

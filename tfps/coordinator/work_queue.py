@@ -305,6 +305,7 @@ class WorkQueue:
                 self._fail(its_round, error)
             if not its_round.inflight and not self._queue:
                 self._settled.notify_all()
+        self._held.relieve(lane.worker)
 
     def _put_back(self, closure: Queued) -> bool:
         """Puts a closure back into its queue, unless an error has ended its round."""
