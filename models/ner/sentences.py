@@ -31,8 +31,8 @@ def words_of(text: str) -> list[tuple[int, str]]:
 def read(path: str, flag: str, tagged: bool = True) -> list[Sentence]:
     """Reads a file in the format of CoNLL's shared tasks.
 
-    Each line has a word first and its tag last, with white space between columns; an empty line
-    ends a sentence. Lines that begin with `-DOCSTART-` are left out.
+    Each line has a word first and its tag last, with spaces or tabs between columns; an empty
+    line ends a sentence. Lines that begin with `-DOCSTART-` are left out.
 
     Args:
       path: of a file in UTF-8.
@@ -43,14 +43,14 @@ def read(path: str, flag: str, tagged: bool = True) -> list[Sentence]:
       DataError: the file cannot be read, has no word, or a tag is none.
     """
     try:
-        with open(path, encoding="utf-8") as f:
-            lines = f.read().splitlines()
+        with open(path, encoding="utf-8-sig") as f:
+            lines = f.read().split("\n")
     except (OSError, UnicodeDecodeError) as e:
         raise tfps.DataError(f"--{flag}={path} is no text file that can be read: {e}") from e
     found = [Sentence([], [])]
     for number, line in enumerate(lines, 1):
-        columns = line.split()
-        if not columns:
+        columns = re.split("[ \t]+", line.strip(" \t"))
+        if not line.strip():
             found.append(Sentence([], []))
         elif columns[0] != "-DOCSTART-":
             found[-1].words.append(columns[0])
@@ -87,7 +87,7 @@ def read_lines(path: str, flag: str) -> list[Sentence]:
       DataError: the file cannot be read, or has no word.
     """
     try:
-        with open(path, encoding="utf-8") as f:
+        with open(path, encoding="utf-8-sig") as f:
             lines = [[word for _, word in words_of(line)] for line in f]
     except (OSError, UnicodeDecodeError) as e:
         raise tfps.DataError(f"--{flag}={path} is no text file that can be read: {e}") from e

@@ -169,10 +169,12 @@ def _batches(some: Encoded, batch_size: int, seed: int | None = None) -> tf.data
 
 
 def _translated(model: keras.Model, tokens: Tokens, texts: Sequence[str]) -> list[str]:
-    longest = network.longest_of(model)
-    sources = [source[:longest] for source in tokens.encode(texts)]
-    found = beam.translate(model, sources, FLAGS.beam, FLAGS.length_penalty)
-    return [tokens.decode(translation) for translation in found]
+    """Translations; those of long texts are put together from those of their parts."""
+    most = network.longest_of(model) - 1  # --max_tokens, when the model was trained.
+    parts = [tokens.cut(text, most) for text in texts]
+    sources = tokens.encode([part for some in parts for part in some])
+    found = iter(beam.translate(model, sources, FLAGS.beam, FLAGS.length_penalty))
+    return [" ".join(tokens.decode(next(found)) for _ in some) for some in parts]
 
 
 def _measured(

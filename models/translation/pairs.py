@@ -84,10 +84,13 @@ def read_texts(path: str, flag: str) -> list[str]:
       DataError: the file cannot be read.
     """
     try:
-        with open(path, encoding="utf-8") as f:
-            return [" ".join(line.split()) for line in f.read().split("\n")[:-1]]
+        with open(path, encoding="utf-8-sig") as f:
+            lines = f.read().split("\n")
     except (OSError, UnicodeDecodeError) as e:
         raise tfps.DataError(f"--{flag}: {path} is no text in UTF-8 that can be read: {e}") from e
+    if not lines[-1]:  # The last line has an end, too.
+        lines.pop()
+    return [" ".join(line.split()) for line in lines]
 
 
 def paragraphs(page: str) -> dict[str, str]:

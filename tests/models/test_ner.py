@@ -74,7 +74,10 @@ def test_conll_is_read_and_written(tmp_path):
     assert sentences.read(str(path), "data") == found
     path.write_text("here\n")
     assert sentences.read(str(path), "predict", tagged=False) == [(["here"], ["O"])]
-    path.write_text("It's here.\n\n")
+    # Other signs that some take for white space, or for the end of a line, are parts of a word.
+    path.write_text("\ufeffa\u2028b\tB-X\nc\u0085d e\u00a0f \f O\n", encoding="utf-8")
+    assert sentences.read(str(path), "data") == [(["a\u2028b", "c\u0085d"], ["B-X", "O"])]
+    path.write_text("\ufeffIt's here.\n\n", encoding="utf-8")
     (one,) = sentences.read_lines(str(path), "predict")
     assert one.words == ["It", "'", "s", "here", "."]
 

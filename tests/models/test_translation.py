@@ -85,6 +85,12 @@ def test_lines_are_read(corpus):
     assert [WORDS[word] for word in source.split()] == target.split()[::-1]
 
 
+@pytest.mark.parametrize("content", ["a  b\n\nc\n", "\ufeffa b\n\nc", "a b\r\n\r\nc"])
+def test_the_last_line_needs_no_end(tmp_path, content):
+    (tmp_path / "x").write_bytes(content.encode())
+    assert pairs.read_texts(str(tmp_path / "x"), "predict") == ["a b", "", "c"]
+
+
 def test_tokens_become_text_again():
     texts = ["A cat, a dog.", "", "Ein Hund – eine Katze (3)"]
     made = tokens_.Tokens.learn([*texts, *texts], 80)
@@ -96,6 +102,31 @@ def test_tokens_become_text_again():
     assert max(int(part.max()) for part in encoded if len(part)) < made.vocabulary
     again = tokens_.Tokens(WordPiece(made.pieces.pieces))
     np.testing.assert_array_equal(again.encode(texts[:1])[0], encoded[0])
+
+
+def test_the_sign_of_a_line_end_moves_no_line():
+    texts = ["press ⏎ now", "⏎", "a cat"]
+    made = tokens_.Tokens.learn([*texts, *texts], 80)
+    assert [made.decode(part) for part in made.encode(texts)] == ["press now", "", "a cat"]
+
+
+def test_long_texts_are_translated_in_parts(monkeypatch):
+    """The search, which gives back what it is given here, has no more than the model takes."""
+    texts = ["one two red big cat dog " * 4 + "one", "red", "", "abcdefgh" * 6]
+    texts = [text.strip() for text in texts]
+    made = tokens_.Tokens.learn([" ".join(sorted(WORDS)), "abcdefgh"] * 9, 80)
+    assert max(map(len, made.encode(texts))) > 8
+    model = network.build(made.vocabulary, 1, 8, 2, 9, 0.0)
+
+    def translate(model, sources, beam, penalty):
+        assert max(map(len, sources)) <= 8
+        return sources
+
+    monkeypatch.setattr(beam, "translate", translate)
+    with in_process.given():
+        found = binary._translated(model, made, texts)
+    assert found[:3] == texts[:3]
+    assert found[3].replace(" ", "") == texts[3]
 
 
 def test_nothing_is_seen_of_padding_and_of_what_follows():
