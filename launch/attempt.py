@@ -130,6 +130,9 @@ class Attempt:
     def _start_what_is_due(self) -> None:
         for name in [n for n, when in self._due.items() if when <= self._clock()]:
             task = self._topology.task(name)
+            if self._needs_no_more(task):
+                del self._due[name]
+                continue
             self._output.begin(name, f"{task.host} {task.endpoint}")
             del self._due[name]
             self._unsure.add(name)
@@ -188,10 +191,8 @@ class Attempt:
         self._failures.append(failure)
         if self._verdict is not None:
             return
-        has_chief = any(one.role == CHIEF for one in self._topology.tasks)
-        is_server = has_chief and task.role not in (CHIEF, EVALUATOR)
-        if is_server and self._succeeded.issuperset(self._topology.leaders):
-            self._go_on_without(failure)  # An evaluator is waited for, which needs no server.
+        if self._needs_no_more(task):
+            self._go_on_without(failure)
             return
         if status is not None and not exit_codes.may_be_retried(status):
             if task.role == EVALUATOR:
@@ -200,7 +201,7 @@ class Attempt:
             self._verdict = Verdict(failure.code, because=str(failure))
         elif status == exit_codes.LOST and task.role == CHIEF:
             self._verdict = Verdict(exit_codes.LOST, again=True, because=str(failure))
-        elif status == exit_codes.LOST and is_server:
+        elif status == exit_codes.LOST and self._is_server(task):
             self._let_go[task.name] = failure
             self._start_again_for_a_chief()
         else:
@@ -211,7 +212,10 @@ class Attempt:
         for name, failure in list(self._let_go.items()):
             if self._verdict is None and self._clock() - failure.when >= _SAID:
                 del self._let_go[name]
-                self._retry(failure)
+                if self._needs_no_more(failure.task):
+                    self._go_on_without(failure)
+                else:
+                    self._retry(failure)
 
     def _retry(self, failure: Failure) -> None:
         task, budget = failure.task, self._budgets[failure.task.role]
@@ -241,6 +245,8 @@ class Attempt:
         began = [self._restarted[t.name] for t in self._topology.tasks if self._is_new_chief(t)]
         if self._verdict is not None or not any(self._clock() - when < _SAID for when in began):
             return
+        if self._succeeded.issuperset(self._topology.leaders):
+            return
         for name in self._succeeded - {*self._topology.leaders, *self._topology.evaluators}:
             self._succeeded.discard(name)
             self._due.setdefault(name, self._clock())
@@ -251,6 +257,15 @@ class Attempt:
 
     def _is_new_chief(self, task: Task) -> bool:
         return task.role == CHIEF and task.name in self._restarted
+
+    def _is_server(self, task: Task) -> bool:
+        """Whether a task serves a chief; without a chief, workers lead."""
+        has_chief = any(one.role == CHIEF for one in self._topology.tasks)
+        return has_chief and task.role not in (CHIEF, EVALUATOR)
+
+    def _needs_no_more(self, task: Task) -> bool:
+        """Whether a task is a server whose chief has succeeded, though an evaluator goes on."""
+        return self._is_server(task) and self._succeeded.issuperset(self._topology.leaders)
 
     def _can_do_without(self, task: Task) -> bool:
         """Whether the job goes on without a task that cannot be started again."""

@@ -212,6 +212,32 @@ def test_a_server_that_is_lost_after_the_chief_has_succeeded_is_missed_by_nobody
     assert launcher.started.count("worker 0") == launcher.started.count("ps 0") == 1
 
 
+def test_a_server_that_was_lost_just_before_the_chief_succeeded_is_not_started_again():
+    """Its restart is due, or its end is not judged yet, when the chief ends."""
+    script = [
+        (4.9, Exited("worker 0", -9)),
+        (4.9, Exited("ps 0", 75)),
+        (5, Exited("chief 0", 0)),
+        (40, Exited("evaluator 0", 0)),
+    ]
+    code, launcher, err = run(script, evaluator=True, budgets={"worker": 1})
+    assert code == 0 and launcher.now >= 40, err
+    assert launcher.started.count("worker 0") == launcher.started.count("ps 0") == 1
+
+
+def test_servers_of_a_chief_that_succeeds_soon_after_its_restart_are_not_started_again():
+    script = [
+        (5, Exited("chief 0", 143)),
+        (9, Exited("chief 0", 0)),
+        (10, Exited("ps 0", 0)),
+        (40, Exited("evaluator 0", 0)),
+    ]
+    code, launcher, err = run(script, evaluator=True)
+    assert code == 0 and launcher.now >= 40, err
+    assert launcher.started.count("chief 0") == 2
+    assert launcher.started.count("ps 0") == 1
+
+
 def test_a_job_waits_for_its_evaluator_and_starts_it_again():
     script = [
         (5, Exited("chief 0", 0)),
