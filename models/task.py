@@ -64,7 +64,7 @@ def run(train: Callable[[Connect], None]) -> int:
 
 def _run(train: Callable[[Connect], None]) -> int:
     cluster = None
-    failure = None
+    failure, code = None, exit_codes.DONE
     try:
         allreduce.check_flags()
         if os.environ.get("TF_CONFIG"):
@@ -113,7 +113,7 @@ def _run(train: Callable[[Connect], None]) -> int:
         failure = f"{type(e).__name__}: {e}"
         raise
     finally:
-        _part(cluster, failure)
+        _part(cluster, failure, code)
     print(f"error: {failure}", file=sys.stderr, flush=True)
     exit_codes.note(code)
     return code
@@ -152,11 +152,13 @@ def _bad_flags(error: Exception) -> int:
     return exit_codes.FLAGS
 
 
-def _part(cluster, failure: str | None) -> None:
-    """Lets the servers go: with success, or with the reason of the failure."""
+def _part(cluster, failure: str | None, code: int) -> None:
+    """Lets the servers go: with success, with the reason of the failure, or to the next chief."""
     if cluster is None or cluster.task_type != "chief":
         return
     if failure is None:
         cluster.close()
+    elif code == exit_codes.TERMINATED:
+        cluster.leave()
     else:
         cluster.close(failure)

@@ -45,13 +45,14 @@ class Tasks:
         self.folder, self.spec = folder, spec
         self.processes: dict = {}
 
-    def start(self, job, index=0, *args):
+    def start(self, job, index=0, *args, chief_timeout=2):
         config = {"cluster": self.spec, "task": {"type": job, "index": index}}
+        environ = {"TF_CONFIG": json.dumps(config), "TFPS_CHIEF_TIMEOUT": str(chief_timeout)}
         name = f"{job}{index}"
         self.processes[name] = warm.start(
             ["-m", "models.gpt", *args],
             ROOT,
-            {**os.environ, "TF_CONFIG": json.dumps(config), "TFPS_CHIEF_TIMEOUT": "2"},
+            {**os.environ, **environ},
             self.folder / f"{name}.log",
         )
         return self.processes[name]
@@ -143,6 +144,23 @@ def test_servers_notice_that_the_chief_died(cluster_of, text, tmp_path):
         chief = f"the chief at {tasks.spec['chief'][0]}"
         assert f"{chief} died without a word; this server starts anew" in tasks.log(name)
         assert f"{chief} did not come within 2 s" in tasks.log(name)
+
+
+@pytest.mark.timeout(240)
+def test_a_chief_that_is_told_to_end_leaves_its_servers_to_the_next(cluster_of, text, tmp_path):
+    tasks = cluster_of(workers=1)
+    servers = [tasks.start(job, 0, chief_timeout=120) for job in ("worker", "ps")]
+    chief = tasks.start("chief", 0, *chief_args(text, tmp_path, "--epochs=100000"))
+    tasks.wait_for_line("chief0", "validation:", 90)
+    chief.send_signal(signal.SIGTERM)
+    assert chief.wait(60) == 143, tasks.log("chief0")
+    tasks.start("chief", 0, *chief_args(text, tmp_path))
+    codes = tasks.exit_codes(120)
+    assert set(codes.values()) == {0}, (codes, tasks.log("chief0"), tasks.log("ps0"))
+    assert "bits per byte" in tasks.log("chief0")
+    assert [tasks.processes["worker0"], tasks.processes["ps0"]] == servers
+    for name in ("worker0", "ps0"):
+        assert tasks.log(name).count("was told to end; this server starts anew") == 1
 
 
 @pytest.mark.timeout(180)

@@ -295,7 +295,9 @@ def test_a_program_that_holds_all_results_has_few_on_workers(connect, counted):
     coordinator = tfps.ClusterCoordinator(connect(workers=1))
     values = [coordinator.schedule(counted()) for _ in range(300)]
     eventually(lambda: all(value._ready for value in values))
-    away = [value for value in values if held._is_on_worker(value) and not value._result.is_on_chief]
+    away = [
+        value for value in values if held._is_on_worker(value) and not value._result.is_on_chief
+    ]
     assert len(away) <= 128
     coordinator.join()
     assert sorted(int(one[0]) for one in coordinator.fetch(values)) == list(range(1, 301))

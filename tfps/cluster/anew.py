@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import os
+import signal
 import sys
 
 # Set in the environment of a process that was started anew.
@@ -34,6 +35,10 @@ def start() -> None:
     TensorFlow can neither end a server within a process nor free what earlier chiefs have left in
     its memory.
     """
+    # Our handler goes with this program, and what it notes: SIGTERM now ends the process at once.
+    if hasattr(signal.getsignal(signal.SIGTERM), "tfps"):
+        with contextlib.suppress(ValueError):  # This is not the main thread.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.environ[_VARIABLE] = "1"
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):

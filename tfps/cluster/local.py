@@ -124,6 +124,10 @@ class LocalCluster(Cluster):
         environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         return _started([sys.executable, "-m", "tfps.serve"], environ, f"[{job} {index}] ")
 
+    def leave(self) -> None:
+        """Ends the server processes: no other chief knows them."""
+        self.close("the chief was told to end by SIGTERM")
+
     def close(self, message: str = shutdown.DONE, timeout: float = 20.0) -> None:
         """Ends the server processes; embedded servers end with this process.
 

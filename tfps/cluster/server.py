@@ -144,11 +144,12 @@ def serve(
     """Serves this process's task until the chief says that the job is done.
 
     A chief that starts again cannot use what is in a server's memory. So when the chief died
-    without a word, the process starts anew in its place: the program of this process is executed
-    again, with the same command line, process id and port. It then waits for the next chief. A
-    worker that has not seen its chief for 15 s, because its host was cut off or the process was
-    frozen, starts anew as well, for the chief goes on without it by then; a parameter server keeps
-    its memory for longer. A process of `multiprocessing` cannot start anew, and ends instead.
+    without a word, or was told to end, the process starts anew in its place: the program of this
+    process is executed again, with the same command line, process id and port. It then waits for
+    the next chief. A worker that has not seen its chief for 15 s, because its host was cut off or
+    the process was frozen, starts anew as well, for the chief goes on without it by then; a
+    parameter server keeps its memory for longer. A process of `multiprocessing` cannot start
+    anew, and ends instead.
 
     Args:
       cluster: a cluster whose `task_type` is `worker`, `ps` or `spare`.
@@ -173,17 +174,37 @@ def serve(
     next_timeout = environment.chief_timeout() if chief_timeout is None else chief_timeout
     wait = next_timeout if anew.was_started() else startup_timeout
     lease = chief_watch.LEASE if cluster.task_type == "worker" else ps_timeout
-    with exit_codes.sigterm_noted() as told:
-        try:
-            _serve(cluster, wait, lease, orphaned, told, report, cpu_devices)
-        except SystemExit:
-            report(f"{name}: told to end by SIGTERM")
-            raise
-        except anew.Anew as why:
-            if not anew.is_possible():
-                raise errors.ChiefLost(f"{why}; start the job again") from why
-            report(f"{name}: {why}; this server starts anew, and waits {next_timeout:g} s")
-            anew.start()
+    try:
+        with exit_codes.sigterm_noted() as told:
+            why = _served(cluster, wait, lease, orphaned, told, report, cpu_devices)
+        if why is None:
+            return
+        if told():  # Perhaps with the chief. The next program would not know.
+            exit_codes.terminate()
+        if not anew.is_possible():
+            raise errors.ChiefLost(f"{why}; start the job again") from why
+        report(f"{name}: {why}; this server starts anew, and waits {next_timeout:g} s")
+        anew.start()
+    except SystemExit:
+        report(f"{name}: told to end by SIGTERM")
+        raise
+
+
+def _served(
+    cluster: Cluster,
+    startup_timeout: float,
+    lease: float,
+    orphaned: Callable[[], bool],
+    told: Callable[[], bool],
+    report: Callable[[str], None],
+    cpu_devices: int | None,
+) -> anew.Anew | None:
+    """Serves; returns why the process is to start anew, or None if the job is done."""
+    try:
+        _serve(cluster, startup_timeout, lease, orphaned, told, report, cpu_devices)
+    except anew.Anew as why:
+        return why
+    return None
 
 
 def _serve(

@@ -4,7 +4,8 @@ TensorFlow's servers run until they are killed: nothing in the runtime tells a w
 server that its job is done. Here the message travels through the runtime itself, so that no further
 port is needed. Each server process waits for an element of a queue on its own device, through a
 session of its own. The chief opens a session to that server and enqueues the message. A server
-notices that the chief died by asking at the chief's address now and then.
+notices that the chief died by asking at the chief's address now and then. A chief that was told to
+end says that it goes, for the job is not over if another chief comes.
 """
 
 import contextlib
@@ -23,6 +24,9 @@ DONE = "done"
 
 # The message of a chief that finds a server with the memory of the chief before it.
 ANEW = "anew"
+
+# The message of a chief that was told to end. The job is not over: another chief may come.
+LEAVES = "leaves"
 
 # The message to a worker that was told to end: it has nothing that anybody waits for.
 GO = "go"
@@ -122,7 +126,7 @@ def send(cluster: Tasks, message: str = DONE, timeout: float = 5.0) -> None:
 
     Args:
       cluster: the `tfps.Cluster` whose servers are told.
-      message: `DONE`, or why the job failed.
+      message: `DONE`, `LEAVES`, or why the job failed.
       timeout: seconds to wait for all servers together.
     """
 
@@ -182,7 +186,7 @@ class Receiver:
             cannot.
         """
         self._host = host
-        self._lease, self._anew = lease, False
+        self._lease, self._anew, self._left = lease, False, False
         self._watch: chief_watch.ChiefWatch | None = None
         self._departs = False  # whether this worker waits to be let go
         self._cluster, self._target = cluster, server.target
@@ -205,7 +209,7 @@ class Receiver:
                 # It waits for the message as long as the job lasts.
                 with session(target, job, index, limit=None) as opened:
                     opened.run(serves)  # Somebody reads the messages: see `succession`.
-                    while (message := opened.run(get).decode()) in (ANEW, GO) or (
+                    while (message := opened.run(get).decode()) in (ANEW, LEAVES, GO) or (
                         message.startswith(HOST)
                     ):
                         if message == GO and self._departs:
@@ -214,6 +218,7 @@ class Receiver:
                             ps = int(message.removeprefix(HOST))
                             opened.run(hosts, {told: f"{ps} {self._host(ps)}"})
                         self._anew |= message == ANEW
+                        self._left |= message == LEAVES
                     self._messages.append(message)
             except tf.errors.OpError as e:
                 self._messages.append(f"this server cannot hear the chief: {e.message}")
@@ -240,8 +245,8 @@ class Receiver:
         Raises:
           StartupTimeout: the chief did not come.
           ChiefLost: the process that started this one is gone.
-          Anew: the chief came, and went without a message, or goes on without this server; or
-            another chief has come.
+          Anew: the chief came, and went without a message or because it was told to end, or goes
+            on without this server; or another chief has come.
         """
         started = _now()
         watch = self._watch = chief_watch.ChiefWatch(self._lease, started)
@@ -250,6 +255,9 @@ class Receiver:
             self._heard.wait(_LOOK)
             if self._messages:
                 break
+            if self._left:  # Nobody is there any more to whom anything could be handed back.
+                self._linger()
+                raise Anew(f"the chief at {self._chief} was told to end")
             if told():
                 return None
             if orphaned():

@@ -197,11 +197,22 @@ class Cluster:
         """
         shutdown.send(self, message)
 
+    def leave(self) -> None:
+        """Tells the servers that this chief goes because it was told to end, and not the job.
+
+        They start anew, wait for the next chief as after the death of one, and end with 75 if none
+        comes. So whoever starts tasks again has one task to start: the chief.
+        """
+        shutdown.send(self, shutdown.LEAVES)
+
     def __enter__(self) -> "Cluster":
         return self
 
     def __exit__(self, kind, value, traceback) -> None:
-        self.close(shutdown.DONE if kind is None else f"{kind.__name__}: {value}")
+        if kind is SystemExit and value.code == exit_codes.TERMINATED:
+            self.leave()
+        else:
+            self.close(shutdown.DONE if kind is None else f"{kind.__name__}: {value}")
 
     def resolver(self, chief: str = "chief") -> tf.distribute.cluster_resolver.ClusterResolver:
         """Returns the description in the form that TensorFlow's strategies take.
