@@ -229,3 +229,38 @@ def test_nobody_is_asked_unattended(monkeypatch):
     while not asked >= {"b:1", "c:1"}:
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_nobody_sees_a_returned_task_in_the_life_before():
+    """Readers take no lock; `admit` here pauses after each of its writes to read."""
+    known = members.Members(tfps.Cluster({"chief": ["a:1"], "worker": ["b:1"], "ps": ["c:1"]}))
+    watch, seen = known._watches[W0], []
+
+    class Read(type(watch)):
+        def __setattr__(self, name, value):
+            super().__setattr__(name, value)
+            seen.append((known.loss(W0) is None, known.life(W0), self.incarnation))
+
+    known.lose(W0, "is gone")
+    watch.__class__ = Read
+    known.admit(W0, 7)
+    assert seen[-1] == (True, 1, 7)
+    assert {read for read in seen if read[0]} == {(True, 1, 7)}
+
+
+@pytest.mark.parametrize("moment", ["loss", "life"])
+def test_a_life_is_over_however_soon_the_next_one_begins(moment, monkeypatch):
+    """The task is taken in again between the questions that `end_of` asks, or after them."""
+    known = members.Members(tfps.Cluster({"chief": ["a:1"], "worker": ["b:1"], "ps": ["c:1"]}))
+    ask = getattr(known, moment)
+
+    def asked(task):
+        answer = ask(task)
+        known.admit(task, 7)
+        return answer
+
+    assert known.end_of(W0, 0) is None
+    known.lose(W0, "is gone")
+    monkeypatch.setattr(known, moment, asked)
+    assert known.end_of(W0, 0) == "is gone"
+    assert known.end_of(W0, 0) is not None

@@ -234,11 +234,8 @@ class WorkerCalls:
 
     def _death_of(self, worker: int) -> str | None:
         """What ended the life of a living worker, as `members` knows; None if it goes on."""
-        life, loss = self._life_of(worker), self._members.loss(Task("worker", worker))
-        if loss is not None:
-            return loss.why
-        # Somebody else has taken it in again, with an empty memory.
-        return None if life == self._known[worker] else "was started anew"
+        # Somebody else may have taken it in again, with an empty memory.
+        return self._members.end_of(Task("worker", worker), self._known[worker])
 
     def _require_ps(self) -> None:
         """Raises `TaskLost` if a ps is known to be lost."""

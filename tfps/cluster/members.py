@@ -154,6 +154,13 @@ class Members:
         """Returns how often a task has been taken in again; its memory was empty each time."""
         return self._watches[task].life
 
+    def end_of(self, task: Task, life: int) -> str | None:
+        """Returns what ended a task's life, of that number, as in `Loss`; None if it goes on."""
+        # In this order, as `admit` counts the next life before it takes the loss back.
+        if (loss := self.loss(task)) is not None:
+            return loss.why
+        return None if self.life(task) == life else "was started anew"
+
     def silent(self) -> frozenset[Task]:
         """Returns the tasks that do not answer at present, but are not lost yet."""
         return frozenset(t for t, w in self._watches.items() if w.loss is None and w.failures)
@@ -219,9 +226,10 @@ class Members:
         """Notes that a task has been taken in again, with the incarnation of its process."""
         watch = self._watches[task]
         with self._changed:
-            watch.loss, watch.failures, watch.replaced = None, 0, False
-            watch.incarnation = incarnation
+            # Nobody who reads takes the lock: who sees no loss any more is to see the new life.
             watch.life += 1
+            watch.incarnation, watch.failures, watch.replaced = incarnation, 0, False
+            watch.loss = None
             self._changed.notify_all()
 
 

@@ -188,7 +188,7 @@ class Held:
     def _is_gone(self, item: _Item) -> bool:
         """Whether the worker has lost its memory since it computed the result."""
         task = Task("worker", item.source.worker)
-        return self._members.loss(task) is not None or self._members.life(task) != item.source.life
+        return self._members.end_of(task, item.source.life) is not None
 
 
 def _is_on_worker(value: RemoteValue | None) -> bool:

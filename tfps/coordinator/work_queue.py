@@ -208,7 +208,7 @@ class WorkQueue:
         task = Task("worker", lane.worker)
         if self._stopped:
             return faults.cancelled("The coordinator has stopped.")
-        if self._members.loss(task) is None and self._members.life(task) == lane.life:
+        if self._members.end_of(task, lane.life) is None:
             return None
         return tf.errors.UnavailableError(None, None, f"{task} is lost; it was to make an argument")
 
@@ -347,15 +347,15 @@ class WorkQueue:
     def _is_away(self, lane: ClosureLane) -> bool:
         """Whether a lane's worker is lost; if it has come back, prepares it for calls."""
         task = Task("worker", lane.worker)
+        is_lost = self._members.loss(task) is not None  # Asked before the life, as in `end_of`.
         life = self._members.life(task)
         if lane.life != life:
             lane.renew(life)
         if self._own.renew(lane.worker, life):
             self._work.notify_all()
-        if self._members.loss(task) is None:
-            return False
-        self._recovery.begin()
-        return True
+        if is_lost:
+            self._recovery.begin()
+        return is_lost
 
     def _begin(self, closure: Queued) -> None:
         closure.round = self._round
