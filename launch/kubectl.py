@@ -70,8 +70,12 @@ class Kubectl:
             ["patch", kind, manifest["metadata"]["name"], "--type=merge", f"--patch={patch}"]
         )
 
-    def delete(self, kinds: Sequence[str]) -> list[str]:
+    def delete(self, kinds: Sequence[str], names: Sequence[str] = ()) -> list[str]:
         """Deletes the job's objects of some kinds with their pods, which get SIGTERM.
+
+        Args:
+          kinds: the kinds, such as `job.batch`.
+          names: of the objects, if not all of the job's are meant.
 
         Returns:
           The names of what was deleted.
@@ -81,7 +85,7 @@ class Kubectl:
         """
         return self._require(
             [
-                *("delete", ",".join(kinds), self._selector, "--ignore-not-found"),
+                *("delete", ",".join(kinds), *(names or [self._selector]), "--ignore-not-found"),
                 *("--cascade=background", "--wait=false", "--output=name"),
             ]
         ).split()

@@ -125,6 +125,7 @@ def described(program: Sequence[str]) -> pods.Job:
         restarts=policy.budgets,
         job_restarts=policy.job_restarts,
         keep=FLAGS.keep,
+        settle=policy.settle,
         jobset=FLAGS.jobset,
     )
     manifests.require_names(job)

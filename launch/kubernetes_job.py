@@ -22,6 +22,7 @@ _PATIENCE = 300.0  # s for which the cluster may not answer
 _LAST_WORDS = 10.0  # s that remain for logs when the job has ended
 _REMINDER = 30.0  # s after which is told again what a pod waits for
 _FINISHED = ("Complete", "Completed", "Failed")
+_JOB = "job.batch"
 _OWNED = ("service", "networkpolicy", "poddisruptionbudget")
 
 
@@ -64,7 +65,7 @@ def stop(jobset: bool, cluster: Kubectl) -> list[str]:
     Returns:
       The names of what was deleted.
     """
-    owners = ["job.batch", *(["jobset.jobset.x-k8s.io"] if jobset else [])]
+    owners = [_JOB, *(["jobset.jobset.x-k8s.io"] if jobset else [])]
     return cluster.delete([*reversed(owners), *_OWNED])
 
 
@@ -100,6 +101,8 @@ class Watch:
         self._ended: set[str] = set()
         self._reminded: dict[str, tuple[str, float]] = {}  # Pod -> what was told of it, and when.
         self._failures: list[_Failure] = []
+        self._succeeded: float | None = None  # When the leader was first seen to have succeeded.
+        self._are_left = False  # Whether the cluster refuses to delete servers.
 
     def until_done(self, every: float = _EVERY) -> int:
         """Waits until the job has ended.
@@ -160,12 +163,44 @@ class Watch:
         if self._job.jobset:
             ended = found.get(None)
             return None if ended is None else ended["type"] != "Failed"
+        leader = found.get(self._job.leader)
+        if leader and leader["type"] != "Failed":
+            are_over = all(found.get(role) for role in self._job.awaited)
+            return True if self._servers_have_ended(owners) and are_over else None
         # A job does without an evaluator or a spare server that fails.
         spared = (topology.EVALUATOR, topology.SPARE)
         needed = [c for role, c in found.items() if role not in spared]
-        if any(c and c["type"] == "Failed" for c in needed):
+        return False if any(c and c["type"] == "Failed" for c in needed) else None
+
+    def _servers_have_ended(self, jobs: list[Manifest]) -> bool:
+        """Whether all servers have ended after the leader's success; ends those that have not.
+
+        The leader has told them that the job is done. A pod that was lost at that moment has been
+        made again, and would wait for a chief that does not come. The Jobs that have ended are
+        left alone, because their pods have the logs.
+        """
+        left = [
+            job["metadata"]["name"]
+            for job in jobs
+            if _role(job) not in self._job.awaited and not kubectl.condition(job, *_FINISHED)
+        ]
+        now = time.monotonic()
+        self._succeeded = now if self._succeeded is None else self._succeeded
+        if not left or self._are_left:
+            return True
+        if now - self._succeeded < self._job.settle:
             return False
-        return True if all(found.get(role) for role in self._job.awaited) else None
+        try:
+            self._cluster.delete([_JOB], left)
+            why = f"{' and '.join(left)}: deleted, because some pods have not ended with the job"
+        except errors.HostError:
+            raise  # The cluster may answer later.
+        except errors.LaunchError as e:
+            self._are_left = True
+            why = f"{e}; {' and '.join(left)} may go on: delete what is left after the job"
+        with self._lock:
+            self._output.say(why, bad=True)
+        return True
 
     def _follow(self, pod: Manifest) -> None:
         """Follows the output of a pod that has begun, once."""

@@ -37,6 +37,7 @@ class Job:
       restarts: role -> how often each task of the role is started again.
       job_restarts: how often the job as a whole begins again.
       keep: seconds for which a job that has ended is kept, with its logs.
+      settle: seconds that servers have to end by themselves when the job is done.
       jobset: whether the job is a JobSet instead of a Job for each role.
     """
 
@@ -56,6 +57,7 @@ class Job:
     restarts: Mapping[str, int] = dataclasses.field(default_factory=dict)
     job_restarts: int = 0
     keep: int = 3600
+    settle: float = 5.0
     jobset: bool = False
 
     @property

@@ -59,11 +59,19 @@ def logs(pod: str) -> None:
         time.sleep(0.05)
 
 
-def delete() -> None:
-    for item in read(OBJECTS):
-        print(f"{item['kind'].lower()}/{item['metadata']['name']}")
-    OBJECTS.write_text("[]")
-    PODS.write_text("[]")
+def delete(names: list[str]) -> None:
+    """Deletes Jobs by their names, or everything."""
+    if (FOLDER / "refuses").exists():
+        sys.exit("Error from server (Forbidden): jobs.batch is forbidden")
+    objects, kept = read(OBJECTS), []
+    if names:
+        kept = [o for o in objects if o["kind"] != "Job" or o["metadata"]["name"] not in names]
+    for item in objects:
+        if item not in kept:
+            print(f"{item['kind'].lower()}/{item['metadata']['name']}")
+    OBJECTS.write_text(json.dumps(kept))
+    if not names:
+        PODS.write_text("[]")
 
 
 def main() -> None:
@@ -78,7 +86,7 @@ def main() -> None:
     elif verb == "logs":
         logs(arguments[1])
     elif verb == "delete":
-        delete()
+        delete(arguments[2:])
     elif verb != "patch":
         sys.exit(f"unknown command {verb}")
 

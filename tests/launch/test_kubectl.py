@@ -49,6 +49,13 @@ def test_a_jobs_objects_come_and_go(server, kubectl, jobset):
         kubernetes_job.create(job, kubectl)
     stranger = {"metadata": {"name": "x", "labels": {"app.kubernetes.io/instance": "x"}}}
     server.objects["jobs", "x"] = {"apiVersion": "batch/v1", "kind": "Job", **stranger}
+    if not jobset:
+        assert kubectl.delete(["job.batch"], ["gpt-ps", "gpt-worker"]) == [
+            "job.batch/gpt-ps",
+            "job.batch/gpt-worker",
+        ]
+        others = [o for key, o in server.objects.items() if key not in (owner, ("jobs", "x"))]
+        assert len(others) == 5
     assert len(kubernetes_job.stop(jobset, kubectl)) == len(others) + 1
     assert list(server.objects) == [("jobs", "x")]
 

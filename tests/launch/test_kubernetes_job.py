@@ -131,8 +131,11 @@ def test_success_is_the_chiefs(kube):
     kube.pod("worker", 0, {"running": {}}, "serves\n")
     threading.Timer(0.4, kube.pod, ("worker", 0, ended(0), "serves\ndone\n")).start()
     threading.Timer(0.6, kube.finish, ("Job", "gpt-chief", "Complete")).start()
+    for role in ("worker", "ps"):
+        kube.finish("Job", f"gpt-{role}", "Complete")
     screen = Screen(kube)
     assert screen.code == 0 and not screen.err
+    assert not any("delete" in call for call in kube.calls)
     assert [x for x in screen.out if "chief" in x] == ["[chief 0] loss 1", "[chief 0] loss 0"]
     assert [x for x in screen.out if "worker" in x] == ["[worker 0] serves", "[worker 0] done"]
 
@@ -141,11 +144,61 @@ def test_success_is_the_chiefs(kube):
 def test_an_evaluator_is_waited_for_and_may_fail(kube, end):
     job = pods.Job("gpt", topology.roles(1, 1, evaluator=True), "image", ("python",))
     kubernetes_job.create(job, kube.kubectl)
-    kube.finish("Job", "gpt-chief", "Complete")
+    for role in ("chief", "worker", "ps"):
+        kube.finish("Job", f"gpt-{role}", "Complete")
     began = time.monotonic()
     threading.Timer(0.5, kube.finish, ("Job", "gpt-evaluator", end)).start()
     assert Screen(kube, job).code == 0
     assert time.monotonic() - began > 0.4
+
+
+def jobs_of(kube):
+    return {o["metadata"]["name"] for o in kube.objects if o["kind"] == "Job"}
+
+
+@pytest.mark.parametrize("evaluator", [False, True])
+def test_servers_that_do_not_end_with_the_chief_are_deleted(kube, evaluator):
+    """A pod that was lost while the chief ended is made again, and waits for a chief."""
+    roles = topology.roles(1, 1, evaluator=evaluator)
+    job = pods.Job("gpt", roles, "image", ("python",), settle=1.0)
+    kubernetes_job.create(job, kube.kubectl)
+    kube.pod("worker", 0, {"running": {}})
+    kube.finish("Job", "gpt-ps", "Complete")
+    kube.finish("Job", "gpt-chief", "Complete")
+    seen = []
+    if evaluator:  # The servers are not kept until it ends.
+        threading.Timer(4.0, lambda: seen.append(jobs_of(kube))).start()
+        threading.Timer(4.5, kube.finish, ("Job", "gpt-evaluator", "Complete")).start()
+    began = time.monotonic()
+    screen = Screen(kube, job)
+    assert screen.code == 0
+    assert time.monotonic() - began > 1.0  # They had the time to end by themselves.
+    rest = {"gpt-evaluator"} if evaluator else set()
+    assert jobs_of(kube) == {"gpt-chief", "gpt-ps"} | rest  # The logs of these are kept.
+    assert seen == ([jobs_of(kube)] if evaluator else [])
+    (line,) = screen.err
+    assert line.startswith("[launch] gpt-worker: deleted")
+
+
+def test_servers_that_may_not_be_deleted_do_not_fail_the_job(kube):
+    job = pods.Job("gpt", JOB.roles, "image", ("python",), settle=0.0)
+    kubernetes_job.create(job, kube.kubectl)
+    kube.finish("Job", "gpt-chief", "Complete")
+    (kube.folder / "refuses").touch()
+    screen = Screen(kube, job)
+    assert screen.code == 0
+    (line,) = screen.err
+    assert "forbidden" in line and "gpt-ps and gpt-worker may go on" in line
+
+
+def test_a_server_that_fails_after_the_chief_has_succeeded_is_missed_by_nobody(kube):
+    job = pods.Job("gpt", topology.roles(1, 1, evaluator=True), "image", ("python",))
+    kubernetes_job.create(job, kube.kubectl)
+    kube.finish("Job", "gpt-chief", "Complete")
+    kube.finish("Job", "gpt-ps", "Complete")
+    kube.finish("Job", "gpt-worker", "Failed")
+    threading.Timer(0.5, kube.finish, ("Job", "gpt-evaluator", "Complete")).start()
+    assert Screen(kube, job).code == 0
 
 
 def test_who_failed_first_comes_last(kube):
@@ -183,7 +236,8 @@ def test_a_job_that_somebody_deletes_has_failed(kube):
 
 def test_a_cluster_that_is_away_for_a_while(kube):
     kubernetes_job.create(JOB, kube.kubectl)
-    kube.finish("Job", "gpt-chief", "Complete")
+    for role in ("chief", "worker", "ps"):
+        kube.finish("Job", f"gpt-{role}", "Complete")
     (kube.folder / "unreachable").touch()
     threading.Timer(0.5, (kube.folder / "unreachable").unlink).start()
     began = time.monotonic()
