@@ -271,7 +271,7 @@ def test_a_full_chief_takes_the_rows_that_are_named_most(connect, monkeypatch):
 def test_what_does_not_go_with_growing(connect):
     x, y = data()
     model, _ = compiled(keras.optimizers.SGD(0.1, use_ema=True))
-    with pytest.raises(tfps.ConfigError, match=r"h/embeddings grows .* use_ema=False"):
+    with pytest.raises(tfps.ConfigError, match=r"a table that grows .* use_ema=False"):
         tfps.Trainer(model, connect()).fit(x, y, **FIT)
     model, _ = compiled()
     with pytest.raises(tfps.ConfigError, match=r"LocalSteps .* h/embeddings grows"):

@@ -138,7 +138,9 @@ def test_a_push_that_comes_after_its_fence(connect, tmp_path, monkeypatch, broke
 
     monkeypatch.setattr(Actors, "fence", fence_and_wait)
     if broken:
-        monkeypatch.setattr(_Life, "end", lambda self: None)  # The loop answers this life, too.
+        monkeypatch.setattr(
+            _Life, "end_on", lambda self, p: None
+        )  # The loop answers this life, too.
         present = lambda self, roll, header: tf.constant(True)  # noqa: E731
         monkeypatch.setattr(ServerLoop, "_is_present", present)
     strategy = connect(2, 2)

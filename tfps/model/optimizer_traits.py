@@ -141,8 +141,8 @@ def require_lazy(optimizer: keras.optimizers.Optimizer) -> None:
         )
     if one.use_ema:
         raise errors.ConfigError(
-            'use_ema=True averages all rows at every update, which sparse_updates="lazy" does not; '
-            'use "exact", or use_ema=False'
+            "use_ema=True averages all rows at every update, which neither "
+            'sparse_updates="lazy" nor a table that grows does; compile with use_ema=False'
         )
 
 

@@ -176,12 +176,6 @@ class ParameterStore:
 
     def _create_growing(self, bucket: int, noted_from: int | None) -> TablePart:
         optimizer = self.row_optimizers.get(bucket)
-        if optimizer is not None and any(a is not None for a in optimizer.averages):
-            variable = self.plan.buckets[bucket].shards[0].variable
-            raise errors.ConfigError(
-                f"{self.plan.variables[variable].path} grows on the servers, which keep no moving "
-                "averages of its rows; compile with use_ema=False"
-            )
         begin = optimizer.begin if optimizer is not None else []
         return self.plan.growing[bucket].make(bucket, begin, noted_from)
 
