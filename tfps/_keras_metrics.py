@@ -17,6 +17,7 @@ __all__ = [
     "add_metrics",
     "flatten_metrics",
     "has_plain_metrics",
+    "loss_variables",
     "merged",
     "metrics_of",
     "pythonify_logs",
@@ -32,6 +33,12 @@ def add_metrics(
         first = next(t for t in tf.nest.flatten(x) if t is not None)
         model._loss_tracker.update_state(loss, sample_weight=tf.shape(first)[0])
     model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+
+
+def loss_variables(model: keras.Model) -> list[keras.Variable]:
+    """The variables of the mean loss that Keras keeps for a compiled model."""
+    tracker = getattr(model, "_loss_tracker", None)
+    return [] if tracker is None else list(tracker.variables)
 
 
 def metrics_of(model: keras.Model) -> list[keras.Metric]:

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 import tfps
+from tfps import exit_codes
 from tfps.cluster import failures, greeting, health, members, reconnecting, sockets
 from tfps.cluster.asking import Asker
 from tfps.cluster.calls import WorkerCalls
@@ -207,6 +208,58 @@ def test_calls_that_have_failed_are_not_waited_for(dispatcher):
     dispatcher.drain()
     assert time.monotonic() - begun < 1.0
     assert dispatcher.pending == 0 and not dispatcher._strays
+
+
+def test_an_error_that_nobody_waited_for_ends_nothing_later(dispatcher):
+    """A loop of a ps fails while no worker is in a call: in a hook, for example."""
+    dispatcher.interrupt(tf.errors.UnavailableError(None, None, "Connection reset by peer"))
+    dispatcher.drain()
+    assert dispatcher.run_on_each(lambda w: w) == [0, 1]
+
+
+def test_a_loss_that_a_broken_run_has_left_says_nothing_of_its_batches(dispatcher):
+    known = members.of(dispatcher._cluster)
+    release = threading.Event()
+    try:
+        dispatcher.submit(0, lambda: release.wait(10), tag=(3, "some work"))
+        known.lose(members.Task("worker", 0), "is gone, says a test")
+        dispatcher._look(returns=False)
+        dispatcher.drain()
+        assert dispatcher.events == [Lost(0, None, False, "is gone, says a test")]
+    finally:
+        release.set()
+        known.admit(members.Task("worker", 0), None)
+
+
+def test_who_is_told_to_end_waits_for_nobody(dispatcher):
+    known = members.of(dispatcher._cluster)
+    dispatcher.is_leaving = lambda: True
+    try:
+        for job in "worker", "ps":
+            known.lose(members.Task(job, 0), "is gone, says a test")
+        with pytest.raises(SystemExit, match="143"):
+            dispatcher.await_servers()
+        known.admit(members.Task("ps", 0), None)
+        known.lose(members.Task("worker", 1), "is gone, too")
+        with pytest.raises(SystemExit, match="143"):
+            while True:
+                dispatcher.next(returns=False)
+    finally:
+        for task in known.lost():
+            known.admit(task, None)
+        exit_codes._noted.clear()
+
+
+def test_a_silent_ps_is_waited_for(dispatcher, monkeypatch):
+    ps = members.Task("ps", 1)
+    watch = members.of(dispatcher._cluster)._watches[ps]
+    watch.failures = 1
+    began = time.monotonic()
+    threading.Timer(0.6, lambda: setattr(watch, "failures", 0)).start()
+    monkeypatch.setattr(members.Members, "attend", lambda self: None)
+    assert dispatcher.servers.outlast_silence() == {1}
+    assert 0.5 < time.monotonic() - began < 10.0
+    assert dispatcher.servers.outlast_silence() == frozenset()
 
 
 def test_a_lost_worker_is_given_nothing(dispatcher):

@@ -6,12 +6,14 @@ The test decides which batches the servers then have, have in part, or do not ha
 
 import collections
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 import tfps
+from tfps.cluster import members
 from tfps.training.input import feed_of
 from tfps.training.lookahead import Lookahead
 from tfps.training.passes import Passes
@@ -279,3 +281,28 @@ def test_the_passes_deal_each_batch_once(length, moves):
         settle(passes.deal(3))
     assert sorted(trained) == list(range(length))
     assert not passes.unsettled and not passes.outstanding
+
+
+def test_a_worker_that_was_lost_between_two_calls_makes_no_dataset(connect):
+    strategy = connect(workers=WORKERS, ps=2)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    trainer, devices = tfps.Trainer(model, strategy), []
+
+    def make(context):
+        devices.append(tf.constant(0).device.split("/device")[0])
+        data = np.ones((8, 4), np.float32), np.ones((8, 1), np.float32)
+        return tf.data.Dataset.from_tensor_slices(data).batch(4)
+
+    trainer.evaluate(make, verbose=0)
+    assert {d[-1] for d in devices} == {"0", "1"}
+    devices.clear()
+    known, lost = members.of(strategy.cluster), members.Task("worker", 1)
+    known.lose(lost, "is gone, says a test")
+    try:
+        # If it is back, it may take part, but what is made before anybody looks is on the other.
+        trainer._session.calls._admissions.seek = lambda *_: None
+        trainer.evaluate(make, verbose=0)
+        assert {d[-1] for d in devices} == {"0"}
+    finally:
+        known.admit(lost, None)

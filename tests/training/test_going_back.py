@@ -3,11 +3,15 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import tfps
 from tests.training.test_snapshots import INPUTS, dataset, summing, trainer_on
 from tests.training.test_training_state import CASES, data, soak
-from tfps.training import fit_run
+from tfps.store.model_copy import ModelCopy
+from tfps.store.parameter_store import ParameterStore
+from tfps.store.snapshot_folder import Folder
+from tfps.training import fit_run, snapshot_writer
 from tfps.training.snapshotter import GoneBack
 
 
@@ -236,3 +240,123 @@ def test_a_lost_server_alone_has_what_it_had(connect, tmp_path):
     trainer.fit(data(), verbose=0)
     assert all((a != b).any() for a, b in zip(trainer.model.get_weights(), before, strict=True))
     assert np.isfinite(trainer.evaluate(data(), verbose=0))
+
+
+class LoseInValidation(keras.callbacks.Callback):
+    """Loses a server after a batch of the second validation, once."""
+
+    epoch = -1
+
+    def __init__(self, loses):
+        super().__init__()
+        self._left = [1] * loses
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_test_batch_end(self, batch, logs=None):
+        if self._left and (self.epoch, batch) == (1, 1):
+            self._left.clear()
+            raise tfps.TaskLost("a server")
+
+
+def test_a_validation_that_is_interrupted_begins_with_the_weights_of_training(
+    connect, tmp_path, monkeypatch
+):
+    """`SwapEMAWeights` notes in itself that the averages are in the model."""
+
+    def fit(name, loses):
+        keras.utils.set_random_seed(3)
+        model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+        optimizer = keras.optimizers.Adam(0.1, use_ema=True, ema_momentum=0.8)
+        model.compile(optimizer, loss="mse")
+        snapshots = tfps.Snapshots(tmp_path / name, every=None, every_updates=3)
+        trainer = tfps.Trainer(model, connect(workers=1, ps=2), snapshots=snapshots)
+        snapshotter = trainer._snapshotter
+        monkeypatch.setattr(fit_run, "recover", lambda *_: snapshotter.go_back([0, 1]))
+        x = np.random.default_rng(0).normal(size=(40, 4)).astype("float32")
+        history = trainer.fit(
+            x,
+            x[:, :1],
+            batch_size=8,
+            epochs=3,
+            shuffle=False,
+            verbose=0,
+            callbacks=[keras.callbacks.SwapEMAWeights(), LoseInValidation(loses)],
+            validation_data=(x, x[:, 1:2]),
+            validation_batch_size=8,
+        )
+        return model.get_weights(), [v.numpy() for v in optimizer.variables], history.history
+
+    tf.nest.map_structure(
+        np.testing.assert_array_equal, fit("lost", loses=True), fit("whole", loses=False)
+    )
+
+
+class Lift(keras.callbacks.Callback):
+    """Changes weights in a hook of every epoch."""
+
+    def __init__(self, hook):
+        super().__init__()
+        setattr(self, hook, lambda epoch, logs=None: self.model.weights[0].assign_add([[1e6]]))
+
+
+@pytest.mark.parametrize("hook", ["on_epoch_begin", "on_epoch_end"])
+def test_what_a_hook_of_an_epoch_assigns_is_not_lost(connect, tmp_path, losing, hook):
+    trainer = summing(connect(workers=1, ps=1), tmp_path, every_updates=1000)
+    callbacks = [Lift(hook), Lose(trainer, 1, 3, [0])]
+    trainer.fit(dataset(), epochs=3, verbose=0, callbacks=callbacks)
+    assert trainer.model.get_weights()[0] == 3e6 - 3 * (2**10 - 1)
+
+
+@pytest.mark.parametrize("at", ["finalize", "fetch"])
+def test_a_server_is_lost_at_the_end_of_a_fit_that_a_hook_has_stopped(
+    connect, tmp_path, monkeypatch, at
+):
+    """The newest snapshot is of the boundary after the epoch with which training stopped."""
+    trainer = summing(connect(workers=1, ps=1), tmp_path, every_updates=10)
+    snapshotter = trainer._snapshotter
+    monkeypatch.setattr(fit_run, "recover", lambda *_: snapshotter.go_back([0]))
+    owner, name = {
+        "finalize": (ParameterStore, "finalize"),
+        "fetch": (ModelCopy, "fetch"),
+    }[at]
+    do, lost = getattr(owner, name), []
+
+    def losing_once(self, *args):
+        if not lost:
+            lost.append(True)
+            raise tfps.TaskLost("a server")
+        return do(self, *args)
+
+    monkeypatch.setattr(owner, name, losing_once)
+
+    def stop(epoch, logs):
+        trainer.model.stop_training = epoch == 2
+        trainer.model.weights[0].assign_add([[1e6]])  # So there is a snapshot after the hook.
+
+    history = trainer.fit(
+        dataset(),
+        epochs=9,
+        verbose=0,
+        callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=stop)],
+    )
+    assert lost and history.epoch == [0, 1, 2]
+    assert trainer.model.get_weights()[0] == 3e6 - 3 * (2**10 - 1)
+
+
+def test_nothing_goes_back_to_the_job_before(connect, tmp_path, monkeypatch):
+    """The job before came to its end, and the first snapshot of this one cannot be written."""
+    strategy = connect(workers=1, ps=1)
+    summing(strategy, tmp_path).fit(dataset(), epochs=2, verbose=0)
+    assert len(Folder(str(tmp_path)).complete()) > 1
+
+    def full(*args):
+        raise tfps.SnapshotFailed("the disk is full")
+
+    monkeypatch.setattr(snapshot_writer.SnapshotWriter, "_write", full)
+    trainer = summing(strategy, tmp_path)
+    with pytest.raises(Lost):
+        trainer.fit(dataset(), epochs=2, verbose=0, callbacks=[Lose(trainer, 0, 3, [0])])
+    with pytest.raises(tfps.TaskLost, match="no snapshot of this fit"):
+        trainer._snapshotter.go_back([0])

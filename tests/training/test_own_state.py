@@ -1,6 +1,7 @@
 """What every worker has of its own: metrics whose state is no sum, and the states of RNNs."""
 
 import types
+import warnings
 
 import keras
 import numpy as np
@@ -351,3 +352,26 @@ def test_of_a_worker_that_is_lost_meanwhile_the_last_values_stay():
     lost.append(tf.errors.InvalidArgumentError(None, None, "something else"))
     with pytest.raises(tf.errors.InvalidArgumentError):
         own._following(0)
+
+
+def test_a_model_may_leave_the_loss_out_of_its_metrics(connect):
+    """Keras's mean of the loss is then in no list, and still no state that a batch needs."""
+
+    class Own(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = keras.layers.Dense(1)
+
+        def call(self, x):
+            return self.dense(x)
+
+        @property
+        def metrics(self):
+            return []
+
+    model = Own()
+    model.compile("sgd", "mse")
+    x, y = regression(32)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="The model keeps")
+        tfps.Trainer(model, connect(workers=2)).fit(x, y, batch_size=8, verbose=0)

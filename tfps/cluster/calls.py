@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from tfps import _tf, errors
+from tfps import _tf, errors, exit_codes
 from tfps.cluster import failures, health, loss_policy, members, sockets
 from tfps.cluster.admissions import Admissions
 from tfps.cluster.asking import Asker
@@ -49,6 +49,8 @@ class WorkerCalls:
       servers: waits for parameter servers that are lost.
       living: the workers that can be given calls.
       lives: per worker, the number of its present life.
+      is_leaving: asked while lost tasks are waited for: whether this process was told to end. It
+        then does.
       events: losses, and workers that leave, that were noticed while nobody called `next`.
     """
 
@@ -70,6 +72,7 @@ class WorkerCalls:
         self.min_workers, self.task_timeout = policy.min_workers, policy.task_timeout
         self.living = set(range(cluster.num_workers))
         self.lives = [0] * cluster.num_workers
+        self.is_leaving: Callable[[], bool] = lambda: False
         self.events: list[Lost | Leaves] = []
         self._departures = Departures(cluster)
         self._leaving: set[int] = set()  # living workers of which `next` has told
@@ -245,6 +248,16 @@ class WorkerCalls:
                 why = "is gone" if loss is None else loss.why
                 raise failures.unavailable(errors.TaskLost(f"{task} ({address}) {why}"))
 
+    def notice(self) -> None:
+        """Notices the workers that were lost while nobody called them.
+
+        Raises:
+          TaskLost: a ps is lost.
+        """
+        self._members.suspect()
+        self._members.settle()
+        self._note_lost()
+
     def require_servers(self) -> None:
         """Has all tasks asked, while somebody waits for a ps outside of `next`.
 
@@ -309,7 +322,7 @@ class WorkerCalls:
         Raises:
           TaskLost: one of them did not return in time; see `LostServers`.
         """
-        returned, known = self.servers.await_all(), self._members
+        returned, known = self.servers.await_all(self._leave_if_told), self._members
         for worker in range(self.num_workers):
             task = Task("worker", worker)
             if worker in self.living and (why := self._death_of(worker)) is not None:
@@ -322,6 +335,7 @@ class WorkerCalls:
 
     def _wait_for_workers(self, since: float | None) -> float:
         """Waits on for lost workers; returns since when (s)."""
+        self._leave_if_told()
         now = time.monotonic()
         if since is None:
             lost = [w for w in range(self.num_workers) if w not in self.living]
@@ -340,6 +354,11 @@ class WorkerCalls:
                 )
             )
         return since
+
+    def _leave_if_told(self) -> None:
+        if self.is_leaving():
+            failures.say("told to end by SIGTERM while lost tasks are waited for")
+            exit_codes.terminate()
 
     def interrupt(self, error: BaseException) -> None:
         """Makes `next` raise an error that no call on a worker has raised."""
@@ -402,12 +421,19 @@ class WorkerCalls:
                 found = self._done.get(timeout=max(0.0, deadline - time.monotonic()))
             except queue.Empty:
                 # What a lost task was doing may never return.
-                self._done, self._strays = queue.SimpleQueue(), True
+                self._strays = True
                 break
             worker, call, *_ = found
             if worker is not None and self._present.get(worker) is call:
                 del self._present[worker]
         self._present, self._doubts, self.pending = {}, {}, 0
+        # An error of a ps that nobody was waiting for is of a run that is over, and so is what a
+        # lost worker was doing.
+        self._done = queue.SimpleQueue()
+        self.events = [
+            one._replace(tag=None, busy=False) if isinstance(one, Lost) else one
+            for one in self.events
+        ]
 
     def close(self) -> None:
         """Ends the lanes, and the thread that asks, once their present calls return."""

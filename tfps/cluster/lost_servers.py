@@ -1,12 +1,12 @@
 """Parameter servers that are lost: who they are, and how long they are waited for."""
 
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from tfps import errors
 from tfps.cluster import failures, reconnecting
 from tfps.cluster.loss_policy import LossPolicy
-from tfps.cluster.members import Members, Task
+from tfps.cluster.members import PS_PATIENCE, Members, Task
 from tfps.cluster.replacements import Replacements
 from tfps.cluster.spec import Cluster
 
@@ -35,15 +35,29 @@ class LostServers:
         self._members.suspect()
         return frozenset(t.index for t in self._members.settle() if t.job == "ps")
 
+    def outlast_silence(self) -> frozenset[int]:
+        """Waits until every ps that is silent answers again, or is lost; returns their indices."""
+        known = self._members
+        silent = {task for task in known.silent() if task.job == "ps"}
+        if silent:
+            names = ", ".join(f"{task} ({known.address(task)})" for task in sorted(silent))
+            failures.say(f"{names} does not answer; waiting up to {PS_PATIENCE:g} s")
+        while silent & known.silent():
+            known.wait_lost(_PAUSE, known.lost())
+        return frozenset(task.index for task in silent)
+
     def noticed(self) -> float:
         """When the loss of the ps that is lost was noticed (`time.monotonic`, in s)."""
         found = [self._members.loss(task) for task in self._missing()]
         return min((loss.noticed for loss in found if loss), default=time.monotonic())
 
-    def await_all(self) -> frozenset[int]:
+    def await_all(self, look: Callable[[], None] = lambda: None) -> frozenset[int]:
         """Waits until every lost ps is back, with an empty memory.
 
         Where the policy has other servers for one that does not return, it gets another address.
+
+        Args:
+          look: called about once a second of waiting; it may raise an error that ends the wait.
 
         Returns:
           The indices of the parameter servers that were lost.
@@ -55,6 +69,7 @@ class LostServers:
         lost: set[Task] = set()
         while missing := self._missing():
             lost |= missing
+            look()
             if (left := deadline - time.monotonic()) <= 0:
                 task = min(missing)
                 raise failures.unavailable(

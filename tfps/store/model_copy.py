@@ -79,6 +79,7 @@ class ModelCopy:
       is_following: whether the servers are the truth.
       is_lost: whether slots could not be fetched after an error. What is on the servers is then of
         no more use.
+      writes: how often something that was changed on the chief was taken to the servers.
       ask: calls a function that reads or writes what is on the servers, and returns what the
         function returns. It may give up waiting for a server.
     """
@@ -90,11 +91,12 @@ class ModelCopy:
           optimizers: of the model, without what is inside of them; empty for evaluation alone.
         """
         self.is_following = self.is_lost = False
+        self.writes = 0
         self.ask: Callable[[Callable[[], Any]], Any] = lambda function: function()
         self._optimizers = optimizers
         self._links: dict[int, Link] = {}  # `id` of a Keras variable -> its link
         self._of_source: dict[tuple[int, int], Link] = {}  # (`id` of a source, index) -> its link
-        self._age = 0
+        self._age, self._fetched = 0, -1
         self._looked: dict[Link, None] = {}  # what may have been changed since the last hook
         self._filled: dict[Link, None] = {}  # slots that take memory
         self._captured: dict[Link, None] = {}  # what is read by functions that do not ask
@@ -135,6 +137,7 @@ class ModelCopy:
                 links = [link for link in self._looked if link.age != -1]
             changed = [link for link in links if link.is_filled and link.is_changed()]
             self._take(changed)
+            self.writes += bool(changed)
             if self.is_following:
                 self._looked = dict(self._captured)
                 self._drop_slots()
@@ -146,6 +149,7 @@ class ModelCopy:
             self._age += 1
             for link in self._links.values():
                 self._bring(link)
+            self._fetched = self._age
 
     def forget(self) -> None:
         """Makes the next `load_if_changed` load: the servers have moved on without the model."""
@@ -176,9 +180,11 @@ class ModelCopy:
             if link.is_filled and link.is_slot:
                 self._filled[link] = None
         self._drop_slots()
+        self._fetched = -1
         try:
             yield
-            self.fetch()
+            if self._fetched != self._age:  # Otherwise `fit` has fetched what it ended with.
+                self.fetch()
         except BaseException as error:
             if answers(error):
                 self._rescue(recount)
@@ -212,6 +218,13 @@ class ModelCopy:
         self.is_lost = True
         for optimizer in self._optimizers:
             _keras_optimizers.unbuild(optimizer)
+
+    def discard(self) -> None:
+        """Lets go of what was assigned since the last hook and is not on the servers yet."""
+        with self._lock:
+            for link in self._looked:
+                if link.is_dirty:
+                    link.is_dirty, link.age = False, -1
 
     def outdate(self) -> None:
         """Notes that the servers have moved on."""

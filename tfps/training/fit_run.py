@@ -96,8 +96,7 @@ class FitRun:
         if self._snapshotter is not None:
             number = _keras_models.initial_epoch(self._model, initial_epoch)
             self._state.note_beginning(number, self._feed.position())
-            self._snapshotter.take()
-            self._snapshotter.wait()
+            self._snapshotter.take_surely()
 
     def _run(self, epochs: range) -> dict[str, Any] | None:
         number, logs, is_over = epochs.start, None, False
@@ -110,20 +109,22 @@ class FitRun:
                         return logs
                     logs = self._run_epoch(number)
             except GoneBack as e:
-                number, is_over = self._go_back(e.past), False
+                number = self._go_back(e.past)
+                is_over = self._hooks.stop_at(number)
                 continue
             except errors.TaskLost as e:
-                past = recover(self._session, self._snapshotter, e)
-                number, is_over = self._go_back(past), False
+                number = self._go_back(recover(self._session, self._snapshotter, e))
+                is_over = self._hooks.stop_at(number)
                 continue
             is_over = self._model.stop_training
             number += 1
 
     def _end(self) -> None:
-        """Does what follows the last epoch on the servers, and saves it."""
+        """Does what follows the last epoch on the servers, saves it, and brings it to the chief."""
         self._finalize()
         if self._snapshotter is not None:
             self._snapshotter.end_fit()
+        self._session.served.store.copy.fetch()
 
     def _go_back(self, past: Past) -> int:
         """Lets `fit` go on from a snapshot; returns the index of its epoch."""
@@ -142,11 +143,15 @@ class FitRun:
         optimizer = self._session.served.optimizer
         if opened is None:
             self._noted.begin_again(number, optimizer)
+        writes = self._writes
         try:
             self._hooks.epoch_begin(number)
         finally:
             if opened is None:
                 self._noted.begin(number, optimizer)
+        if opened is None and self._writes != writes:
+            self._state.note_beginning(number, self._feed.position())
+            self._save_what_hooks_wrote()
         logs = epoch.run()
         self._save_if_due(leaving=True)
         if self._hooks.was_called(number):
@@ -172,14 +177,30 @@ class FitRun:
             logs = {**logs, **stats}
         self._state.note_epoch(number, logs, self._feed.position())
         self._noted.leave_again(number, self._session.served.optimizer)
+        writes = self._writes
         try:
             recorded = self._hooks.epoch_end(number, logs, stats, epoch.staleness, lines)
         finally:
             self._noted.leave(number, self._session.served.optimizer)
         self._state.note_logs(recorded)
         self._noted.logs[number] = recorded
+        if self._writes != writes:
+            self._save_what_hooks_wrote()
         self._save_if_due()
         return logs
+
+    @property
+    def _writes(self) -> int:
+        """How often weights that hooks had changed were taken to the servers."""
+        return self._session.served.store.copy.writes
+
+    def _save_what_hooks_wrote(self) -> None:
+        """Takes a snapshot after hooks of an epoch that have changed weights, and waits for it.
+
+        Those hooks are not called again, so nothing may lead back to before them.
+        """
+        if self._snapshotter is not None:
+            self._snapshotter.take_surely()
 
     def _save_if_due(self, leaving: bool = False) -> None:
         """Takes a snapshot between two cuts within epochs.

@@ -1,8 +1,17 @@
-"""Calls a hook of all callbacks, each once, although an error may interrupt it."""
+"""What becomes of the hooks of callbacks when a lost server interrupts what they belong to."""
 
-from collections.abc import Callable, Iterator
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 
 import keras
+import tensorflow as tf
+
+from tfps import errors
+from tfps.store.model_copy import ModelCopy
+from tfps.training.snapshotter import GoneBack
+
+# The types of an attribute that is copied by noting it.
+_PLAIN = bool, int, float, complex, str, bytes, type(None)
 
 
 class HookCalls:
@@ -47,6 +56,34 @@ class HookCalls:
     def end(self, name: str, index: int) -> None:
         """Notes that what follows a hook has been done, too."""
         self._interrupted.pop((name, index), None)
+
+
+@contextlib.contextmanager
+def forgotten_if_interrupted(
+    callbacks: Sequence[keras.callbacks.Callback], copy: ModelCopy
+) -> Iterator[None]:
+    """A context for a validation, which begins anew, with its hooks, when a server was lost in it.
+
+    A callback may note in an attribute what it has done at the beginning and will undo at the end:
+    `keras.callbacks.SwapEMAWeights` notes that the averages are in the model. With the lost server
+    that is undone. So numbers, texts and truth values that are attributes of callbacks are then
+    what they were before the context, and what a hook has assigned is dropped.
+
+    Args:
+      callbacks: whose hooks are called in the context.
+      copy: of what is on the servers.
+    """
+    noted = [
+        (one, {name: v for name, v in vars(one).items() if isinstance(v, _PLAIN)})
+        for one in callbacks
+    ]
+    try:
+        yield
+    except (errors.TaskLost, GoneBack, tf.errors.OpError):
+        for one, attributes in noted:
+            vars(one).update(attributes)
+        copy.discard()
+        raise
 
 
 class _Told(list):

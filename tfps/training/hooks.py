@@ -200,6 +200,11 @@ class Hooks:
         self._over = max(self._over, epoch)
         self._stop_again(Place(epoch + 1))
 
+    def stop_at(self, epoch: int) -> bool:
+        """Whether training was stopped before an epoch, from which it is to go on."""
+        self._stop_again(Place(epoch))
+        return self.callbacks.model.stop_training
+
     def _stop_again(self, now: Place) -> None:
         """Stops training where it was stopped before it went back."""
         # Other batches may have begun by then than before.

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfps import errors
+from tfps import _keras_metrics, errors
 from tfps.cluster import failures
 from tfps.cluster.calls import WorkerCalls
 from tfps.model.stateless_model import StatelessModel
@@ -67,9 +67,12 @@ class OwnState:
             do not carry metric variables.
           by_worker: a worker's own such values; None if all begin with `metrics`.
         """
-        if program.unlisted and isinstance(feed, ChiefFeed) and self._calls.num_workers > 1:
+        # A model that overrides `metrics` may leave out Keras's own mean of the loss.
+        losses = set(map(id, _keras_metrics.loss_variables(program.model)))
+        kept_back = [v.path for v in program.unlisted if id(v) not in losses]
+        if kept_back and isinstance(feed, ChiefFeed) and self._calls.num_workers > 1:
             warnings.warn(
-                f"The model keeps {', '.join(v.path for v in program.unlisted)} from batch to "
+                f"The model keeps {', '.join(kept_back)} from batch to "
                 f"batch, and each of {self._calls.num_workers} workers has its own, but gets "
                 "whatever batch is next; train with one worker, or give a dataset_fn",
                 stacklevel=2,

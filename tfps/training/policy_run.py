@@ -114,6 +114,7 @@ class PolicyRun:
             self._ledger.end_run(observer.stopped())
         except BaseException as e:
             self._side.abort()
+            self._calls.drain()  # From here on no loop of a server reports an error.
             self._ledger.break_run(e)
             raise
         finally:
@@ -123,8 +124,8 @@ class PolicyRun:
 
     def _start(self) -> None:
         self._state.carries = []
-        self._side.pusher.clear()
-        self._actors = self._side.actors()
+        self._calls.ask(self._side.pusher.clear)
+        self._actors = self._calls.ask(self._side.actors)
         run = self._ledger.begin_run(
             self._calls.lives,
             self._side.pusher.written_to(),

@@ -38,7 +38,11 @@ def recover(session: Session, snapshotter: Snapshotter | None, loss: errors.Task
     """
     calls = session.calls
     _tf.forget_error()
-    if not calls.servers.ask():
+    silent: frozenset[int] = frozenset()
+    if not calls.servers.ask() and snapshotter is not None:
+        # What it was told just then, it may have done or not.
+        silent = calls.servers.outlast_silence()
+    if not silent and not calls.servers.ask():
         raise loss
     if snapshotter is None:
         said = (
@@ -60,7 +64,7 @@ def recover(session: Session, snapshotter: Snapshotter | None, loss: errors.Task
             if not calls.servers.ask():
                 raise
             continue
-        names = ", ".join(map(str, sorted(lost)))
+        names = ", ".join(map(str, sorted(lost or silent)))
         line = (
             f"ps {names} was gone for {time.monotonic() - began:.1f} s; training goes on from the "
             f"snapshot of {time.strftime('%H:%M:%S', time.localtime(past.manifest.time))}, and "

@@ -20,7 +20,7 @@ from tfps.store.pull import Pulled
 from tfps.strategy import ParameterServerStrategy
 from tfps.training.auto_codecs import AutoCodecs
 from tfps.training.feeds import Feed
-from tfps.training.input import feed_of, sample_of
+from tfps.training.input import feed_of, is_read_by_workers, sample_of
 from tfps.training.ledger import Ledger
 from tfps.training.losses import Losses
 from tfps.training.placing import Placing
@@ -122,6 +122,8 @@ class Session:
           **arguments: see `input.feed_of`.
         """
         calls = self.calls
+        if is_read_by_workers(x):  # Their datasets are made at once.
+            calls.notice()
         feed = feed_of(
             x,
             calls.num_workers,

@@ -85,6 +85,7 @@ class Snapshotter:
         self._folder = Folder(settings.directory)
         self._reader = parts.Reader()
         self._writer: SnapshotWriter | None = None
+        self._taken: Id | None = None  # the newest that was begun
         self._incarnation = 0
         self._fit = 0
         self._goes_on_from: int | None = None  # the `fit` of the snapshot to resume
@@ -250,14 +251,15 @@ class Snapshotter:
 
         Raises:
           Superseded: a later chief writes to the folder.
+          TaskLost: a server went away, and so the files are not complete.
         """
-        self.take(has_ended=True)
-        self.wait()
+        self.take_surely(has_ended=True)
 
     @contextlib.contextmanager
     def ending_in_order(self) -> Iterator[None]:
         """In this context SIGTERM ends the process after a last snapshot, at the next cut."""
         with exit_codes.sigterm_noted() as self._told:
+            self._session.calls.is_leaving = self._told
             yield
         # It came after the last cut, which was saved.
         if self.is_leaving:
@@ -269,6 +271,19 @@ class Snapshotter:
         return self._told()
 
     # Cuts.
+
+    def take_surely(self, has_ended: bool = False) -> None:
+        """Takes a snapshot, as `take` does, and waits for its files.
+
+        Raises:
+          TaskLost: a server went away, and so the snapshot is not complete.
+        """
+        self.take(has_ended)
+        self.wait()
+        if self._writer is not None and self._writer.saved != self._taken:
+            # A full disk is said in a line. If a server is gone, whoever calls this is to know.
+            self._session.calls.servers.ask()
+            self._session.calls.require_servers()
 
     def counts(self, updates: int) -> None:
         """Notes updates of the servers."""
@@ -338,7 +353,7 @@ class Snapshotter:
             # The next chief may go on from the snapshot as soon as it is complete.
             session.ledger.cut(str(id))
 
-        self._writer.write(values, tables, packed.arrays, content, begins)
+        self._taken = self._writer.write(values, tables, packed.arrays, content, begins)
         if not has_ended:
             self._stop_if_asked()
         if self.is_leaving:
@@ -419,7 +434,9 @@ class Snapshotter:
             except errors.SnapshotDamaged as e:
                 self.skipped(id, e)
                 continue
-            if past.fit == self._fit and not past.has_ended:
+            # A job before, which came to its end, may have left others with the same number.
+            job = past.manifest.content.get("job", id.incarnation)
+            if past.fit == self._fit and job == self._job and not past.has_ended:
                 yield past
 
     def _nothing_to_restore(self, servers: Collection[int]) -> BaseException:

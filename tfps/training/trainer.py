@@ -23,6 +23,7 @@ from tfps.training.consistency import Async
 from tfps.training.evaluation import EvaluationRun
 from tfps.training.feeds import Feed
 from tfps.training.fit_run import FitRun
+from tfps.training.hook_calls import forgotten_if_interrupted
 from tfps.training.hooks import Hooks
 from tfps.training.input import is_read_by_workers
 from tfps.training.placing import LayerDevice, Placing
@@ -611,7 +612,9 @@ class Trainer:
         def validate(epoch: int) -> dict[str, float] | None:
             if feed is None or not _keras_models.should_evaluate(self.model, epoch, frequency):
                 return None
-            return self._evaluate(feed(), hooks.callbacks, verbose=0, validates=True)
+            copy = self._session.served.store.copy
+            with forgotten_if_interrupted(hooks.callbacks.callbacks, copy):
+                return self._evaluate(feed(), hooks.callbacks, verbose=0, validates=True)
 
         return validate
 

@@ -14,6 +14,7 @@ such as the end of an epoch.
 
 import copy
 import dataclasses
+import functools
 import warnings
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
@@ -128,7 +129,7 @@ class TrainingState:
 
     def end_warmup(self) -> list[ServerSide]:
         """Freezes Adam's second moments; returns the server sides that are not used any more."""
-        self.chief.frozen_at = self._require_served().store.iterations()
+        self.chief.frozen_at = self._calls.ask(self._require_served().store.iterations)
         ended = [side for (_, warming), side in self._sides.items() if warming]
         self._sides = {key: side for key, side in self._sides.items() if not key[1]}
         return ended
@@ -455,7 +456,8 @@ class TrainingState:
         served.store.copy.outdate()
         self._put_chief_in_place(served, exported)
         for name in kept.keys() & self._restored_sides.keys():
-            kept[name].restore(self._restored_sides.pop(name))
+            restore = functools.partial(kept[name].restore, self._restored_sides.pop(name))
+            self._calls.ask(restore)
         return ended
 
     def _require_served(self) -> ServedModel:
