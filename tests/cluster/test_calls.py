@@ -262,6 +262,20 @@ def test_a_silent_ps_is_waited_for(dispatcher, monkeypatch):
     assert dispatcher.servers.outlast_silence() == frozenset()
 
 
+def test_a_worker_that_was_frozen_meanwhile_is_noticed(dispatcher, monkeypatch):
+    known, task = members.of(dispatcher._cluster), members.Task("worker", 1)
+    known._watches[task].failures = 1
+    monkeypatch.setattr(members.Members, "attend", lambda self: None)
+    monkeypatch.setattr(members.Members, "suspect", lambda self, *tasks: None)
+    threading.Timer(0.6, lambda: known.lose(task, "does not answer, says a test")).start()
+    try:
+        dispatcher.notice()
+        assert dispatcher.living == {0}
+    finally:
+        known._watches[task].failures = 0
+        known.admit(task, None)
+
+
 def test_a_lost_worker_is_given_nothing(dispatcher):
     known, worker = members.of(dispatcher._cluster), members.Task("worker", 1)
     known.lose(worker, "is gone, says a test")

@@ -44,3 +44,31 @@ def test_in_a_round_residuals_of_servers_that_have_the_push_stay():
     kept = session.state.carries[0]
     assert kept.residuals == {0: ("old 0",), 1: ("old 1 and new",), 2: ("old 2",)}
     assert each[0].metrics == ["its own"]
+
+
+def test_an_update_is_counted_whose_report_was_lost():
+    """With local steps, what the outer optimizer has done is known by reports alone."""
+    buckets = [SimpleNamespace(ps=ps) for ps in (0, 1)]
+    carry = SimpleNamespace(residuals={}, _replace=lambda residuals: carry)
+
+    def updates(local_steps, has):
+        def step(handles, source, carry, own, count, number, rate, repeats):
+            return np.zeros(2 + tally.SIZE), carry, own
+
+        step.own = Step.own
+        each = [Own(**{key: [] for key in Own._fields})]
+        session = SimpleNamespace(
+            state=SimpleNamespace(carries=[carry], own=SimpleNamespace(each=each)),
+            served=SimpleNamespace(store=SimpleNamespace(plan=SimpleNamespace(buckets=buckets))),
+            steps=SimpleNamespace(repeating=lambda *_: step),
+        )
+        side = SimpleNamespace(pusher=SimpleNamespace(written_to=lambda: [0, 1]))
+        policy = SimpleNamespace(local_steps=local_steps)
+        redo = Redo(None, 0, 1, 9, frozenset(has), counts=True, open=True)
+        repeating = Repeating(session, side, policy, None, None)
+        work = SimpleNamespace(source=None, count=1)
+        return repeating.unit(0, redo, work, None, None, 0.1)().tally.updates
+
+    assert updates(3, {0, 1}) == 1
+    assert updates(3, {0}) == 0  # The ps that had lacked it says what it has done.
+    assert updates(0, {0, 1}) == 0  # What the servers have applied is asked of them.

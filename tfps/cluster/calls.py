@@ -249,13 +249,15 @@ class WorkerCalls:
                 raise failures.unavailable(errors.TaskLost(f"{task} ({address}) {why}"))
 
     def notice(self) -> None:
-        """Notices the workers that were lost while nobody called them.
+        """Notices the workers that were lost while nobody called them; waits for silent ones.
 
         Raises:
           TaskLost: a ps is lost.
         """
         self._members.suspect()
         self._members.settle()
+        while any(task.job == "worker" for task in self._members.silent()):
+            self._members.wait_lost(_LOOK, self._members.lost())
         self._note_lost()
 
     def require_servers(self) -> None:

@@ -59,6 +59,9 @@ class Repeating:
         masked, shapes = self._masked(redo.has), step.own.shapes
         whole = bool(self._policy.local_steps)
         counts = redo.counts
+        # Every ps has made the update, and the report that would have said so is lost. Only the
+        # outer optimizer's updates are counted by reports.
+        is_made = whole and redo.has.issuperset(self._side.pusher.written_to())
         if not counts:
             own = own._replace(metrics=[*own.metrics])
 
@@ -74,6 +77,8 @@ class Repeating:
             if counts:
                 each[worker] = after._replace(report=own.report)
             report = Report.of(vector, shapes, worker)
+            if is_made:
+                report = dataclasses.replace(report, tally=report.tally._replace(updates=1.0))
             return report if counts else report.of_push()
 
         return call
