@@ -84,6 +84,40 @@ def test_on_several_servers(connect, consistency):
         np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-6)
 
 
+class OneByOne(keras.Sequential):
+    """Applies one optimizer to the first of two variables, then to the other."""
+
+    def train_step(self, data):
+        x, y = data
+        if not self.optimizer.built:
+            self.optimizer.build(self.trainable_variables)
+        with tf.GradientTape() as tape:
+            loss = self.compute_loss(x, y, self(x, training=True))
+        gradients = tape.gradient(loss, self.trainable_variables)
+        for pair in zip(gradients, self.trainable_variables):
+            self.optimizer.apply_gradients([pair])
+        self._loss_tracker.update_state(loss)
+        return {"loss": self._loss_tracker.result()}
+
+
+def test_a_server_counts_the_calls_that_concern_the_other_alone(connect):
+    x, y = regression(64)
+    weights = []
+    for run in ("tfps", "keras"):
+        keras.utils.set_random_seed(1)
+        layers = [keras.layers.Dense(n, use_bias=False) for n in (4, 1)]
+        model = OneByOne([keras.Input([8]), *layers])
+        model.compile(o.Adam(1e-2), "mse")
+        trainer = tfps.Trainer(model, connect(ps=2))
+        (trainer if run == "tfps" else model).fit(x, y, 16, epochs=2, shuffle=False, verbose=0)
+        if run == "tfps":
+            buckets = trainer._session.served.store.plan.buckets
+            assert len({bucket.ps for bucket in buckets}) == 2
+        weights.append([*model.get_weights(), *(v.numpy() for v in model.optimizer.variables)])
+    for mine, theirs in zip(*weights):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-6)
+
+
 def test_the_mean_of_different_gradients(connect):
     """With plain SGD, the mean applied twice is both gradients applied once."""
 
