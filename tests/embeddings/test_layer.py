@@ -100,6 +100,25 @@ def test_strings():
     assert not np.allclose(rows[0], rows[1]) and len(layer.local.keys().keys) == 2
 
 
+def test_ids_are_never_floats():
+    """Of these, float32 makes one."""
+    layer, near = HashEmbedding(4, expected=10), np.array([[1 << 24, (1 << 24) + 1]])
+    for ids in (near.astype(np.float32), near > 0):
+        with pytest.raises(tfps.ConfigError, match=f"ids are {ids.dtype}, but must be"):
+            layer(ids)
+    with pytest.raises(tfps.ConfigError, match=r"begin the model with keras\.Input"):
+        layer(keras.Input([3]))
+    with pytest.raises(tfps.ConfigError, match=r"begin the model with keras\.Input"):
+        keras.Sequential([layer]).predict(near, verbose=0)
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    ids = keras.Input([2], dtype="int64")
+    for kind in (HashEmbedding(4, 10), HashEmbedding(4, 10, combiner="sum")):
+        model = keras.Sequential([ids, kind])
+        assert model(near).dtype == model.outputs[0].dtype == "bfloat16"
+    rows = keras.Sequential([ids, layer]).predict(near, verbose=0)
+    assert not np.allclose(rows[0, 0], rows[0, 1])
+
+
 def test_a_fixed_table_of_bags_trains_by_rows(connect):
     """As the same sums in plain Keras, lazily: other rows stay as they are."""
     x = np.random.default_rng(0).integers(0, 20, (64, 5))

@@ -11,7 +11,7 @@ import tensorflow as tf
 from tfps import _keras_creation, _keras_variables
 from tfps.embeddings import bags
 from tfps.embeddings.initial_rows import InitialRows
-from tfps.embeddings.keys import keys_of
+from tfps.embeddings.keys import keys_of, require_ids
 from tfps.embeddings.local_table import Keys, LocalTable, rows_here
 from tfps.embeddings.settings import TableSettings
 
@@ -93,6 +93,7 @@ class HashEmbedding(keras.layers.Layer):
         """
         super().__init__(**kwargs)
         self.supports_jit = False  # XLA has no hash tables.
+        self.autocast = False  # Ids stay what they are.
         self.supports_masking = mask_zero
         self.output_dim, self.mask_zero = output_dim, mask_zero
         self.combiner = bags.checked(combiner)
@@ -199,6 +200,11 @@ class HashEmbedding(keras.layers.Layer):
         if not self.mask_zero or self.combiner:
             return None
         return keras.ops.not_equal(inputs, 0)
+
+    def compute_output_spec(self, inputs: Any, *others: Any, **named: Any) -> Any:
+        """The shape and dtype of the rows; see `call`."""
+        require_ids(inputs.dtype)
+        return super().compute_output_spec(inputs, *others, **named)
 
     def compute_output_shape(self, input_shape: Any, *others: Any, **named: Any) -> tuple:
         """The shape of the rows; see `call`."""
