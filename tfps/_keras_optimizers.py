@@ -229,3 +229,13 @@ class _Scaled(keras.optimizers.schedules.LearningRateSchedule):
 
     def get_config(self):
         return {}
+
+
+def is_saved_in(store: Any) -> bool:
+    """Whether a file of Keras has the state of a model's optimizer.
+
+    Args:
+      store: what a layer's `load_own_variables` is given.
+    """
+    find = getattr(store, "has_path", None)
+    return find is not None and find("optimizer")

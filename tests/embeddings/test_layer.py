@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 import tfps
+from tfps.embeddings.keys import keys_of
 from tfps.layers import HashEmbedding
 
 
@@ -98,6 +99,63 @@ def test_strings():
     rows = layer(tf.constant(["a", "b", "a"]), training=True).numpy()
     np.testing.assert_array_equal(rows[0], rows[2])
     assert not np.allclose(rows[0], rows[1]) and len(layer.local.keys().keys) == 2
+
+
+def test_ids_are_never_floats():
+    """Of these, float32 makes one."""
+    layer, near = HashEmbedding(4, expected=10), np.array([[1 << 24, (1 << 24) + 1]])
+    for ids in (near.astype(np.float32), near > 0):
+        with pytest.raises(tfps.ConfigError, match=f"ids are {ids.dtype}, but must be"):
+            layer(ids)
+    with pytest.raises(tfps.ConfigError, match=r"begin the model with keras\.Input"):
+        layer(keras.Input([3]))
+    with pytest.raises(tfps.ConfigError, match=r"begin the model with keras\.Input"):
+        keras.Sequential([layer]).predict(near, verbose=0)
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    ids = keras.Input([2], dtype="int64")
+    for kind in (HashEmbedding(4, 10), HashEmbedding(4, 10, combiner="sum")):
+        model = keras.Sequential([ids, kind])
+        assert model(near).dtype == model.outputs[0].dtype == "bfloat16"
+    rows = keras.Sequential([ids, layer]).predict(near, verbose=0)
+    assert not np.allclose(rows[0, 0], rows[0, 1])
+
+
+def test_two_lookups_of_a_step_are_one_update():
+    """The second takes no row from an id of the first, and counts and sightings are of steps."""
+    layer = HashEmbedding(2, expected=4, capacity=4, initializer="zeros")
+    patient = HashEmbedding(2, expected=40, admit_after=2)
+    one, two = keras.Input([4], dtype="int64"), keras.Input([4], dtype="int64")
+    out = [one_layer(i) for one_layer in (layer, patient) for i in (one, two)]
+    model = keras.Model([one, two], keras.layers.Add()(out))
+    model.compile(keras.optimizers.SGD(1.0), lambda y, p: -p)
+    ids = [np.array([[1, 2, 3, 3]]), np.array([[3, 5, 6, 7]])]
+    model.fit(ids, np.zeros([1, 4, 2]), verbose=0)
+    keys = layer.local.keys()
+    assert layer.local.clock == 1 and len(keys.keys) == 4
+    assert set(keys.keys) > set(keys_of(tf.constant([1, 2, 3], tf.int64)).numpy())
+    assert keys.counts.tolist() == [1] * 4
+    assert not len(patient.local.keys().keys)
+    model.fit(ids, np.zeros([1, 4, 2]), verbose=0)
+    assert len(patient.local.keys().keys) == 6 and layer.local.clock == 2
+
+
+def test_a_frozen_layer_lets_nothing_in(connect):
+    layer = HashEmbedding(2, expected=40, capacity=4)
+    layer.trainable = False
+    ids = keras.Input([1], dtype="int64")
+    model = keras.Model(ids, keras.layers.Dense(1)(layer(ids)))
+    model.compile("sgd", "mse")
+    x = np.arange(8)[:, None]
+    model.fit(x, x, verbose=0)
+    assert not len(layer.local.keys().keys)
+    with pytest.raises(tfps.ConfigError, match=r"trainable=False; set layer\.trainable=True"):
+        tfps.Trainer(model, connect(workers=1)).fit(x, x, verbose=0)
+
+
+def test_strings_have_no_mask():
+    words = keras.Input([3], dtype="string")
+    with pytest.raises(tfps.ConfigError, match="mask_zero=True, but its ids are strings"):
+        HashEmbedding(4, expected=10, mask_zero=True)(words)
 
 
 def test_a_fixed_table_of_bags_trains_by_rows(connect):

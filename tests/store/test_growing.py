@@ -268,6 +268,15 @@ def test_a_full_chief_takes_the_rows_that_are_named_most(connect, monkeypatch):
     assert trainer.fit(x, y, **FIT).history["loss"][0] < before * 1.01
 
 
+def test_a_key_that_is_found_twice_is_what_it_was_last():
+    meta = np.array([[7, 0, 1, 4], [5, 1, 2, 3], [7, 2, 3, 9]])
+    found = TableState(meta, {"": np.arange(3.0)[:, None]}).unique()
+    np.testing.assert_array_equal(found.meta, meta[1:])
+    np.testing.assert_array_equal(found.rows[""], [[1.0], [2.0]])
+    empty = TableState(meta[:0], {"": np.zeros([0, 1])})
+    assert empty.unique() is empty
+
+
 def test_what_does_not_go_with_growing(connect):
     x, y = data()
     model, _ = compiled(keras.optimizers.SGD(0.1, use_ema=True))

@@ -256,3 +256,17 @@ def test_export(connect, tmp_path, kind):
     model = keras.models.load_model(tmp_path / "m.keras")
     x = data()["x"]
     np.testing.assert_array_equal(model.predict(x, verbose=0), trainer.model.predict(x, verbose=0))
+
+
+def test_rows_for_which_a_model_has_no_room_are_said(connect, tmp_path, monkeypatch, capfd):
+    trainer = trainer_of("growing", connect(), tmp_path / "s")
+    trainer.fit(**data(), epochs=1, verbose=0)
+    monkeypatch.setattr("tfps.embeddings.local_table.LOCAL_BYTES", 4 * 4 * 10)
+    rows = len(rows_of(trainer)[0])
+    left_out = f", with the 10 of {rows} rows of e/embeddings that are named most"
+    name = str(tmp_path / "s")
+    assert export(name, chosen(name, None), str(tmp_path / "m.keras")).endswith(left_out)
+    model = trainer_of("growing", connect(), tmp_path / "other").model
+    given = (data()["x"], data()["y"])
+    tfps.SidecarEvaluator(model, given, name, directory=tmp_path / "e").start()
+    assert f"is evaluated{left_out}; so are" in capfd.readouterr().err

@@ -75,11 +75,25 @@ def swept(layout: Layout, handles: TableHandles, marks: Marks, now: tf.Tensor) -
     marks = marks._replace(swept=tf.math.floormod(after, tf.maximum(marks.used, 1)))
 
     def give_back():
-        slots = tf.gather(candidates, chosen)
-        row = _erased(layout, handles, marks, slots, tf.gather(meta[:, KEY], chosen))
-        return room.given_back(handles, Marks.of(row), slots, layout.ends).row()
+        slots, keys = tf.gather(candidates, chosen), tf.gather(meta[:, KEY], chosen)
+        given = removed(layout, handles, marks, slots, keys)
+        return given._replace(expired=marks.expired + tf.size(slots, tf.int64)).row()
 
     return tf.cond(tf.size(chosen) > 0, give_back, marks.row)
+
+
+def removed(
+    layout: Layout, handles: TableHandles, marks: Marks, slots: tf.Tensor, keys: tf.Tensor
+) -> Marks:
+    """Takes rows from their keys, and puts them on the list of free ones; returns the marks.
+
+    Args:
+      layout, handles, marks: of the part.
+      slots: int64 [n], row numbers.
+      keys: int64 [n], which keys have these rows.
+    """
+    row = _erased(layout, handles, marks, slots, keys)
+    return room.given_back(handles, Marks.of(row), slots, layout.ends)
 
 
 def _evicted(layout, handles, marks, lacking, now):

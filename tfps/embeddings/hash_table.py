@@ -69,6 +69,7 @@ class HashTable(Layout):
         keys: tf.Tensor,
         now: tf.Tensor,
         admits_all: bool = False,
+        again: tf.Tensor | None = None,
     ) -> Inserted:
         """Finds rows for keys, and notes that they were named.
 
@@ -79,17 +80,21 @@ class HashTable(Layout):
           keys: int64 [n], none of them twice.
           now: int64 scalar, the number of the update.
           admits_all: whether keys are let in that were not seen often enough.
+          again: bool [n], which keys the update has named before: those are not counted again, nor
+            let in; None for none.
         """
         where = self.find(handles, keys)
         meta = self.notes(handles, where.slots)
         stale = tf.logical_and(tf.logical_not(where.new), self.is_expired(meta[:, LAST], now))
-        count = tf.where(stale, tf.zeros_like(keys), meta[:, COUNT]) + 1
+        count = tf.where(stale, tf.zeros_like(keys), meta[:, COUNT])
+        count += 1 if again is None else tf.cast(tf.logical_not(again), tf.int64)
         known = tf.where(tf.logical_not(where.new))[:, 0]
         noted = self._rows_of_meta(where.keys, where.refs, count, now)
         named = tf.gather(where.slots, known)
         with tf.control_dependencies(self.kept(handles, named)):
             touched = segments.scatter(handles.meta, self.ends, named, tf.gather(noted, known))
-        missing = tf.where(where.new)[:, 0]
+        asks = where.new if again is None else tf.logical_and(where.new, tf.logical_not(again))
+        missing = tf.where(asks)[:, 0]
         with tf.control_dependencies(written([touched])):
             marks = read_marks(handles)
             nothing = tf.zeros([0], tf.int64)
@@ -226,6 +231,19 @@ class HashTable(Layout):
     def used(self, handles: TableHandles) -> tf.Tensor:
         """int64 scalar: how many rows were ever given out."""
         return Marks.of(read_marks(handles)).used
+
+    def remove(self, handles: TableHandles, keys: tf.Tensor) -> list[tf.Operation]:
+        """Takes out keys; returns the operations that write.
+
+        Args:
+          handles: of the part.
+          keys: int64 [n], none of them twice; those that have no row are let be.
+        """
+        where = self.find(handles, keys)
+        there = tf.where(tf.logical_not(where.new))[:, 0]
+        slots, keys = tf.gather(where.slots, there), tf.gather(keys, there)
+        marks = granting.removed(self, handles, Marks.of(read_marks(handles)), slots, keys)
+        return written([write_marks(handles, marks.row())])
 
     def clear(self, handles: TableHandles) -> list[tf.Operation]:
         """Takes out all keys, and forgets which were seen; returns the operations that write."""

@@ -8,6 +8,8 @@ with the exception of the two that the hash table cannot take.
 import numpy as np
 import tensorflow as tf
 
+from tfps import errors
+
 _FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _STEP = 0x9E3779B97F4A7C15
 _BITS = (1 << 64) - 1
@@ -47,7 +49,11 @@ def keys_of(ids: tf.Tensor) -> tf.Tensor:
     Args:
       ids: integers of any value, or strings. The ids -2**63 and -2**63 + 1 are taken for -2**63 + 2
         and -2**63 + 3. A string is known by 63 bits of its fingerprint.
+
+    Raises:
+      ConfigError: the ids are neither integers nor strings.
     """
+    require_ids(ids.dtype)
     if ids.dtype == tf.string:
         ids = tf.strings.to_hash_bucket_fast(ids, (1 << 63) - 1)
     elif ids.dtype == tf.uint64:
@@ -56,6 +62,21 @@ def keys_of(ids: tf.Tensor) -> tf.Tensor:
     smallest = tf.constant(-(1 << 63), tf.int64)
     ids = tf.where(ids < smallest + 2, ids + 2, ids)
     return tf.bitcast(mixed(tf.bitcast(ids, tf.uint64) + _constant(_STEP)), tf.int64)
+
+
+def require_ids(dtype: tf.DType | str) -> None:
+    """Refuses ids that are neither integers nor strings: float32 takes 2**24 + 1 for 2**24.
+
+    Raises:
+      ConfigError: they are.
+    """
+    dtype = tf.as_dtype(dtype)
+    if dtype != tf.string and not dtype.is_integer:
+        raise errors.ConfigError(
+            f"ids are {dtype.name}, but must be integers or strings, because ids of a table that "
+            "grows have any value; begin the model with keras.Input(shape, dtype='int64') (a "
+            "Sequential model without an Input, and an Input without a dtype, make them float)"
+        )
 
 
 def ids_of(keys: np.ndarray) -> np.ndarray:

@@ -8,11 +8,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfps import _keras_creation, _keras_variables
+from tfps import _keras_creation, _keras_optimizers, _keras_variables, errors
 from tfps.embeddings import bags
 from tfps.embeddings.initial_rows import InitialRows
-from tfps.embeddings.keys import keys_of
-from tfps.embeddings.local_table import Keys, LocalTable, rows_here
+from tfps.embeddings.keyed_rows import carry_keys
+from tfps.embeddings.keys import keys_of, require_ids
+from tfps.embeddings.local_table import NOTHING, Held, Keys, LocalTable, dealt, rows_here
 from tfps.embeddings.settings import TableSettings
 
 _MARK = "_tfps_hash_layer"
@@ -93,6 +94,7 @@ class HashEmbedding(keras.layers.Layer):
         """
         super().__init__(**kwargs)
         self.supports_jit = False  # XLA has no hash tables.
+        self.autocast = False  # Ids stay what they are.
         self.supports_masking = mask_zero
         self.output_dim, self.mask_zero = output_dim, mask_zero
         self.combiner = bags.checked(combiner)
@@ -121,6 +123,7 @@ class HashEmbedding(keras.layers.Layer):
             shape=shape, initializer=_NoRows(), dtype="float32", autocast=False, name="embeddings"
         )
         setattr(self.embeddings, _MARK, self)
+        carry_keys(self.embeddings, self)
 
     @property
     def local(self) -> LocalTable:
@@ -128,6 +131,11 @@ class HashEmbedding(keras.layers.Layer):
         if self._local is None:
             self._local = LocalTable(self.settings, self.embeddings)
         return self._local
+
+    def given(self) -> Held:
+        """The keys of now, for somebody who is given the rows."""
+        # A table that is made before the process connects would have to be made anew.
+        return NOTHING if self._local is None else self._local.given()
 
     def table(self) -> tuple[np.ndarray, np.ndarray]:
         """(int64 [n], the keys of this process, in no order; float32 [n, output_dim], rows).
@@ -142,7 +150,7 @@ class HashEmbedding(keras.layers.Layer):
     def _held(self) -> tuple[Keys, np.ndarray]:
         """The keys of this process and their rows, of one moment."""
         # While `fit` runs, to look at the variable brings rows from the servers, and their keys.
-        every = self.embeddings.numpy()
+        every = np.asarray(self.embeddings)
         keys = self.local.keys()
         return keys, every[keys.slots]
 
@@ -155,7 +163,7 @@ class HashEmbedding(keras.layers.Layer):
           inputs: integers or strings of any shape; a `tf.RaggedTensor` with a combiner.
           weights: of the ids of a bag, of their shape; None for 1.
           mask: bool of the shape of `inputs`: which ids a combiner takes; None for all.
-          training: whether ids without a row get one.
+          training: whether ids without a row get one, unless the layer is frozen.
 
         Returns:
           [*shape, output_dim]; with a combiner without the last axis of the shape.
@@ -172,7 +180,7 @@ class HashEmbedding(keras.layers.Layer):
             return find(keys)
         flat = tf.reshape(keys, [-1])
         # In a stateless scope somebody asks what a step would do.
-        if training and not _keras_creation.in_stateless_scope():
+        if training and self.trainable and not _keras_creation.in_stateless_scope():
             self._warn()
             rows = self.local.trained(self.embeddings.value, flat)
         elif self._local is None and _keras_variables.content(self.embeddings) is None:
@@ -198,7 +206,17 @@ class HashEmbedding(keras.layers.Layer):
         del previous
         if not self.mask_zero or self.combiner:
             return None
+        if keras.backend.standardize_dtype(inputs.dtype) == "string":
+            raise errors.ConfigError(
+                f"{self.name} has mask_zero=True, but its ids are strings, of which none is 0; set "
+                "mask_zero=False, and give a mask to the layers after it, or integers"
+            )
         return keras.ops.not_equal(inputs, 0)
+
+    def compute_output_spec(self, inputs: Any, *others: Any, **named: Any) -> Any:
+        """The shape and dtype of the rows; see `call`."""
+        require_ids(inputs.dtype)
+        return super().compute_output_spec(inputs, *others, **named)
 
     def compute_output_shape(self, input_shape: Any, *others: Any, **named: Any) -> tuple:
         """The shape of the rows; see `call`."""
@@ -247,13 +265,19 @@ class HashEmbedding(keras.layers.Layer):
         store["clock"] = self.local.clock
 
     def load_own_variables(self, store: Any) -> None:
-        """Reads what `save_own_variables` has written."""
+        """Reads what `save_own_variables` has written.
+
+        Keys that the layer has already keep their rows, so the optimizer's state stays theirs;
+        unless the file has such a state, which is in the order of the file's rows.
+        """
         keys = Keys(*(store[name][...] for name in Keys._fields))
-        rows = tf.zeros(self.embeddings.shape).numpy()
-        rows[keys.slots] = store["rows"][...]
-        self.embeddings.assign(rows)
-        self.local.replace(keys, int(store["clock"][...]))
-        self.local.is_replaced = True
+        numbered = _keras_optimizers.is_saved_in(store) or bool(
+            self.optimizer and self.optimizer.built
+        )
+        taken = self.local.take(keys, int(store["clock"][...]), numbered)
+        rows = dealt(keys.keys, store["rows"][...], taken, self.embeddings.shape[0])
+        self.embeddings.assign(tf.constant(rows))
+        self.local.replaced += 1
 
 
 def layer_of(variable: keras.Variable) -> HashEmbedding | None:

@@ -44,7 +44,7 @@ def given_back(handles: TableHandles, marks: Marks, slots: tf.Tensor, ends: Sequ
     done = segments.scatter(handles.free, ends, places, slots)
     with tf.control_dependencies([] if done is None else [done]):
         free = tf.identity(marks.free + count)
-    return marks._replace(free=free, expired=marks.expired + count)
+    return marks._replace(free=free)
 
 
 def unowned(slots: tf.Tensor) -> tf.Tensor:

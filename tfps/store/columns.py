@@ -19,7 +19,15 @@ ServerVariable = Any
 
 
 class Source(Protocol):
-    """What some Keras variables of the chief are a copy of; each has an index in it."""
+    """What some Keras variables of the chief are a copy of; each has an index in it.
+
+    Attributes:
+      is_replaced: whether the chief has replaced what the values belong to, so that equal values
+        are to be written, too.
+    """
+
+    @property
+    def is_replaced(self) -> bool: ...
 
     def read(self, i: int) -> dict[int, np.ndarray]:
         """The value of index `i`, and of whatever is read with it, by index."""
@@ -96,6 +104,8 @@ def _assign(handle: tf.Tensor, value: tf.Tensor, span: tf.Tensor | None) -> tf.O
 class Column:
     """A `Source` whose indices are those of the plan's variables."""
 
+    is_replaced = False
+
     def __init__(self, plan: Plan, held: Mapping[int, ServerVariable], writer: Writer):
         """Finds out which variables share buckets.
 
@@ -158,6 +168,8 @@ class Column:
 class Scalars:
     """A `Source` of one value, index 0, of which servers have copies."""
 
+    is_replaced = False
+
     def __init__(self, held: Sequence[tuple[int, ServerVariable]], writer: Writer):
         """Notes where the copies are.
 
@@ -181,6 +193,8 @@ class Updates:
     Attributes:
       count: as far as the chief knows, without asking the servers.
     """
+
+    is_replaced = False
 
     def __init__(self, servers: Scalars | None):
         """Counts from 0.

@@ -13,7 +13,7 @@ from tfps.embeddings.exports import Chosen
 from tfps.embeddings.handles import COUNT, KEY, LAST, TableHandles
 from tfps.embeddings.hash_table import HashTable
 from tfps.embeddings.layer import HashEmbedding
-from tfps.embeddings.local_table import Keys
+from tfps.embeddings.local_table import Keys, dealt
 from tfps.embeddings.part import TablePart
 from tfps.store.hash_rows import HashRows
 from tfps.store.resources import locked
@@ -45,6 +45,16 @@ class TableState(NamedTuple):
             {name: np.concatenate([part.rows[name] for part in parts]) for name in names},
         )
 
+    def unique(self) -> "TableState":
+        """Every key once, as it was last: a key may have got another row while rows were read."""
+        order = np.lexsort((-self.meta[:, LAST], self.meta[:, KEY]))
+        keys = self.meta[order, KEY]
+        is_first = np.diff(keys, prepend=~keys[:1]) != 0
+        if is_first.all():
+            return self
+        kept = np.sort(order[is_first])
+        return TableState(self.meta[kept], {name: rows[kept] for name, rows in self.rows.items()})
+
 
 class GrowingTable:
     """Reads and writes the keys of one variable of the plan.
@@ -52,6 +62,7 @@ class GrowingTable:
     Attributes:
       buckets: of the parts, by ps.
       names: name of a slot, or "" for the rows themselves -> the state of the optimizer, or None.
+      layer: whose rows these are.
     """
 
     def __init__(
@@ -79,9 +90,10 @@ class GrowingTable:
         self.buckets = [part.bucket for part in storage.parts]
         self.names: dict[str, int | None] = {"": None, **slots}
         self._storage, self._parts, self._locks = storage, parts, locks
-        self._versions, self._layer = versions, layer
+        self._versions, self.layer = versions, layer
         none: np.ndarray = np.zeros([0], np.int64)
-        self._known = none, none
+        self._known = Keys(none, none, none, none)
+        self._seen = layer.local.replaced
         self._functions: dict[tuple, Callable] = {}
 
     def marks(self) -> list[dict[str, int]]:
@@ -120,7 +132,7 @@ class GrowingTable:
             by_state = dict(zip(states, given, strict=True))
             locked(lock, lambda: table.put(handles, keys, by_state, counts, lasts, now))
 
-        now = tf.constant(int(self._versions[self._ps(bucket)].numpy()), tf.int64)
+        now = tf.constant(self._version(bucket), tf.int64)
         for begin in range(0, int(keys.shape[0]), _CHUNK):
             span = slice(begin, begin + _CHUNK)
             with tf.device(ps_device(self._ps(bucket))):
@@ -129,7 +141,7 @@ class GrowingTable:
             self._call(("put", *states), put, bucket, *notes)
 
     def clear(self, buckets: Sequence[int] | None = None) -> None:
-        """Takes out all keys; no worker may push meanwhile.
+        """Takes out all keys, and forgets which were seen.
 
         Args:
           buckets: of which parts; None for all.
@@ -138,6 +150,14 @@ class GrowingTable:
             if bucket in self._pieces:
                 self._pieces[bucket].keep_all()
             self._call(("clear",), _clear, bucket)
+
+    def _keep_only(self, keys: np.ndarray) -> None:
+        """Takes out all other keys; workers may push meanwhile. Slots stay what they are."""
+        for bucket in self.buckets:
+            for window in self._windows(bucket, []):
+                gone = np.setdiff1d(window.meta[:, KEY], keys)
+                if len(gone):
+                    self._call(("remove",), _remove, bucket, tf.constant(gone))
 
     def export(self, names: Sequence[str] | None = None, most: int | None = None) -> TableState:
         """All keys, with these rows, on the chief; by default with all rows.
@@ -148,36 +168,47 @@ class GrowingTable:
         """
         names = list(self.names) if names is None else names
         parts = [list(self._windows(bucket, names, most)) for bucket in self.buckets]
-        return TableState.joined([window for part in parts for window in part])
+        state = TableState.joined([window for part in parts for window in part])
+        return state.unique() if any(len(part) > 1 for part in parts) else state
 
     def living(self) -> tuple[np.ndarray, np.ndarray]:
         """(int64 [n], keys in no order; float32 [n, width], rows), without what has expired."""
-        keys, found = [], []
-        expiry = self._storage.settings.expire_after
+        expiry, found = self._storage.settings.expire_after, []
         for bucket in self.buckets:
-            now = int(self._versions[self._ps(bucket)].numpy())
+            now = self._version(bucket)
             for meta, rows in self._windows(bucket, [""]):
                 lives = slice(None) if expiry is None else now - meta[:, LAST] <= expiry
-                keys.append(meta[lives, KEY])
-                found.append(rows[""][lives])
-        return np.concatenate(keys), np.concatenate(found)
+                found.append(TableState(meta[lives], {"": rows[""][lives]}))
+        state = TableState.joined(found).unique()
+        return state.meta[:, KEY], state.rows[""]
 
     def _windows(
         self, bucket: int, names: Sequence[str], most: int | None = None
     ) -> Iterator[TableState]:
         """A part's keys in pieces, so that its ps needs the memory of a piece, not of all rows.
 
-        No worker may push meanwhile: a key whose row changes would be found twice, or not at all.
+        A key that is given another row meanwhile may be found twice, or not at all.
 
         Args:
           bucket, names: as for `read_part`.
           most: only so many keys, those that updates named most often; None for all.
         """
-        states = [self.names[name] for name in names]
         used = self._parts[bucket].marks["used"]
         least, ties = -1, 0
         if most is not None and most < used:
             least, ties = self._threshold(bucket, used, most)
+        for span in _spans(used):
+            meta, rows = self._window(bucket, names, *span, least, ties)
+            arrays = [np.asarray(one.numpy()) for one in rows]
+            found = TableState(meta.numpy(), dict(zip(names, arrays, strict=True)))
+            ties -= int(np.count_nonzero(found.meta[:, COUNT] == least))
+            yield found
+
+    def _window(
+        self, bucket: int, names: Sequence[str], *notes: int
+    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        """A span of a part, on its ps; `notes` are the span's ends and the numbers of `Chosen`."""
+        states = [self.names[name] for name in names]
 
         def read(table, lock, handles, begin, end, least, ties):
             chosen = Chosen(least, ties)
@@ -185,13 +216,28 @@ class GrowingTable:
                 lock, lambda: exports.export(table, handles, states, (begin, end), chosen)
             )
 
-        for span in _spans(used):
-            notes = _numbers(*span, least, ties)
-            meta, rows = self._call(("window", *states), read, bucket, *notes)
-            arrays = [np.asarray(one.numpy()) for one in rows]
-            found = TableState(meta.numpy(), dict(zip(names, arrays, strict=True)))
-            ties -= int(np.count_nonzero(found.meta[:, COUNT] == least))
-            yield found
+        return self._call(("window", *states), read, bucket, *_numbers(*notes))
+
+    def take_over(self, before: "GrowingTable") -> None:
+        """Lets in the keys of the table that was here before, with their rows but without slots.
+
+        Rows stay on their ps, and do not pass through the chief.
+        """
+        if len(self.buckets) != len(before.buckets):
+            return self.put(before.export([""]))
+        for old, new in zip(before.buckets, self.buckets, strict=True):
+            # Here updates are counted anew, and ages stay what they are.
+            later = self._version(new) - before._version(old)
+            for span in _spans(before._parts[old].marks["used"]):
+                meta, (rows,) = before._window(old, [""], *span, -1, 0)
+                with tf.device(ps_device(self._ps(new))):
+                    keys, counts, lasts = (meta[:, c] for c in (KEY, COUNT, LAST))
+                    self.put_part(new, keys, {"": rows}, counts, lasts + later)
+        return None
+
+    def _version(self, bucket: int) -> int:
+        """How many updates the part's ps has made."""
+        return int(self._versions[self._ps(bucket)].numpy())
 
     def _threshold(self, bucket: int, used: int, most: int) -> tuple[int, int]:
         """The numbers of `Chosen` by which a part has just `most` keys."""
@@ -228,8 +274,8 @@ class GrowingTable:
         if not name:
             state = self.export([name], self._room)
             self._follow(state.meta)
-            return _dealt(state.meta[:, KEY], state.rows[name], *self._known, self._room)
-        state_of, (known, slots) = self.names[name], self._known
+            return dealt(state.meta[:, KEY], state.rows[name], self._known, self._room)
+        state_of, known, slots = self.names[name], self._known.keys, self._known.slots
         # Of a row without a key, the slot is what a new key is to begin with.
         array: np.ndarray = np.empty([self._room, self._storage.settings.width], np.float32)
         array[:] = self._storage.tables[0].slot_rows[state_of or 0]
@@ -254,27 +300,35 @@ class GrowingTable:
           name: of the slot, or "".
           array: float32 [rows, width].
         """
-        local = self._layer.local
-        if not name and local.is_replaced:
-            self.clear()
-        if not name:
-            local.is_replaced = False
+        local = self.layer.local
         keys = local.keys()
+        if not name and self.is_replaced:
+            self._seen = local.replaced
+            self._keep_only(keys.keys)
         # The ages of the rows stay what they are, where the servers have counted otherwise.
         now = max(int(version.numpy()) for version in self._versions)
         lasts: np.ndarray = keys.lasts + (now - local.clock)
         meta = np.stack([keys.keys, keys.slots, keys.counts, lasts], 1)
         self.put(TableState(meta, {name: array[keys.slots]}))
         order = np.argsort(keys.keys)
-        self._known = keys.keys[order], keys.slots[order]
+        self._known = Keys(*(one[order] for one in keys))
+
+    @property
+    def is_replaced(self) -> bool:
+        """Whether somebody has replaced the chief's keys since the servers have had them."""
+        return self.layer.local.replaced != self._seen
 
     @property
     def _room(self) -> int:
-        return int(self._layer.embeddings.shape[0])
+        return int(self.layer.embeddings.shape[0])
 
     def _follow(self, meta: np.ndarray) -> None:
         now = max(int(version.numpy()) for version in self._versions)
-        self._known = take_keys(self._layer, meta, now)
+        self._known = _take(self.layer, meta, now)
+        local = self.layer.local
+        self._seen = local.replaced
+        local.elsewhere = sum(one["used"] - one["free"] for one in self.marks())
+        local.elsewhere -= len(self._known.keys)
 
     # Calls.
 
@@ -309,56 +363,27 @@ def _of_any_length(t: tf.Tensor) -> tf.TensorSpec:
 
 
 def _clear(table: HashTable, lock: tf.Tensor, handles: TableHandles) -> None:
-    del lock
-    table.clear(handles)
+    locked(lock, lambda: table.clear(handles))
 
 
-def take_keys(layer: HashEmbedding, meta: np.ndarray, now: int) -> tuple[np.ndarray, np.ndarray]:
-    """Gives a layer the keys of servers, or as many as it has room for; the rows stay.
-
-    Args:
-      layer: whose keys are replaced. Those that it has already keep their rows.
-      meta: int64 [n, 4], see `TableState`.
-      now: how many updates there were.
-
-    Returns:
-      (int64 [m], the keys that it has now, ascending; int64 [m], the numbers of their rows).
-    """
-    room = int(layer.embeddings.shape[0])
-    if len(meta) > room:
-        meta = meta[np.argsort(-meta[:, COUNT], kind="stable")[:room]]
-    meta = meta[np.argsort(meta[:, KEY])]
-    before = layer.local.keys()
-    slots: np.ndarray = np.full(len(meta), -1, np.int64)
-    # NumPy would look for repeated keys for most of the time.
-    _, new, old = np.intersect1d(meta[:, KEY], before.keys, assume_unique=True, return_indices=True)
-    slots[new] = before.slots[old]
-    is_free: np.ndarray = np.ones(room, bool)
-    is_free[slots[new]] = False
-    lacking = slots < 0
-    slots[lacking] = np.flatnonzero(is_free)[: np.count_nonzero(lacking)]
-    layer.local.replace(Keys(meta[:, KEY], slots, meta[:, COUNT], meta[:, LAST]), now)
-    return meta[:, KEY], slots
+def _remove(table: HashTable, lock: tf.Tensor, handles: TableHandles, keys: tf.Tensor) -> None:
+    locked(lock, lambda: table.remove(handles, keys))
 
 
 def fill_layer(layer: HashEmbedding, state: TableState, now: int) -> dict[str, np.ndarray]:
     """Gives a layer keys with their rows; returns the slots, by name, of its variable's shape."""
-    known, slots = take_keys(layer, state.meta, now)
-    room = int(layer.embeddings.shape[0])
-    arrays = {
-        name: _dealt(state.meta[:, KEY], rows, known, slots, room)
-        for name, rows in state.rows.items()
-    }
-    layer.embeddings.assign(arrays.pop(""))
+    room, taken = int(layer.embeddings.shape[0]), _take(layer, state.meta, now)
+    keys = state.meta[:, KEY]
+    arrays = {name: dealt(keys, rows, taken, room) for name, rows in state.rows.items()}
+    layer.embeddings.assign(tf.constant(arrays.pop("")))
     return arrays
 
 
-def _dealt(keys, rows, known, slots, room) -> np.ndarray:
-    """float32 [room, width]: rows of keys at the places that known keys have."""
-    array: np.ndarray = np.zeros([room, rows.shape[1]], np.float32)
-    _, given, place = np.intersect1d(keys, known, assume_unique=True, return_indices=True)
-    array[slots[place]] = rows[given]
-    return array
+def _take(layer: HashEmbedding, meta: np.ndarray, now: int) -> Keys:
+    """Gives a layer the keys of servers, or as many as it has room for; see `LocalTable.take`."""
+    wishes: np.ndarray = np.full(len(meta), -1, np.int64)
+    keys = Keys(meta[:, KEY], wishes, meta[:, COUNT], meta[:, LAST])
+    return layer.local.take(keys, now)
 
 
 class GrowingColumn:
@@ -372,6 +397,10 @@ class GrowingColumn:
           name: of the slot, or "" for the rows.
         """
         self._table, self._name = table, name
+
+    @property
+    def is_replaced(self) -> bool:
+        return not self._name and self._table.is_replaced
 
     def read(self, i: int) -> dict[int, np.ndarray]:
         return {i: self._table.read(self._name)}

@@ -69,7 +69,9 @@ class Link:
 
     def is_changed(self) -> bool:
         """Whether the servers have another value than the variable, as far as the chief knows."""
-        return self.noted is None or not _same(contents.tensor(self.variable), self.noted)
+        if self.noted is None or self.source.is_replaced:
+            return True
+        return not _same(contents.tensor(self.variable), self.noted)
 
 
 class ModelCopy:

@@ -71,7 +71,13 @@ class ParameterStore:
       large: the tables that snapshots copy in pieces.
     """
 
-    def __init__(self, plan: Plan, optimizer: AnyOptimizer | None, piece_bytes: int | None = None):
+    def __init__(
+        self,
+        plan: Plan,
+        optimizer: AnyOptimizer | None,
+        piece_bytes: int | None = None,
+        before: Collection[GrowingTable] = (),
+    ):
         """Creates the server variables and fills them from the model.
 
         Args:
@@ -79,6 +85,7 @@ class ParameterStore:
           optimizer: what the model was compiled with, or several; None for evaluation alone.
           piece_bytes: about how many bytes of a large table a snapshot copies at once; None if
             there are no snapshots.
+          before: tables that were on these servers before, of which the chief has a part.
         """
         self.plan = plan
         self._layout = Layout(plan)
@@ -118,6 +125,8 @@ class ParameterStore:
                 self.loss_scale = LossScale(optimizer_traits.whole(optimizer))
         self.tables = {i: self._growing_table(i) for i in plan.hashed}
         for i, table in self.tables.items():
+            for one in [old for old in before if old.layer is table.layer]:
+                table.take_over(one)
             self.copy.add(plan.variables[i], GrowingColumn(table, ""), i)
         self.optimizer_copy = OptimizerCopy(
             plan, optimizer, self.placed(), self.loss_scale, self._writer, self.copy, self.tables

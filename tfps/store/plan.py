@@ -277,6 +277,13 @@ class Plan:
 
     def _require_looked_up(self, looked_up: Sequence[bool]) -> None:
         for i in self.hashed:
+            if i >= self.num_trainable:
+                raise errors.ConfigError(
+                    f"{self.variables[i].path} grows on the servers, which keep only tables that "
+                    "are trained, and its layer has trainable=False; set layer.trainable=True, "
+                    "and optimizer=keras.optimizers.SGD(0.0) on the layer to leave its rows as "
+                    "they are"
+                )
             if not looked_up[i]:
                 raise errors.ConfigError(
                     f"{self.variables[i].path} grows on the servers, so a step may only look rows "

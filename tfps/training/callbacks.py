@@ -1,6 +1,10 @@
 """What the trainer needs to know about a Keras callback."""
 
+import warnings
+
 import keras
+
+from tfps.embeddings.layer import layer_of
 
 _BATCH_HOOKS = ("on_batch_begin", "on_batch_end", "on_train_batch_begin", "on_train_batch_end")
 _TEST_BATCH_HOOKS = ("on_test_batch_begin", "on_test_batch_end")
@@ -17,6 +21,22 @@ def may_look_secretly(callback: keras.callbacks.Callback) -> bool:
         getattr(keras.callbacks, type(callback).__name__, None) is type(callback)
     )
     return not of_keras and getattr(callback, "reads_weights", None) is not False
+
+
+def warn_of_rows(callback: keras.callbacks.Callback, model: keras.Model) -> None:
+    """Warns if a callback will restore weights of which the chief may have a part only."""
+    if not getattr(callback, "restore_best_weights", False):
+        return
+    for variable in model.variables:
+        layer = layer_of(variable)
+        if layer is not None and variable.shape[0] < layer.settings.expected:
+            warnings.warn(
+                f"{type(callback).__name__}(restore_best_weights=True) restores what the chief "
+                f"has, which has room for {variable.shape[0]} rows of {variable.path}, of "
+                f"expected={layer.settings.expected}; with more rows it ends in an error. Set "
+                "restore_best_weights=False and use snapshots=",
+                stacklevel=2,
+            )
 
 
 def has_batch_hooks(callback: keras.callbacks.Callback) -> bool:

@@ -70,6 +70,8 @@ class Hooks:
     def train_begin(self) -> None:
         """Before the first epoch."""
         self._ask()
+        for callback in self.callbacks.callbacks:
+            traits.warn_of_rows(callback, self.callbacks.model)
         with self._copy.hook(whole=self._secretly):
             self.callbacks.on_train_begin()
 

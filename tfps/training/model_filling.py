@@ -43,8 +43,8 @@ class Filling:
           optimizer: whether the optimizer is filled, too, which takes as much memory as its slots.
 
         Returns:
-          What of the optimizer could not be filled, to follow "the model is filled"; empty if
-          nothing is left out.
+          What of the tables and of the optimizer could not be filled, to follow "the model is
+          filled"; empty if nothing is left out.
 
         Raises:
           ConfigError: the model has a variable that the snapshot does not have.
@@ -57,7 +57,10 @@ class Filling:
         state = servers.load()
         self._assign(saved, state.values)
         slots = self._fill_tables(saved, state)
-        return self._fill_optimizer(saved, state.optimizer, slots) if optimizer else ""
+        left_out = self._left_out(saved, state)
+        if optimizer:
+            left_out += self._fill_optimizer(saved, state.optimizer, slots)
+        return left_out
 
     def is_less_than(self, servers: SavedServers) -> bool:
         """Whether the snapshot has another number of variables than the model."""
@@ -99,6 +102,16 @@ class Filling:
         return {
             i: fill_layer(layer, state.tables[saved[i]], now) for i, layer in self._growing.items()
         }
+
+    def _left_out(self, saved: dict[int, int], state: ServerState) -> str:
+        """Of which tables the model has no room for all rows."""
+        said = ""
+        for i, layer in self._growing.items():
+            room, rows = layer.embeddings.shape[0], len(state.tables[saved[i]].meta)
+            if rows > room:
+                path = layer.embeddings.path
+                said += f", with the {room} of {rows} rows of {path} that are named most"
+        return said
 
     def _fill_optimizer(
         self, saved: dict[int, int], state: OptimizerState, tables: dict[int, Slots]

@@ -1,7 +1,7 @@
 """A model whose variables are on the servers."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import keras
@@ -15,6 +15,7 @@ from tfps.model.optimizer_set import AnyOptimizer, in_force, with_own
 from tfps.model.own_inspection import inspect_own
 from tfps.model.own_step import own_method
 from tfps.model.stateless_model import StatelessModel
+from tfps.store.growing import GrowingTable
 from tfps.store.parameter_store import ParameterStore
 from tfps.store.plan import Plan
 from tfps.store.pull import Puller
@@ -75,6 +76,7 @@ class ServedModel:
         mode: str,
         placing: Placing,
         piece_bytes: int | None = None,
+        before: Collection[GrowingTable] = (),
     ) -> "ServedModel":
         """Creates the variables on the servers and fills them from the model.
 
@@ -86,7 +88,7 @@ class ServedModel:
           mode: the step to be made: "train", for which the servers need an optimizer, "test" or
             "predict".
           placing: on which devices of a worker the model runs.
-          piece_bytes: see `ParameterStore`.
+          piece_bytes, before: see `ParameterStore`.
 
         Raises:
           ConfigError: the optimizer, the partitioner and the codecs do not go together, or the
@@ -123,7 +125,7 @@ class ServedModel:
             traffic.pull,
             traffic.lazy,
         )
-        store = ParameterStore(plan, optimizer, piece_bytes)
+        store = ParameterStore(plan, optimizer, piece_bytes, before)
         strategy.placed(plan.placement())
         rate = None if optimizer is None else optimizer_traits.rate_of(optimizer)
         return cls(program, store, Puller(store, optimizer), optimizer, rate)

@@ -16,6 +16,7 @@ from tfps.model.batches import is_dense
 from tfps.model.metric_merging import MetricMerging
 from tfps.model.own_build import build_own
 from tfps.model.stateless_model import StatelessModel
+from tfps.store.growing import GrowingTable
 from tfps.store.pull import Pulled
 from tfps.strategy import ParameterServerStrategy
 from tfps.training.auto_codecs import AutoCodecs
@@ -163,7 +164,7 @@ class Session:
             batch = sample_of(feed) if self.model.run_eagerly else feed.batch_spec
             build_own(self.model, batch, mode)
             self._built.add(mode)
-        served = self._served
+        served = old = self._served
         if served is not None and self._has_ended(served):
             served = None
         if served is not None and (served.trains or not train):
@@ -174,8 +175,10 @@ class Session:
                 served.store.load_if_changed()
             return
         program = served.program if served is not None else StatelessModel(self.model)
-        # The old variables leave the servers before the new ones are created there.
-        self._served = self._steps = served = None
+        # The old variables leave the servers before the new ones are created there, but for rows
+        # that only the servers have.
+        before = self._tables_before(program, old)
+        self._served = self._steps = served = old = None
         self.state.end()
         gc.collect()
         served = ServedModel.create(
@@ -186,10 +189,38 @@ class Session:
             mode,
             self._placing,
             self._piece_bytes,
+            before,
         )
         self._steps = StepFactory(served, self._overlap)
         self._begin(served)
         self.auto = self._auto(served)
+
+    def _tables_before(
+        self, program: StatelessModel, old: ServedModel | None
+    ) -> list[GrowingTable]:
+        """The tables on the servers whose rows the chief has in part, to be taken over.
+
+        Rows that cannot be taken over are warned of.
+        """
+        known = {}
+        if old is not None and not old.store.copy.is_lost:
+            known = {id(table.layer): table for table in old.store.tables.values()}
+        found = []
+        for variable in [*program.trainable, *program.state]:
+            layer = layer_of(variable)
+            # What replaced all rows is the truth, and so is a state that waits to be restored.
+            if layer is None or not layer.local.elsewhere or self.state.is_restored:
+                continue
+            table = known.get(id(layer))
+            if table is None:
+                failures.say(
+                    f"{layer.local.elsewhere} rows of {variable.path} are on the servers of before "
+                    "alone, and training begins without them; to go on with all rows use "
+                    "snapshots=, or give trainer.state.export() to restore() of the new Trainer"
+                )
+            elif not table.is_replaced:
+                found.append(table)
+        return found
 
     @staticmethod
     def _has_ended(served: ServedModel) -> bool:

@@ -12,6 +12,7 @@ import keras
 import tensorflow as tf
 
 from tfps import _keras_models, errors
+from tfps.cluster import failures
 from tfps.store.snapshot_folder import FILE_ERRORS, Folder, Manifest
 from tfps.store.snapshot_form import Form
 from tfps.store.snapshot_places import of_manifest
@@ -120,6 +121,7 @@ class SidecarEvaluator:
         self._follower = Follower(self._folder, timeout + (given.every or 0.0), fits)
         self._record = Record(os.path.join(self.directory, "evaluations.json"))
         self._filling: Filling | None = None
+        self._told = False
         self._recalled = False
 
     @property
@@ -228,7 +230,10 @@ class SidecarEvaluator:
         servers = SavedServers(place, form)
         if self._filling is None:
             self._filling = Filling(self.model)
-        self._filling.fill(servers, optimizer=self._exports)
+        left_out = self._filling.fill(servers, optimizer=self._exports)
+        if left_out and not self._told:
+            self._told = True
+            failures.say(f"{manifest.id} is evaluated{left_out}; so are those that follow")
 
     def _build(self) -> None:
         if not _keras_models.is_built(self.model):
