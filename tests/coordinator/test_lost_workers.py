@@ -4,6 +4,8 @@ Tasks are lost and taken in again on paper; functions fail as if their connectio
 """
 
 import contextlib
+import io
+import sys
 import threading
 
 import numpy as np
@@ -239,3 +241,51 @@ def test_the_cluster_schedules(make, double):
     cluster.stop()
     cluster.failure_handler._preemption_handler_thread.join(1)
     assert not cluster.failure_handler._preemption_handler_thread.is_alive()
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError, ValueError])
+def test_a_worker_is_lost_where_nobody_can_be_told(make, monkeypatch, error):
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise error("nobody reads")
+
+    monkeypatch.setattr(sys, "stderr", Closed())
+    coordinator = make(workers=1)
+    known, ran = coordinator._queue._members, []
+
+    def lose():
+        ran.append(1)
+        if len(ran) == 1:
+            known.lose(W0, "is gone")
+            raise broken()
+        return np.bool_(True)
+
+    value = coordinator.schedule(calling(lose))
+    eventually(lambda: not coordinator._queue.inflight and known.lost())
+    known.admit(W0, None)
+    joined = threading.Thread(target=coordinator.join, daemon=True)
+    joined.start()
+    joined.join(20)
+    assert not joined.is_alive()
+    assert value.fetch()
+
+
+def test_a_loss_that_cannot_be_looked_into_fails_the_function(make, monkeypatch, double):
+    """For instance, since the process can start no thread any more."""
+    coordinator = make(workers=1)
+
+    def begin():
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(coordinator._queue._recovery, "begin", begin)
+    value = coordinator.schedule(calling(_raise_broken))
+    with pytest.raises(RuntimeError, match="new thread") as caught:
+        coordinator.join()
+    assert isinstance(caught.value.__cause__, tf.errors.OpError)
+    with pytest.raises(RuntimeError, match="new thread"):
+        value.fetch()
+    assert coordinator.schedule(double, args=(1,)).fetch() == 2
+
+
+def _raise_broken():
+    raise broken()

@@ -1,5 +1,6 @@
 """What went wrong on a server: who is gone, which worker failed, and in what words."""
 
+import contextlib
 import copyreg
 import re
 import sys
@@ -69,7 +70,8 @@ def _silent(cluster: Cluster, workers: Collection[int]) -> list[str]:
 
 def say(line: str) -> None:
     """Tells whoever runs the program what became of a task."""
-    print(f"tfps: {line}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError, ValueError):  # Nobody may be left to be told.
+        print(f"tfps: {line}", file=sys.stderr, flush=True)
 
 
 def is_of_network(error: BaseException) -> bool:

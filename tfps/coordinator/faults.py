@@ -2,7 +2,6 @@
 
 import contextlib
 import re
-import sys
 import threading
 from collections.abc import Iterator
 
@@ -207,8 +206,3 @@ def not_repeated() -> tf.errors.CancelledError:
         "Its worker or a connection failed while it ran, so that it may have run in part, and it "
         "is not run again, because another one failed."
     )
-
-
-def say(line: str) -> None:
-    """Tells the user what has become of a task."""
-    print(f"tfps: {line}", file=sys.stderr, flush=True)

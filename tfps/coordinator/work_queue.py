@@ -286,8 +286,7 @@ class WorkQueue:
         """Takes note of a closure's result or error, or puts it back if its worker is lost."""
         its_round = closure.round
         if error is not None and not _was_cancelled(error, its_round):
-            judged = self._faults.judged(lane.worker, error, closure.repeats)
-            self._recovery.begin()
+            judged = self._judged(lane, closure, error)
             if judged is None and self._put_back(closure):
                 return
             error = judged or faults.not_repeated()
@@ -306,6 +305,18 @@ class WorkQueue:
             if not its_round.inflight and not self._queue:
                 self._settled.notify_all()
         self._held.relieve(lane.worker)
+
+    def _judged(
+        self, lane: ClosureLane, closure: Queued, error: BaseException
+    ) -> BaseException | None:
+        """Begins the recovery of who is lost; returns the error if the closure is to fail."""
+        try:
+            judged = self._faults.judged(lane.worker, error, closure.repeats)
+            self._recovery.begin()
+        except Exception as e:  # It would end the lane's thread, and nobody would tell the closure.
+            e.__cause__ = error
+            return e
+        return judged
 
     def _put_back(self, closure: Queued) -> bool:
         """Puts a closure back into its queue, unless an error has ended its round."""
