@@ -7,22 +7,9 @@ import tensorflow as tf
 from tensorflow.python.distribute.coordinator import cluster_coordinator, metric_utils
 
 import tfps
-from tests.coordinator.conftest import BOTH, UNRAISABLE
+from tests.coordinator.conftest import BOTH, UNRAISABLE, put
 
 pytestmark = UNRAISABLE
-
-
-def put(coordinator, function, args=(), worker=None):
-    """Puts a closure of TensorFlow's class into the coordinator's queue; returns its result."""
-    queue = coordinator._cluster.closure_queue
-    closure = cluster_coordinator.Closure(function, queue._cancellation_mgr, args)
-    result = closure.build_output_remote_value()
-    if worker is None:
-        queue.put(closure)
-    else:
-        queue._inflight_closure_count += 1
-        queue.put(closure, tag=worker)
-    return result
 
 
 @BOTH

@@ -3,7 +3,7 @@
 import contextlib
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import tensorflow as tf
 
@@ -131,8 +131,19 @@ class Faults:
             return failures.unavailable(gone, error)
         if not lost:
             return failures.described(error, None, "")
+        return self.of_value(lost, errors.summary(error.message), error)
+
+    def of_value(
+        self, lost: Iterable[Task], said: str, error: BaseException | None = None
+    ) -> BaseException:
+        """Returns the error for a per-worker value that is not there now.
+
+        Args:
+          lost: the lost tasks, its worker among them.
+          said: what is known of the loss.
+          error: what was raised when the value was asked for, if it was.
+        """
         names = [f"{task} ({self._members.address(task)})" for task in sorted(lost)]
-        said = errors.summary(error.message)
         return failures.unavailable(
             errors.TaskLost(
                 f"the value is lost with its worker ({' and '.join(names)}: {said}); it is made "

@@ -42,10 +42,12 @@ class OwnQueues:
         """Returns the next closure of a worker; None if there is none."""
         return self._waiting[worker].popleft() if self._waiting[worker] else None
 
-    def clear(self) -> None:
-        """Forgets all closures."""
+    def clear(self) -> list[Queued]:
+        """Forgets all closures, and returns them."""
+        closures = [closure for waiting in self._waiting for closure in waiting]
         for waiting in self._waiting:
             waiting.clear()
+        return closures
 
     def renew(self, worker: int, life: int) -> bool:
         """Has the values of a worker made again, before all else, if this is another life of it.
