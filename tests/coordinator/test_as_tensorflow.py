@@ -25,6 +25,33 @@ def test_a_closure_for_one_worker(make, kind):
     coordinator.join()
 
 
+@BOTH
+def test_the_result_of_a_closure_is_on_the_chief(make, kind):
+    coordinator = make(kind, workers=1)
+    metric_utils.monitor_int("queued_closures", 0)  # Makes the metrics if there are none yet.
+    before = metric_utils.get_metric_summary("remote_value_fetch")["num"]
+    result = put(coordinator, tf.function(lambda: 2 * tf.constant(2)))
+    coordinator.join()
+    assert metric_utils.get_metric_summary("remote_value_fetch")["num"] == before + 1
+    assert result._has_fetched_to_local
+    assert "/job:chief" in result._fetched_tensors.device
+
+
+@BOTH
+def test_an_iterator_stays_on_its_worker(make, kind):
+    coordinator = make(kind, workers=1)
+    closure = cluster_coordinator.ResourceClosure(
+        lambda: iter(tf.data.Dataset.range(3)),
+        coordinator._cluster.closure_queue._cancellation_mgr,
+    )
+    result = closure.build_output_remote_value()
+    queue = coordinator._cluster.closure_queue
+    queue._inflight_closure_count += kind == "tfps"
+    queue.put(closure, tag=0)
+    assert next(result._get_values()) == 0
+    coordinator.join()
+
+
 def test_the_error_of_a_closure(make, positive):
     coordinator = make(workers=1)
     result = put(coordinator, positive, args=(tf.constant(-1),))
