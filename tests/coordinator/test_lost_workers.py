@@ -15,6 +15,7 @@ from tensorflow.python.distribute.coordinator import cluster_coordinator, metric
 
 import tfps
 from tests.coordinator.conftest import UNRAISABLE, broken, calling, eventually
+from tfps import _tf_resources
 from tfps.cluster import reconnecting
 from tfps.cluster.members import Task
 from tfps.coordinator import recovery
@@ -130,10 +131,14 @@ def test_a_lost_worker_is_counted_once(make, by_hand, counts):
 def test_updates_of_the_server_def_are_timed(monkeypatch, counts):
     asked = []
     monkeypatch.setattr(reconnecting._tf_members, "connect", lambda *tasks: asked.append(tasks))
-    reconnecting._connect(without=[P0])
+    since = reconnecting._connect(_tf_resources.connection(), without=[P0])
     assert counts("server_def_update") == 0
-    reconnecting._connect([(*W0, "10.0.0.3:2222")])
+    reconnecting._connect(since, [(*W0, "10.0.0.3:2222")])
     assert counts("server_def_update") == 1
+    assert len(asked) == 2
+    # Tasks of one cluster do not join another one.
+    with pytest.raises(tfps.ConfigError, match="connected to another cluster"):
+        reconnecting._connect(("another", "chief", "a:1"), [(*W0, "10.0.0.3:2222")])
     assert len(asked) == 2
 
 
@@ -227,6 +232,18 @@ def test_the_handler_begins_the_recovery(make, monkeypatch, double):
     with contextlib.suppress(RuntimeError):
         handler.start()
     assert not thread.is_alive()
+
+
+def test_the_end_of_the_handler_waits_for_who_joins(make, monkeypatch):
+    handler = make(workers=1)._cluster.failure_handler
+    joined = threading.Event()
+    monkeypatch.setattr(reconnecting, "_present", reconnecting._Under(joined.wait))
+    handler.stop()
+    handler._preemption_handler_thread.join(2)
+    assert handler._preemption_handler_thread.is_alive()
+    joined.set()
+    handler._preemption_handler_thread.join(2)
+    assert not handler._preemption_handler_thread.is_alive()
 
 
 def test_the_cluster_schedules(make, double):
