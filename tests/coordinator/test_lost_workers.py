@@ -138,7 +138,7 @@ def test_updates_of_the_server_def_are_timed(monkeypatch, counts):
     assert len(asked) == 2
     # Tasks of one cluster do not join another one.
     with pytest.raises(tfps.ConfigError, match="connected to another cluster"):
-        reconnecting._connect(("another", "chief", "a:1"), [(*W0, "10.0.0.3:2222")])
+        reconnecting._connect((b"another", "chief", "a:1"), [(*W0, "10.0.0.3:2222")])
     assert len(asked) == 2
 
 

@@ -1,12 +1,15 @@
 """Per-worker values."""
 
 import collections
+import threading
 
+import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.python.distribute.coordinator import coordinator_context
 
 import tfps
-from tests.coordinator.conftest import BOTH, UNRAISABLE, eventually, put
+from tests.coordinator.conftest import BOTH, UNRAISABLE, broken, calling, eventually, put
 from tfps.cluster.members import Task
 
 pytestmark = UNRAISABLE
@@ -180,3 +183,49 @@ def test_who_waits_for_a_value_is_told_when_the_coordinator_stops(make, by_hand)
     with pytest.raises(tf.errors.CancelledError, match="has stopped"):
         coordinator._create_per_worker_resources(function)._values[0].get()
     queue._members.admit(W0, None)
+
+
+def test_tensorflow_waits_for_a_value_that_is_made_again(make, monkeypatch):
+    """The value is renewed between the two questions that TensorFlow asks."""
+    coordinator = make(workers=1)
+    queue = coordinator._queue
+    made = coordinator._create_per_worker_resources(tf.function(lambda: tf.constant(2)))
+    value = made._values[0]
+    ask = value._get_error
+
+    def asked():
+        error = ask()
+        with queue._lock:
+            value.renew()
+        threading.Timer(0.1, queue.put_on, (0, value.closure)).start()
+        return error
+
+    monkeypatch.setattr(value, "_get_error", asked)
+    assert coordinator_context.maybe_get_remote_value(value) == 2
+
+
+def test_a_value_is_made_once_in_a_life(make, by_hand, double):
+    """A lane makes the value in the worker's next life before another lane's call has failed."""
+    strategy = make(workers=1).strategy
+    coordinator = tfps.ClusterCoordinator(strategy, in_flight=2)
+    queue, ran, again = coordinator._queue, [], threading.Event()
+    known = queue._members
+
+    def function():
+        ran.append(1)
+        if len(ran) > 1:
+            again.set()
+            return np.bool_(True)
+        known.lose(W0, "is gone")
+        known.admit(W0, None)
+        queue._wake()
+        assert again.wait(10)
+        raise broken()
+
+    queue.start_lanes()
+    made = coordinator._create_per_worker_resources(calling(function))
+    assert made._values[0].get()
+    eventually(lambda: all(lane.begun is None for lane in queue._lanes))
+    assert coordinator.fetch([coordinator.schedule(double, args=(1,)) for _ in range(8)]) == [2] * 8
+    coordinator.join()
+    assert len(ran) == 2

@@ -24,6 +24,9 @@ _LOOK = 0.2
 # s after which a change counts as stuck, and what it asks of tasks that join is made to fail, too.
 _STUCK = 10.0
 
+# What `_tf_resources.connection` returns.
+_Connection = tuple[bytes, str, str] | None
+
 _lock = threading.Lock()
 _present: "_Under | None" = None  # A context has one change at a time.
 
@@ -181,7 +184,7 @@ def _elsewhere() -> errors.ConfigError:
     )
 
 
-def _connect(since: object, joining: Iterable = (), without: Iterable = ()) -> object:
+def _connect(since: _Connection, joining: Iterable = (), without: Iterable = ()) -> _Connection:
     """Changes the tasks of a connection, and returns the connection as it is afterwards.
 
     Raises:

@@ -30,13 +30,8 @@ class OwnQueues:
         self._waiting[worker].append(closure)
 
     def put_back(self, worker: int, closure: Queued) -> None:
-        """Adds a closure again that has lost its worker, before all others.
-
-        The closure of a per-worker value waits already if the worker is back.
-        """
-        renewed = closure.round is None and any(c is closure for c in self._waiting[worker])
-        if not renewed:
-            self._waiting[worker].appendleft(closure)
+        """Adds a closure again that has lost its worker, before all others."""
+        self._waiting[worker].appendleft(closure)
 
     def take(self, worker: int) -> Queued | None:
         """Returns the next closure of a worker; None if there is none."""
@@ -48,6 +43,10 @@ class OwnQueues:
         for waiting in self._waiting:
             waiting.clear()
         return closures
+
+    def is_over(self, worker: int, life: int, closure: Queued) -> bool:
+        """Whether a per-worker value is made once more since its closure was taken, in `life`."""
+        return closure.round is None and self._lives[worker] != life
 
     def renew(self, worker: int, life: int) -> bool:
         """Has the values of a worker made again, before all else, if this is another life of it.

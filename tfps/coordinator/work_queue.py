@@ -307,10 +307,12 @@ class WorkQueue:
         its_round = closure.round
         if error is not None and not _was_cancelled(error, its_round):
             judged = self._judged(lane, closure, error)
-            if judged is None and self._put_back(closure):
+            if judged is None and self._put_back(lane, closure):
                 return
             error = judged or faults.not_repeated()
         with self._lock:
+            if self._own.is_over(lane.worker, lane.life, closure):
+                return
             output = closure.output()
             if error is None and its_round is not None and isinstance(output, RemoteValue):
                 self._held.add(output, Source(closure, lane.worker, lane.life), result)
@@ -338,10 +340,12 @@ class WorkQueue:
             return e
         return judged
 
-    def _put_back(self, closure: Queued) -> bool:
+    def _put_back(self, lane: ClosureLane, closure: Queued) -> bool:
         """Puts a closure back into its queue, unless an error has ended its round."""
         with self._lock:
             its_round = closure.round
+            if self._own.is_over(lane.worker, lane.life, closure):
+                return True  # The worker is back, and the closure was queued with all others.
             if self._stopped:
                 return False
             if its_round is not None and (its_round is not self._round or its_round.error):
