@@ -101,6 +101,7 @@ CancellationManager: TypeAlias = cancellation.CancellationManager
 
 
 ClosureInputError = cluster_coordinator.ClosureInputError
+ResourceClosure = cluster_coordinator.ResourceClosure
 
 
 def timed(

@@ -34,7 +34,9 @@ def connected_tasks() -> dict[tuple[str, int], str]:
 
 def incarnations() -> dict[tuple[str, int], int]:
     """Returns (job, index) -> incarnation of the tasks whose devices the context has."""
-    found = {}
+    found: dict[tuple[str, int], int] = {}
+    if not _tf.is_connected():
+        return found
     devices = pywrap_tfe.TFE_ContextListDevices(context.context()._handle)
     try:
         for i in range(pywrap_tfe.TF_DeviceListCount(devices)):

@@ -1,8 +1,8 @@
 import pytest
+import tensorflow as tf
 
 from tfps import errors
 from tfps.cluster import failures
-from tfps.coordinator import faults
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,43 @@ def test_a_copy_to_a_task_that_is_gone_fails_by_the_network():
         "connect to remote host: Connection refused"
     )
     assert failures.is_of_network(gone)
-    assert faults.may_be_of_runtime(gone)
     own = RuntimeError("the model says that this cannot be")
     assert not failures.is_of_network(own)
-    assert not faults.may_be_of_runtime(own)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        tf.errors.UnavailableError(None, None, "anything"),
+        tf.errors.AbortedError(None, None, "anything"),
+        tf.errors.CancelledError(None, None, "anything"),
+        *(
+            tf.errors.InvalidArgumentError(None, None, said)
+            for said in (
+                "Unable to find a context_id matching",
+                "/job:worker/replica:0/task:0/device:CPU:0 unknown device.",
+                "Unable to find the relevant tensor remote_handle: Op ID: 1",
+                "primary device is not remote",
+                "the name of a function registered in the binary",
+                "RecvTensor expects a different device incarnation: 1 vs. 2.",
+                "keepalive watchdog timeout",
+            )
+        ),
+        TypeError("Binding inputs to tf.function failed"),
+    ],
+)
+def test_a_preempted_worker_may_be_why(error):
+    assert failures.is_of_network(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        tf.errors.InvalidArgumentError(None, None, "not positive"),
+        tf.errors.NotFoundError(None, None, "no such file"),
+        TypeError("mine"),
+        ValueError("socket"),
+    ],
+)
+def test_what_is_the_functions_own_error(error):
+    assert not failures.is_of_network(error)

@@ -264,3 +264,55 @@ def test_a_life_is_over_however_soon_the_next_one_begins(moment, monkeypatch):
     monkeypatch.setattr(known, moment, asked)
     assert known.end_of(W0, 0) == "is gone"
     assert known.end_of(W0, 0) is not None
+
+
+@pytest.fixture
+def answers(monkeypatch):
+    """Address -> what a server there answers, and the incarnation that it says; by hand."""
+    said = {"b:1": (members.Answer.ANSWERS, 7), "c:1": (members.Answer.ANSWERS, 9)}
+
+    def greet(address, timeout):
+        return said.get(address, (members.Answer.SILENT, None))[0]
+
+    monkeypatch.setattr(members.greeting, "greet", greet)
+    monkeypatch.setattr(members.greeting, "status", lambda address, timeout: said[address][1])
+    monkeypatch.setattr(members._tf_members, "incarnation", lambda status: status)
+    monkeypatch.setattr(members._tf_members, "incarnations", lambda: {W0: 7, P0: 9})
+    return said
+
+
+def test_who_was_lost_before_it_ever_answered_is_known_when_it_returns(answers):
+    known = members.Members(tfps.Cluster({"chief": ["a:1"], "worker": ["b:1"], "ps": ["c:1"]}))
+    answers["b:1"] = members.Answer.GONE, None
+    assert known.wait_lost(5.0) == {W0}
+    answers["b:1"] = members.Answer.ANSWERS, 8
+    begun = time.monotonic()
+    assert known.wait_returned(2.0) == {W0}
+    assert time.monotonic() - begun < 0.9
+    known.admit(W0, 8)
+
+
+@pytest.mark.parametrize("question", ["greet", "status"])
+def test_an_answer_from_before_a_suspicion_does_not_settle_it(answers, monkeypatch, question):
+    """The server is started anew once it has answered a question, and a call on it fails."""
+    known = members.Members(tfps.Cluster({"chief": ["a:1"], "worker": ["b:1"], "ps": ["c:1"]}))
+    ask, armed, asked = getattr(members.greeting, question), threading.Event(), threading.Event()
+
+    def late(address, timeout):
+        answer = ask(address, timeout)
+        its_own = threading.current_thread() is known._watches[W0]._thread
+        if its_own and armed.is_set() and not asked.is_set():
+            answers["b:1"] = members.Answer.ANSWERS, 8
+            known.suspect(W0)
+            asked.set()
+        return answer
+
+    monkeypatch.setattr(members.greeting, question, late)
+    known.suspect(W0)
+    assert known.settle(W0) == frozenset()
+    armed.set()
+    if question == "status":
+        known.suspect(W0)
+    assert asked.wait(5)
+    assert known.settle(W0) == {W0}
+    known.admit(W0, 8)

@@ -1,6 +1,10 @@
 """The budget of restarts."""
 
-from tfps.cluster.restarts import HOUR, Budget
+import io
+import sys
+import time
+
+from tfps.cluster.restarts import HOUR, Budget, Kept
 
 
 def test_a_budget_is_that_of_an_hour():
@@ -27,3 +31,28 @@ def test_a_server_that_has_lived_for_long_is_started_again_at_once():
 def test_delays_have_a_limit():
     budget = Budget(100, lambda: 0.0)
     assert [budget.spend("a") for _ in range(100)][-1] == 30.0
+
+
+def test_a_server_is_started_again_where_nobody_can_be_told(monkeypatch):
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError("nobody reads")
+
+    class Killed:
+        def wait(self):
+            return -9
+
+    started = []
+
+    def start():
+        started.append(Killed())
+        return started[-1]
+
+    monkeypatch.setattr(sys, "stderr", Closed())
+    kept = Kept("worker 0", start, Budget(2, lambda: 0.0))
+    for _ in range(1000):
+        if len(started) == 3:
+            break
+        time.sleep(0.01)
+    assert len(started) == 3
+    kept.release()

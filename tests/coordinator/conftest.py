@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.python.distribute.coordinator import cluster_coordinator
 
 import tfps
 from tests.conftest import tensorflows
@@ -42,6 +43,19 @@ def eventually(condition):
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def put(coordinator, function, args=(), worker=None):
+    """Puts a closure of TensorFlow's class into the coordinator's queue; returns its result."""
+    queue = coordinator._cluster.closure_queue
+    closure = cluster_coordinator.Closure(function, queue._cancellation_mgr, args)
+    result = closure.build_output_remote_value()
+    if worker is None:
+        queue.put(closure)
+    else:
+        queue._inflight_closure_count += 1
+        queue.put(closure, tag=worker)
+    return result
 
 
 def calling(function):

@@ -7,22 +7,9 @@ import tensorflow as tf
 from tensorflow.python.distribute.coordinator import cluster_coordinator, metric_utils
 
 import tfps
-from tests.coordinator.conftest import BOTH, UNRAISABLE
+from tests.coordinator.conftest import BOTH, UNRAISABLE, put
 
 pytestmark = UNRAISABLE
-
-
-def put(coordinator, function, args=(), worker=None):
-    """Puts a closure of TensorFlow's class into the coordinator's queue; returns its result."""
-    queue = coordinator._cluster.closure_queue
-    closure = cluster_coordinator.Closure(function, queue._cancellation_mgr, args)
-    result = closure.build_output_remote_value()
-    if worker is None:
-        queue.put(closure)
-    else:
-        queue._inflight_closure_count += 1
-        queue.put(closure, tag=worker)
-    return result
 
 
 @BOTH
@@ -35,6 +22,33 @@ def test_a_closure_for_one_worker(make, kind):
     assert coordinator.done()
     assert [r.fetch() for r in results] == [1, 0, 1, 1]
     assert put(coordinator, where).fetch() in (0, 1)
+    coordinator.join()
+
+
+@BOTH
+def test_the_result_of_a_closure_is_on_the_chief(make, kind):
+    coordinator = make(kind, workers=1)
+    metric_utils.monitor_int("queued_closures", 0)  # Makes the metrics if there are none yet.
+    before = metric_utils.get_metric_summary("remote_value_fetch")["num"]
+    result = put(coordinator, tf.function(lambda: 2 * tf.constant(2)))
+    coordinator.join()
+    assert metric_utils.get_metric_summary("remote_value_fetch")["num"] == before + 1
+    assert result._has_fetched_to_local
+    assert "/job:chief" in result._fetched_tensors.device
+
+
+@BOTH
+def test_an_iterator_stays_on_its_worker(make, kind):
+    coordinator = make(kind, workers=1)
+    closure = cluster_coordinator.ResourceClosure(
+        lambda: iter(tf.data.Dataset.range(3)),
+        coordinator._cluster.closure_queue._cancellation_mgr,
+    )
+    result = closure.build_output_remote_value()
+    queue = coordinator._cluster.closure_queue
+    queue._inflight_closure_count += kind == "tfps"
+    queue.put(closure, tag=0)
+    assert next(result._get_values()) == 0
     coordinator.join()
 
 

@@ -162,19 +162,3 @@ def test_a_fault_that_passes_is_no_error(make):
     with pytest.raises(tfps.WorkerError, match="Socket closed"):
         coordinator.join()
     assert next(failures) == 50 + faults.MOST_FAULTS + 1
-
-
-@pytest.mark.parametrize(
-    ("error", "runtime"),
-    [
-        (tf.errors.UnavailableError(None, None, "mine"), True),
-        (tf.errors.InvalidArgumentError(None, None, "Unable to find a context_id matching"), True),
-        (tf.errors.InvalidArgumentError(None, None, "not positive"), False),
-        (tf.errors.NotFoundError(None, None, "no such file"), False),
-        (TypeError("Binding inputs to tf.function failed"), True),
-        (TypeError("mine"), False),
-        (ValueError("socket"), False),
-    ],
-)
-def test_which_errors_may_be_of_the_runtime(error, runtime):
-    assert faults.may_be_of_runtime(error) == runtime

@@ -4,6 +4,8 @@ Tasks are lost and taken in again on paper; functions fail as if their connectio
 """
 
 import contextlib
+import io
+import sys
 import threading
 
 import numpy as np
@@ -13,6 +15,7 @@ from tensorflow.python.distribute.coordinator import cluster_coordinator, metric
 
 import tfps
 from tests.coordinator.conftest import UNRAISABLE, broken, calling, eventually
+from tfps import _tf_resources
 from tfps.cluster import reconnecting
 from tfps.cluster.members import Task
 from tfps.coordinator import recovery
@@ -128,10 +131,14 @@ def test_a_lost_worker_is_counted_once(make, by_hand, counts):
 def test_updates_of_the_server_def_are_timed(monkeypatch, counts):
     asked = []
     monkeypatch.setattr(reconnecting._tf_members, "connect", lambda *tasks: asked.append(tasks))
-    reconnecting._connect(without=[P0])
+    since = reconnecting._connect(_tf_resources.connection(), without=[P0])
     assert counts("server_def_update") == 0
-    reconnecting._connect([(*W0, "10.0.0.3:2222")])
+    reconnecting._connect(since, [(*W0, "10.0.0.3:2222")])
     assert counts("server_def_update") == 1
+    assert len(asked) == 2
+    # Tasks of one cluster do not join another one.
+    with pytest.raises(tfps.ConfigError, match="connected to another cluster"):
+        reconnecting._connect((b"another", "chief", "a:1"), [(*W0, "10.0.0.3:2222")])
     assert len(asked) == 2
 
 
@@ -227,6 +234,18 @@ def test_the_handler_begins_the_recovery(make, monkeypatch, double):
     assert not thread.is_alive()
 
 
+def test_the_end_of_the_handler_waits_for_who_joins(make, monkeypatch):
+    handler = make(workers=1)._cluster.failure_handler
+    joined = threading.Event()
+    monkeypatch.setattr(reconnecting, "_present", reconnecting._Under(joined.wait))
+    handler.stop()
+    handler._preemption_handler_thread.join(2)
+    assert handler._preemption_handler_thread.is_alive()
+    joined.set()
+    handler._preemption_handler_thread.join(2)
+    assert not handler._preemption_handler_thread.is_alive()
+
+
 def test_the_cluster_schedules(make, double):
     coordinator = make(workers=1)
     cluster = coordinator._cluster
@@ -239,3 +258,51 @@ def test_the_cluster_schedules(make, double):
     cluster.stop()
     cluster.failure_handler._preemption_handler_thread.join(1)
     assert not cluster.failure_handler._preemption_handler_thread.is_alive()
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError, ValueError])
+def test_a_worker_is_lost_where_nobody_can_be_told(make, monkeypatch, error):
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise error("nobody reads")
+
+    monkeypatch.setattr(sys, "stderr", Closed())
+    coordinator = make(workers=1)
+    known, ran = coordinator._queue._members, []
+
+    def lose():
+        ran.append(1)
+        if len(ran) == 1:
+            known.lose(W0, "is gone")
+            raise broken()
+        return np.bool_(True)
+
+    value = coordinator.schedule(calling(lose))
+    eventually(lambda: not coordinator._queue.inflight and known.lost())
+    known.admit(W0, None)
+    joined = threading.Thread(target=coordinator.join, daemon=True)
+    joined.start()
+    joined.join(20)
+    assert not joined.is_alive()
+    assert value.fetch()
+
+
+def test_a_loss_that_cannot_be_looked_into_fails_the_function(make, monkeypatch, double):
+    """For instance, since the process can start no thread any more."""
+    coordinator = make(workers=1)
+
+    def begin():
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(coordinator._queue._recovery, "begin", begin)
+    value = coordinator.schedule(calling(_raise_broken))
+    with pytest.raises(RuntimeError, match="new thread") as caught:
+        coordinator.join()
+    assert isinstance(caught.value.__cause__, tf.errors.OpError)
+    with pytest.raises(RuntimeError, match="new thread"):
+        value.fetch()
+    assert coordinator.schedule(double, args=(1,)).fetch() == 2
+
+
+def _raise_broken():
+    raise broken()

@@ -1,5 +1,6 @@
 """What went wrong on a server: who is gone, which worker failed, and in what words."""
 
+import contextlib
 import copyreg
 import re
 import sys
@@ -14,8 +15,15 @@ from tfps.cluster import members, sockets
 from tfps.cluster.members import Task
 from tfps.cluster.spec import Cluster
 
-# Words of errors that come from the connection to a task.
-_NETWORK = re.compile("connect|recvmsg|sendmsg|socket", re.IGNORECASE)
+# How errors of TensorFlow's runtime speak of a task that died, is gone, or came back, in version
+# 2.21. The classes alone do not tell them from errors of the user's functions.
+_OF_RUNTIME = re.compile(
+    r"connect|recvmsg|sendmsg|socket|transport|context_id|unknown device|invalid device"
+    r"|incarnation|primary device is not remote|tensor remote_handle|remote workers"
+    r"|name of a function registered|function library|keepalive",
+    re.IGNORECASE,
+)
+_KINDS = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError)
 
 # A task that accepts a connection of the chief within so many s is said to live.
 _ANSWER = 2.0
@@ -42,7 +50,7 @@ def require_alive(
       TaskLost: names the servers that no longer answer, with addresses.
     """
     deadline = time.monotonic()
-    if _of_network(after):
+    if after is not None and is_of_network(after):
         # A process that has taken another one's place answers as well.
         members.of(cluster).suspect()
         deadline += _LOOK
@@ -69,31 +77,22 @@ def _silent(cluster: Cluster, workers: Collection[int]) -> list[str]:
 
 def say(line: str) -> None:
     """Tells whoever runs the program what became of a task."""
-    print(f"tfps: {line}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError, ValueError):  # Nobody may be left to be told.
+        print(f"tfps: {line}", file=sys.stderr, flush=True)
 
 
 def is_of_network(error: BaseException) -> bool:
-    """Whether calls fail in this way when a task is lost.
+    """Returns whether an error may come from a task that is lost, rather than from a function.
 
     A task that was started anew has nothing of what was made for this process.
     """
-    said = error.message if isinstance(error, tf.errors.OpError) else str(error)
-    return (
-        _of_network(error)
-        or "context_id" in said
-        or "tensor remote_handle" in said
-        or isinstance(error, tf.errors.AbortedError)
-    )
-
-
-def _of_network(error: BaseException | None) -> bool:
     if isinstance(error, RuntimeError):
         # So a copy of a tensor to a task fails, whatever the reason.
-        return bool(_NETWORK.search(str(error)))
+        return bool(_OF_RUNTIME.search(str(error)))
     if not isinstance(error, tf.errors.OpError):
         # TensorFlow cannot bind arguments whose shapes it has to ask of a task that is gone.
-        return isinstance(error, TypeError)
-    return isinstance(error, tf.errors.UnavailableError) or bool(_NETWORK.search(error.message))
+        return isinstance(error, TypeError) and "inding inputs" in str(error)
+    return isinstance(error, _KINDS) or bool(_OF_RUNTIME.search(error.message or ""))
 
 
 def named(cluster: Cluster, error: BaseException, worker: int | None = None) -> BaseException:
@@ -112,7 +111,7 @@ def named(cluster: Cluster, error: BaseException, worker: int | None = None) -> 
       a note that names the worker.
     """
     concerned: Collection[int] = () if worker is None else (worker,)
-    if worker is None and _of_network(error):
+    if worker is None and is_of_network(error):
         concerned = range(cluster.num_workers)
     try:
         require_alive(cluster, error, concerned)

@@ -18,6 +18,9 @@ _PAUSE = 1.0
 # s after which a first refusal is confirmed.
 _CONFIRM = 0.1
 
+# s between two questions to a lost task, for whose return somebody waits.
+_SEEK = 0.25
+
 # s for which a process that was silent has to answer until it counts as returned. A worker that
 # finds that it was frozen for long starts anew, within a second or so.
 _STEADY = 3.0
@@ -261,6 +264,7 @@ class _Watch:
         self._task = task
         self._thread: threading.Thread | None = None
         self._wake = threading.Event()
+        self._suspecting = threading.Lock()
         self._starting = threading.Lock()
 
     def start(self) -> None:
@@ -273,8 +277,9 @@ class _Watch:
 
     def suspect(self) -> None:
         """Has the task asked at once."""
-        self.open = True
-        self._wake.set()
+        with self._suspecting:
+            self.open = True
+            self._wake.set()
 
     def has_returned(self) -> bool:
         """Returns whether the task is lost, but can be taken in again."""
@@ -295,6 +300,8 @@ class _Watch:
 
     def _run(self) -> None:
         identify = True  # Somebody else may have taken the task's place while nobody asked.
+        # A task that is lost before it has ever answered is to be known when it returns, too.
+        self._learn_incarnation()
         while self._is_attended():
             self._wake.clear()
             identify = identify or self.open
@@ -313,7 +320,8 @@ class _Watch:
             else:
                 # A process that ends may hang up before it stops listening.
                 again = answer is Answer.GONE and self.failures == 1
-                self._wake.wait(_CONFIRM if again else _PAUSE)
+                pause = _PAUSE if self.loss is None else _SEEK
+                self._wake.wait(_CONFIRM if again else pause)
 
     def _is_attended(self) -> bool:
         members = self._members()
@@ -344,16 +352,22 @@ class _Watch:
 
     def _note_answer(self, identify: bool, number: int | None) -> bool:
         if identify:
-            if self.incarnation is None and self.loss is None:
-                self.incarnation = _tf_members.incarnations().get(self._task)
+            self._learn_incarnation()
             self.replaced = number is not None and self.incarnation not in (None, number)
             if self.replaced:
                 self.lose("was started anew: another process answers at its address")
             identify = number is None
         self.failures = 0
-        self.open = self.open and identify and self.loss is None
+        with self._suspecting:
+            # Who was suspected since the question was sent has to be asked once more.
+            unanswered = identify or self._wake.is_set()
+            self.open = self.open and unanswered and self.loss is None
         self._tell(since=self.answers_since or time.monotonic())
         return identify
+
+    def _learn_incarnation(self) -> None:
+        if self.incarnation is None and self.loss is None:
+            self.incarnation = _tf_members.incarnations().get(self._task)
 
     def _tell(self, since: float | None) -> None:
         members = self._members()

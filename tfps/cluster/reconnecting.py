@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 
 import tensorflow as tf
 
-from tfps import _tf, _tf_copies, _tf_members, errors
+from tfps import _tf, _tf_copies, _tf_members, _tf_resources, errors
 from tfps.cluster import connections, made_before, turns
 from tfps.cluster.members import Members, Task
 
@@ -23,6 +23,9 @@ _LOOK = 0.2
 
 # s after which a change counts as stuck, and what it asks of tasks that join is made to fail, too.
 _STUCK = 10.0
+
+# What `_tf_resources.connection` returns.
+_Connection = tuple[bytes, str, str] | None
 
 _lock = threading.Lock()
 _present: "_Under | None" = None  # A context has one change at a time.
@@ -66,6 +69,12 @@ def reconnect(
     if change.error is not None:
         raise change.error
     return change.admitted
+
+
+def await_change(timeout: float) -> None:
+    """Waits for a change that is under way, if there is one, for at most `timeout` s."""
+    if (change := _present) is not None:
+        change.thread.join(timeout)
 
 
 class _Under:
@@ -112,17 +121,21 @@ class _Change:
         self._known = _tokens.setdefault(members, {})
 
     def run(self) -> None:
+        try:
+            self._run()
+        except errors.ConfigError as e:
+            self.error = e
+
+    def _run(self) -> None:
         members = self._members
         joining = self._tasks & members.returned()
         if members.silent() or not joining:
             return
+        since = _tf_resources.connection()
         connected = _tf_members.connected_tasks()
         staying = [t for t in members.tasks() if t in connected and t not in members.lost()]
         if any(connected[t] != members.address(t) for t in staying):
-            self.error = errors.ConfigError(
-                "this process has connected to another cluster since; make the strategy anew"
-            )
-            return
+            raise _elsewhere()
         self._mark(staying)
         leaving = [t for t in members.lost() - joining if t in connected]
         # If one of several tasks failed while they joined, TensorFlow has the others' contexts, but
@@ -130,9 +143,9 @@ class _Change:
         # each change leaves four threads of TensorFlow's behind.
         half = [t for t in joining & connected.keys() if t not in _tf_members.incarnations()]
         if half:
-            _connect(without=leaving + half)
+            since = _connect(since, without=leaving + half)
             leaving = []
-        _connect([(*t, members.address(t)) for t in joining], leaving)
+        _connect(since, [(*t, members.address(t)) for t in joining], leaving)
         self._require(staying)
         self.admitted = self._admit(joining)
 
@@ -165,12 +178,27 @@ class _Change:
         return frozenset(admitted)
 
 
-def _connect(joining: Iterable = (), without: Iterable = ()) -> None:
+def _elsewhere() -> errors.ConfigError:
+    return errors.ConfigError(
+        "this process has connected to another cluster since; make the strategy anew"
+    )
+
+
+def _connect(since: _Connection, joining: Iterable = (), without: Iterable = ()) -> _Connection:
+    """Changes the tasks of a connection, and returns the connection as it is afterwards.
+
+    Raises:
+      ConfigError: this process is connected otherwise than it was (`since`).
+    """
     joining, without = list(joining), list(without)
     if joining or without:
         # TensorFlow times the changes by which tasks come back, those that fail left out.
         timed = _tf.timed("server_def_update") if joining else contextlib.nullcontext()
-        # What has become of whom is looked at afterwards.
-        with turns.change(), contextlib.suppress(tf.errors.OpError, RuntimeError), timed:
-            _tf_members.connect(joining, without)
+        with turns.change():
+            if _tf_resources.connection() != since:
+                raise _elsewhere()
+            # What has become of whom is looked at afterwards.
+            with contextlib.suppress(tf.errors.OpError, RuntimeError), timed:
+                _tf_members.connect(joining, without)
         made_before.tasks_changed()
+    return _tf_resources.connection()

@@ -1,6 +1,7 @@
 """Starts a server process of this machine again when it dies, as a launcher does on real ones."""
 
 import collections
+import contextlib
 import subprocess
 import sys
 import threading
@@ -105,4 +106,5 @@ class Kept:
                 self.process = self._start()
 
     def _say(self, line: str) -> None:
-        print(f"[{self.name}] {line}", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError, ValueError):  # Nobody may be left to be told.
+            print(f"[{self.name}] {line}", file=sys.stderr, flush=True)

@@ -10,6 +10,8 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+import tensorflow as tf
+
 from tfps import _tf, errors
 from tfps.cluster.devices import worker_device
 from tfps.coordinator.closures import ClosureLane, Round
@@ -173,6 +175,11 @@ class TensorFlowClosure:
     def run(self, lane: ClosureLane) -> None:
         """Runs the closure on the lane's worker."""
         self._closure.execute_on(_OnLane(lane.worker, lane.device, _tf.own_executor_in_scope()))
+        if isinstance(self._closure, _tf.ResourceClosure):
+            return
+        # The result is on the chief when somebody has waited, whatever becomes of the worker.
+        with tf.device(None), _tf.timed("remote_value_fetch"):
+            self._closure.maybe_call_with_output_remote_value(lambda r: r.get())
 
     def output(self) -> "TensorFlowClosure":
         """Returns what is told of an error."""

@@ -14,7 +14,7 @@ from typing import Protocol
 import tensorflow as tf
 
 from tfps import _tf, errors
-from tfps.cluster import failures
+from tfps.cluster import failures, reconnecting
 from tfps.cluster.members import Members, Task
 from tfps.coordinator import recovery
 from tfps.coordinator.faults import Faults, Repeats
@@ -22,6 +22,9 @@ from tfps.coordinator.recovery import Recovery
 
 # s between two looks for lost tasks.
 _LOOK = 1.0
+
+# s for which the thread's end waits for tasks that are being taken in.
+_LAST = 5.0
 
 
 class Queue(Protocol):
@@ -75,12 +78,20 @@ class FailureHandler:
             self._preemption_handler_thread.start()
 
     def stop(self) -> None:
-        """Ends the thread within a second. Whoever waits for functions goes on to recover tasks."""
+        """Ends the thread within a second, or when the tasks that now join have joined.
+
+        Whoever waits for functions goes on to recover tasks. Who has waited for the thread's end
+        can connect to another cluster.
+        """
         with self._changed:
             self._is_stopped = True
             self._changed.notify_all()
 
     def _run(self) -> None:
+        self._look_after()
+        reconnecting.await_change(_LAST)
+
+    def _look_after(self) -> None:
         while True:
             with self._changed:
                 if not self._is_stopped:

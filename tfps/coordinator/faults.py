@@ -1,10 +1,8 @@
 """Whether a function that failed is run again: what its error says, and who is lost."""
 
 import contextlib
-import re
-import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import tensorflow as tf
 
@@ -20,27 +18,6 @@ _SETTLE = 15.0
 # worker. A function that brings down every worker on which it runs is not run for ever.
 MOST_FAULTS = 5
 MOST_LOSSES = 10
-
-# How errors of TensorFlow's runtime speak of a task that died, is gone, or came back, in version
-# 2.21. The classes alone do not tell them from errors of the user's functions.
-_OF_RUNTIME = re.compile(
-    r"connect|recvmsg|sendmsg|socket|transport|context_id|unknown device|invalid device"
-    r"|incarnation|primary device is not remote|tensor remote_handle|remote workers"
-    r"|name of a function registered|function library|keepalive",
-    re.IGNORECASE,
-)
-_KINDS = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError)
-
-
-def may_be_of_runtime(error: BaseException) -> bool:
-    """Returns whether an error may come from a task that is lost, rather than from a function."""
-    if isinstance(error, RuntimeError):
-        # So a copy of a tensor to a task fails, whatever the reason.
-        return bool(_OF_RUNTIME.search(str(error)))
-    if not isinstance(error, tf.errors.OpError):
-        # TensorFlow cannot bind arguments whose shapes it has to ask of a task that is gone.
-        return isinstance(error, TypeError) and "inding inputs" in str(error)
-    return isinstance(error, _KINDS) or bool(_OF_RUNTIME.search(error.message or ""))
 
 
 class Repeats:
@@ -83,7 +60,7 @@ class Faults:
             return error
         task = Task("worker", worker)
         address = self._members.address(task)
-        if not may_be_of_runtime(error):
+        if not failures.is_of_network(error):
             return failures.described(error, worker, address)
         self._members.suspect()
         lost = self._members.settle(timeout=_SETTLE)
@@ -124,7 +101,7 @@ class Faults:
 
     def of_copy(self, error: tf.errors.OpError) -> BaseException:
         """Returns the error of copying a value to the chief as the chief's code should see it."""
-        if not may_be_of_runtime(error):
+        if not failures.is_of_network(error):
             return failures.described(error, None, "")
         self._members.suspect()
         lost = self._members.settle(timeout=_SETTLE)
@@ -132,8 +109,19 @@ class Faults:
             return failures.unavailable(gone, error)
         if not lost:
             return failures.described(error, None, "")
+        return self.of_value(lost, errors.summary(error.message), error)
+
+    def of_value(
+        self, lost: Iterable[Task], said: str, error: BaseException | None = None
+    ) -> BaseException:
+        """Returns the error for a per-worker value that is not there now.
+
+        Args:
+          lost: the lost tasks, its worker among them.
+          said: what is known of the loss.
+          error: what was raised when the value was asked for, if it was.
+        """
         names = [f"{task} ({self._members.address(task)})" for task in sorted(lost)]
-        said = errors.summary(error.message)
         return failures.unavailable(
             errors.TaskLost(
                 f"the value is lost with its worker ({' and '.join(names)}: {said}); it is made "
@@ -207,8 +195,3 @@ def not_repeated() -> tf.errors.CancelledError:
         "Its worker or a connection failed while it ran, so that it may have run in part, and it "
         "is not run again, because another one failed."
     )
-
-
-def say(line: str) -> None:
-    """Tells the user what has become of a task."""
-    print(f"tfps: {line}", file=sys.stderr, flush=True)

@@ -30,22 +30,23 @@ class OwnQueues:
         self._waiting[worker].append(closure)
 
     def put_back(self, worker: int, closure: Queued) -> None:
-        """Adds a closure again that has lost its worker, before all others.
-
-        The closure of a per-worker value waits already if the worker is back.
-        """
-        renewed = closure.round is None and any(c is closure for c in self._waiting[worker])
-        if not renewed:
-            self._waiting[worker].appendleft(closure)
+        """Adds a closure again that has lost its worker, before all others."""
+        self._waiting[worker].appendleft(closure)
 
     def take(self, worker: int) -> Queued | None:
         """Returns the next closure of a worker; None if there is none."""
         return self._waiting[worker].popleft() if self._waiting[worker] else None
 
-    def clear(self) -> None:
-        """Forgets all closures."""
+    def clear(self) -> list[Queued]:
+        """Forgets all closures, and returns them."""
+        closures = [closure for waiting in self._waiting for closure in waiting]
         for waiting in self._waiting:
             waiting.clear()
+        return closures
+
+    def is_over(self, worker: int, life: int, closure: Queued) -> bool:
+        """Whether a per-worker value is made once more since its closure was taken, in `life`."""
+        return closure.round is None and self._lives[worker] != life
 
     def renew(self, worker: int, life: int) -> bool:
         """Has the values of a worker made again, before all else, if this is another life of it.

@@ -6,9 +6,8 @@ import weakref
 from collections.abc import Callable
 
 from tfps import errors
-from tfps.cluster import reconnecting
+from tfps.cluster import failures, reconnecting
 from tfps.cluster.members import Members, Task
-from tfps.coordinator.faults import say
 
 # s that one look for returned tasks takes, at most.
 _LOOK = 1.0
@@ -58,7 +57,7 @@ class Recovery:
             rest = {"worker": "its functions run elsewhere until it is back"}.get(
                 task.job, "its variables are lost"
             )
-            say(f"{task} ({self._members.address(task)}) {loss.why}; {rest}")
+            failures.say(f"{task} ({self._members.address(task)}) {loss.why}; {rest}")
 
     def _run(self) -> None:
         while self._is_needed():
@@ -88,7 +87,7 @@ class Recovery:
             back = self._told - self._members.lost()
             self._told -= back
         for task in sorted(back):
-            say(f"{task} ({self._members.address(task)}) is back")
+            failures.say(f"{task} ({self._members.address(task)}) is back")
         if (changed := self._changed()) is not None:
             changed()
 

@@ -259,6 +259,13 @@ class Resource(RemoteValue):
             known = self._components = value, [x for x in flat if x is not None]
         return known[1]
 
+    @property
+    def _status(self):
+        # TensorFlow asks this when it has waited. It would take a value that has just been renewed
+        # for one that was never made, but waits for it again if it is READY. `_worker` is there
+        # once the value was made.
+        return _tf.RemoteValueStatus.READY if hasattr(self, "_worker") else super()._status
+
     def renew(self) -> None:
         """Has no value any more, until it is made again; the queue's lock is held."""
         if self._ready:

@@ -28,6 +28,8 @@ _LIMIT = 256 * 1024
 # s between two looks of somebody who waits.
 _LOOK = 1.0
 
+_STOPPED = "The coordinator has stopped."
+
 
 class WorkQueue:
     """One queue for all workers, a queue of each worker's own, and the account of both.
@@ -185,9 +187,10 @@ class WorkQueue:
         """Waits until the value or its error is there.
 
         Raises:
-          TaskLost: a ps is lost, or all workers are.
+          TaskLost: a ps is lost, or all workers are, or the worker whose per-worker value it is.
           tf.errors.UnavailableError: a lane waits, for what its worker makes, and the worker is
             lost. What the lane runs can run elsewhere.
+          tf.errors.CancelledError: the coordinator has stopped.
         """
         lane = getattr(self._here, "lane", None)
         with self._lock:
@@ -198,19 +201,31 @@ class WorkQueue:
                     return
                 ready = value._waiter()  # The value may be made again meanwhile.
                 lost = self._look()
-                if lane is not None:
-                    lost = self._why_in_vain(lane) or lost
+                lost = self._why_in_vain(value, lane) or lost
             if lost is not None:
                 raise lost
 
-    def _why_in_vain(self, lane: ClosureLane) -> BaseException | None:
-        """Returns the error if a lane waits for what its worker will not make any more."""
-        task = Task("worker", lane.worker)
+    def _why_in_vain(self, value: RemoteValue, lane: ClosureLane | None) -> BaseException | None:
+        """Returns the error if a lane, or the program, waits for what nobody makes at present."""
         if self._stopped:
-            return faults.cancelled("The coordinator has stopped.")
+            return faults.cancelled(_STOPPED)
+        if lane is None:
+            return self._why_not_made(value)
+        task = Task("worker", lane.worker)
         if self._members.end_of(task, lane.life) is None:
             return None
         return tf.errors.UnavailableError(None, None, f"{task} is lost; it was to make an argument")
+
+    def _why_not_made(self, value: RemoteValue) -> BaseException | None:
+        """Returns the error if the worker of a per-worker value is lost; nobody else can make it.
+
+        A program that reads all workers' values need not wait for one that stays away.
+        """
+        if not isinstance(value, Resource):
+            return None
+        task = Task("worker", value.closure.worker)
+        loss = self._members.loss(task)
+        return None if loss is None else self._faults.of_value([task], loss.why)
 
     def start(self) -> None:
         """Starts all threads: the lanes and that of the failure handler."""
@@ -242,10 +257,15 @@ class WorkQueue:
         with self._lock:
             self._stopped = True
             self._cancel_waiting()
-            self._own.clear()
+            for closure in self._own.clear():
+                if (output := closure.output()) is not None:
+                    output._set(None, faults.cancelled(_STOPPED))
+                if closure.round is not None:
+                    closure.round.inflight -= 1
             self._round.manager.start_cancel()
             self._work.notify_all()
             self._resized.notify_all()
+            self._settled.notify_all()
 
     # The lanes' side.
 
@@ -286,12 +306,13 @@ class WorkQueue:
         """Takes note of a closure's result or error, or puts it back if its worker is lost."""
         its_round = closure.round
         if error is not None and not _was_cancelled(error, its_round):
-            judged = self._faults.judged(lane.worker, error, closure.repeats)
-            self._recovery.begin()
-            if judged is None and self._put_back(closure):
+            judged = self._judged(lane, closure, error)
+            if judged is None and self._put_back(lane, closure):
                 return
             error = judged or faults.not_repeated()
         with self._lock:
+            if self._own.is_over(lane.worker, lane.life, closure):
+                return
             output = closure.output()
             if error is None and its_round is not None and isinstance(output, RemoteValue):
                 self._held.add(output, Source(closure, lane.worker, lane.life), result)
@@ -307,10 +328,24 @@ class WorkQueue:
                 self._settled.notify_all()
         self._held.relieve(lane.worker)
 
-    def _put_back(self, closure: Queued) -> bool:
+    def _judged(
+        self, lane: ClosureLane, closure: Queued, error: BaseException
+    ) -> BaseException | None:
+        """Begins the recovery of who is lost; returns the error if the closure is to fail."""
+        try:
+            judged = self._faults.judged(lane.worker, error, closure.repeats)
+            self._recovery.begin()
+        except Exception as e:  # It would end the lane's thread, and nobody would tell the closure.
+            e.__cause__ = error
+            return e
+        return judged
+
+    def _put_back(self, lane: ClosureLane, closure: Queued) -> bool:
         """Puts a closure back into its queue, unless an error has ended its round."""
         with self._lock:
             its_round = closure.round
+            if self._own.is_over(lane.worker, lane.life, closure):
+                return True  # The worker is back, and the closure was queued with all others.
             if self._stopped:
                 return False
             if its_round is not None and (its_round is not self._round or its_round.error):
@@ -338,8 +373,9 @@ class WorkQueue:
             return True
 
     def _wake(self) -> None:
-        """Lets the lanes look whether their workers are back."""
+        """Lets the lanes look whether their workers are back, and make per-worker values anew."""
         with self._lock:
+            self._work.notify_all()
             self._resized.notify_all()
 
     # With the lock held.
