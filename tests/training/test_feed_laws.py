@@ -130,6 +130,19 @@ def test_steps_per_epoch_go_on_where_the_last_epoch_ended(name):
 
 
 @pytest.mark.parametrize("name", INPUTS)
+def test_no_steps_are_the_whole_input(name):
+    feed = make(name, steps=0)
+    feed.begin_epoch()
+    used = []
+    while (works := [w for w in (feed.take(0), feed.take(1)) if w]) and len(used) <= BATCHES:
+        for work in works:
+            found = numbers(work)
+            used += found
+            feed.done(0, work, len(found))
+    assert sorted(used) == list(range(BATCHES))
+
+
+@pytest.mark.parametrize("name", INPUTS)
 @pytest.mark.parametrize("steps", [None, 4])
 def test_a_sample_is_dealt_out_all_the_same(name, steps):
     feed, other = make(name, steps), make(name, steps)

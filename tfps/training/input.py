@@ -30,7 +30,8 @@ def feed_of(
     Args:
       x: the user's input.
       num_workers: of the cluster.
-      steps_per_epoch: batches in an epoch, of all workers together; None for the whole input.
+      steps_per_epoch: batches in an epoch, of all workers together; None for the whole input, and
+        0 as well, as in Keras.
       steps_per_execution: batches in a call at most.
       living: indices of the workers that live; None for all.
       **data: y, sample_weight, batch_size, shuffle, class_weight; order, see `ChiefFeed`.
@@ -38,6 +39,7 @@ def feed_of(
     Raises:
       DataError: a `dataset_fn` or splits were given together with arguments that belong to arrays.
     """
+    steps_per_epoch = steps_per_epoch or None
     if not is_read_by_workers(x):
         return ChiefFeed(
             x=x, steps_per_epoch=steps_per_epoch, steps_per_execution=steps_per_execution, **data
