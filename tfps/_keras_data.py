@@ -48,20 +48,22 @@ class Indexed(keras.utils.PyDataset):
           passes: how many there were before.
           skip: how many batches are left out at its beginning.
         """
-        self._skip, self._order = skip, None
+        order = None
         if self._seed is not None and (count := self._whole.num_batches) is not None:
-            self._order = np.random.default_rng([self._seed, passes]).permutation(count)
+            order = np.random.default_rng([self._seed, passes]).permutation(count)
+        self._pass = skip, order  # At once, as threads may read already.
 
     @property
     def num_batches(self) -> int | None:
         """The number of batches of the pass, or None if there is no end."""
         count = self._whole.num_batches
-        return None if count is None else max(0, count - self._skip)
+        return None if count is None else max(0, count - self._pass[0])
 
     def __getitem__(self, index: int) -> Any:
         """A batch of the pass."""
-        index += self._skip
-        return self._whole[index if self._order is None else int(self._order[index])]
+        skip, order = self._pass
+        index += skip
+        return self._whole[index if order is None else int(order[index])]
 
     @property
     def changes(self) -> bool:

@@ -1,10 +1,12 @@
 import threading
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import tfps
+from tfps import _keras_data
 from tfps.training import chief_feed
 from tfps.training.context import Context
 from tfps.training.input import feed_of
@@ -207,3 +209,24 @@ def test_an_iterator_that_takes_long_to_end_does_so_elsewhere():
     assert not ended.is_set()
     go.set()
     assert ended.wait(10)
+
+
+def test_threads_that_read_while_a_pass_begins_see_its_order():
+    """What a `PyDataset` does at the beginning of an epoch may take a while."""
+    seen = []
+
+    class Noting(keras.utils.PyDataset):
+        @property
+        def num_batches(self):
+            seen.append(indexed[3] if indexed else None)  # As another thread would.
+            return 10
+
+        def __getitem__(self, index):
+            return index
+
+    indexed = None
+    indexed = _keras_data.Indexed(Noting(), 3)
+    order = [indexed[i] for i in range(10)]
+    seen.clear()
+    indexed.begin(0, 0)
+    assert seen == [order[3]]
