@@ -5,6 +5,8 @@ process that goes on in the middle of a pass could not know which batches have b
 order follows from a seed and from the number of iterators that were made before.
 """
 
+import contextlib
+import queue
 from typing import Any
 
 import keras
@@ -13,7 +15,7 @@ import tensorflow as tf
 from keras.src import tree
 from keras.src.trainers.data_adapters import array_slicing
 from keras.src.trainers.data_adapters.array_data_adapter import ArrayDataAdapter
-from keras.src.trainers.data_adapters.py_dataset_adapter import PyDatasetAdapter
+from keras.src.trainers.data_adapters.py_dataset_adapter import OrderedEnqueuer, PyDatasetAdapter
 from keras.src.utils import rng_utils
 
 
@@ -86,6 +88,42 @@ class Indexed(keras.utils.PyDataset):
 def is_indexed(adapter: Any) -> bool:
     """Whether a data adapter is of a `PyDataset`."""
     return isinstance(adapter, PyDatasetAdapter)
+
+
+def read_anew(adapter: Any) -> None:
+    """Makes whoever reads ahead for a data adapter end; the next pass begins with its first batch.
+
+    Keras keeps what was read ahead when an epoch ended for the next epoch, which begins with the
+    first index all the same.
+
+    Args:
+      adapter: of any input. Only for a `PyDataset` with workers somebody reads ahead.
+    """
+    if (old := getattr(adapter, "enqueuer", None)) is None:
+        return
+    whole = adapter.py_dataset
+    adapter.enqueuer = OrderedEnqueuer(
+        whole, whole.workers, whole.use_multiprocessing, whole.max_queue_size, adapter.shuffle
+    )
+    with old.start_stop_lock:
+        old.running = False
+        with contextlib.suppress(queue.Empty):
+            while True:  # It may be waiting for a place in the queue, and ends when it gets one.
+                old.future_queue.get_nowait()
+
+
+def end_epoch(adapter: Any, goes_on: bool) -> None:
+    """Tells a data adapter that an epoch has ended.
+
+    Args:
+      adapter: of any input.
+      goes_on: whether the pass goes on in the next epoch, for which what is read ahead is kept.
+    """
+    if goes_on and getattr(adapter, "enqueuer", None) is not None:
+        adapter.py_dataset.on_epoch_end()
+        adapter._within_epoch = False
+    else:
+        adapter.on_epoch_end()
 
 
 def first_batch(adapter: Any) -> Any:

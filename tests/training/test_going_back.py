@@ -196,7 +196,14 @@ def test_the_rates_that_hooks_of_batches_have_set_are_set_again(connect, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "kind", ["arrays", "py dataset", "dataset that shuffles", "dataset_fn, part of a pass"]
+    "kind",
+    [
+        "arrays",
+        "py dataset",
+        "py dataset in threads",
+        "dataset that shuffles",
+        "dataset_fn, part of a pass",
+    ],
 )
 def test_the_input_goes_back(connect, tmp_path, losing, kind):
     strategy = connect(workers=1, ps=1)

@@ -88,6 +88,7 @@ class ChiefFeed:
         if self._shuffled is not None:
             self._passes = _passes_before.get(self._shuffled.name, 0)
         self._first = 0  # number of the first batch of the present pass
+        self._last = math.inf  # number after the last batch of the present pass, if that is known
         self._begun: list[tuple[int, int]] = []  # (number of the first batch, pass) of the last two
         self._read = 0  # number of the next batch that is read
         self._in_epoch = False
@@ -118,8 +119,14 @@ class ChiefFeed:
         """See `feeds.Feed`; as in Keras, a `PyDataset` hears of it as of the end of an epoch."""
         begun_ahead = self._before is not None and not any(self._before.batches)
         if not begun_ahead:
-            self._pass, self._resumes, self._before = None, None, None
+            self.close()
+            self._resumes = self._before = None
         self._adapter.on_epoch_end()
+
+    def close(self) -> None:
+        """See `feeds.Feed`; whoever reads ahead for the present pass ends."""
+        self._pass = None
+        _keras_data.read_anew(self._adapter)
 
     def sample(self) -> Any:
         """See `feeds.Feed`; the epoch begins ahead, with this batch."""
@@ -140,14 +147,16 @@ class ChiefFeed:
         self._before, self._in_epoch = None, True
 
     def _begin(self) -> None:
-        if self._steps is None or self._pass is None:
+        begins = self._steps is None or self._pass is None
+        if begins:
+            self.close()
             self._aim()  # Keras may begin to read ahead.
         self._adapter.on_epoch_begin()
         self._left, self._taken, self._has_ended = self._most, 0, False
         if (resumed := self._resumes) is not None:
             self._left -= resumed.epoch
             self._taken = resumed.epoch + sum(end - begin for _, begin, end in resumed.again)
-        if self._steps is None or self._pass is None:
+        if begins:
             self._begin_pass()
         self._open.clear()
 
@@ -266,7 +275,10 @@ class ChiefFeed:
             # Keras 3.15 ends such an epoch with an iterator that it does not use, and the order of
             # a shuffle with a seed depends on how many iterators there were before.
             self._turn_to(self._passes + 1)
-        self._adapter.on_epoch_end()
+        elif self._read >= self._last and not self._ready:
+            self._pass = None
+        goes_on = self._steps is not None and self._pass is not None
+        _keras_data.end_epoch(self._adapter, goes_on)
         self._in_epoch = False
 
     def position(self) -> FeedPosition:
@@ -293,6 +305,7 @@ class ChiefFeed:
         if position == self._before:
             return
         self._before = None
+        self.close()
         if self._in_epoch:
             if self._indexed is not None:
                 self._indexed.is_interrupted = True
@@ -303,7 +316,7 @@ class ChiefFeed:
         if self._is_consumed and self._passes:
             # It goes on where it is.
             position = dataclasses.replace(position, batches=(0,), again=())
-        self._pass, self._resumes = None, position
+        self._resumes = position
 
     def _aim(self) -> None:
         """Lets what is read by index begin where the next pass does, in the order of that pass."""
@@ -323,10 +336,11 @@ class ChiefFeed:
         end = position.batches[0]
         again = {i for _, begin, last in position.again for i in range(begin, last)}
         skip = min(again, default=end)
-        dataset = self._dataset
+        dataset, count = self._dataset, self._adapter.num_batches
         if skip and self._indexed is None:
-            dataset = _tf_data.skipping(dataset, skip)
+            dataset, count = _tf_data.skipping(dataset, skip), count and count - skip
         self._first, self._read = self._read, self._read + skip
+        self._last = math.inf if count is None else self._read + count
         self._pass = self._begin_iterator(dataset)
         self._begun = [*self._begun[-1:], (self._first, self._passes - 1)]
         for i in range(skip, end):
@@ -374,6 +388,7 @@ class ChiefFeed:
                 return self._numbered(element)
             if self._steps is None or self._taken:
                 break
+            self.close()
             self._begin_pass()
         if self._steps is not None:
             warnings.warn(
@@ -383,7 +398,7 @@ class ChiefFeed:
                 f"of {self._steps} batches.",
                 stacklevel=2,
             )
-            self._pass = None
+            self.close()
         self._has_ended = True
         return None
 
