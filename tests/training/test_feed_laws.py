@@ -214,6 +214,25 @@ def test_a_pass_that_was_left_before_its_first_batch_has_no_batches():
     assert (numbers(again), feed.ranges(again)) == used[6]
 
 
+@pytest.mark.parametrize("steps", [None, 4])
+def test_a_generator_goes_on_where_it_is(steps):
+    """It cannot go back, but nothing that it has given comes again."""
+    feed = feed_of(generator(), WORKERS, steps, 1, order=3)
+    feed.begin_epoch()
+    positions, used = [feed.position()], []
+    for _ in range(3):
+        work = feed.take(0)
+        used += numbers(work)
+        feed.done(0, work, 1)
+        positions.append(feed.position())
+    feed.seek(positions[1])
+    rest = together(epoch(feed))
+    assert used + rest == list(range(BATCHES if steps is None else 6))
+    feed.seek(positions[0])
+    if steps is not None:
+        assert together(epoch(feed)) == list(range(6, BATCHES))
+
+
 # Who goes on with a split that is begun is whoever asks first: see `test_splits.py`.
 @pytest.mark.parametrize("name", [name for name in AGAIN if name != "splits"])
 @pytest.mark.parametrize("epochs", [1, 2, 3])

@@ -147,7 +147,8 @@ class ChiefFeed:
         self._before, self._in_epoch = None, True
 
     def _begin(self) -> None:
-        begins = self._steps is None or self._pass is None
+        goes_on = self._steps is not None or (self._is_consumed and self._resumes is not None)
+        begins = self._pass is None or not goes_on
         if begins:
             self.close()
             self._aim()  # Keras may begin to read ahead.
@@ -158,6 +159,7 @@ class ChiefFeed:
             self._taken = resumed.epoch + sum(end - begin for _, begin, end in resumed.again)
         if begins:
             self._begin_pass()
+        self._resumes = None
         self._open.clear()
 
     def take(self, worker: int, most: float = math.inf) -> Work | None:
@@ -305,7 +307,11 @@ class ChiefFeed:
         if position == self._before:
             return
         self._before = None
-        self.close()
+        if self._is_consumed and self._pass is not None:
+            # It goes on where it is.
+            position = dataclasses.replace(position, batches=(0,), again=())
+        else:
+            self.close()
         if self._in_epoch:
             if self._indexed is not None:
                 self._indexed.is_interrupted = True
@@ -313,9 +319,6 @@ class ChiefFeed:
             self._in_epoch = False
         if self._passes > sum(position.passes) and self._order is not None:
             self._dataset, self._passes = self._made(), 0
-        if self._is_consumed and self._passes:
-            # It goes on where it is.
-            position = dataclasses.replace(position, batches=(0,), again=())
         self._resumes = position
 
     def _aim(self) -> None:
