@@ -1,5 +1,7 @@
 """What every `Feed` promises: one table of all kinds of input, run through the same laws."""
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
@@ -246,6 +248,47 @@ def test_another_feed_goes_on_at_a_position(name, epochs):
     assert other.position() == position
     assert epoch(other) == epoch(feed)
     assert other.position() == feed.position()
+
+
+@pytest.mark.parametrize("name", ["dataset_fn", "splits"])
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_position_has_what_is_given_back_of_an_older_pass(name, first):
+    """The last batches of a pass are lost with their worker when the next pass has begun."""
+    feed, used = make(name, steps=100), []
+    feed.begin_epoch()
+    works, turns = [], itertools.cycle((0, 1))
+    while len(used) < BATCHES:
+        worker = next(turns)
+        if (one := work(feed, worker, used)) is not None:
+            works.append((worker, one))
+    for _ in range(first):
+        work(feed, 1, used)
+    begun = feed.take(1)
+    feed.give_back(1, begun, 0)
+    for worker, one in works[-2:]:
+        feed.give_back(worker, one, 0)
+    position = feed.position()
+    other = make(name, steps=100)
+    other.seek(position)
+    assert other.position() == position
+    other.begin_epoch()
+    again, wanted = [], BATCHES + 2 - first
+    for _ in range(BATCHES):
+        for worker in (0, 1):
+            if len(again) < wanted:
+                work(other, worker, again)
+    kept = used[: BATCHES - 2] + used[BATCHES:]
+    assert sorted(kept + again) == sorted([*range(BATCHES)] * 2)
+
+
+def work(feed, worker, used):
+    """The next batches of a worker, which are used; None if there is none for it."""
+    if (one := feed.take(worker)) is not None:
+        found = numbers(one)
+        feed.done(worker, one, len(found))
+        used += found
+        return one if found else work(feed, worker, used)
+    return None
 
 
 @pytest.mark.parametrize("name", AGAIN)

@@ -181,18 +181,20 @@ class FeedPosition:
       batches: how many batches of the present pass over the data have been used or were left out:
         one number for input that the chief reads, one for each worker's dataset otherwise. All
         numbers are 0 where the next epoch begins with the first batch.
-      again: (dataset, begin, end) of each range of batches that were left out, and are to be used
-        before others.
+      again: (dataset, begin, end) of each range of batches of the present pass that were left out,
+        and are to be used before others.
       passes: per dataset, how many passes there were before the present one. An order that a
         dataset draws anew for each pass follows from it.
       epoch: how many batches of the present epoch have been used; 0 between epochs. It is counted
         where the number of batches of an epoch is limited.
+      older: batches of passes before the present one that were left out, likewise.
     """
 
     batches: tuple[int, ...]
     again: tuple[tuple[int, int, int], ...] = ()
     passes: tuple[int, ...] = ()
     epoch: int = 0
+    older: tuple[Range, ...] = ()
 
 
 class Feed(WorkSource, Protocol):

@@ -50,17 +50,17 @@ class Passes:
         self.turn += 1
         self.cursor, self.end, self._found = 0, math.inf, False
 
-    def resume(self, turn: int, cursor: int, gaps: list[tuple[int, int]]) -> None:
+    def resume(self, turn: int, cursor: int, gaps: list[tuple[int, int, int]]) -> None:
         """Goes on in a pass.
 
         Args:
           turn: number of the pass.
           cursor: number of the next batch.
-          gaps: (begin, end) of batches before `cursor` that are to be dealt out before.
+          gaps: (pass, begin, end) of batches before that one that are to be dealt out before.
         """
         self.forget()
         self.turn, self.cursor, self.end = turn, cursor, math.inf
-        self._gaps = sorted((turn, begin, end) for begin, end in gaps)
+        self._gaps = sorted(gaps)
 
     def limit(self, end: int) -> None:
         """Notes that the present pass has at most `end` batches."""

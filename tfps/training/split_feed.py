@@ -147,7 +147,7 @@ class SplitFeed:
                     return self._given(one, worker)
         if not self._waiting:
             return None
-        return self._given(self._split(self._waiting.pop()), worker)
+        return self._given(self._split(self._waiting.pop(), self._turn), worker)
 
     @staticmethod
     def _given(split: _Split, worker: int) -> _Split:
@@ -155,8 +155,8 @@ class SplitFeed:
             split.move(worker)
         return split
 
-    def _split(self, index: int) -> _Split:
-        key = self._turn, index
+    def _split(self, index: int, turn: int) -> _Split:
+        key = turn, index
         split = self._begun[key] = _Split(self._making(*key), key)
         return split
 
@@ -257,15 +257,19 @@ class SplitFeed:
             batches, turn = [_DONE] * len(self._splits), self._turn
         for index in self._waiting:
             batches[index] = 0
-        again = []
-        for (_, index), one in sorted(self._begun.items()):
-            batches[index] = one.passes.cursor
-            again += [(index, begin, end) for _, begin, end in one.passes.unsettled]
+        again, older = [], []
+        for (of, index), one in sorted(self._begun.items()):
+            gaps = [(begin, end) for _, begin, end in one.passes.unsettled]
+            if of < turn:  # It was done, and something of it was given back.
+                older += [(index, of, *gap) for gap in gaps]
+            else:
+                batches[index] = one.passes.cursor
+                again += [(index, *gap) for gap in gaps]
         epoch = self._epoch
         if self._in_epoch and self._steps is not None:
             outstanding = sum(one.passes.outstanding for one in self._begun.values())
             epoch = int(self._steps - self._left) - outstanding
-        return FeedPosition(tuple(batches), tuple(again), (turn,), epoch)
+        return FeedPosition(tuple(batches), tuple(again), (turn,), epoch, tuple(older))
 
     def seek(self, position: FeedPosition) -> None:
         """See `feeds.Feed`."""
@@ -277,13 +281,17 @@ class SplitFeed:
         self.reset()
         self._epoch, self._resumes = position.epoch, any(position.batches)
         self._turn = sum(position.passes)
+        for index, turn, begin, end in position.older:
+            split = self._begun.get((turn, index)) or self._split(index, turn)
+            split.passes.resume(0, end, [*split.passes.unsettled, (0, begin, end)])
+            split.passes.limit(end)
         if not self._resumes:
             self._turn -= 1
             return
         for index in self._splits.order(self._turn)[::-1]:
             cursor = position.batches[index]
-            gaps = [(begin, end) for i, begin, end in position.again if i == index]
+            gaps = [(0, begin, end) for i, begin, end in position.again if i == index]
             if cursor > 0:
-                self._split(index).passes.resume(0, cursor, gaps)
+                self._split(index, self._turn).passes.resume(0, cursor, gaps)
             elif cursor == 0:
                 self._waiting.append(index)

@@ -177,13 +177,14 @@ class WorkerFeed:
         over = [p.is_over and not (self._in_epoch and self._steps is None) for p in passes]
         batches = [0 if o else p.cursor for p, o in zip(passes, over, strict=True)]
         turns = [p.turn + o for p, o in zip(passes, over, strict=True)]
-        unsettled = [(i, gap) for i, p in enumerate(passes) for gap in p.unsettled]
-        again = tuple((i, begin, end) for i, (_, begin, end) in unsettled)
+        unsettled = [(i, *gap) for i, p in enumerate(passes) for gap in p.unsettled]
+        again = tuple((i, begin, end) for i, turn, begin, end in unsettled if turn == turns[i])
+        older = tuple(one for one in unsettled if one[1] < turns[one[0]])
         epoch = self._epoch
         if self._in_epoch and self._steps is not None:
             outstanding = sum(p.outstanding for p in passes)
             epoch = int(self._steps - self._left) - outstanding
-        return FeedPosition(tuple(batches), again, tuple(turns), epoch)
+        return FeedPosition(tuple(batches), again, tuple(turns), epoch, older)
 
     def seek(self, position: FeedPosition) -> None:
         """See `feeds.Feed`."""
@@ -196,7 +197,8 @@ class WorkerFeed:
         turns = position.passes or (0,) * len(self._inputs)
         for i, one in enumerate(self._inputs):
             one.drop()
-            gaps = [(begin, end) for d, begin, end in position.again if d == i]
+            gaps = [(turns[i], begin, end) for d, begin, end in position.again if d == i]
+            gaps += [(turn, begin, end) for d, turn, begin, end in position.older if d == i]
             if position.batches[i] or gaps:
                 one.passes.resume(turns[i], position.batches[i], gaps)
             else:
