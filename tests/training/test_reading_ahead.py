@@ -1,11 +1,15 @@
 """A `PyDataset` with workers is read ahead, and every batch is used once all the same."""
 
+import contextlib
+import threading
 import time
 
 import keras
 import numpy as np
 import pytest
 
+import tfps
+from tests.conftest import mlp
 from tests.training.test_feed_laws import epoch, numbers, together
 from tfps.training.feeds import FeedPosition
 from tfps.training.input import feed_of
@@ -97,3 +101,33 @@ def test_an_epoch_that_is_left_leaves_nothing_for_the_next_one(make):
         feed.reset()
         feed.begin_epoch()
         assert some(feed, count) == list(range(count))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_nobody_reads_ahead_when_fit_is_over(connect, fails):
+    class Columns(keras.utils.PyDataset):
+        def __len__(self):
+            return BATCHES
+
+        def __getitem__(self, index):
+            return np.zeros([1, 8], np.float32), np.zeros([1, 1], np.float32)
+
+    def fail():
+        if fails:
+            raise ZeroDivisionError
+
+    def reading():
+        return [t for t in threading.enumerate() if t.name.startswith("Worker_")]
+
+    model, before = mlp(), reading()
+    model.compile("sgd", "mse")
+    trainer = tfps.Trainer(model, connect(workers=1))
+    callback = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: fail())
+    x = Columns(workers=2, max_queue_size=2)
+    with pytest.raises(ZeroDivisionError) if fails else contextlib.nullcontext():
+        trainer.fit(x, steps_per_epoch=3, validation_data=x, validation_steps=2,
+                    callbacks=[callback], verbose=0)  # fmt: skip
+    deadline = time.monotonic() + 10
+    while set(reading()) - set(before) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not set(reading()) - set(before)
