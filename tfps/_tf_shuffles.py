@@ -86,6 +86,10 @@ class Shuffled:
         self.begins_anew = any(node.op in {**_DRAWING, **_FIXED} for node in graph.node)
         if any(_draws_without_seed(function.node_def) for function in graph.library.function):
             self.why_not = "a function of it shuffles without a seed"
+        functions = [node for one in graph.library.function for node in one.node_def]
+        is_free = dataset.options().deterministic is False
+        if is_free or any(n.attr["deterministic"].s == b"false" for n in [*graph.node, *functions]):
+            self.why_not = "it has deterministic=False"
 
     def at(self, turn: int) -> tf.data.Dataset:
         """The dataset as it is in a pass, for one iterator.

@@ -116,6 +116,19 @@ def test_the_passes_of_the_next_fit_go_on():
     assert [rest(second), rest(second)] == expected[2:]
 
 
+def test_a_dataset_whose_order_is_left_to_chance_is_told_of_at_the_start():
+    def free(x):
+        return x.map(lambda i: i, num_parallel_calls=2, deterministic=False)
+
+    options = tf.data.Options()
+    options.deterministic = False
+    for x in (free(numbers()), numbers().flat_map(lambda i: free(numbers(2)))):
+        with pytest.warns(UserWarning, match="it has deterministic=False"):
+            feed(x).require_repeatable()
+    with pytest.warns(UserWarning, match="it has deterministic=False"):
+        feed(numbers().with_options(options)).require_repeatable()
+
+
 def test_orders_that_nothing_determines_are_told_of_at_the_start(monkeypatch):
     inner = numbers(2).interleave(lambda i: numbers(4).shuffle(4))
     with pytest.warns(UserWarning, match="a function of it shuffles without a seed"):

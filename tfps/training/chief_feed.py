@@ -264,10 +264,11 @@ class ChiefFeed:
             )
         if self._shuffled is not None and self._shuffled.why_not:
             warnings.warn(
-                "The order in which the dataset shuffles cannot be repeated "
+                "The order of the dataset's batches cannot be repeated "
                 f"({self._shuffled.why_not}), so in an epoch that the loss of a parameter server "
                 "or of the chief interrupts, some examples are trained on twice and others not at "
-                "all; give every shuffle a seed, or read large data from files",
+                "all; give every shuffle a seed, leave out deterministic=False, or read large data "
+                "from files",
                 stacklevel=2,
             )
 
