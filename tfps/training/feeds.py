@@ -249,6 +249,9 @@ class Feed(WorkSource, Protocol):
     def reset(self) -> None:
         """Makes the next epoch begin with the first batch of a pass."""
 
+    def close(self) -> None:
+        """Gives up the present pass; what the user gave as input is not read any more."""
+
     def require_repeatable(self) -> None:
         """Refuses input that could not go on exactly where a worker is lost.
 

@@ -1,7 +1,9 @@
 """What `fit`, `evaluate` and `predict` have in common: a model on the servers, and its steps."""
 
+import contextlib
 import gc
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -88,6 +90,7 @@ class Session:
         self._built: set[str] = set()  # which own steps have been traced to build the model
         self._compilation: tuple | None = None  # with which they were
         self._batches = _FIRST_NUMBER
+        self._feeds: list[Feed] = []  # of the methods that are running
         self.auto: AutoCodecs | None = None
         self._warmup = warmup
 
@@ -135,7 +138,19 @@ class Session:
         )
         # A worker may be lost, and be back, before the feed is used.
         feed.lives = {w: calls.lives[w] if w in calls.living else None for w in calls.workers}
+        self._feeds.append(feed)
         return feed
+
+    @contextlib.contextmanager
+    def closing_feeds(self) -> Iterator[None]:
+        """A context at whose end the feeds that were made within are closed."""
+        count = len(self._feeds)
+        try:
+            yield
+        finally:
+            feeds, self._feeds[count:] = self._feeds[count:], []
+            for feed in feeds:
+                feed.close()
 
     def prepare(self, feed: Feed, train: bool, targets: bool = True) -> None:
         """Brings the model onto the servers, and what was changed about it since.

@@ -107,6 +107,9 @@ class SplitFeed:
         self._turn, self._epoch, self._resumes = -1, 0, False
         self._clear()
 
+    def close(self) -> None:
+        """See `feeds.Feed`; the iterators are on the workers, and are theirs."""
+
     def begin_epoch(self) -> None:
         """See `feeds.Feed`; with `steps_per_epoch`, the pass of the last epoch goes on."""
         self._left = (self._steps or math.inf) - self._epoch

@@ -42,11 +42,14 @@ Callbacks = Any
 
 
 def _errors_named(method):
-    """Makes a method of `Trainer` raise `TaskLost` where TensorFlow raises an error of its own."""
+    """Makes a method of `Trainer` raise `TaskLost` where TensorFlow raises an error of its own.
+
+    When the method has ended, it does not read its input any more.
+    """
 
     @functools.wraps(method)
     def call(self, *args, **kwargs):
-        with self._session.calls.errors_named():
+        with self._session.closing_feeds(), self._session.calls.errors_named():
             return method(self, *args, **kwargs)
 
     return call

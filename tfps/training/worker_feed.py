@@ -84,6 +84,9 @@ class WorkerFeed:
         for one in self._inputs:
             one.passes.forget()
 
+    def close(self) -> None:
+        """See `feeds.Feed`; the iterators are on the workers, and are theirs."""
+
     def begin_epoch(self) -> None:
         """See `feeds.Feed`; with `steps_per_epoch`, the passes of the last epoch go on."""
         self._left = (self._steps or math.inf) - self._epoch
