@@ -15,6 +15,7 @@ import tensorflow as tf
 from keras.src import tree
 from keras.src.trainers.data_adapters import array_slicing
 from keras.src.trainers.data_adapters.array_data_adapter import ArrayDataAdapter
+from keras.src.trainers.data_adapters.generator_data_adapter import GeneratorDataAdapter
 from keras.src.trainers.data_adapters.py_dataset_adapter import OrderedEnqueuer, PyDatasetAdapter
 from keras.src.utils import rng_utils
 
@@ -124,6 +125,16 @@ def end_epoch(adapter: Any, goes_on: bool) -> None:
         adapter._within_epoch = False
     else:
         adapter.on_epoch_end()
+
+
+def is_read_in_turn(adapter: Any) -> bool:
+    """Whether a data adapter calls Python code of the user's that makes one batch after the other.
+
+    A `PyDataset` with workers is asked for several batches at once.
+    """
+    if isinstance(adapter, PyDatasetAdapter):
+        return adapter.enqueuer is None
+    return isinstance(adapter, GeneratorDataAdapter)
 
 
 def first_batch(adapter: Any) -> Any:

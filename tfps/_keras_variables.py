@@ -54,6 +54,17 @@ def is_following(variable: keras.Variable) -> bool:
     return _FOLLOWED in vars(variable)
 
 
+def follows_another(variable: keras.Variable) -> bool:
+    """Whether the variable follows something that has a value for it, and no initializer."""
+    return is_following(variable) and not is_unset(variable)
+
+
+def bring(variable: keras.Variable) -> None:
+    """Lets what a variable follows fill it now; a variable that follows nothing stays as it is."""
+    if follows_another(variable):
+        vars(variable)[_FOLLOWED].look()
+
+
 _classes: dict[type, type] = {}
 
 

@@ -23,10 +23,15 @@ _TRAINS = re.compile(r"\.(fit|evaluate|predict)\(|run_layer_test|run_training_ch
 
 # Pattern of a test and its message -> the reason for which it may fail.
 NOT_OURS = {
-    r"test_fit_sparse_": "watches the updates of the chief's optimizer; the servers make them",
-    r"with_tf_distribute|fit_and_regularizer": "trains under MirroredStrategy, on its variables",
-    r"test_retracing\b": "counts traces, of which an own train_step needs more here",
-    r"legacy_load_skips_missing_nested": "reads a file that is not in Keras's wheel",
+    r"test_fit_sparse_\w+: AssertionError: False is not true": "watches the updates of the chief's "
+    "optimizer; the servers make them",
+    r"(with_tf_distribute|fit_and_regularizer)\b.*DistributedVariable\.handle is not available": (
+        "trains under MirroredStrategy, on its variables"
+    ),
+    r"test_retracing\b.* 4 not less than or equal to 2": "counts traces, of which an own "
+    "train_step needs more here",
+    r"legacy_load_skips_missing_nested\w*: .*fixture missing": "reads a file that is not in "
+    "Keras's wheel",
 }
 _NUMBERS = r"(?s:.*Not equal to tolerance)"
 # The same for more than one worker, whose updates come in any order.
@@ -35,8 +40,10 @@ NOT_OF_SEVERAL = {
     rf"test_loss_weights\b{_NUMBERS}": "knows the losses of one order of updates",
     rf"test_fit_lr_correctness{_NUMBERS}": "knows the losses of one order of updates",
     r"lora.*0\.0\)? not greater than 0\.0": "needs an update that has seen the one before",
-    r"test_best_case_step\b": "counts batches at a hook, where another worker's may have come",
-    r"test_model_state_is_current_on_epoch_end": "counts batches at a hook, likewise",
+    r"test_best_case_step: AssertionError: \d != 2": "counts batches at a hook, where another "
+    "worker's may have come",
+    r"test_model_state_is_current_on_epoch_end: AssertionError: \d+ != \d+": "counts batches at a "
+    "hook, likewise",
 }
 # Messages of tests for packages that are not installed.
 _MISSING = re.compile(r"No module named|requires the '[\w-]+' package")

@@ -8,6 +8,7 @@ import tensorflow as tf
 import tfps
 from tfps import _keras_data
 from tfps.training import chief_feed
+from tfps.training.chief_pass import Pass
 from tfps.training.context import Context
 from tfps.training.input import feed_of
 from tfps.training.lookahead import Lookahead
@@ -203,7 +204,7 @@ def test_an_iterator_that_takes_long_to_end_does_so_elsewhere():
             go.wait(10)
             ended.set()
 
-    made = chief_feed._Pass(tf.data.Dataset.range(0))
+    made = Pass(tf.data.Dataset.range(0))
     made._own[:] = [Slow()]
     del made
     assert not ended.is_set()

@@ -16,7 +16,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfps import _keras_optimizers, _keras_variables as contents
+from tfps import _keras_optimizers, _keras_variables as contents, errors
 from tfps.store.columns import Source
 
 # s that fetching may take after an error.
@@ -128,7 +128,8 @@ class ModelCopy:
         """Takes what was changed on the chief to the servers.
 
         While the variables follow, only those that somebody has looked at are compared, and slots
-        are dropped again.
+        are dropped again. Variables that follow another copy, within the `fit` of another Trainer,
+        are brought by that copy first.
 
         Returns:
           Whether anything was changed.
@@ -137,6 +138,9 @@ class ModelCopy:
             links = list(self._links.values())
             if self.is_following:  # What was never brought, such as a held slot, has no value.
                 links = [link for link in self._looked if link.age != -1]
+            else:
+                for link in links:
+                    contents.bring(link.variable)
             changed = [link for link in links if link.is_filled and link.is_changed()]
             self._take(changed)
             self.writes += bool(changed)
@@ -174,7 +178,17 @@ class ModelCopy:
             they were last looked at, and the optimizer is to be built anew.
           recount: counts the updates on the servers. After an error the chief may know of fewer,
             because reports of calls were lost.
+
+        Raises:
+          ConfigError: a variable follows the servers of another copy.
         """
+        for link in self._links.values():
+            if contents.follows_another(link.variable):
+                raise errors.ConfigError(
+                    f"{link.variable.path} is being trained by the fit of another Trainer, and a "
+                    "variable can be in one fit at a time; call this fit when that one has ended, "
+                    "not in a hook of its callbacks"
+                )
         self.is_following = True
         for link in self._links.values():
             contents.follow(link.variable, link)

@@ -1,10 +1,8 @@
 """Input that the chief reads: it deals out the batches, each to one worker."""
 
-import _thread
 import collections
 import dataclasses
 import math
-import sys
 import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -15,6 +13,7 @@ import tensorflow as tf
 from tfps import _keras_data, _keras_models, _tf_data, errors
 from tfps._tf_shuffles import Shuffled
 from tfps.model.batches import is_dense, without_optionals
+from tfps.training.chief_pass import Pass
 from tfps.training.feeds import FeedPosition, Range, Work, shapes_of
 from tfps.worker.batch_loop import Stack
 
@@ -70,6 +69,8 @@ class ChiefFeed:
         epochs = _keras_models.EpochIterator(steps_per_epoch=steps_per_epoch, **data)
         self._adapter = epochs.data_adapter
         self._order = order
+        # Nobody else may read such input before an iterator over it has ended.
+        self._is_in_turn = _keras_data.is_read_in_turn(self._adapter)
         self._dataset = self._made()
         self._shuffled: Shuffled | None = None
         if order is not None and isinstance(data["x"], tf.data.Dataset):
@@ -83,7 +84,7 @@ class ChiefFeed:
         self._is_plain = all(isinstance(s, tf.TensorSpec) for s in flat)
         self._stackable = is_dense(self.batch_spec)
         self.regroup(steps_per_execution)
-        self._pass: _Pass | None = None
+        self._pass: Pass | None = None
         self._passes = 0  # how many iterators the dataset has had
         if self._shuffled is not None:
             self._passes = _passes_before.get(self._shuffled.name, 0)
@@ -101,7 +102,8 @@ class ChiefFeed:
         """The dataset, as if it had had no iterator yet."""
         if self._order is not None and _keras_data.is_shuffled(self._adapter):
             return _keras_data.in_seeded_order(self._adapter, self._order)
-        return self._adapter.get_tf_dataset()
+        dataset = self._adapter.get_tf_dataset()
+        return _tf_data.without_tuning(dataset) if self._is_in_turn else dataset
 
     def regroup(self, group: int, alike: bool = False) -> None:
         """See `feeds.Feed`; batches that are more than tensors are parts of their own."""
@@ -124,7 +126,9 @@ class ChiefFeed:
         self._adapter.on_epoch_end()
 
     def close(self) -> None:
-        """See `feeds.Feed`; whoever reads ahead for the present pass ends."""
+        """See `feeds.Feed`; as in Keras, whoever reads ahead for the present pass ends."""
+        if self._pass is not None and self._is_in_turn:
+            self._pass.end()
         self._pass = None
         _keras_data.read_anew(self._adapter)
 
@@ -365,10 +369,10 @@ class ChiefFeed:
         while self._passes < turn:
             self._begin_iterator(self._dataset)
 
-    def _begin_iterator(self, dataset: tf.data.Dataset) -> "_Pass":
+    def _begin_iterator(self, dataset: tf.data.Dataset) -> Pass:
         self._passes += 1
         try:
-            return _Pass(dataset)
+            return Pass(dataset)
         except tf.errors.InvalidArgumentError as e:
             if "unknown device" not in e.message:
                 raise
@@ -410,28 +414,6 @@ class ChiefFeed:
         self._read += 1
         batch = element if self._is_plain else without_optionals(element)
         return _Numbered(self._read - 1, batch)
-
-
-class _Pass:
-    """An iterator over a dataset of the chief, which is deleted in a thread of its own.
-
-    Deleting an iterator waits for the thread that tunes its dataset. That thread may just have gone
-    to sleep for up to 60 s (TensorFlow 2.21): about once in four passes it misses the request to
-    end.
-    """
-
-    def __init__(self, dataset: tf.data.Dataset):
-        self._own: list = []
-        self._own.append(_tf_data.Elements(iter(dataset)))
-
-    def next(self) -> Any:
-        """The next element; raises `EOFError` if there is none."""
-        return self._own[0].next()
-
-    def __del__(self):
-        if self._own and not sys.is_finalizing():
-            # The garbage collector may run in a thread that holds the lock of `threading`.
-            _thread.start_new_thread(self._own.clear, ())
 
 
 def _stacked(spec):

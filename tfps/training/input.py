@@ -3,6 +3,9 @@
 from collections.abc import Collection
 from typing import Any
 
+import keras
+import tensorflow as tf
+
 from tfps import errors
 from tfps.model.batches import example
 from tfps.training.chief_feed import ChiefFeed
@@ -14,7 +17,10 @@ from tfps.training.worker_feed import WorkerFeed
 
 def is_read_by_workers(x: Any) -> bool:
     """Whether the workers read an input, a `dataset_fn` or splits, and not the chief."""
-    return callable(x) or isinstance(x, Splits)
+    if isinstance(x, Splits):
+        return True
+    is_data = isinstance(x, (keras.utils.PyDataset, tf.data.Dataset)) or hasattr(x, "__array__")
+    return callable(x) and not is_data
 
 
 def feed_of(

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
+import tensorflow as tf
 
 from tfps import _keras_variables, errors
 from tfps.training.epoch import Epoch
@@ -28,8 +30,34 @@ def feed_of_batch(session: Session, x: Any, y: Any = None, sample_weight: Any = 
     given = [x, y, sample_weight]
     while given[1:] and given[-1] is None:
         given.pop()
+    given = [_tensors(part) for part in given]
+    if sample_weight is not None:
+        given[2] = _one_for_each(given[2], given[0])
     batch = keras.tree.lists_to_tuples(tuple(given))
     return session.feed((one for one in [batch]), None, shuffle=False, group=1)
+
+
+def _tensors(part: Any) -> Any:
+    """The arrays of a batch as tensors; strings and frames are none that a generator may yield.
+
+    What is sparse or ragged, and what is no array, is left to Keras.
+    """
+
+    def one(leaf: Any) -> Any:
+        is_array = hasattr(leaf, "__array__") and not tf.is_tensor(leaf)
+        return tf.convert_to_tensor(leaf) if is_array else leaf
+
+    return keras.tree.map_structure(one, part)
+
+
+def _one_for_each(weights: Any, x: Any) -> Any:
+    """Weights with one for each example, where a number was given for all of them."""
+    size = next(len(leaf) for leaf in keras.tree.flatten(x) if leaf is not None)
+
+    def one(weight: Any) -> Any:
+        return weight if np.ndim(weight) else np.full([size], weight)
+
+    return keras.tree.map_structure(one, weights)
 
 
 def train(
