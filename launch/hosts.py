@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from launch import checks, errors, placement
-from launch.host import PATIENCE, PING, Host
+from launch.host import PATIENCE, PING, RESERVE, Host
 from launch.launcher import Event
 from launch.machine import Machine
 from launch.topology import Role, Task, Topology
@@ -92,19 +92,20 @@ class HostsLauncher:
         host.facts = {}
         host.connect()
         addresses = [h.machine.address for h in self._hosts.values()]
-        host.facts = host.ask(
-            "probe",
-            argv=self._command(host),
-            folder=host.machine.folder,
-            environ=self._environ,
-            addresses=addresses,
-        )
-        if host.ports:
-            try:
-                host.ask("reserve", ports=host.ports)
-            except errors.HostError:
-                host.abandon()
-                raise
+        try:
+            facts = host.ask(
+                "probe",
+                argv=self._command(host),
+                folder=host.machine.folder,
+                environ=self._environ,
+                addresses=addresses,
+            )
+            if host.ports:
+                host.ask("reserve", ports=host.ports, timeout=RESERVE)
+        except errors.HostError:
+            host.abandon()  # Without its ports it is of no use.
+            raise
+        host.facts = facts
 
     def _command(self, host: Host) -> list[str]:
         first, *others = self._argv

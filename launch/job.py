@@ -9,9 +9,10 @@ import time
 from collections.abc import Callable, Sequence
 
 from launch import errors, restarts
-from launch.attempt import POLL, Attempt, Policy
+from launch.attempt import POLL, Attempt
 from launch.launcher import Launcher, Line
 from launch.output import Output
+from launch.restarts import Policy
 from launch.topology import Role
 
 
