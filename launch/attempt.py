@@ -24,7 +24,7 @@ from collections.abc import Callable, Collection
 
 from launch import errors, exit_codes, failures, restarts
 from launch.failures import Failure
-from launch.launcher import Event, Exited, HostLost, Launcher, Line
+from launch.launcher import Event, Exited, HostLost, Launcher, Line, Told
 from launch.output import Output
 from launch.restarts import Policy
 from launch.topology import CHIEF, EVALUATOR, PS, SPARE, WORKER, Task, Topology
@@ -169,8 +169,18 @@ class Attempt:
             self._output.line(event)
         elif isinstance(event, Exited):
             self._on_exit(self._topology.task(event.task), event.status)
-        else:
+        elif isinstance(event, HostLost):
             self._on_host_lost(event)
+        else:
+            self._on_told(event)
+
+    def _on_told(self, event: Told) -> None:
+        """Ends the job as if the launcher had got the signal, which may come to every host."""
+        if not self._told:
+            name = signal.Signals(event.signum).name
+            self._output.say(f"host {event.host} got {name}", bad=True)
+            self._told.append(signal.SIGTERM)
+            self._launcher.hurry()
 
     def _on_exit(self, task: Task, status: int) -> None:
         if task.name not in self._running | self._unsure:

@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 from launch import errors
-from launch.launcher import Event, Exited, HostLost, Line
+from launch.launcher import Event, Exited, HostLost, Line, Told
 from launch.machine import Machine, source
 
 CONNECT = 10.0  # s that a host may take to start its agent
@@ -155,6 +155,8 @@ class Host:
             self._events.put(Line(*message["line"]))
         elif "exited" in message:
             self._events.put(Exited(*message["exited"]))
+        elif "told" in message:
+            self._events.put(Told(self.machine.name, message["told"]))
         elif "hello" in message:
             self._hello.set()
         elif (answer := self._answers.get(message["id"])) is not None:

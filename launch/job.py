@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from launch import errors, restarts
 from launch.attempt import POLL, Attempt
-from launch.launcher import Launcher, Line
+from launch.launcher import Launcher, Line, Told
 from launch.output import Output
 from launch.restarts import Policy
 from launch.topology import Role
@@ -101,6 +101,9 @@ class Job:
     def _interrupted_in(self, seconds: float) -> bool:
         until = self._clock() + seconds
         while self._clock() < until and not self._told:
-            if isinstance(event := self._launcher.watch(POLL), Line):
+            event = self._launcher.watch(POLL)
+            if isinstance(event, Line):
                 self._output.line(event)
+            elif isinstance(event, Told) and not self._told:
+                self.tell(signal.SIGTERM)
         return bool(self._told)

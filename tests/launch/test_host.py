@@ -1,5 +1,6 @@
 """A connection to a real agent on this machine."""
 
+import os
 import queue
 import signal
 import sys
@@ -8,7 +9,7 @@ import pytest
 
 from launch import errors, hosts, topology
 from launch.host import Host
-from launch.launcher import Exited, HostLost, Line
+from launch.launcher import Exited, HostLost, Line, Told
 from launch.machine import Machine
 
 pytestmark = pytest.mark.processes
@@ -76,6 +77,17 @@ def test_a_task_that_has_just_been_started_heeds_what_it_is_told(host, events):
         host.tell("signal", task=f"worker {i}", signum=int(signal.SIGTERM))
     ended = [events.get(timeout=10) for _ in range(20)]
     assert {event.status for event in ended} == {-15}
+
+
+def test_an_agent_that_is_told_to_end_leaves_that_to_the_launcher(host, events):
+    """Slurm tells every node of a job that is cancelled, and the chief should end first."""
+    start(host)
+    os.kill(host._process.pid, signal.SIGTERM)
+    assert events.get(timeout=10) == Told("a", signal.SIGTERM)
+    with pytest.raises(queue.Empty):
+        events.get(timeout=1)
+    host.tell("stop", grace=5.0)
+    assert events.get(timeout=10) == Exited("worker 0", -15)
 
 
 SERVES = """

@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from launch import errors, failures, job, output, restarts, topology
-from launch.launcher import Exited, HostLost, Line
+from launch.launcher import Exited, HostLost, Line, Told
 
 
 class Scripted:
@@ -513,6 +513,18 @@ def test_a_second_signal_kills():
     assert launcher.stops == [pytest.approx(5.0, abs=0.5)]  # It has to go with the others.
     code, launcher, _ = run(script, ps=0, told=[(5, 2), (6, 2)], on_stop=None)
     assert launcher.stops == [30.0, 0.0]
+
+
+def test_a_signal_that_every_host_gets_is_one():
+    script = [(when, Told(host, 15)) for when, host in ((5, "a"), (5.1, "b"), (6, "a"))]
+    code, launcher, err = run(script, on_stop=143, on_signal=2)
+    assert code == 143, err
+    assert launcher.signalled == [pytest.approx(5.0, abs=0.5)]  # The chief came first.
+    assert launcher.stops == [pytest.approx(28.0, abs=0.5)]
+    # It also ends the wait for the job to begin again.
+    script = [(5, Exited("chief 0", 75)), (5.5, Exited("worker 0", 75)), (10.2, Told("a", 15))]
+    code, launcher, _ = run(script, job_restarts=1, on_stop=143)
+    assert code == 75 and launcher.checks == [False]
 
 
 def test_a_chief_that_is_done_when_it_is_told_to_end():
