@@ -51,7 +51,8 @@ def create(job: Job, cluster: Kubectl) -> None:
         cluster.create(others)
         cluster.resume(owner)
     except errors.LaunchError:
-        stop(job.jobset, cluster)
+        # What was created goes with its owner. Other objects may be those of a job of the same name.
+        cluster.delete([kubectl.kind(owner)], [made["metadata"]["name"]])
         raise
 
 

@@ -106,7 +106,7 @@ class Agent:
             self._leave(ORPHANED_GRACE)
 
     def _on_signals(self):
-        # The launcher decides who ends first. If it is gone, the end of its pipe or its silence says so.
+        # The launcher decides who ends first. If it is gone, its pipe or its silence says so.
         for signum in set(self._wakeups.taken()) - {signal.SIGCHLD}:
             self._send({"told": int(signum)})
         reap(spared=[child.pid for child in self._children.values()])

@@ -117,7 +117,8 @@ def test_what_is_refused_is_taken_back(kube):
     kube._write("objects.json", [{"kind": "Service", "metadata": {"name": "gpt", "labels": {}}}])
     with pytest.raises(errors.FlagError):
         kubernetes_job.create(JOB, kube.kubectl)
-    assert "delete" in kube.calls[-1]
+    words = [word for word in kube.calls[-1] if not word.startswith("-")]
+    assert words == ["delete", "job.batch", "gpt-chief"]
 
 
 def test_without_kubectl():
