@@ -51,7 +51,7 @@ def create(job: Job, cluster: Kubectl) -> None:
         cluster.create(others)
         cluster.resume(owner)
     except errors.LaunchError:
-        # What was created goes with its owner. Other objects may be those of a job of the same name.
+        # What was created goes with its owner. Other objects may be of a job of the same name.
         cluster.delete([kubectl.kind(owner)], [made["metadata"]["name"]])
         raise
 

@@ -160,6 +160,8 @@ def _environment(job: Job, role: Role) -> list[Manifest]:
         {"name": "TASK_INDEX", "valueFrom": {"fieldRef": {"fieldPath": _INDEX}}},
         {"name": "TF_CONFIG", "value": f'{{"cluster": {cluster}, "task": {task}}}'},
         {"name": "HOME", "value": "/tmp"},  # The image's own cannot be written.
+        # Others may wait for a node or their image, which the command that follows tells of.
+        {"name": "TFPS_STARTUP_TIMEOUT", "value": "3600"},
     ]
     if not role.gpus:
         # Images with CUDA ask for all devices, and get them on nodes where that is the default.

@@ -159,6 +159,11 @@ def test_every_task_is_in_tf_config():
     assert {k: len(v) for k, v in config["cluster"].items()} == {"chief": 1, "worker": 4, "ps": 2}
 
 
+def test_a_chief_waits_for_pods_that_have_no_node_yet():
+    env = {e["name"]: e.get("value") for e in container_of(FULL, "chief")["env"]}
+    assert env["TFPS_STARTUP_TIMEOUT"] == "3600"
+
+
 def test_an_evaluator_serves_nobody():
     container = container_of(FULL, "evaluator")
     assert "readinessProbe" not in container and "readinessProbe" in container_of(FULL, "ps")
