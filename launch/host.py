@@ -16,6 +16,7 @@ from launch.machine import Machine, source
 
 CONNECT = 10.0  # s that a host may take to start its agent
 ANSWER = 8.0  # s that an agent may take to answer
+PROBE = 18.0  # s that it may take to find out about its host
 RESERVE = 12.0  # s that it may take if tasks of an agent before it still have to end
 HURRY = 1.0  # s that it may still take when the launcher is told to end
 PING = 2.0  # s between two pings
