@@ -15,6 +15,8 @@ from launch.output import Output
 from launch.restarts import Policy
 from launch.topology import Role
 
+_ONE = 1.0  # s within which several signals are one
+
 
 class Job:
     """Runs a job to its end."""
@@ -43,9 +45,17 @@ class Job:
             for role in roles
         }
         self._told: list[int] = []
+        self._told_at = 0.0  # When the last of them came.
 
     def tell(self, signum: int) -> None:
-        """Notes that the launcher got a signal; called by signal handlers."""
+        """Notes that the launcher got a signal; called by signal handlers.
+
+        A terminal that is closed may send SIGHUP more than once. Nobody is in a hurry then.
+        """
+        now = self._clock()
+        if self._told and (signum == signal.SIGHUP or now - self._told_at < _ONE):
+            return
+        self._told_at = now
         self._told.append(signum)
         self._launcher.hurry()
 

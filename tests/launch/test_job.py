@@ -527,6 +527,13 @@ def test_a_signal_that_every_host_gets_is_one():
     assert code == 75 and launcher.checks == [False]
 
 
+@pytest.mark.parametrize("again", [(7, signal.SIGHUP), (5.3, 2)])
+def test_a_terminal_that_closes_is_no_hurry(again):
+    told = [(5, signal.SIGHUP), again]
+    _, launcher, _ = run([], told=told, on_stop=143, on_signal=4)
+    assert launcher.stops == [pytest.approx(26.0, abs=0.5)]
+
+
 def test_a_chief_that_is_done_when_it_is_told_to_end():
     code, _, _ = run([(5.1, Exited("chief 0", 0))], told=[(5, 15)])
     assert code == 0
