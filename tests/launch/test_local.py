@@ -130,6 +130,7 @@ def test_output_that_nobody_reads_holds_up_no_task(tmp_path):
         (["local"], "there is no program after `--`"),
         (["local", "--workers=1", "python", "x.py"], "unexpected 'python' before `--`"),
         (["local", "--no_such", "--", "true"], "no_such"),
+        (["slurm", "--signal=USR1@120", "--", "true"], "--signal=USR1@120 is not TERM and seconds"),
         (["ssh", "--", "true"], "--hosts is missing"),
         (["ssh", "--hosts=none.txt", "--", "true"], "--hosts=none.txt: cannot be read"),
     ],
