@@ -58,13 +58,13 @@ class Kubectl:
             raise _refusal("get", done.stderr)
         return json.loads(done.stdout)["items"]
 
-    def resume(self, manifest: Manifest) -> None:
-        """Lets a suspended Job or JobSet begin.
+    def suspend(self, manifest: Manifest, suspended: bool = True) -> None:
+        """Ends the pods of a Job or JobSet for a while, or lets a suspended one begin.
 
         Raises:
           LaunchError: the cluster does not answer, or refuses.
         """
-        patch = json.dumps({"spec": {"suspend": False}})
+        patch = json.dumps({"spec": {"suspend": suspended}})
         self._require(
             *("patch", kind(manifest), manifest["metadata"]["name"]),
             *("--type=merge", f"--patch={patch}"),
