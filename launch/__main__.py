@@ -49,6 +49,8 @@ def main(argv: Sequence[str]) -> int:
         for line in str(e).splitlines():
             print(f"error: {line}", file=sys.stderr, flush=True)
         return e.code
+    except KeyboardInterrupt:  # Before a job that would have ended in order.
+        return 128 + signal.SIGINT
 
 
 def _parsed(argv: Sequence[str]):

@@ -7,23 +7,27 @@ The rules (`exit_codes.py` has the codes):
 - A task that ended by an error of the user's own is never started again: the job ends.
 - A task that a signal killed, that lost a peer, or whose host is gone, is started again alone,
   while its role has restarts left in this hour. Otherwise the job ends.
+- A host that is lost costs each role one restart; to try it again costs no more, up to a limit.
 - A chief that lost a peer says that the job as a whole cannot go on: the job ends.
 - A server that has ended with 0, or with the code of a lost peer, is started again if its chief is:
   the chief had told it that the job is done, or has failed, before it ended itself.
 - A server that ends after the chief has succeeded is missed by nobody, though an evaluator goes on.
 - An evaluator or a spare server that cannot be started again is done without, and so is a parameter
-  server as long as a spare one is there for it, or always if the policy says so.
+  server as long as a spare one is there for it, or always if the policy says so. So is a
+  worker that is not the last one, if the policy says so.
 """
 
 import dataclasses
+import math
 import signal
 from collections.abc import Callable, Collection
 
 from launch import errors, exit_codes, failures, restarts
 from launch.failures import Failure
-from launch.launcher import Event, Exited, HostLost, Launcher, Line
+from launch.launcher import Event, Exited, HostLost, Launcher, Line, Told
 from launch.output import Output
-from launch.topology import CHIEF, EVALUATOR, PS, SPARE, Task, Topology
+from launch.restarts import Policy
+from launch.topology import CHIEF, EVALUATOR, PS, SPARE, WORKER, Task, Topology
 
 POLL = 0.2  # s
 
@@ -35,28 +39,6 @@ _REST = 5.0
 
 # s for which is read, at the end of a wait for tasks, what they have written.
 _LAST_WORDS = 1.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Policy:
-    """What may be started again.
-
-    Attributes:
-      budgets: role -> restarts an hour of all its tasks together.
-      job_restarts: how often the job as a whole may begin again.
-      grace: seconds between SIGTERM and SIGKILL.
-      settle: seconds that tasks have to end by themselves, as tfps servers do when the job is over,
-        before they are told to.
-      without_ps: whether the job goes on without a parameter server that cannot be started again.
-      backoff: the delays before restarts.
-    """
-
-    budgets: dict[str, int]
-    job_restarts: int = 0
-    grace: float = 30.0
-    settle: float = 5.0
-    without_ps: bool = False
-    backoff: restarts.Backoff = dataclasses.field(default_factory=restarts.Backoff)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +91,7 @@ class Attempt:
         self._done_without: set[str] = set()
         self._failures: list[Failure] = []
         self._restarted: dict[str, float] = {}  # When a task was last started again.
+        self._away: dict[str, restarts.Absence] = {}  # By the host's name.
         # Servers that a chief has told of its failure: it may be the chief that begins again.
         self._let_go: dict[str, Failure] = {}
         self._verdict: Verdict | None = None
@@ -129,6 +112,8 @@ class Attempt:
 
     def _start_what_is_due(self) -> None:
         for name in [n for n, when in self._due.items() if when <= self._clock()]:
+            if self._due.get(name, math.inf) > self._clock():  # Its host was just tried in vain.
+                continue
             task = self._topology.task(name)
             if self._needs_no_more(task):
                 del self._due[name]
@@ -141,12 +126,41 @@ class Attempt:
             except errors.HostError as e:
                 if self._told:  # The launcher has stopped waiting for the host.
                     return
-                self._failed(task, None, f"could not be started: {e}")
+                self._not_started(task, f"could not be started: {e}")
             else:
                 self._unsure.discard(name)
                 self._running.add(name)
+                self._away.pop(task.host, None)
             if self._verdict or self._told:
                 return
+
+    def _not_started(self, task: Task, why: str) -> None:
+        """Has the host of a task tried again later, for all that is to start there."""
+        now = self._clock()
+        away = self._away.setdefault(task.host, restarts.Absence(now))
+        failure = Failure(task, None, why, now)
+        self._failures.append(failure)
+        here = [t for t in self._topology.tasks if t.host == task.host and t.name in self._due]
+        waiting = [t for t in here if not self._needs_no_more(t)]
+        left = self._policy.host_timeout - (now - away.since)
+        if left <= 0.0:
+            self._give_up(failure, f", and its host was away for {now - away.since:.0f} s")
+            for one in waiting:
+                del self._due[one.name]
+                if self._verdict is None:
+                    self._failures.append(lost := Failure(one, None, "is lost with its host", now))
+                    self._give_up(lost)
+            return
+        delay = self._policy.backoff.delay(away.tries)
+        away.tries += 1
+        for one in [task, *waiting]:
+            due = max(self._due.get(one.name, 0.0), now + delay)
+            self._due[one.name] = self._restarted[one.name] = due
+        self._output.say(
+            f"{failure}; the host is tried again in {delay:.1f} s, and for {left:.0f} s in all",
+            bad=True,
+        )
+        self._start_again_for_a_chief()
 
     # What happens.
 
@@ -155,8 +169,18 @@ class Attempt:
             self._output.line(event)
         elif isinstance(event, Exited):
             self._on_exit(self._topology.task(event.task), event.status)
-        else:
+        elif isinstance(event, HostLost):
             self._on_host_lost(event)
+        else:
+            self._on_told(event)
+
+    def _on_told(self, event: Told) -> None:
+        """Ends the job as if the launcher had got the signal, which may come to every host."""
+        if not self._told:
+            name = signal.Signals(event.signum).name
+            self._output.say(f"host {event.host} got {name}", bad=True)
+            self._told.append(signal.SIGTERM)
+            self._launcher.hurry()
 
     def _on_exit(self, task: Task, status: int) -> None:
         if task.name not in self._running | self._unsure:
@@ -184,6 +208,7 @@ class Attempt:
             gone = self._connections.get(task.name, 0) <= event.connection
             if task.host == event.host and task.name in self._running and gone:
                 self._running.discard(task.name)
+                self._away.setdefault(event.host, restarts.Absence(self._clock() - event.silent))
                 self._failed(task, None, f"is lost with its host: {event.why}", event.silent)
 
     def _failed(self, task: Task, status: int | None, why: str, ago: float = 0.0) -> None:
@@ -219,15 +244,16 @@ class Attempt:
 
     def _retry(self, failure: Failure) -> None:
         task, budget = failure.task, self._budgets[failure.task.role]
-        delay = budget.spend(task.name, self._clock())
-        if delay is None and self._can_do_without(task):
-            self._go_on_without(failure)
-            return
+        away = self._away.get(task.host) if failure.status is None else None
+        delay = away.delays.get(task.role) if away else None
+        if delay is None:
+            delay = budget.spend(task.name, self._clock())
         if delay is None:
             used = f", and {task.role} tasks have used their {budget.limit} restarts of this hour"
-            because = f"{failure}{used if budget.limit else ''}"
-            self._verdict = Verdict(failure.code, again=True, because=because)
+            self._give_up(failure, used if budget.limit else "")
             return
+        if away:
+            away.delays[task.role] = delay
         self._due[task.name] = self._restarted[task.name] = self._clock() + delay
         self._output.say(
             f"{failure}; it is started again in {delay:.1f} s "
@@ -236,6 +262,14 @@ class Attempt:
             bad=True,
         )
         self._start_again_for_a_chief()
+
+    def _give_up(self, failure: Failure, reason: str = "") -> None:
+        """Goes on without a task, or ends the job; `reason` follows the failure in messages."""
+        if self._can_do_without(failure.task):
+            self._go_on_without(failure)
+        else:
+            because = f"{failure}{reason}"
+            self._verdict = Verdict(failure.code, again=True, because=because)
 
     def _start_again_for_a_chief(self) -> None:
         """Starts servers again that have ended as if the job were done, if the chief begins again.
@@ -269,6 +303,10 @@ class Attempt:
 
     def _can_do_without(self, task: Task) -> bool:
         """Whether the job goes on without a task that cannot be started again."""
+        if task.role == WORKER:
+            others = {t.name for t in self._topology.tasks if t.role == WORKER and t != task}
+            is_leader = task.name in self._topology.leaders
+            return self._policy.without_workers and not is_leader and others > self._done_without
         if task.role != PS or self._policy.without_ps:
             return task.role in (EVALUATOR, SPARE, PS)
         spares = [t for t in self._topology.tasks if t.role == SPARE and t.name in self._running]
@@ -279,7 +317,8 @@ class Attempt:
         """Lets the job go on without a task."""
         self._output.say(f"{failure}; the job goes on without it", bad=True)
         self._done_without.add(failure.task.name)
-        self._failures.remove(failure)  # It is not why the job may fail later.
+        # It is not why the job may fail later.
+        self._failures = [f for f in self._failures if f.task != failure.task]
         self._judge()
 
     # The end.

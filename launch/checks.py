@@ -5,11 +5,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
-from launch import errors
+from launch import errors, placement
 from launch.agent import facts as agent_facts
-from launch.topology import Task
+from launch.topology import WORKER, Role, Task
 
-LIMIT = 20.0  # s for all hosts together
+LIMIT = 30.0  # s for all hosts together: to connect, and to find out about themselves
 
 T = TypeVar("T")
 
@@ -76,6 +76,25 @@ def require(argv: Sequence[str], hosts: Sequence[tuple[Named, Mapping[str, Any]]
             raise errors.SpecificationError(
                 f"host {host.name} does not know the name(s) {', '.join(facts['unresolved'])}; "
                 "give those hosts an address= that all hosts know"
+            )
+
+
+def require_gpus(
+    roles: Sequence[Role], hosts: Sequence[tuple[placement.Limits, Mapping[str, Any]]]
+) -> None:
+    """Checks that the GPUs are known of each host on which workers with GPUs may run.
+
+    Raises:
+      SpecificationError: a host has an nvidia-smi that fails.
+    """
+    if any(role.name == WORKER and role.gpus == 0 for role in roles):
+        return
+    for host, facts in hosts:
+        takes = not host.roles or WORKER in host.roles
+        if facts["gpus_failure"] and takes and host.gpus != 0:
+            raise errors.SpecificationError(
+                f"host {host.name}: {facts['gpus_failure']}; look at its driver (nvidia-smi, and "
+                "its persistence mode), or train on processors with --gpus_per_worker=0"
             )
 
 

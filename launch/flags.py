@@ -7,8 +7,8 @@ from typing import Any
 from absl import flags
 
 from launch import errors, topology
-from launch.attempt import Policy
 from launch.output import Output
+from launch.restarts import Policy
 
 # Values of their own, since a program that uses `launch` may have flags of the same names.
 FLAGS = flags.FlagValues()
@@ -113,6 +113,20 @@ flags.DEFINE_bool(
     "programs that place its part on another ps (--on_lost_ps=reshard).",
     flag_values=FLAGS,
 )
+flags.DEFINE_bool(
+    "without_workers",
+    False,
+    "Whether the job goes on without a worker that has used its restarts or whose host is lost, "
+    "while there is another one.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_float(
+    "host_timeout",
+    600.0,
+    "Seconds for which a host that is lost, or does not answer, is tried again.",
+    lower_bound=0.0,
+    flag_values=FLAGS,
+)
 flags.DEFINE_float(
     "grace",
     30.0,
@@ -170,6 +184,8 @@ def policy() -> Policy:
         FLAGS.grace,
         FLAGS.settle,
         FLAGS.without_ps,
+        FLAGS.without_workers,
+        0.0 if once else FLAGS.host_timeout,
     )
 
 

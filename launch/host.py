@@ -11,11 +11,13 @@ import time
 from typing import Any
 
 from launch import errors
-from launch.launcher import Event, Exited, HostLost, Line
+from launch.launcher import Event, Exited, HostLost, Line, Told
 from launch.machine import Machine, source
 
 CONNECT = 10.0  # s that a host may take to start its agent
 ANSWER = 8.0  # s that an agent may take to answer
+PROBE = 18.0  # s that it may take to find out about its host
+RESERVE = 12.0  # s that it may take if tasks of an agent before it still have to end
 HURRY = 1.0  # s that it may still take when the launcher is told to end
 PING = 2.0  # s between two pings
 PATIENCE = 20.0  # s of silence after which the launcher and a remote agent give each other up
@@ -154,6 +156,8 @@ class Host:
             self._events.put(Line(*message["line"]))
         elif "exited" in message:
             self._events.put(Exited(*message["exited"]))
+        elif "told" in message:
+            self._events.put(Told(self.machine.name, message["told"]))
         elif "hello" in message:
             self._hello.set()
         elif (answer := self._answers.get(message["id"])) is not None:

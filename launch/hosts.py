@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from launch import checks, errors, placement
-from launch.host import PATIENCE, PING, Host
+from launch.host import PATIENCE, PING, PROBE, RESERVE, Host
 from launch.launcher import Event
 from launch.machine import Machine
 from launch.topology import Role, Task, Topology
@@ -58,6 +58,7 @@ class HostsLauncher:
         if self._topology and all(self._hosts[t.host].lost is None for t in self._topology.tasks):
             return self._topology
         hosts = [h for h in self._hosts.values() if h.lost is None]
+        checks.require_gpus(roles, [(h.machine, h.facts) for h in hosts])
         placed = placement.place(
             roles, [placement.Room.of(h.machine, h.facts) for h in hosts], self._pin
         )
@@ -92,19 +93,21 @@ class HostsLauncher:
         host.facts = {}
         host.connect()
         addresses = [h.machine.address for h in self._hosts.values()]
-        host.facts = host.ask(
-            "probe",
-            argv=self._command(host),
-            folder=host.machine.folder,
-            environ=self._environ,
-            addresses=addresses,
-        )
-        if host.ports:
-            try:
-                host.ask("reserve", ports=host.ports)
-            except errors.HostError:
-                host.abandon()
-                raise
+        try:
+            facts = host.ask(
+                "probe",
+                argv=self._command(host),
+                folder=host.machine.folder,
+                environ=self._environ,
+                addresses=addresses,
+                timeout=PROBE,
+            )
+            if host.ports:
+                host.ask("reserve", ports=host.ports, timeout=RESERVE)
+        except errors.HostError:
+            host.abandon()  # Without its ports it is of no use.
+            raise
+        host.facts = facts
 
     def _command(self, host: Host) -> list[str]:
         first, *others = self._argv
@@ -170,13 +173,16 @@ class HostsLauncher:
         if host.lost is not None:
             self._reach(host)
         connection = host.connection
+        # CUDA's own order is that of speed, and nvidia-smi's numbers are in this one.
+        numbered = task.gpus and host.facts["gpus_numbered"]
+        order = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if numbered else {}
         host.ask(
             "start",
             task=task.name,
             argv=self._command(host),
             folder=host.machine.folder,
             # What a task says last should not be lost in a buffer with it.
-            environ={"PYTHONUNBUFFERED": "1", **self._environ, **environ},
+            environ={"PYTHONUNBUFFERED": "1", **order, **self._environ, **environ},
             cores=list(task.cores),
         )
         return connection

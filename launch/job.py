@@ -9,10 +9,13 @@ import time
 from collections.abc import Callable, Sequence
 
 from launch import errors, restarts
-from launch.attempt import POLL, Attempt, Policy
-from launch.launcher import Launcher, Line
+from launch.attempt import POLL, Attempt
+from launch.launcher import Launcher, Line, Told
 from launch.output import Output
+from launch.restarts import Policy
 from launch.topology import Role
+
+_ONE = 1.0  # s within which several signals are one
 
 
 class Job:
@@ -42,9 +45,17 @@ class Job:
             for role in roles
         }
         self._told: list[int] = []
+        self._told_at = 0.0  # When the last of them came.
 
     def tell(self, signum: int) -> None:
-        """Notes that the launcher got a signal; called by signal handlers."""
+        """Notes that the launcher got a signal; called by signal handlers.
+
+        A terminal that is closed may send SIGHUP more than once. Nobody is in a hurry then.
+        """
+        now = self._clock()
+        if self._told and (signum == signal.SIGHUP or now - self._told_at < _ONE):
+            return
+        self._told_at = now
         self._told.append(signum)
         self._launcher.hurry()
 
@@ -100,6 +111,9 @@ class Job:
     def _interrupted_in(self, seconds: float) -> bool:
         until = self._clock() + seconds
         while self._clock() < until and not self._told:
-            if isinstance(event := self._launcher.watch(POLL), Line):
+            event = self._launcher.watch(POLL)
+            if isinstance(event, Line):
                 self._output.line(event)
+            elif isinstance(event, Told) and not self._told:
+                self.tell(signal.SIGTERM)
         return bool(self._told)

@@ -58,16 +58,16 @@ class Kubectl:
             raise _refusal("get", done.stderr)
         return json.loads(done.stdout)["items"]
 
-    def resume(self, manifest: Manifest) -> None:
-        """Lets a suspended Job or JobSet begin.
+    def suspend(self, manifest: Manifest, suspended: bool = True) -> None:
+        """Ends the pods of a Job or JobSet for a while, or lets a suspended one begin.
 
         Raises:
           LaunchError: the cluster does not answer, or refuses.
         """
-        kind = f"{manifest['kind'].lower()}.{manifest['apiVersion'].partition('/')[0]}"
-        patch = json.dumps({"spec": {"suspend": False}})
+        patch = json.dumps({"spec": {"suspend": suspended}})
         self._require(
-            ["patch", kind, manifest["metadata"]["name"], "--type=merge", f"--patch={patch}"]
+            *("patch", kind(manifest), manifest["metadata"]["name"]),
+            *("--type=merge", f"--patch={patch}"),
         )
 
     def delete(self, kinds: Sequence[str], names: Sequence[str] = ()) -> list[str]:
@@ -84,10 +84,8 @@ class Kubectl:
           LaunchError: the cluster does not answer, or refuses.
         """
         return self._require(
-            [
-                *("delete", ",".join(kinds), *(names or [self._selector]), "--ignore-not-found"),
-                *("--cascade=background", "--wait=false", "--output=name"),
-            ]
+            *("delete", ",".join(kinds), *(names or [self._selector]), "--ignore-not-found"),
+            *("--cascade=background", "--wait=false", "--output=name"),
         ).split()
 
     def logs(self, pod: str, container: str, again: bool = False) -> subprocess.Popen:
@@ -107,13 +105,13 @@ class Kubectl:
             start_new_session=True,
         )
 
-    def _require(self, arguments: list[str]) -> str:
+    def _require(self, *arguments: str) -> str:
         done = self._run(arguments)
         if done.returncode:
             raise _refusal(arguments[0], done.stderr)
         return done.stdout
 
-    def _run(self, arguments: list[str], stdin: str = "") -> subprocess.CompletedProcess[str]:
+    def _run(self, arguments: Sequence[str], stdin: str = "") -> subprocess.CompletedProcess[str]:
         try:
             return subprocess.run(
                 [*self._command, *arguments],
@@ -132,6 +130,11 @@ class Kubectl:
                 f"kubectl {arguments[0]} did not end within {_TIMEOUT:g} s; see whether the "
                 "cluster of its context answers: kubectl version"
             ) from e
+
+
+def kind(manifest: Mapping[str, Any]) -> str:
+    """Returns the kind of an object as kubectl takes it, such as `job.batch`."""
+    return f"{manifest['kind'].lower()}.{manifest['apiVersion'].partition('/')[0]}"
 
 
 def _refusal(verb: str, said: str) -> errors.LaunchError:

@@ -92,6 +92,7 @@ def stop() -> int:
     Raises:
       HostError: the cluster does not answer.
     """
+    print("the chief ends first, if there is one", file=sys.stderr)
     for name in kubernetes_job.stop(FLAGS.jobset, _kubectl()):
         print(f"deleted {name}", file=sys.stderr)
     return 0

@@ -4,6 +4,7 @@ Kubernetes itself starts tasks again, so there is no `Launcher` here: what runs 
 the process that watches, and ends without it.
 """
 
+import contextlib
 import copy
 import dataclasses
 import itertools
@@ -20,6 +21,7 @@ from launch.pods import Job, Manifest
 _EVERY = 2.0  # s between two looks
 _PATIENCE = 300.0  # s for which the cluster may not answer
 _LAST_WORDS = 10.0  # s that remain for logs when the job has ended
+_SLACK = 5.0  # s for which the end of a pod may come to light after its grace
 _REMINDER = 30.0  # s after which is told again what a pod waits for
 _FINISHED = ("Complete", "Completed", "Failed")
 _JOB = "job.batch"
@@ -49,14 +51,32 @@ def create(job: Job, cluster: Kubectl) -> None:
         for manifest in others:
             manifest["metadata"]["ownerReferences"] = [reference]
         cluster.create(others)
-        cluster.resume(owner)
+        cluster.suspend(owner, False)
     except errors.LaunchError:
-        stop(job.jobset, cluster)
+        # What was created goes with its owner. Other objects may be of a job of the same name.
+        cluster.delete([kubectl.kind(owner)], [made["metadata"]["name"]])
         raise
+
+
+def _end_chief(cluster: Kubectl) -> None:
+    """Ends a job's chief, and waits for it: a last snapshot needs the servers."""
+    for job in cluster.get("jobs"):
+        if _role(job) != topology.CHIEF or kubectl.condition(job, *_FINISHED):
+            continue
+        cluster.suspend(job)
+        grace = job["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+        deadline = time.monotonic() + grace + _SLACK
+        while time.monotonic() < deadline:
+            chiefs = [pod for pod in cluster.get("pods") if _role(pod) == topology.CHIEF]
+            if not any("running" in _state(pod) for pod in chiefs):
+                return
+            time.sleep(1.0)
 
 
 def stop(jobset: bool, cluster: Kubectl) -> list[str]:
     """Deletes all of a job's objects. Its tasks get SIGTERM, and SIGKILL after their grace.
+
+    A chief ends first. (In a JobSet all tasks end together.)
 
     Args:
       jobset: whether the cluster knows JobSets, which are then deleted too.
@@ -65,6 +85,8 @@ def stop(jobset: bool, cluster: Kubectl) -> list[str]:
     Returns:
       The names of what was deleted.
     """
+    with contextlib.suppress(errors.SpecificationError):  # What may not be changed may be deleted.
+        _end_chief(cluster)
     owners = [_JOB, *(["jobset.jobset.x-k8s.io"] if jobset else [])]
     return cluster.delete([*reversed(owners), *_OWNED])
 
@@ -114,15 +136,18 @@ class Watch:
           The job's exit code: 0, or that of the task that failed first.
 
         Raises:
-          HostError: the cluster has not answered for 5 minutes.
-          SpecificationError: the cluster refuses to tell.
+          HostError: the cluster has not answered for 5 minutes, or refuses to tell for so long.
+          LaunchError: the cluster refuses from the beginning.
         """
-        answered = time.monotonic()
+        answered, has_told = time.monotonic(), False
         while True:
             try:
                 finished = self._look()
-                answered = time.monotonic()
-            except errors.HostError as e:
+                answered, has_told = time.monotonic(), True
+            except errors.LaunchError as e:
+                # A server that has answered before, and now says something odd, has a bad moment.
+                if not has_told and not isinstance(e, errors.HostError):
+                    raise
                 if time.monotonic() - answered > _PATIENCE:
                     raise errors.HostError(
                         f"the cluster has not answered for {_PATIENCE:g} s ({e}); the job may go on"

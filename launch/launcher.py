@@ -53,7 +53,20 @@ class HostLost:
     connection: int = 0
 
 
-Event = Line | Exited | HostLost
+@dataclasses.dataclass(frozen=True)
+class Told:
+    """A host was told to end, as Slurm tells the nodes of a job that is cancelled.
+
+    Attributes:
+      host: the host's name.
+      signum: the signal that came there.
+    """
+
+    host: str
+    signum: int
+
+
+Event = Line | Exited | HostLost | Told
 
 
 class Launcher(Protocol):

@@ -121,13 +121,24 @@ def template(job: Job, role: Role) -> Manifest:
         spec["imagePullSecrets"] = [{"name": name} for name in job.pull_secrets]
     if job.node_selectors.get(role.name):
         spec["nodeSelector"] = dict(job.node_selectors[role.name])
+    spec["tolerations"] = [_tolerates_for_a_while(what) for what in ("not-ready", "unreachable")]
     if role.gpus:
-        spec["tolerations"] = [
+        spec["tolerations"].append(
             {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
-        ]
+        )
     if role.name in (topology.PS, topology.SPARE) and role.count > 1:
         spec["topologySpreadConstraints"] = [_spread(job, role)]
     return {"metadata": {"labels": labels(job, role.name)}, "spec": spec}
+
+
+def _tolerates_for_a_while(state: str) -> Manifest:
+    """How long a pod stays on a node that is lost; by default it is 5 minutes."""
+    return {
+        "key": f"node.kubernetes.io/{state}",
+        "operator": "Exists",
+        "effect": "NoExecute",
+        "tolerationSeconds": 30,
+    }
 
 
 def _container(job: Job, role: Role) -> Manifest:
@@ -160,6 +171,8 @@ def _environment(job: Job, role: Role) -> list[Manifest]:
         {"name": "TASK_INDEX", "valueFrom": {"fieldRef": {"fieldPath": _INDEX}}},
         {"name": "TF_CONFIG", "value": f'{{"cluster": {cluster}, "task": {task}}}'},
         {"name": "HOME", "value": "/tmp"},  # The image's own cannot be written.
+        # Others may wait for a node or their image, which the command that follows tells of.
+        {"name": "TFPS_STARTUP_TIMEOUT", "value": "3600"},
     ]
     if not role.gpus:
         # Images with CUDA ask for all devices, and get them on nodes where that is the default.

@@ -1,4 +1,4 @@
-"""How often and how soon a lost task is started again. Plain arithmetic, with a clock given."""
+"""How often and how soon what is lost is started again. Plain arithmetic, with a clock given."""
 
 import collections
 import dataclasses
@@ -30,6 +30,48 @@ class Backoff:
         """
         longest = min(self.most, self.first * 2.0 ** min(failures, 60))
         return longest * (1.0 - self.jitter * uniform())
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """What may be started again.
+
+    Attributes:
+      budgets: role -> restarts an hour of all its tasks together.
+      job_restarts: how often the job as a whole may begin again.
+      grace: seconds between SIGTERM and SIGKILL.
+      settle: seconds that tasks have to end by themselves, as tfps servers do when the job is over,
+        before they are told to.
+      without_ps: whether the job goes on without a parameter server that cannot be started again.
+      without_workers: whether it goes on without a worker that cannot be, while it has another one.
+      host_timeout: seconds for which a host that is away is tried again.
+      backoff: the delays before restarts.
+    """
+
+    budgets: dict[str, int]
+    job_restarts: int = 0
+    grace: float = 30.0
+    settle: float = 5.0
+    without_ps: bool = False
+    without_workers: bool = False
+    host_timeout: float = 600.0
+    backoff: Backoff = dataclasses.field(default_factory=Backoff)
+
+
+@dataclasses.dataclass
+class Absence:
+    """What is known of a host from its loss until a task starts there again.
+
+    Attributes:
+      since: seconds on the supervisor's clock at which the host was last there.
+      tries: how often it was tried again in vain.
+      delays: role -> seconds after which its tasks are started again. The loss of a host is one
+        loss for each role, however many tasks were there.
+    """
+
+    since: float
+    tries: int = 0
+    delays: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 class Budget:

@@ -42,7 +42,7 @@ flags.DEFINE_integer(
 flags.DEFINE_string(
     "signal",
     "TERM@120",
-    "Notice before the time is over: a signal and seconds. Empty for none.",
+    "Notice before the time is over: TERM and seconds. Empty for none.",
     flag_values=FLAGS,
 )
 flags.DEFINE_bool(
@@ -149,9 +149,12 @@ def requested() -> slurm_script.Request:
 
 
 def _require_notice(text: str, grace: float) -> None:
-    match = re.fullmatch(r"[A-Z]+\d*@(\d+)", text)
+    match = re.fullmatch(r"TERM@(\d+)", text)
     if text and not match:
-        raise errors.FlagError(f"--signal={text} is not a signal and seconds, such as TERM@120")
+        raise errors.FlagError(
+            f"--signal={text} is not TERM and seconds, such as TERM@120; the launcher takes no "
+            "other signal for a notice"
+        )
     if match and int(match[1]) < grace:
         raise errors.FlagError(
             f"--signal={text} comes {match[1]} s before the end, but --grace={grace:g} gives tasks "

@@ -9,6 +9,7 @@ import os
 import pathlib
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -91,7 +92,7 @@ def make(argv: Sequence[str]) -> Launcher:
         raise errors.FlagError(f"--hosts={FLAGS.hosts}: cannot be read: {e}") from e
     ssh = tuple(shlex.split(FLAGS.ssh))
     machines = parse(text, FLAGS.hosts, Defaults(FLAGS.python, FLAGS.chdir or os.getcwd(), ssh))
-    if FLAGS.rsync:
+    if FLAGS.rsync and not FLAGS.dry_run:
         copy(os.getcwd(), machines)
     return host_flags.launcher(machines, argv, FLAGS)
 
@@ -198,29 +199,33 @@ def address_of(name: str, ssh: Sequence[str] = ("ssh",)) -> str:
 def copy(folder: str, machines: Sequence[Machine]) -> None:
     """Copies a folder to all machines at once, to the folder in which their tasks run.
 
-    What .gitignore files name is left out, and nothing is deleted there.
+    What .gitignore files name is left out, and nothing is deleted there. A signal that ends the
+    launcher ends the copies, too.
 
     Raises:
       HostError: names the hosts on which it failed.
     """
     failed: dict[str, errors.HostError] = {}
+    copies: list[subprocess.Popen] = []
 
     def to(machine: Machine) -> None:
         *command, _, name = machine.transport
         try:
-            done = subprocess.run(
+            process = subprocess.Popen(
                 [
                     *("rsync", "--archive", "--mkpath", "--exclude=.git"),
                     *("--filter=:- .gitignore", "-e", shlex.join(command)),
                     *(f"{folder}/", f"{name}:{machine.folder}/"),
                 ],
-                capture_output=True,
-                text=True,
-                timeout=_COPY,
                 stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
                 start_new_session=True,
             )
-            why = done.stderr.strip().replace("\n", "; ") if done.returncode else None
+            copies.append(process)
+            said = process.communicate(timeout=_COPY)[1]
+            why = said.strip().replace("\n", "; ") if process.returncode else None
         except FileNotFoundError:
             why = "there is no rsync here; install it"
         except subprocess.TimeoutExpired:
@@ -228,6 +233,15 @@ def copy(folder: str, machines: Sequence[Machine]) -> None:
         if why is not None:
             failed[name] = errors.HostError(f"host {name}: rsync failed: {why}")
 
-    checks.at_once(to, machines, _COPY + 1)
+    signals = [s for s in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) != signal.SIG_IGN]
+    before = {s: signal.signal(s, lambda number, _: sys.exit(128 + number)) for s in signals}
+    try:
+        checks.at_once(to, machines, _COPY + 1)
+    finally:
+        for process in copies:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
     if failed:
         raise checks.together(failed)

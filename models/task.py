@@ -33,9 +33,9 @@ flags.DEFINE_enum(
 )
 flags.DEFINE_float(
     "startup_timeout",
-    60.0,
+    os.environ.get("TFPS_STARTUP_TIMEOUT", 60.0),
     "Seconds that the chief waits for all workers and ps to answer; with --strategy=multiworker, "
-    "seconds that each worker waits for the others.",
+    "seconds that each worker waits for the others. Default: TFPS_STARTUP_TIMEOUT, or 60.",
     lower_bound=0.0,
 )
 

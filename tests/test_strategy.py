@@ -9,11 +9,22 @@ import tensorflow as tf
 import tfps
 from tests.conftest import mlp, regression, relative_error
 from tfps import _tf
+from tfps.cluster import sockets
 
 
 def test_it_is_tensorflows(connect):
     strategy = connect(workers=2)
     assert isinstance(strategy, tf.distribute.ParameterServerStrategy)
+
+
+@pytest.mark.parametrize("given", ["0.5", "soon"])
+def test_the_environment_says_how_long_servers_are_waited_for(monkeypatch, given):
+    chief, worker, ps = (f"127.0.0.1:{port}" for port in sockets.free_ports(3))
+    cluster = tfps.Cluster({"chief": [chief], "worker": [worker], "ps": [ps]})
+    monkeypatch.setenv("TFPS_STARTUP_TIMEOUT", given)
+    error = tfps.StartupTimeout if given == "0.5" else tfps.ClusterConfigError
+    with pytest.raises(error, match=r"no answer within 0\.5 s|TFPS_STARTUP_TIMEOUT='soon'"):
+        tfps.ParameterServerStrategy(cluster)
 
 
 def test_scope_keeps_keras_here_and_sends_the_rest_to_the_servers(connect):

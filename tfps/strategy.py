@@ -41,7 +41,7 @@ class ParameterServerStrategy(tf.distribute.ParameterServerStrategy):
         self,
         cluster: Cluster | tf.distribute.cluster_resolver.ClusterResolver | None = None,
         variable_partitioner: tf.distribute.experimental.partitioners.Partitioner | None = None,
-        startup_timeout: float = 60.0,
+        startup_timeout: float | None = None,
         max_chief_bytes: int = MAX_CHIEF_BYTES,
         *,
         cluster_resolver: Cluster | tf.distribute.cluster_resolver.ClusterResolver | None = None,
@@ -57,14 +57,16 @@ class ParameterServerStrategy(tf.distribute.ParameterServerStrategy):
           cluster: a `tfps.Cluster`, or a TensorFlow cluster resolver of any kind.
           variable_partitioner: says into how many shards along its first axis a variable is split.
             None keeps variables whole.
-          startup_timeout: seconds to wait for all servers together.
+          startup_timeout: seconds to wait for all servers together; None for what the environment
+            variable TFPS_STARTUP_TIMEOUT says, or 60.
           max_chief_bytes: Keras variables of more bytes that are made in the scope have their rows
             on the servers only.
           cluster_resolver: TensorFlow's name for `cluster`.
 
         Raises:
           TypeError: both `cluster` and `cluster_resolver` are given, or neither.
-          ClusterConfigError: the cluster cannot work; the message says why.
+          ClusterConfigError: the cluster cannot work, or the variable is no number; the message
+            says why.
           StartupTimeout: a server did not answer; names such tasks, with addresses.
           PortInUse: the chief's own port is taken.
         """
@@ -90,8 +92,9 @@ class ParameterServerStrategy(tf.distribute.ParameterServerStrategy):
         self._require_port()
         environment.configure_channels()
         environment.hide_gpus()
-        self.cluster.wait(startup_timeout)
-        self.cluster.claim(startup_timeout)
+        timeout = environment.startup_timeout() if startup_timeout is None else startup_timeout
+        self.cluster.wait(timeout)
+        self.cluster.claim(timeout)
         super().__init__(resolver, variable_partitioner=variable_partitioner)
         self.cluster.connected = True
         self._stock_create_variable = self.extended._create_variable

@@ -13,16 +13,23 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+# s for nvidia-smi, which wakes up each GPU whose persistence mode is off, for up to 3 s. The agent
+# meanwhile does not hear the launcher, and gives it up after 20 s.
+_SMI = 15.0
+
 
 def probe(request: dict[str, Any]) -> dict[str, Any]:
     """Returns what the launcher checks before it starts anything."""
+    names, failure = gpus()
     return {
         "python": platform.python_version(),
         "executable": sys.executable,
         "tensorflow": version_of("tensorflow"),
         "hostname": socket.gethostname(),
         "missing": missing(request["argv"], request["folder"], request["environ"]),
-        "gpus": gpus(),
+        "gpus": names,
+        "gpus_failure": failure,
+        "gpus_numbered": "CUDA_VISIBLE_DEVICES" not in os.environ,
         "cores": sorted(os.sched_getaffinity(0)),
         "nodes": numa_nodes(),
         "unresolved": [name for name in request.get("addresses", ()) if not resolves(name)],
@@ -113,22 +120,34 @@ def found_spec(name: str, path: list[str]) -> Any:
     return None
 
 
-def gpus() -> list[str]:
-    """Returns the names of this host's GPUs, as CUDA_VISIBLE_DEVICES takes them."""
+def gpus() -> tuple[list[str], str | None]:
+    """Returns the names of this host's GPUs, as CUDA_VISIBLE_DEVICES takes them.
+
+    They are the variable's own, or the numbers of `nvidia-smi`.
+
+    Returns:
+      The names, and why they could not be found out although there is an `nvidia-smi`, or None.
+    """
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if allowed is not None:
-        return [name.strip() for name in allowed.split(",") if name.strip() not in ("", "-1")]
+        return [n.strip() for n in allowed.split(",") if n.strip() not in ("", "-1")], None
     try:
         done = subprocess.run(
             ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             stdin=subprocess.DEVNULL,
-            timeout=10,
+            timeout=_SMI,
         )
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return done.stdout.decode().split() if done.returncode == 0 else []
+    except OSError:
+        return [], None
+    except subprocess.TimeoutExpired:
+        return [], f"nvidia-smi did not end within {_SMI:g} s"
+    said = done.stdout.decode("utf-8", "replace")
+    if done.returncode == 0 or "No devices were found" in said:
+        return said.split() if done.returncode == 0 else [], None
+    line = " ".join(said.split()) or "it said nothing"
+    return [], f"nvidia-smi ended with exit code {done.returncode}: {line}"
 
 
 def numa_nodes(folder: str = "/sys/devices/system/node") -> list[list[int]]:

@@ -106,8 +106,9 @@ class Agent:
             self._leave(ORPHANED_GRACE)
 
     def _on_signals(self):
-        if set(self._wakeups.taken()) - {signal.SIGCHLD}:
-            self._leave(ORPHANED_GRACE)
+        # The launcher decides who ends first. If it is gone, its pipe or its silence says so.
+        for signum in set(self._wakeups.taken()) - {signal.SIGCHLD}:
+            self._send({"told": int(signum)})
         reap(spared=[child.pid for child in self._children.values()])
 
     # What comes from tasks.
@@ -217,13 +218,20 @@ class Agent:
         return facts.probe(request)
 
     def _do_reserve(self, request):
-        """Keeps ports: those that are named, or so many, from a range if there is one."""
+        """Keeps ports: those that are named, or so many, from a range if there is one.
+
+        On a port that is named, a task of an agent before this one may still listen, whose
+        connection to the launcher was lost. Such a task ends soon.
+        """
+        deadline = time.monotonic() + ORPHANED_GRACE + 3.0
         for port in request.get("ports", ()):
-            if port not in self._ports:
+            while port not in self._ports:
                 try:
                     self._ports[port] = keep_port(port)
                 except OSError as e:
-                    raise OSError(e.errno, f"port {port}: {e.strerror}") from e
+                    if time.monotonic() > deadline:
+                        raise OSError(e.errno, f"port {port}: {e.strerror}") from e
+                    time.sleep(0.2)
         found = list(request.get("ports", ()))
         candidates = iter(request.get("among") or ())
         while len(found) < request.get("count", 0):

@@ -38,7 +38,8 @@ def create() -> None:
 
 def get(kinds: str) -> None:
     if (FOLDER / "unreachable").exists():
-        sys.exit("Unable to connect to the server")
+        said = (FOLDER / "unreachable").read_text()
+        sys.exit(said or "Unable to connect to the server")
     items = read(PODS) if kinds == "pods" else []
     items += [o for o in read(OBJECTS) if kinds.startswith(o["kind"].lower())]
     print(json.dumps({"kind": "List", "items": items}))

@@ -8,6 +8,7 @@ import sys
 import pytest
 from hypothesis import given, strategies as st
 
+from launch import checks, host
 from launch.agent import facts, lines, ports, serving
 from tfps.cluster import sockets
 
@@ -178,18 +179,32 @@ def test_gpus_are_those_of_nvidia_smi(tmp_path, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     program = '#!/bin/sh\ncase "$*" in *--query-gpu=index*csv,noheader*) echo 0; echo 1;; esac\n'
     fake_smi(tmp_path, monkeypatch, program)
-    assert facts.gpus() == ["0", "1"]
+    assert facts.gpus() == (["0", "1"], None)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,GPU-5")  # As a scheduler sets it.
-    assert facts.gpus() == ["1", "GPU-5"]
+    assert facts.gpus() == (["1", "GPU-5"], None)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert facts.gpus() == []
+    assert facts.gpus() == ([], None)
 
 
 @pytest.mark.processes
-def test_a_driver_that_fails_means_no_gpus(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("echo 'NVIDIA-SMI has failed'; exit 9", "ended with exit code 9: NVIDIA-SMI has failed"),
+        ("exec sleep 60", "did not end within 0.3 s"),
+        ("echo 'No devices were found'; exit 6", None),
+    ],
+)
+def test_a_driver_that_fails(tmp_path, monkeypatch, text, why):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    fake_smi(tmp_path, monkeypatch, "#!/bin/sh\necho 'NVIDIA-SMI has failed'\nexit 9\n")
-    assert facts.gpus() == []
+    monkeypatch.setattr(facts, "_SMI", 0.3)
+    fake_smi(tmp_path, monkeypatch, f"#!/bin/sh\n{text}\n")
+    assert facts.gpus() == ([], why and f"nvidia-smi {why}")
+
+
+def test_nobody_is_given_up_while_gpus_are_counted():
+    assert facts._SMI < host.PROBE < host.PATIENCE
+    assert host.CONNECT + host.PROBE < checks.LIMIT
 
 
 def test_cores_of_nodes(tmp_path):

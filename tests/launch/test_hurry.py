@@ -1,5 +1,6 @@
 """A launcher that waits for a host answers a signal soon all the same."""
 
+import os
 import pathlib
 import signal
 import time
@@ -64,6 +65,26 @@ def test_while_a_lost_host_is_connected_to_again(launch, tmp_path):
     assert run.wait(10) == 143, run.err
     assert time.monotonic() - begun < 5
     assert sum(line.endswith("] told") for line in run.out) == 2
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_while_the_program_is_copied(launch, tmp_path, signum):
+    (tmp_path / "rsync").write_text('#!/bin/sh\necho $$ >> "$(dirname "$0")/copies"\nsleep 1000\n')
+    (tmp_path / "rsync").chmod(0o755)
+    environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    run = launch(FakeSsh(tmp_path), "", "--rsync", "--dry_run", environ=environ)
+    assert run.wait(20) == 0, run.err
+    assert not (tmp_path / "copies").exists()
+    run = launch(FakeSsh(tmp_path), "", "--rsync", environ=environ)
+    deadline = time.monotonic() + 20
+    copies: list[str] = []
+    while len(copies) < 2:
+        assert time.monotonic() < deadline
+        copies = (tmp_path / "copies").read_text().split() if (tmp_path / "copies").exists() else []
+    run.process.send_signal(signum)
+    assert run.wait(10) == 128 + signum, run.err
+    assert not any("Traceback" in line for line in run.err)
+    assert not rigs.living(tmp_path)
 
 
 def test_before_the_job_begins(launch, tmp_path):

@@ -5,8 +5,8 @@ import signal
 
 import pytest
 
-from launch import attempt, errors, failures, job, output, restarts, topology
-from launch.launcher import Exited, HostLost, Line
+from launch import errors, failures, job, output, restarts, topology
+from launch.launcher import Exited, HostLost, Line, Told
 
 
 class Scripted:
@@ -15,17 +15,19 @@ class Scripted:
     Attributes:
       started: names of tasks, in the order in which they were started.
       stops: the graces with which all tasks were told to end.
+      tries: when (s) a host that was away was tried.
       late: name of a task -> how many of its starts are answered too late.
       connection: the number of the connection on which tasks are started.
     """
 
-    def __init__(self, script, hosts=("a", "b"), on_stop=0, on_signal=None):
+    def __init__(self, script, hosts=("a", "b"), on_stop=0, on_signal=None, away=None):
         """Takes the script.
 
         Args:
           script: list of (time in s, event), or of (time, function) that is called.
           hosts: tasks are placed on them in turn.
           on_stop: what tasks end with that are told to end; None if they do not end.
+          away: name of a host -> from when to when (s) it cannot be reached.
           on_signal: s after which a chief ends with 143 that gets a signal; None if it does not.
         """
         self.now = 0.0
@@ -34,25 +36,28 @@ class Scripted:
         self.signalled = []
         self.started, self.stops, self.checks, self.closed = [], [], [], False
         self.hurried = False
-        self.running, self.refused, self.stopping = set(), {}, False
+        self.running, self.stopping = set(), False
         self.late, self.connection = {}, 0
+        self.away, self.tries = dict(away or {}), []
 
     def check(self, roles, again=False):
         self.checks.append(again)
         self.stopping = False
         names = [(role.name, i) for role in roles for i in range(role.count)]
-        return topology.Topology(
+        self.topology = topology.Topology(
             tuple(
                 topology.Task(role, i, self.hosts[n % len(self.hosts)], "1.2.3.4", n + 1)
                 for n, (role, i) in enumerate(names)
             )
         )
+        return self.topology
 
     def start(self, task, environ):
         assert "TF_CONFIG" in environ
-        if self.refused.get(task.name, 0):
-            self.refused[task.name] -= 1
-            raise errors.HostError(f"host {task.host}: no answer")
+        begin, end = self.away.get(task.host, (0, 0))
+        if begin <= self.now < end:
+            self.tries.append(self.now)
+            raise errors.HostError(f"host {task.host}: no answer within 10 s")
         if task.name not in self.running:  # As an agent, which starts no task twice.
             self.started.append(task.name)
         self.running.add(task.name)
@@ -68,6 +73,8 @@ class Scripted:
                 return event()
             if isinstance(event, Exited):
                 self.running.discard(event.task)
+            if isinstance(event, HostLost):
+                self.running -= {t.name for t in self.topology.tasks if t.host == event.host}
             return event
         if self.stopping and self.on_stop is not None and self.running:
             return Exited(self.running.pop(), self.on_stop)
@@ -100,11 +107,11 @@ def run(
     ps=1,
     evaluator=False,
     spares=0,
-    without_ps=False,
     budgets=None,
     job_restarts=0,
     told=None,
     late=None,
+    rules=None,
     **arguments,
 ):
     """The exit code, the launcher, and what was said on standard error."""
@@ -113,11 +120,11 @@ def run(
     out, err = io.BytesIO(), io.BytesIO()
     shown = output.Output(out=out, err=err, colour=(False, False))
     budgets = {"worker": 10, "ps": 3, "chief": 3} if budgets is None else budgets
-    policy = attempt.Policy(
+    policy = restarts.Policy(
         budgets,
         job_restarts,
-        without_ps=without_ps,
         backoff=restarts.Backoff(1.0, 60.0, 0.0),
+        **(rules or {}),
     )
     roles = topology.roles(workers, ps, evaluator=evaluator, spares=spares)
     made = job.Job(launcher, roles, policy, shown, clock=lambda: launcher.now)
@@ -147,7 +154,9 @@ def test_a_ps_that_has_used_its_restarts_is_done_without_while_there_is_a_spare_
     assert code == 0 and len(err) == 2
     assert all("the job goes on without it" in line for line in err)
     assert launcher.started.count("ps 0") == launcher.started.count("ps 1") == 1
-    code, *_ = run([*lost, (20, Exited("chief 0", 0))], ps=3, without_ps=True, budgets=budgets)
+    code, *_ = run(
+        [*lost, (20, Exited("chief 0", 0))], ps=3, rules={"without_ps": True}, budgets=budgets
+    )
     assert code == 0
     code, _, err = run([*lost, (20, Exited("chief 0", 0))], ps=2, spares=1, budgets=budgets)
     assert code == 137 and "ps 1" in err[1] and "ends with exit code 137" in err[1]
@@ -315,19 +324,49 @@ def test_delays_double_and_budgets_end():
     assert delays == ["1.0", "2.0", "4.0"]
 
 
-def test_a_host_that_cannot_be_reached_costs_restarts():
-    def run_with(refusals):
-        launcher_script = [(200, Exited("chief 0", 0))]
-        made = Scripted(launcher_script)
-        made.refused["worker 1"] = refusals
-        shown = output.Output(out=io.BytesIO(), err=io.BytesIO(), colour=(False, False))
-        policy = attempt.Policy({"worker": 3}, backoff=restarts.Backoff(1.0, 60.0, 0.0))
-        code = job.Job(made, topology.roles(2, 1), policy, shown, lambda: made.now).run()
-        shown.close()
-        return code, made.started.count("worker 1")
+@pytest.mark.parametrize("workers", [2, 8])
+def test_a_host_that_is_away_for_a_minute_costs_each_role_one_restart(workers):
+    script = [(5, HostLost("b", "silence", silent=20.0)), (200, Exited("chief 0", 0))]
+    roles = [f"worker {i}" for i in range(workers)]
+    here = [name for n, name in enumerate(["ps 0", *roles, "chief 0"]) if n % 2]
+    code, launcher, err = run(
+        script, workers=workers, budgets={"worker": 1, "chief": 1}, away={"b": (5, 65)}
+    )
+    assert code == 0, err
+    assert all(launcher.started.count(name) == 2 for name in here)
+    # One of its tasks asks for all of them, later and later.
+    assert len(launcher.tries) == len(set(launcher.tries)) <= 8
+    assert not any("2 of 1 restarts" in line for line in err)
 
-    assert run_with(3) == (0, 1)
-    assert run_with(4) == (75, 0)
+
+def test_a_host_that_stays_away_ends_the_job_after_a_limit():
+    rules = {"host_timeout": 100.0}
+    script = [(5, HostLost("b", "silence")), (900, Exited("chief 0", 0))]
+    code, launcher, err = run(script, away={"b": (5, 1000)}, rules=rules)
+    assert code == 75 and 105 <= launcher.now < 175
+    assert any("its host was away for" in line for line in err)
+    # So does a host that does not answer to the first start; and no restart at all is allowed.
+    code, launcher, _ = run(script, away={"b": (0, 1000)}, rules={"host_timeout": 0.0})
+    assert code == 75 and launcher.now < 6
+    assert run(script[1:], away={"b": (0, 90)}, rules=rules, budgets={})[0] == 0
+
+
+def test_a_worker_is_done_without_if_the_policy_says_so():
+    rules = {"host_timeout": 100.0, "without_workers": True, "without_ps": True}
+    script = [(5, HostLost("b", "silence")), (900, Exited("chief 0", 0))]
+    where = {"hosts": "abaaba", "away": {"b": (5, 2000)}, "workers": 3, "ps": 2}
+    code, launcher, err = run(script, rules=rules, **where)
+    assert code == 0 and launcher.now >= 900, err
+    gone = [line.split(" on b")[0] for line in err if "the job goes on without it" in line]
+    assert sorted(gone) == ["[launch] ps 1", "[launch] worker 2"]
+    assert run(script, rules={**rules, "without_ps": False}, **where)[0] == 75
+    assert run(script, rules={**rules, "without_workers": False}, **where)[0] == 75
+    killed = [(5, Exited("worker 0", -9)), (6, Exited("worker 1", -9)), (9, Exited("chief 0", 0))]
+    code, _, err = run(killed, budgets={}, rules=rules)
+    assert code == 137  # It was the last one.
+    assert any("worker 0" in line and "goes on without it" in line for line in err)
+    code, _, err = run(killed[:1], budgets={}, ps=0, rules=rules)
+    assert code == 137  # All workers lead.
 
 
 @pytest.mark.parametrize("when", [0.5, 5])
@@ -360,7 +399,7 @@ def test_a_connection_that_is_lost_takes_no_task_of_a_later_one():
     ]
     launcher = Scripted(script)
     shown = output.Output(out=io.BytesIO(), err=(err := io.BytesIO()), colour=(False, False))
-    policy = attempt.Policy(
+    policy = restarts.Policy(
         {"worker": 10, "ps": 3, "chief": 3}, backoff=restarts.Backoff(1.0, 60.0, 0.0)
     )
     code = job.Job(launcher, topology.roles(2, 1), policy, shown, lambda: launcher.now).run()
@@ -384,7 +423,7 @@ def test_what_ends_at_the_last_moment_has_ended():
 
     made.watch = watched
     shown = output.Output(out=(out := io.BytesIO()), err=(err := io.BytesIO()), colour=(False,) * 2)
-    supervisor = job.Job(made, topology.roles(2, 1), attempt.Policy({}), shown, lambda: made.now)
+    supervisor = job.Job(made, topology.roles(2, 1), restarts.Policy({}), shown, lambda: made.now)
     assert supervisor.run() == 0
     shown.close()
     assert made.stops == [] and made.now < 15 and not late
@@ -405,7 +444,7 @@ def test_a_task_that_writes_without_a_pause_is_not_read_for_ever():
 
     made.watch = watched
     shown = output.Output(out=io.BytesIO(), err=io.BytesIO(), colour=(False, False))
-    policy = attempt.Policy({}, grace=5.0)
+    policy = restarts.Policy({}, grace=5.0)
     assert job.Job(made, topology.roles(2, 1), policy, shown, lambda: made.now).run() == 0
     shown.close()
 
@@ -447,7 +486,7 @@ def test_a_start_that_a_signal_ends_is_no_failure():
     """The supervisor waits for a host when the signal comes."""
     made = Scripted([(0.3, Exited("worker 1", -9))], on_stop=143, on_signal=0)
     shown = output.Output(out=io.BytesIO(), err=(err := io.BytesIO()), colour=(False, False))
-    policy = attempt.Policy({"worker": 3}, backoff=restarts.Backoff(0.5, 60.0, 0.0))
+    policy = restarts.Policy({"worker": 3}, backoff=restarts.Backoff(0.5, 60.0, 0.0))
     supervisor = job.Job(made, topology.roles(2, 1), policy, shown, lambda: made.now)
     start = made.start
 
@@ -474,6 +513,25 @@ def test_a_second_signal_kills():
     assert launcher.stops == [pytest.approx(5.0, abs=0.5)]  # It has to go with the others.
     code, launcher, _ = run(script, ps=0, told=[(5, 2), (6, 2)], on_stop=None)
     assert launcher.stops == [30.0, 0.0]
+
+
+def test_a_signal_that_every_host_gets_is_one():
+    script = [(when, Told(host, 15)) for when, host in ((5, "a"), (5.1, "b"), (6, "a"))]
+    code, launcher, err = run(script, on_stop=143, on_signal=2)
+    assert code == 143, err
+    assert launcher.signalled == [pytest.approx(5.0, abs=0.5)]  # The chief came first.
+    assert launcher.stops == [pytest.approx(28.0, abs=0.5)]
+    # It also ends the wait for the job to begin again.
+    script = [(5, Exited("chief 0", 75)), (5.5, Exited("worker 0", 75)), (10.2, Told("a", 15))]
+    code, launcher, _ = run(script, job_restarts=1, on_stop=143)
+    assert code == 75 and launcher.checks == [False]
+
+
+@pytest.mark.parametrize("again", [(7, signal.SIGHUP), (5.3, 2)])
+def test_a_terminal_that_closes_is_no_hurry(again):
+    told = [(5, signal.SIGHUP), again]
+    _, launcher, _ = run([], told=told, on_stop=143, on_signal=4)
+    assert launcher.stops == [pytest.approx(26.0, abs=0.5)]
 
 
 def test_a_chief_that_is_done_when_it_is_told_to_end():

@@ -60,6 +60,23 @@ def test_a_jobs_objects_come_and_go(server, kubectl, jobset):
     assert list(server.objects) == [("jobs", "x")]
 
 
+def test_what_is_taken_back_is_no_other_jobs(server, kubectl):
+    """A job without a chief has the same name, so that the owner could be created."""
+    kubernetes_job.create(pods.Job("gpt", topology.roles(2, 0), "image", ("python",)), kubectl)
+    before = {key: dict(item) for key, item in server.objects.items()}
+    with pytest.raises(errors.FlagError, match="exists already"):
+        kubernetes_job.create(JOB, kubectl)
+    owner = {"apiVersion": "batch/v1", "kind": "Job", "name": "gpt-chief"}
+    belongs = {**owner, "uid": "uid-jobs-gpt-chief"}  # To what is gone: Kubernetes deletes it.
+    left = {
+        key: item
+        for key, item in server.objects.items()
+        if belongs not in item["metadata"].get("ownerReferences", ())
+    }
+    assert left == before and ("jobs", "gpt-chief") not in server.objects
+    assert ("jobs", "gpt-worker") in before and ("services", "gpt") in before
+
+
 def test_pods_and_what_they_write(server, kubectl):
     labels = pods.labels(JOB, "worker")
     pod = {"metadata": {"name": "gpt-worker-0-x", "namespace": "team", "labels": labels}}

@@ -117,7 +117,8 @@ def test_what_is_refused_is_taken_back(kube):
     kube._write("objects.json", [{"kind": "Service", "metadata": {"name": "gpt", "labels": {}}}])
     with pytest.raises(errors.FlagError):
         kubernetes_job.create(JOB, kube.kubectl)
-    assert "delete" in kube.calls[-1]
+    words = [word for word in kube.calls[-1] if not word.startswith("-")]
+    assert words == ["delete", "job.batch", "gpt-chief"]
 
 
 def test_without_kubectl():
@@ -243,6 +244,54 @@ def test_a_cluster_that_is_away_for_a_while(kube):
     began = time.monotonic()
     assert Screen(kube).code == 0
     assert time.monotonic() - began > 0.4
+
+
+def test_an_odd_answer_does_not_end_the_watch(kube):
+    kubernetes_job.create(JOB, kube.kubectl)
+    said = "Error from server (InternalError): etcdserver: leader changed"
+    asked = len(kube.calls)
+
+    def odd_for_a_while():
+        for count, what in ((2, (kube.folder / "unreachable").write_text), (4, None)):
+            while len(kube.calls) < asked + count:
+                time.sleep(0.02)
+            if what:
+                what(said)
+        for role in ("chief", "worker", "ps"):
+            kube.finish("Job", f"gpt-{role}", "Complete")
+        (kube.folder / "unreachable").unlink()
+
+    threading.Thread(target=odd_for_a_while).start()
+    assert Screen(kube).code == 0
+
+
+def test_an_odd_first_answer_is_told(kube):
+    kubernetes_job.create(JOB, kube.kubectl)
+    (kube.folder / "unreachable").write_text("Error from server (Forbidden): no")
+    with pytest.raises(errors.SpecificationError, match="Forbidden"):
+        Screen(kube)
+
+
+def test_a_chief_ends_before_its_servers(kube):
+    kubernetes_job.create(JOB, kube.kubectl)
+    kube.pod("chief", 0, {"running": {}})
+    kube.pod("ps", 0, {"running": {}})
+    begun = time.monotonic()
+    threading.Timer(1.0, kube.pod, ("chief", 0, ended(143))).start()
+    kubernetes_job.stop(False, kube.kubectl)
+    assert 1.0 <= time.monotonic() - begun < 10
+    verbs = [call[1] for call in kube.calls]
+    assert verbs[3:5] == ["get", "patch"] and "get" in verbs[5:] and verbs[-1] == "delete"
+    patch = kube.calls[4]
+    assert "gpt-chief" in patch and '--patch={"spec": {"suspend": true}}' in patch
+
+
+def test_a_chief_that_does_not_end_is_not_waited_for_long(kube):
+    kubernetes_job.create(pods.Job("gpt", JOB.roles, "image", ("python",), grace=0), kube.kubectl)
+    kube.pod("chief", 0, {"running": {}})
+    begun = time.monotonic()
+    assert kubernetes_job.stop(False, kube.kubectl)
+    assert 5.0 <= time.monotonic() - begun < 15
 
 
 def test_a_jobset_is_one_object(kube):

@@ -19,7 +19,8 @@ def test_gpus_are_dealt_out(launch, tmp_path):
     smi.write_text("#!/bin/sh\nfor i in 0 1 2 3; do echo $i; done\n")
     smi.chmod(0o755)
     program = """
-        print("sees", repr(os.environ["CUDA_VISIBLE_DEVICES"]))
+        order = os.environ.get("CUDA_DEVICE_ORDER")
+        print("sees", repr(os.environ["CUDA_VISIBLE_DEVICES"]), "in order", order)
         if role != "chief":
             serve_until_term()
     """
@@ -27,14 +28,22 @@ def test_gpus_are_dealt_out(launch, tmp_path):
     run = launch(rigs.Local(), program, "--workers=2", "--ps=1", environ=environ)
     assert run.wait() == 0, run.err
     assert sorted(run.out) == [
-        "[chief 0] sees ''",
-        "[ps 0] sees ''",
-        "[worker 0] sees '0,1'",
-        "[worker 1] sees '2,3'",
+        "[chief 0] sees '' in order None",
+        "[ps 0] sees '' in order None",
+        "[worker 0] sees '0,1' in order PCI_BUS_ID",
+        "[worker 1] sees '2,3' in order PCI_BUS_ID",
     ]
     run = launch(rigs.Local(), program, "--workers=5", "--ps=1", environ=environ)
     assert run.wait() == 3
     assert "has 4 GPU(s) for 5 workers" in run.err[0]
+    smi.write_text("#!/bin/sh\necho 'Unable to determine the device handle'; exit 15\n")
+    run = launch(rigs.Local(), program, "--workers=2", "--ps=1", environ=environ)
+    assert run.wait() == 3
+    (line,) = run.err
+    assert "host localhost: nvidia-smi ended with exit code 15: Unable to determine" in line
+    flags = ("--workers=1", "--ps=1", "--gpus_per_worker=0")
+    run = launch(rigs.Local(), program, *flags, environ=environ)
+    assert run.wait() == 0, run.err
 
 
 def test_tasks_are_pinned(launch):
@@ -121,6 +130,7 @@ def test_output_that_nobody_reads_holds_up_no_task(tmp_path):
         (["local"], "there is no program after `--`"),
         (["local", "--workers=1", "python", "x.py"], "unexpected 'python' before `--`"),
         (["local", "--no_such", "--", "true"], "no_such"),
+        (["slurm", "--signal=USR1@120", "--", "true"], "--signal=USR1@120 is not TERM and seconds"),
         (["ssh", "--", "true"], "--hosts is missing"),
         (["ssh", "--hosts=none.txt", "--", "true"], "--hosts=none.txt: cannot be read"),
     ],

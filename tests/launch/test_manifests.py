@@ -159,6 +159,22 @@ def test_every_task_is_in_tf_config():
     assert {k: len(v) for k, v in config["cluster"].items()} == {"chief": 1, "worker": 4, "ps": 2}
 
 
+def test_a_chief_waits_for_pods_that_have_no_node_yet():
+    env = {e["name"]: e.get("value") for e in container_of(FULL, "chief")["env"]}
+    assert env["TFPS_STARTUP_TIMEOUT"] == "3600"
+
+
+def test_a_pod_leaves_a_lost_node_soon():
+    jobs = {m["metadata"]["name"]: m for m in manifests.of_job(FULL) if m["kind"] == "Job"}
+    tolerations = jobs["gpt-worker"]["spec"]["template"]["spec"]["tolerations"]
+    seconds = {t["key"]: t.get("tolerationSeconds") for t in tolerations}
+    assert seconds == {
+        "node.kubernetes.io/not-ready": 30,
+        "node.kubernetes.io/unreachable": 30,
+        "nvidia.com/gpu": None,
+    }
+
+
 def test_an_evaluator_serves_nobody():
     container = container_of(FULL, "evaluator")
     assert "readinessProbe" not in container and "readinessProbe" in container_of(FULL, "ps")

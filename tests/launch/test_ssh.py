@@ -230,7 +230,7 @@ def test_a_host_that_vanishes_and_comes_back(ssh, launch, tmp_path):
     """
     (tmp_path / "hosts").write_text("worker0 roles=chief,ps\nps0 roles=worker\n")
     run = launch(
-        ssh, program, f"--hosts={tmp_path}/hosts", "--workers=1", "--ps=1", "--worker_restarts=50"
+        ssh, program, f"--hosts={tmp_path}/hosts", "--workers=1", "--ps=1", "--worker_restarts=1"
     )
     run.saw(r"\[worker 0\] life 1")
     first = int((tmp_path / "worker-0.lives").read_text())

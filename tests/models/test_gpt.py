@@ -197,6 +197,14 @@ def test_wordpiece_run_and_generation(tmp_path, capsys):
     assert out.startswith("def ")
 
 
+@pytest.mark.processes
+def test_the_environment_says_how_long_a_chief_waits(tmp_path):
+    program = "from models import task; task.FLAGS(['x']); print(task.FLAGS.startup_timeout)"
+    environ = {**os.environ, "TFPS_STARTUP_TIMEOUT": "3600"}
+    done = warm.run(["-c", program], ROOT, environ, tmp_path)
+    assert done.stdout.split()[-1] == "3600.0", done.stderr
+
+
 def test_help_names_all_flags():
     text = flags.FLAGS.module_help(binary)
     for flag in ("data", "workers", "push", "steps_per_execution", "startup_timeout"):

@@ -7,7 +7,6 @@ import tensorflow as tf
 
 import tfps
 from tfps import _keras_data
-from tfps.training import chief_feed
 from tfps.training.chief_pass import Pass
 from tfps.training.context import Context
 from tfps.training.input import feed_of

@@ -35,6 +35,9 @@ CPU_VARIABLE = "TFPS_CPU_DEVICES"
 # For how many s servers wait for the next chief after the loss of one; see `chief_timeout`.
 CHIEF_VARIABLE = "TFPS_CHIEF_TIMEOUT"
 
+# For how many s a chief waits for its servers; see `startup_timeout`.
+STARTUP_VARIABLE = "TFPS_STARTUP_TIMEOUT"
+
 # XLA for CPUs in TensorFlow 2.21 gives some reductions, such as the largest magnitude of each
 # block of `Int8`, to a library (YNNPACK), which compiles a program when a reduction first runs. A
 # ps on which two workers made their first pull at the same time was seen to crash there. The
@@ -88,15 +91,27 @@ def chief_timeout(environ: Mapping[str, str] = os.environ) -> float:
     Raises:
       ClusterConfigError: the variable is no number of seconds.
     """
-    given = environ.get(CHIEF_VARIABLE, "300")
+    return _seconds(CHIEF_VARIABLE, "300", environ)
+
+
+def startup_timeout(environ: Mapping[str, str] = os.environ) -> float:
+    """Returns for how many s TFPS_STARTUP_TIMEOUT lets a chief wait for its servers, or 60.
+
+    Raises:
+      ClusterConfigError: the variable is no number of seconds.
+    """
+    return _seconds(STARTUP_VARIABLE, "60", environ)
+
+
+def _seconds(variable: str, default: str, environ: Mapping[str, str]) -> float:
+    given = environ.get(variable, default)
     try:
         seconds = float(given)
     except ValueError:
         seconds = -1.0
     if not 0 <= seconds < math.inf:
         raise errors.ClusterConfigError(
-            f"{CHIEF_VARIABLE}={given!r} is not a number of seconds; set it to 0 or more, or not "
-            "at all"
+            f"{variable}={given!r} is not a number of seconds; set it to 0 or more, or not at all"
         )
     return seconds
 
