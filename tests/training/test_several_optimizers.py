@@ -32,6 +32,12 @@ def by_function():
     return o.MultiOptimizer(lambda variable: next(kinds)(), loss_scale_factor=8.0)
 
 
+def shared():
+    """Two optimizers, one of them for several variables, which only the function knows."""
+    kernels, biases = o.SGD(0.1, momentum=0.9), o.Adam(0.01)
+    return o.MultiOptimizer(lambda variable: kernels if "kernel" in variable.path else biases)
+
+
 def scaled():
     return o.LossScaleOptimizer(by_map(), initial_scale=64.0, dynamic_growth_steps=4)
 
@@ -53,6 +59,7 @@ def compiled(make, **settings):
     "make",
     [
         *(pytest.param(make, marks=pytest.mark.soak) for make in (by_map, by_function)),
+        shared,
         scaled,
         pytest.param(whole, marks=pytest.mark.soak),
     ],

@@ -151,15 +151,16 @@ class ModelVariables:
 
     def has_rates(self) -> bool:
         """Whether no optimizer was given another schedule, or one in place of a number."""
-        rates = self._current_rates()
-        return all(now is then for now, then in zip(rates, self._rates, strict=True))
+        known = {id(one): rate for one, rate in self._rates}
+        # A `MultiOptimizer` may learn only when it is built which optimizers are inside of it.
+        return all(known.get(id(one), rate) is rate for one, rate in self._current_rates())
 
-    def _current_rates(self) -> list[Any]:
-        """What gives the optimizers their learning rates: variables, schedules or callables."""
+    def _current_rates(self) -> list[tuple[keras.optimizers.Optimizer, Any]]:
+        """Optimizers, and what gives them their rates: variables, schedules or callables."""
         inside = [
             one for optimizer in self.optimizers for one in _keras_optimizers.nested(optimizer)
         ]
-        return [_keras_optimizers.learning_rate_of(one) for one in inside]
+        return [(one, _keras_optimizers.learning_rate_of(one)) for one in inside]
 
     def found_unlisted(self) -> list[keras.Variable]:
         """The variables that steps traced until now assign, and that no attribute lists."""
