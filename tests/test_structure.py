@@ -26,6 +26,7 @@ ORDER = [
         "_tf_placement",
         "_tf_data",
         "_tf_shuffles",
+        "_tf_cautions",
         "_tf_resources",
         "_tf_copies",
         "_tf_functions",

@@ -126,9 +126,17 @@ def draws_within_a_pass(dataset: tf.data.Dataset) -> bool:
     That depends on how far the pass is read, so it cannot be repeated by drawing alone.
     """
     return any(
-        type(one).__name__ in _DRAWING_LATER and any(map(_shuffles_itself, _tree(one)))
-        for one in _tree(dataset)
+        type(one).__name__ in _DRAWING_LATER and any(map(_shuffles_itself, tree_of(one)))
+        for one in tree_of(dataset)
     )
+
+
+def graph_of(dataset: tf.data.Dataset) -> graph_pb2.GraphDef | None:
+    """The graph of a dataset; None if it cannot be copied, or has too much memory for that."""
+    try:
+        return None if _bytes_in(dataset) > _MOST_BYTES else _graph_of(dataset)
+    except (tf.errors.OpError, ValueError):
+        return None
 
 
 def _graph_of(dataset: tf.data.Dataset) -> graph_pb2.GraphDef:
@@ -239,20 +247,20 @@ def _draws_without_seed(nodes: Sequence[node_def_pb2.NodeDef]) -> bool:
     return any(all(is_zero(node.input[i]) for i in ops[node.op]) for node in drawing)
 
 
-def _tree(dataset: tf.data.Dataset) -> Iterator[tf.data.Dataset]:
+def tree_of(dataset: tf.data.Dataset) -> Iterator[tf.data.Dataset]:
     yield dataset
     for one in dataset._inputs():
-        yield from _tree(one)
+        yield from tree_of(one)
 
 
 def _bytes_in(dataset: tf.data.Dataset) -> int:
     """The size of the tensors that a dataset is made from (bytes)."""
-    tensors = [t for one in _tree(dataset) for t in getattr(one, "_tensors", ())]
+    tensors = [t for one in tree_of(dataset) for t in getattr(one, "_tensors", ())]
     return sum(t.dtype.size * (t.shape.num_elements() or 0) for t in tensors)
 
 
 def _shuffles(dataset: tf.data.Dataset) -> bool:
-    return any(map(_shuffles_itself, _tree(dataset)))
+    return any(map(_shuffles_itself, tree_of(dataset)))
 
 
 def _shuffles_itself(dataset: tf.data.Dataset) -> bool:

@@ -287,8 +287,8 @@ def test_who_was_lost_before_it_ever_answered_is_known_when_it_returns(answers):
     assert known.wait_lost(5.0) == {W0}
     answers["b:1"] = members.Answer.ANSWERS, 8
     begun = time.monotonic()
-    assert known.wait_returned(2.0) == {W0}
-    assert time.monotonic() - begun < 0.9
+    assert known.wait_returned(2.9) == {W0}
+    assert time.monotonic() - begun < 2.9  # It need not have answered for 3 s.
     known.admit(W0, 8)
 
 

@@ -1,6 +1,7 @@
 """Datasets that workers read are made again the same, or are refused."""
 
 import random
+import warnings
 
 import numpy as np
 import pytest
@@ -183,3 +184,76 @@ def test_a_generator_with_snapshots_is_asked_about_at_the_start(connect, tmp_pat
     fit(snapshots=tmp_path, data="at_least_once")
     with pytest.raises(tfps.ConfigError, match="at_least_once"):
         fit(data="twice")
+
+
+def interleaved(**cycle):
+    """A file for each of two workers, read as most guides do."""
+
+    def make(context):
+        del context
+        return numbers().interleave(
+            lambda i: tf.data.Dataset.from_tensors(i), num_parallel_calls=tf.data.AUTOTUNE, **cycle
+        )
+
+    return make
+
+
+@pytest.mark.parametrize("of_chief", [True, False])
+def test_what_follows_the_cores_of_a_machine_is_warned_of(of_chief):
+    def feed(**cycle):
+        make = interleaved(**cycle)
+        return feed_of(make(None) if of_chief else make, 2, None, 1, order=1)
+
+    with pytest.warns(UserWarning, match="interleave has no cycle_length"):
+        feed().require_repeatable()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        feed(cycle_length=2).require_repeatable()
+
+
+def test_a_cache_in_a_file_is_warned_of(tmp_path):
+    feed = feed_of(lambda context: numbers().cache(str(tmp_path / "kept")).batch(1), 2, None, 1)
+    with pytest.warns(UserWarning, match=r"kept_0\.lockfile"):
+        feed.require_repeatable()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        feed_of(lambda context: numbers().cache().batch(1), 2, None, 1).require_repeatable()
+
+
+@pytest.mark.parametrize("changes", [True, False])
+@pytest.mark.parametrize("shuffles", [True, False])
+def test_another_order_after_a_restart_is_warned_of(changes, shuffles):
+    """As that of `image_dataset_from_directory` without a seed."""
+
+    def feed(order):
+        one = tf.data.Dataset.from_tensor_slices(order)
+        return feed_of((one.shuffle(4, seed=7) if shuffles else one).batch(2), 2, None, 1, order=5)
+
+    before = feed(list(range(10)))
+    before.begin_epoch()
+    for worker in (0, 1):
+        before.done(worker, before.take(worker), 1)
+    after = feed(list(range(9, -1, -1)) if changes else list(range(10)))
+    after.seek(before.position())
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        after.begin_epoch()
+        numbers = [after.take(0) for _ in range(3)]
+    assert len(numbers) == 3
+    assert any("another order" in str(one.message) for one in said) == changes
+
+
+def test_random_numbers_in_a_map_are_no_other_data():
+    def feed():
+        one = tf.data.Dataset.range(10).map(
+            lambda i: tf.cast(i, tf.float32) + tf.random.uniform([])
+        )
+        return feed_of(one.batch(2), 2, None, 1, order=5)
+
+    before, after = feed(), feed()
+    before.begin_epoch()
+    before.done(0, before.take(0), 1)
+    after.seek(before.position())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        after.begin_epoch()

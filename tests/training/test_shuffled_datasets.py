@@ -136,7 +136,7 @@ def test_orders_that_nothing_determines_are_told_of_at_the_start(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         feed(numbers().shuffle(8)).require_repeatable()
-        feed(numbers(2).interleave(lambda i: numbers(4).shuffle(4, seed=1))).require_repeatable()
+        feed(numbers(2).interleave(lambda i: numbers(4).shuffle(4, seed=1), 2)).require_repeatable()
     monkeypatch.setattr(_tf_shuffles, "_MOST_BYTES", 8)
     large = tf.data.Dataset.from_tensor_slices(np.arange(8.0))
     with pytest.warns(UserWarning, match="it holds more than 0 MiB"):

@@ -75,10 +75,15 @@ def _silent(cluster: Cluster, workers: Collection[int]) -> list[str]:
     ]
 
 
-def say(line: str) -> None:
-    """Tells whoever runs the program what became of a task."""
+def say(line: str, who: str = "tfps") -> None:
+    """Tells whoever runs the program of something, such as what became of a task.
+
+    Args:
+      line: what is said.
+      who: comes before it; "" for nobody.
+    """
     with contextlib.suppress(OSError, ValueError):  # Nobody may be left to be told.
-        print(f"tfps: {line}", file=sys.stderr, flush=True)
+        print(f"{who}: {line}" if who else line, file=sys.stderr, flush=True)
 
 
 def is_of_network(error: BaseException) -> bool:

@@ -18,9 +18,6 @@ _PAUSE = 1.0
 # s after which a first refusal is confirmed.
 _CONFIRM = 0.1
 
-# s between two questions to a lost task, for whose return somebody waits.
-_SEEK = 0.25
-
 # s for which a process that was silent has to answer until it counts as returned. A worker that
 # finds that it was frozen for long starts anew, within a second or so.
 _STEADY = 3.0
@@ -320,8 +317,7 @@ class _Watch:
             else:
                 # A process that ends may hang up before it stops listening.
                 again = answer is Answer.GONE and self.failures == 1
-                pause = _PAUSE if self.loss is None else _SEEK
-                self._wake.wait(_CONFIRM if again else pause)
+                self._wake.wait(_CONFIRM if again else _PAUSE)
 
     def _is_attended(self) -> bool:
         members = self._members()

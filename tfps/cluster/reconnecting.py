@@ -15,14 +15,18 @@ from collections.abc import Callable, Iterable
 import tensorflow as tf
 
 from tfps import _tf, _tf_copies, _tf_members, _tf_resources, errors
-from tfps.cluster import connections, made_before, turns
+from tfps.cluster import connections, greeting, made_before, turns
 from tfps.cluster.members import Members, Task
 
 # s between two looks at a change that waits for a task.
 _LOOK = 0.2
 
-# s after which a change counts as stuck, and what it asks of tasks that join is made to fail, too.
-_STUCK = 10.0
+# s after which it is asked whether the processes that join are those with which a change began; of
+# others, what the change asks is made to fail. After the second time that holds for all.
+_STUCK, _HOPELESS = 10.0, 300.0
+
+# s that a process that joins may take to say who it is.
+_ANSWER = 2.0
 
 # What `_tf_resources.connection` returns.
 _Connection = tuple[bytes, str, str] | None
@@ -64,7 +68,7 @@ def reconnect(
     change = _Change(members, members.returned() if tasks is None else frozenset(tasks))
     with _lock:
         if _wait(_present, members, deadline):
-            _present = _Under(change.run)
+            _present = _Under(change.run, change.still_joins)
             _wait(_present, members, deadline)
     if change.error is not None:
         raise change.error
@@ -80,7 +84,10 @@ def await_change(timeout: float) -> None:
 class _Under:
     """A change that is under way, in a thread."""
 
-    def __init__(self, run: Callable[[], None]):
+    def __init__(
+        self, run: Callable[[], None], still_joins: Callable[[Task], bool] = lambda task: False
+    ):
+        self.still_joins = still_joins
         self.thread = threading.Thread(target=run, name="tfps-reconnects", daemon=True)
         self.begun = time.monotonic()
         self.thread.start()
@@ -90,15 +97,17 @@ def _wait(change: _Under | None, members: Members, deadline: float) -> bool:
     """Waits for a change, in which calls to lost tasks are made to fail; returns if it ended.
 
     What a change asks of a task that dies while it joins, and is started again, may get no answer:
-    TensorFlow waits for it without a limit. So once a change is stuck, nobody who is not in the
-    context yet is spared.
+    TensorFlow waits for it without a limit. A task that lives may take its time, because the
+    context's functions are sent to it one by one.
     """
     while change is not None and change.thread.is_alive():
         now = time.monotonic()
         if (left := deadline - now) <= 0:
             return False
         members.attend()
-        spared = members.returned() if now - change.begun < _STUCK else frozenset()
+        spared, seconds = members.returned(), now - change.begun
+        if seconds >= _STUCK:
+            spared = frozenset(t for t in spared if seconds < _HOPELESS and change.still_joins(t))
         for task in members.lost() - spared:
             connections.cut(members.address(task))
         change.thread.join(min(left, _LOOK))
@@ -118,6 +127,7 @@ class _Change:
         self.error: errors.Error | None = None
         self._members = members
         self._tasks = tasks
+        self._joining: dict[Task, int | None] = {}  # with the numbers of their processes
         self._known = _tokens.setdefault(members, {})
 
     def run(self) -> None:
@@ -137,6 +147,7 @@ class _Change:
         if any(connected[t] != members.address(t) for t in staying):
             raise _elsewhere()
         self._mark(staying)
+        self._joining = {task: self._number(task) for task in joining}
         leaving = [t for t in members.lost() - joining if t in connected]
         # If one of several tasks failed while they joined, TensorFlow has the others' contexts, but
         # not their devices. Such a task leaves before it joins. Otherwise one change does both:
@@ -148,6 +159,14 @@ class _Change:
         _connect(since, [(*t, members.address(t)) for t in joining], leaving)
         self._require(staying)
         self.admitted = self._admit(joining)
+
+    def still_joins(self, task: Task) -> bool:
+        """Whether a task is the process with which the change began, as far as it says so."""
+        known = self._joining.get(task)
+        return known is not None and known == self._number(task)
+
+    def _number(self, task: Task) -> int | None:
+        return _tf_members.incarnation(greeting.status(self._members.address(task), _ANSWER))
 
     def _mark(self, tasks: list[Task]) -> None:
         for task in tasks:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from tfps import _tf, errors, exit_codes
-from tfps.cluster import anew, chief_watch, environment, shutdown, sockets
+from tfps.cluster import anew, chief_watch, environment, failures, shutdown, sockets
 from tfps.cluster.spec import Cluster
 
 _STARTUP_TIMEOUT = 3600.0  # s; tasks may be started in any order, by hand, on many machines
@@ -136,7 +136,7 @@ def serve(
     cluster: Cluster,
     startup_timeout: float = _STARTUP_TIMEOUT,
     orphaned: Callable[[], bool] = lambda: False,
-    report: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
+    report: Callable[[str], None] = lambda line: failures.say(line, ""),
     cpu_devices: int | None = None,
     chief_timeout: float | None = None,
     ps_timeout: float = chief_watch.PS_TIMEOUT,

@@ -13,8 +13,10 @@ import tensorflow as tf
 from tfps import _keras_data, _keras_models, _tf_data, errors
 from tfps._tf_shuffles import Shuffled
 from tfps.model.batches import is_dense, without_optionals
+from tfps.training import cautions
 from tfps.training.chief_pass import Pass
 from tfps.training.feeds import FeedPosition, Range, Work, shapes_of
+from tfps.training.fingerprints import fingerprint, warn_if_another
 from tfps.worker.batch_loop import Stack
 
 # Name of a dataset's generator of seeds -> how many passes there were, in whatever `fit`.
@@ -90,6 +92,7 @@ class ChiefFeed:
             self._passes = _passes_before.get(self._shuffled.name, 0)
         self._first = 0  # number of the first batch of the present pass
         self._last = math.inf  # number after the last batch of the present pass, if that is known
+        self._print: int | None = None  # of that batch, if it has to be known
         self._begun: list[tuple[int, int]] = []  # (number of the first batch, pass) of the last two
         self._read = 0  # number of the next batch that is read
         self._in_epoch = False
@@ -259,22 +262,11 @@ class ChiefFeed:
                 'tf.data.Dataset or a PyDataset, or Trainer(data="at_least_once")'
             )
         if self._indexed is not None and self._indexed.changes:
-            warnings.warn(
-                "The PyDataset has an on_epoch_begin or on_epoch_end of its own. If it reorders "
-                "the batches, then in an epoch that the loss of a parameter server or of the chief "
-                "interrupts, some examples are trained on twice and others not at all; let "
-                "fit(shuffle=True) order them",
-                stacklevel=2,
-            )
-        if self._shuffled is not None and self._shuffled.why_not:
-            warnings.warn(
-                "The order of the dataset's batches cannot be repeated "
-                f"({self._shuffled.why_not}), so in an epoch that the loss of a parameter server "
-                "or of the chief interrupts, some examples are trained on twice and others not at "
-                "all; give every shuffle a seed, leave out deterministic=False, or read large data "
-                "from files",
-                stacklevel=2,
-            )
+            cautions.warn_of_hooks()
+        if self._shuffled is not None:
+            if self._shuffled.why_not:
+                cautions.warn_of_order(self._shuffled.why_not)
+            cautions.warn_of(self._dataset, "The dataset")
 
     def end_epoch(self) -> None:
         """See `feeds.Feed`."""
@@ -300,7 +292,8 @@ class ChiefFeed:
         if self._in_epoch and self._most < math.inf:
             epoch = int(self._most - self._left) - len(self._open)
         again = tuple((0, begin, end) for begin, end in ranges)
-        return FeedPosition((self._read - self._first,), again, (self._passes - 1,), epoch)
+        used = (self._read - self._first,)
+        return FeedPosition(used, again, (self._passes - 1,), epoch, first=self._print)
 
     def seek(self, position: FeedPosition) -> None:
         """See `feeds.Feed`."""
@@ -344,6 +337,9 @@ class ChiefFeed:
         end = position.batches[0]
         again = {i for _, begin, last in position.again for i in range(begin, last)}
         skip = min(again, default=end)
+        self._print = position.first if skip else None
+        if self._print is not None and not self._begun:
+            self._look_at_first(self._print)
         dataset, count = self._dataset, self._adapter.num_batches
         if skip and self._indexed is None:
             dataset, count = _tf_data.skipping(dataset, skip), count and count - skip
@@ -358,6 +354,13 @@ class ChiefFeed:
                 break  # The data is shorter than it was.
             if i in again:
                 self._ready.append(one)
+
+    def _look_at_first(self, known: int) -> None:
+        """Warns if the pass, begun in another process, does not begin with the batch it had."""
+        shuffled, turn = self._shuffled, self._passes
+        if shuffled is not None:
+            begins_anew, dataset = shuffled.begins_anew, self._dataset
+            warn_if_another(lambda: shuffled.at(turn) if begins_anew else dataset, known)
 
     def _turn_to(self, turn: int) -> None:
         """Makes the dataset's next iterator that of a pass, which is not before the present one.
@@ -411,8 +414,10 @@ class ChiefFeed:
         return None
 
     def _numbered(self, element: Any) -> _Numbered:
-        self._read += 1
         batch = element if self._is_plain else without_optionals(element)
+        if self._read == self._first and self._shuffled is not None:
+            self._print = fingerprint(batch)
+        self._read += 1
         return _Numbered(self._read - 1, batch)
 
 

@@ -187,6 +187,7 @@ class FeedPosition:
         dataset draws anew for each pass follows from it.
       epoch: how many batches of the present epoch have been used; 0 between epochs. It is counted
         where the number of batches of an epoch is limited.
+      first: fingerprint of the first batch of the present pass; None if it is not known.
       older: batches of passes before the present one that were left out, likewise.
     """
 
@@ -195,6 +196,7 @@ class FeedPosition:
     passes: tuple[int, ...] = ()
     epoch: int = 0
     older: tuple[Range, ...] = ()
+    first: int | None = None
 
 
 class Feed(WorkSource, Protocol):

@@ -3,7 +3,6 @@
 import inspect
 import math
 import os
-import sys
 import tempfile
 from collections.abc import Sequence
 from typing import Any
@@ -308,4 +307,4 @@ def _unpacked(data: Any) -> tuple[Any, Any, Any]:
 
 
 def _say(line: str) -> None:
-    print(f"evaluator: {line}", file=sys.stderr, flush=True)
+    failures.say(line, "evaluator")

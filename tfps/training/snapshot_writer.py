@@ -1,7 +1,6 @@
 """Writes snapshots: the cut is taken in the thread that trains, and the files in another one."""
 
 import json
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from tfps import _tf, errors
-from tfps.cluster import health
+from tfps.cluster import failures, health
 from tfps.store import (
     snapshot_parts as parts,
     snapshot_places as places,
@@ -26,7 +25,7 @@ CHIEF = "chief"
 
 def say(line: str) -> None:
     """Tells the user of something that has happened to snapshots."""
-    print(f"snapshots: {line}", file=sys.stderr, flush=True)
+    failures.say(line, "snapshots")
 
 
 class Copies(NamedTuple):

@@ -12,6 +12,7 @@ from tfps import _tf_data, errors
 from tfps._tf_shuffles import Shuffled, draws_within_a_pass
 from tfps.cluster.devices import worker_device
 from tfps.model.batches import without_optionals
+from tfps.training.cautions import warn_of
 from tfps.training.feeds import Opener
 
 UNKNOWN = tf.data.UNKNOWN_CARDINALITY
@@ -140,7 +141,7 @@ def sample_of(make: Callable[[], tf.data.Dataset], worker: int) -> Any:
 
 
 def require_repeatable(make: Callable[[], tf.data.Dataset], worker: int, name: str) -> None:
-    """Refuses a dataset that has other batches when it is made again.
+    """Refuses a dataset that has other batches when it is made again, and warns of other doubts.
 
     The first two batches are read, twice.
 
@@ -158,6 +159,7 @@ def require_repeatable(make: Callable[[], tf.data.Dataset], worker: int, name: s
             "with a worker could not be repeated; give what draws random numbers a seed, and leave "
             'out deterministic=False, or give Trainer(data="at_least_once")'
         )
+    warn_of(RemoteDataset(make, worker).dataset(), f"The dataset of {name}")
 
 
 def _beginning(make: Callable[[], tf.data.Dataset], worker: int) -> list[bytes]:
