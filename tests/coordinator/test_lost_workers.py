@@ -235,7 +235,8 @@ def test_the_handler_begins_the_recovery(make, monkeypatch, double):
 
 
 def test_the_end_of_the_handler_waits_for_who_joins(make, monkeypatch):
-    handler = make(workers=1)._cluster.failure_handler
+    coordinator = make(workers=1)  # Without it, the handler would end at once.
+    handler = coordinator._cluster.failure_handler
     joined = threading.Event()
     monkeypatch.setattr(reconnecting, "_present", reconnecting._Under(joined.wait))
     handler.stop()
@@ -244,6 +245,7 @@ def test_the_end_of_the_handler_waits_for_who_joins(make, monkeypatch):
     joined.set()
     handler._preemption_handler_thread.join(2)
     assert not handler._preemption_handler_thread.is_alive()
+    del coordinator
 
 
 def test_the_cluster_schedules(make, double):
