@@ -32,6 +32,8 @@ class Thrice(keras.Sequential):
 class Halves(keras.Sequential):
     """Applies one optimizer to the first layers, then to the last one."""
 
+    num_last = 2  # variables of the last one
+
     def train_step(self, data):
         x, y = data
         if not self.optimizer.built:
@@ -40,8 +42,8 @@ class Halves(keras.Sequential):
             loss = self.compute_loss(x, y, self(x, training=True))
         gradients = tape.gradient(loss, self.trainable_variables)
         pairs = list(zip(gradients, self.trainable_variables))
-        self.optimizer.apply_gradients(pairs[:-2])
-        self.optimizer.apply_gradients(pairs[-2:])
+        self.optimizer.apply_gradients(pairs[: -self.num_last])
+        self.optimizer.apply_gradients(pairs[-self.num_last :])
         self._loss_tracker.update_state(loss)
         return {"loss": self._loss_tracker.result()}
 
@@ -84,20 +86,10 @@ def test_on_several_servers(connect, consistency):
         np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-6)
 
 
-class OneByOne(keras.Sequential):
+class OneByOne(Halves):
     """Applies one optimizer to the first of two variables, then to the other."""
 
-    def train_step(self, data):
-        x, y = data
-        if not self.optimizer.built:
-            self.optimizer.build(self.trainable_variables)
-        with tf.GradientTape() as tape:
-            loss = self.compute_loss(x, y, self(x, training=True))
-        gradients = tape.gradient(loss, self.trainable_variables)
-        for pair in zip(gradients, self.trainable_variables):
-            self.optimizer.apply_gradients([pair])
-        self._loss_tracker.update_state(loss)
-        return {"loss": self._loss_tracker.result()}
+    num_last = 1
 
 
 def test_a_server_counts_the_calls_that_concern_the_other_alone(connect):
